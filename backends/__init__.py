@@ -1,0 +1,107 @@
+"""Which backends there are, which one this machine gets, and how one is opened. Imports no framework."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from gsm8k_core.types import Choice, PreflightError, UsageError
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+PROVIDERS = {
+    "mlx": "backends.mlx.backend:open_backend",
+    "torch": "backends.torch.backend:open_backend",
+}
+
+# What must be importable for a provider, and how to get it where it is missing.
+REQUIRES = {"mlx": ("mlx", "mlx_lm"), "torch": ("torch", "transformers", "accelerate")}
+INSTALL = {
+    "mlx": "pip install -e '.[mlx-cpu]' (Linux; '.[mlx-cuda]' with an NVIDIA GPU), or on an Apple Silicon Mac: pip install -e .",
+    "torch": "pip install -e .",
+}
+MINIMUM_MACOS = (14, 0)  # the oldest macOS that MLX's wheels are built for
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What `choose` goes by; detected once, faked in tests."""
+
+    system: str  # platform.system(): Linux, Darwin, Windows
+    machine: str  # platform.machine(): arm64, x86_64, aarch64, AMD64
+    installed: frozenset[str] = field(default_factory=frozenset)  # provider names
+    cuda: bool = False
+    macos: tuple[int, int] = (0, 0)
+    rosetta: bool = False
+
+
+def installed(name: str) -> bool:
+    """Whether the packages of a provider are there. Looked up, not imported."""
+    return all(importlib.util.find_spec(package) is not None for package in REQUIRES[name])
+
+
+def _is_rosetta() -> bool:
+    if platform.system() != "Darwin" or platform.machine() != "x86_64":
+        return False
+    command = ["/usr/sbin/sysctl", "-in", "sysctl.proc_translated"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "1"
+
+
+def detect() -> Machine:
+    """This machine, without importing a framework."""
+    version = [int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit()] + [0, 0]
+    return Machine(
+        system=platform.system(),
+        machine=platform.machine(),
+        installed=frozenset(name for name in PROVIDERS if installed(name)),
+        cuda=Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None,
+        macos=(version[0], version[1]),
+        rosetta=_is_rosetta(),
+    )
+
+
+def choose(machine: Machine) -> Choice:
+    """The backend that `auto` means on this machine, and why. A pure function."""
+    if machine.system != "Darwin":
+        found = "an NVIDIA GPU was found" if machine.cuda else "no NVIDIA GPU was found, so it runs on the CPU"
+        mlx = "; mlx is installed too: --backend mlx" if "mlx" in machine.installed else ""
+        return Choice("torch", f"{machine.system} {machine.machine}: mlx is made for Apple Silicon, {found}{mlx}")
+    if machine.rosetta:
+        return Choice("torch", "this Python runs under Rosetta; install an arm64 Python to get mlx")
+    if machine.machine != "arm64":
+        return Choice("torch", "this Mac has an Intel processor and mlx needs Apple Silicon")
+    if machine.macos < MINIMUM_MACOS:
+        version = ".".join(map(str, machine.macos))
+        return Choice("torch", f"macOS {version} is too old for mlx, which needs {MINIMUM_MACOS[0]}.{MINIMUM_MACOS[1]}")
+    if "mlx" not in machine.installed:
+        return Choice("torch", "Apple Silicon, but mlx is not installed: pip install mlx mlx-lm")
+    return Choice("mlx", f"Apple Silicon with macOS {machine.macos[0]}.{machine.macos[1]} and mlx installed")
+
+
+def resolve(name: str) -> Choice:
+    """The backend for `--backend name`; what was asked for and is not there is an error, never a fallback.
+
+    Raises UsageError for an unknown name, PreflightError for one whose packages are missing.
+    """
+    choice = choose(detect()) if name == "auto" else Choice(name, f"--backend {name}")
+    if choice.name not in PROVIDERS:
+        raise UsageError(f"--backend {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
+    if not installed(choice.name):
+        missing = [package for package in REQUIRES[choice.name] if importlib.util.find_spec(package) is None]
+        raise PreflightError(
+            f"backend {choice.name} needs {' and '.join(missing)}, not installed here; {INSTALL[choice.name]}"
+        )
+    return choice
+
+
+def open(name: str, folder: Path, device: str = "auto", dtype: str = "auto") -> Backend:
+    """Load the model in `folder` on a backend. Raises PreflightError for a device or dtype it does not have."""
+    module, function = PROVIDERS[name].split(":")
+    return cast("Backend", getattr(importlib.import_module(module), function)(folder, device, dtype))

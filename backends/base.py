@@ -1,0 +1,106 @@
+"""What a backend is. The author of a new one reads this file and nothing else.
+
+A backend turns updates into weights and prompts into tokens. It holds no schedule, no clock, no threshold
+and no file name: the pilot decides, core words the messages, the command line does the wiring.
+
+The loss, in words. One update holds one or more micro-batches. A target is a position t >= 1 whose label is
+not IGNORE_INDEX; it is predicted from the positions before it. The loss of an update is
+
+    minus the sum, over all targets of all its micro-batches, of weight x log p(target | tokens before it),
+    divided once by the number of its targets.
+
+It is never a mean of means. The mask is `labels[:, 1:] != IGNORE_INDEX`, and no length is ever computed.
+Rows are padded on the right, so causal attention needs no padding mask. Log-probabilities are taken in
+float32 whatever the compute precision is.
+
+The step, in words. AdamW (Loshchilov & Hutter 2019) with bias correction, in float32, on the gradient of that
+loss after clipping its global norm g to `max_grad_norm` c by the factor min(1, c / (g + 1e-6)). Weight decay
+touches parameters with two or more dimensions. When loss or norm is not finite, the step is not applied.
+
+Axes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gsm8k_core.types import (
+    Batch,
+    Choice,
+    Completion,
+    Orders,
+    Outcome,
+    Sampling,
+    Update,
+    UpdateStats,
+)
+
+if TYPE_CHECKING:
+    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.types import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend offers, checked before anything is loaded. `auto` is always understood."""
+
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    trainable: tuple[str, ...] = ("all", "blocks")
+
+
+class Live(Protocol):
+    """The weights in training, between two updates."""
+
+    def save(self, directory: Path) -> None:
+        """As Backend.save."""
+        ...
+
+
+class Pilot(Protocol):
+    """The run's decision maker; implemented once, in core."""
+
+    def rate(self, update: int) -> float:
+        """The learning rate of update number `update` (from 1)."""
+        ...
+
+    def after(self, stats: UpdateStats, live: Live) -> Orders:
+        """Called once after each update, on the host; `live` offers the weights as they now are."""
+        ...
+
+
+class Backend(Protocol):
+    """One model, loaded on one device."""
+
+    name: str
+    capabilities: Capabilities
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What was chosen on loading ("device", "dtype", ...), each with its reason."""
+        ...
+
+    def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
+        """Run one segment: each update once, in order, until they end or the pilot orders a stop.
+
+        Raises DivergedError when loss or gradient is not finite (the step is not applied), OutOfMemoryError.
+        """
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        """Complete each prompt; yields (index into `prompts`, completion) as they finish, in any order.
+
+        A completion ends before the first of the model's end tokens, or after `max_new_tokens`.
+        """
+        ...
+
+    def score(self, batch: Batch) -> FloatArray:
+        """log p(tokens[:, 1:]) in nats, (B, T-1) float32; the value at padding means nothing."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist."""
+        ...

@@ -1,0 +1,46 @@
+"""The loss of base.py in MLX.
+
+Axes: B rows, T tokens, N targets, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from gsm8k_core.types import IGNORE_INDEX, Batch
+
+
+def hidden_states(model: Any, tokens_BT: mx.array) -> mx.array:
+    """The body's output after the final norm, (B, T, H)."""
+    return model.model(tokens_BT)
+
+
+def head(model: Any, hidden: mx.array) -> mx.array:
+    """Logits in float32: (..., H) -> (..., V)."""
+    tied = not hasattr(model, "lm_head")
+    logits = model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden)
+    # On the CPU the reduction runs in the logits' dtype; in bfloat16 that is off in the third digit.
+    return logits.astype(mx.float32)
+
+
+def target_positions(batch: Batch) -> tuple[mx.array, mx.array, mx.array | None]:
+    """Rows of the flattened (B*T, H) states that predict a target, the targets (N,), and their weights."""
+    supervised = batch.labels[:, 1:] != IGNORE_INDEX
+    row, column = np.nonzero(supervised)
+    positions = row * batch.labels.shape[1] + column
+    weights = None if batch.weights is None else mx.array(batch.weights[:, 1:][supervised])
+    return mx.array(positions.astype(np.int32)), mx.array(batch.labels[:, 1:][supervised]), weights
+
+
+def loss_sum(
+    model: Any, tokens_BT: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array | None
+) -> mx.array:
+    """Sum of weight x -log p over the targets of one micro-batch, in nats. Divided by the caller, once."""
+    hidden_BTH = hidden_states(model, tokens_BT)
+    hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[positions_N]
+    nll_N = nn.losses.cross_entropy(head(model, hidden_NH), targets_N, reduction="none")
+    return (nll_N if weights_N is None else nll_N * weights_N).sum()

@@ -1,0 +1,156 @@
+"""The PyTorch backend: loading, and the interface of base.py over train.py and generate.py."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from backends.base import Capabilities, Pilot
+from backends.torch.generate import generate, score
+from backends.torch.train import train
+from gsm8k_core.folders import read_json
+from gsm8k_core.model_folder import check_folder, end_token_ids, rope_theta, write_model_folder
+from gsm8k_core.types import (
+    Batch,
+    Choice,
+    Completion,
+    DataError,
+    OutOfMemoryError,
+    Outcome,
+    PreflightError,
+    Sampling,
+    Update,
+)
+
+if TYPE_CHECKING:
+    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.types import FloatArray
+
+CAPABILITIES = Capabilities(devices=("cpu", "cuda", "mps", "gpu"), dtypes=("float32", "bfloat16"))
+# bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
+FASTER = 1.5
+
+
+def devices_here() -> tuple[str, ...]:
+    """cuda, mps and cpu, those that are there, the fastest first."""
+    found = [("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)]
+    return tuple(name for name, there in found if there)
+
+
+def choose_device(asked: str, here: tuple[str, ...]) -> Choice:
+    """One of cuda, mps and cpu. Raises PreflightError for what is not there."""
+    if asked == "auto":
+        return Choice(here[0], f"the fastest that torch finds here (of {', '.join(here)})")
+    if asked == "gpu" and here[0] != "cpu":
+        return Choice(here[0], "--device gpu")
+    if asked not in here:
+        raise PreflightError(f"--device {asked}: torch does not find one here (it has {', '.join(here)}); try --device auto")
+    return Choice(asked, f"--device {asked}")
+
+
+def measure_gflops(dtype: torch.dtype, size: int = 1024, rounds: int = 4) -> float:
+    """The rate of a matrix product on the CPU, in GFLOPS: the best of `rounds`."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def choose_dtype(asked: str, device: str) -> Choice:
+    """float32 or bfloat16 compute; the trained weights are float32 either way."""
+    if asked != "auto":
+        return Choice(asked, f"--dtype {asked}")
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Choice("bfloat16", "this GPU supports it") if fast else Choice("float32", "this GPU has no bfloat16")
+    if device == "mps":
+        return Choice("float32", "float16 gives NaN on MPS, and bfloat16 is not faster on M1 and M2")
+    single, half = measure_gflops(torch.float32), measure_gflops(torch.bfloat16)
+    rates = f"matrix products run at {half:.0f} GFLOPS in bfloat16 and {single:.0f} in float32"
+    return Choice("bfloat16" if half > FASTER * single else "float32", rates)
+
+
+def _load(folder: Path, device: str) -> Any:
+    config = read_json(folder / "config.json")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise DataError(f"transformers cannot load {folder}: {error}") from error
+    loaded = (getattr(model.config, "rope_parameters", None) or {}).get("rope_theta")
+    asked = rope_theta(config)
+    if asked is not None and loaded is not None and float(asked) != float(loaded):
+        raise DataError(f"{folder} has RoPE base {asked:g}, but transformers loaded {loaded:g}; please report this")
+    return model.to(device)
+
+
+class TorchBackend:
+    """One model on PyTorch."""
+
+    name = "torch"
+    capabilities = CAPABILITIES
+
+    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+        chosen = choose_device(device, devices_here())
+        self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name)}
+        check_folder(folder)
+        self._folder = folder
+        self._end_ids = frozenset(end_token_ids(folder))
+        self._model = _load(folder, chosen.name)
+        self._cast: Any = None  # the weights in the compute dtype, made when first needed
+
+    def _compute_model(self) -> Any:
+        """The model for generating and scoring: cast once, not in every forward as autocast would."""
+        if self._cast is None:
+            dtype = getattr(torch, self.choices["dtype"].name)
+            same = dtype == torch.float32
+            self._cast = self._model if same else copy.deepcopy(self._model).to(dtype)
+        return self._cast.eval()
+
+    def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
+        self._cast = None
+        device, dtype = self.choices["device"].name, self.choices["dtype"].name
+        try:
+            return train(self._model, updates, config, pilot, self, device, dtype)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain kind
+            if "out of memory" not in str(error).lower() and "not enough memory" not in str(error).lower():
+                raise
+            raise OutOfMemoryError(f"torch ran out of memory; try a smaller --batch-size or --max-length ({error})") from error
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+        return generate(self._compute_model(), prompts, sampling, self._end_ids)
+
+    def score(self, batch: Batch) -> FloatArray:
+        return score(self._compute_model(), batch.tokens)
+
+    def save(self, directory: Path) -> None:
+        tied = bool(self._model.config.tie_word_embeddings)
+        state = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self._model.state_dict().items()
+            if not (tied and name == "lm_head.weight")
+        }
+        write_model_folder(
+            self._folder,
+            directory,
+            lambda target: save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"}),
+        )
+
+
+def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> TorchBackend:
+    """Load the model in `folder`. Raises PreflightError for a device or dtype that is not there."""
+    return TorchBackend(folder, device, dtype)

@@ -1,0 +1,91 @@
+"""Greedy decoding in PyTorch: prompts of similar length together, finished rows leave the batch.
+
+Axes: B rows, T tokens, S cached positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from gsm8k_core.types import Completion, DivergedError, Sampling
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, T) padded on the left, and the attention mask (B, T)."""
+    longest = max(map(len, prompts))
+    rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    masks = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
+
+
+def _decode(
+    model: Any, prompts: Sequence[Sequence[int]], end_ids: frozenset[int], max_new_tokens: int
+) -> Iterator[tuple[int, Completion]]:
+    tokens_BT, mask_BS = _left_padded(prompts, model.device)
+    positions_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    written: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    while active:
+        output = model(
+            input_ids=tokens_BT,
+            attention_mask=mask_BS,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_BV = output.logits[:, -1].float()
+        tokens_B = logits_BV.argmax(dim=-1)
+        if not torch.isfinite(logits_BV.amax(dim=-1)).all():
+            raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
+        keep = []
+        for place, (row, token) in enumerate(zip(active, tokens_B.tolist(), strict=True)):
+            if token in end_ids:
+                yield row, Completion(tuple(written[row]), "stop")
+                continue
+            written[row].append(token)
+            if len(written[row]) == max_new_tokens:
+                yield row, Completion(tuple(written[row]), "length")
+            else:
+                keep.append(place)
+        next_positions_B = positions_BT[:, -1] + 1
+        if len(keep) < len(active):
+            active = [active[place] for place in keep]
+            if not active:
+                return
+            kept = torch.tensor(keep, device=model.device)
+            tokens_B, next_positions_B, mask_BS = tokens_B[kept], next_positions_B[kept], mask_BS[kept]
+            cache.batch_select_indices(kept)
+        tokens_BT, positions_BT = tokens_B[:, None], next_positions_B[:, None]
+        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(active), 1)], dim=-1)
+
+
+def generate(
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int]
+) -> Iterator[tuple[int, Completion]]:
+    """See Backend.generate. `model` is already in the compute dtype."""
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    for start in range(0, len(order), sampling.batch_size):
+        chunk = order[start : start + sampling.batch_size]
+        with torch.inference_mode():
+            finished = list(_decode(model, [prompts[i] for i in chunk], end_ids, sampling.max_new_tokens))
+        for place, completion in finished:
+            yield chunk[place], completion
+
+
+def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.score: log p(tokens[:, 1:]) in nats, (B, T-1) float32; one row at a time."""
+    rows = []
+    with torch.inference_mode():
+        for row in tokens_BT:
+            tokens_1T = torch.from_numpy(row[None]).to(model.device, torch.long)
+            logits_TV = model(input_ids=tokens_1T, use_cache=False).logits[0, :-1].float()
+            picked = logits_TV.gather(-1, tokens_1T[0, 1:, None])[:, 0]
+            rows.append((picked - logits_TV.logsumexp(dim=-1)).cpu().numpy())
+    return np.stack(rows).astype(np.float32)

@@ -1,0 +1,161 @@
+"""The training loop in PyTorch: Hugging Face's Trainer, fed one update at a time.
+
+One DataLoader item is one update, a list of micro-batches that `training_step` accumulates; Trainer owns the
+order of clip, step and schedule. Nothing is saved or logged by it.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from backends.base import Live, Pilot
+from backends.torch.loss import LossModel, to_device
+from gsm8k_core.types import DivergedError, Outcome, Update, UpdateStats
+
+if TYPE_CHECKING:
+    from gsm8k_core.config import TrainConfig
+
+
+def freeze(model: Any, trainable: str) -> None:
+    """Leave gradients on for everything, or for the transformer blocks only."""
+    model.requires_grad_(trainable == "all")
+    if trainable == "blocks":
+        model.get_decoder().layers.requires_grad_(True)
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a base rate of 1, so that the scheduler's factor is the rate itself."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=1.0,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=True,
+    )
+
+
+class _AskPilot(TrainerCallback):
+    """Reports each update to the pilot and passes its order on to Trainer."""
+
+    def __init__(self, trainer: UpdateTrainer, pilot: Pilot, live: Live) -> None:
+        self.trainer, self.pilot, self.live, self.reason = trainer, pilot, live, "done"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> Any:
+        stop = self.pilot.after(self.trainer.stats(self.pilot), self.live).stop
+        if stop is not None:
+            self.reason = stop
+            control.should_training_stop = True
+        return control
+
+
+class UpdateTrainer(Trainer):
+    """A Trainer whose step is one update of base.py."""
+
+    def __init__(self, model: LossModel, args: TrainingArguments, updates: list[Update], config: TrainConfig, pilot: Pilot):
+        super().__init__(model=model, args=args)
+        self.remove_callback(PrinterCallback)
+        self.updates, self.config, self.pilot = updates, config, pilot
+        self.update = updates[0]
+        self.loss = self.norm = math.nan
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Trainer looks for keys in each item, so an update travels in a dict.
+        items: Any = [{"update": update} for update in self.updates]
+        return DataLoader(items, batch_size=None, shuffle=False)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer = make_optimizer(self.model, self.config)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        first = self.updates[0].number
+        # Trainer asks for the rate after next once more than there are updates.
+        last = self.updates[-1].number
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda done: self.pilot.rate(min(first + done, last))
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        self.update = inputs["update"]
+        num_targets = max(self.update.num_targets, 1)
+        total = torch.zeros((), device=self.args.device)
+        for batch in self.update.micro_batches:
+            with self.compute_loss_context_manager():
+                loss = model(**to_device(batch, self.args.device))
+            self.accelerator.backward(loss / num_targets)
+            total += loss.detach()
+        self.loss = (total / num_targets).item()
+        return total / num_targets
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.norm = float(norm)
+        if not (math.isfinite(self.loss) and math.isfinite(self.norm)):
+            # Trainer steps right after this; raising here leaves the weights as they were.
+            raise DivergedError(
+                f"update {self.update.number}: loss {self.loss}, gradient norm {self.norm}; the step was not applied"
+            )
+        return norm
+
+    def stats(self, pilot: Pilot) -> UpdateStats:
+        """What the update just done reports."""
+        update = self.update
+        rate = pilot.rate(update.number)
+        return UpdateStats(update.number, self.loss, update.num_targets, update.num_tokens, self.norm, rate)
+
+
+def _arguments(folder: str, config: TrainConfig, num_updates: int, device: str, dtype: str) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=1,
+        max_steps=num_updates,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,  # accumulated inside training_step
+        max_grad_norm=config.max_grad_norm,
+        bf16=dtype == "bfloat16",
+        use_cpu=device == "cpu",
+        seed=config.seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # the default logs a NaN loss as 0.0 and goes on
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # two would become DataParallel
+    return arguments
+
+
+def train(
+    model: Any, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live, device: str, dtype: str
+) -> Outcome:
+    """One segment over `updates`; see Backend.train."""
+    items = list(updates)
+    if not items:
+        return Outcome("done", 0)
+    freeze(model, config.trainable)
+    with tempfile.TemporaryDirectory() as folder:  # Trainer wants one; nothing is written there
+        arguments = _arguments(folder, config, len(items), device, dtype)
+        trainer = UpdateTrainer(LossModel(model), arguments, items, config, pilot)
+        ask = _AskPilot(trainer, pilot, live)
+        trainer.add_callback(ask)
+        trainer.train()
+    return Outcome(ask.reason, trainer.update.number)

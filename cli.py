@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Fine-tune a small language model on GSM8K, score it, and know whether it got better.
+
+The one front door: verbs -> settings -> core and a backend. No arithmetic here, and `--help` imports no framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.config import CompareConfig, EvalConfig, Settings, TrainConfig
+from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
+
+VERBS: dict[str, type[Settings]] = {"train": TrainConfig, "eval": EvalConfig, "compare": CompareConfig}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return EXIT_OK if arguments else UsageError.exit_code
+        config, explicit = parse(arguments)
+        return _dispatch(arguments[0], config, explicit)
+    except GSM8KError as error:
+        return _fail(str(error), error.exit_code, verbose)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED, verbose)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:  # a bug of ours: one line for the user, the traceback with -v
+        return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
+
+
+def _fail(message: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _dispatch(verb: str, config: Any, explicit: frozenset[str]) -> int:
+    # Imported here: a verb's file brings numpy and more, and `--help` must not.
+    from gsm8k_core.tracking import Terminal
+
+    terminal = Terminal(json_only=config.json_)
+    if verb == "train":
+        import verbs.train
+
+        return verbs.train.run(config, explicit, terminal, verbs.train.process_clock())
+    if verb == "eval":
+        import verbs.evaluate
+
+        return verbs.evaluate.run(config, terminal)
+    import verbs.compare
+
+    return verbs.compare.run(config, terminal)
+
+
+def _overview() -> str:
+    lines = ["usage: python cli.py VERB [--help] [FLAGS]", "", (__doc__ or "").splitlines()[0], ""]
+    lines += [f"  {name:<9} {(config.__doc__ or '').splitlines()[0]}" for name, config in VERBS.items()]
+    lines += ["", "Start with: python cli.py train --backend auto"]
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
+    """Settings of a verb, and the names of the fields that were given by flag or file.
+
+    Raises UsageError with one line for anything that does not fit.
+    """
+    verb, *rest = arguments
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "try python cli.py --help"
+        raise UsageError(f"there is no verb {verb!r} (there are {', '.join(VERBS)}); {hint}")
+    model = VERBS[verb]
+    flags = _flags(model)
+    asked = _asked(verb, rest, flags)
+    from_file = _read_file(model, _config_path(rest))
+    config = _tyro(model, model(**from_file), rest, f"cli.py {verb}")
+    return config, frozenset(asked | set(from_file))
+
+
+def _flags(model: type[Settings]) -> dict[str, str]:
+    """Flag -> field name."""
+    return {"--" + name.rstrip("_").replace("_", "-"): name for name in model.model_fields}
+
+
+def _asked(verb: str, arguments: Sequence[str], flags: dict[str, str]) -> set[str]:
+    asked = set()
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--help":
+            continue
+        name = "--" + argument[2:].split("=", 1)[0].replace("_", "-")
+        if name not in flags:
+            near = difflib.get_close_matches(name, flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"python cli.py {verb} --help lists the flags"
+            raise UsageError(f"{verb} has no flag {name}; {hint}")
+        asked.add(flags[name])
+    return asked
+
+
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return Path(argument.split("=", 1)[1])
+        if argument == "--config" and place + 1 < len(arguments):
+            return Path(arguments[place + 1])
+    return None
+
+
+def _read_file(model: type[Settings], path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    import yaml  # here, not above: most calls have no file
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path} is not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path} must hold keys and values, such as max_samples: 500")
+    names = {name.rstrip("_"): name for name in model.model_fields}
+    fields = {}
+    for key, value in values.items():
+        name = names.get(str(key).replace("-", "_"))
+        if name is None or name == "config":
+            near = difflib.get_close_matches(str(key), names, n=1)
+            raise UsageError(f"--config {path}: there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        fields[name] = value
+    return fields
+
+
+def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], program: str) -> Settings:
+    import tyro  # the flags are made from the model's fields
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                model, default=default, args=list(arguments), prog=program, description=model.__doc__,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_first_section(said.getvalue()) + f"; python {program} --help lists the flags") from None
+
+
+def _first_section(box: str) -> str:
+    """The message inside tyro's framed error: its lines up to the first rule."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]
+    body = lines[1:] if lines and lines[0].startswith("╭") else lines
+    message = []
+    for line in body:
+        if set(line) <= set("─╰╯"):
+            break
+        message.append(line)
+    return " ".join(message).rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

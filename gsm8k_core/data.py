@@ -1,0 +1,268 @@
+"""Problems: from the Hub, JSONL or generated; their checksums; the dev split carved from train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core import hub
+from gsm8k_core.answers import gold_number
+from gsm8k_core.config import DEFAULT_DATA, GENERATED_DATA
+from gsm8k_core.types import Choice, DataError, Problem
+
+SPLITS = ("train", "test")
+MAX_LINE_BYTES = 1_000_000
+MIN_ROWS_FOR_DEV = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Problems by split, empty where not asked for. `choice.name`: file, folder, cache, hub or generated."""
+
+    name: str  # what a person would type again
+    train: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+    sha256: dict[str, str]  # split -> hash of its questions and answers, in order
+    choice: Choice
+
+
+def load_data(
+    reference: str, config: str, seed: int, announce: hub.Announce, splits: Sequence[str] = SPLITS
+) -> DataSet:
+    """The problems of the splits asked for. A name never falls back; "auto" is sources.choose_pair's."""
+    if reference == GENERATED_DATA:
+        return _generated(seed, splits)
+    if path := hub.local_path(reference):
+        return (_from_folder if path.is_dir() else _from_file)(reference, path, splits)
+    if hub.looks_like_path(reference) or not hub.is_hub_id(reference) or reference.endswith(".jsonl"):
+        raise DataError(
+            f"data {reference!r} is not a file or folder here, and not a Hub id such as {DEFAULT_DATA}; "
+            "give a JSONL file or a folder with --data PATH, or use --data generated"
+        )
+    return _from_hub(reference, config, announce, splits)
+
+
+def read_jsonl(path: Path, split: str) -> tuple[Problem, ...]:
+    """The problems of a JSONL file, one object with question and answer a line; errors say `file:line`."""
+    problems: list[Problem] = []
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: not valid JSON ({_short(error)}); give one JSON object a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: not a JSON object; give one object a line, with question and answer")
+        problems.append(_problem(row, where, f"{split}-{len(problems)}"))
+    if not problems:
+        raise DataError(f"{path} has no problems; give one JSON object a line, with question and answer")
+    return tuple(problems)
+
+
+def content_hash(problems: Iterable[Problem]) -> str:
+    """sha256 of the questions and answers in order, whatever file they came from."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.question, problem.answer]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def carve_dev(
+    problems: Sequence[Problem], share: float = 0.04, at_most: int = 200
+) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """(train, dev). Dev goes by each question's own hash, whatever the order, the seed and the other rows."""
+    if len(problems) < MIN_ROWS_FOR_DEV:
+        return tuple(problems), ()
+    hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in problems]
+    small = {value for value in hashes if int(value[:8], 16) < share * 16**8}
+    chosen = set(sorted(small)[:at_most])
+    train = tuple(problem for problem, value in zip(problems, hashes, strict=True) if value not in chosen)
+    dev = tuple(problem for problem, value in zip(problems, hashes, strict=True) if value in chosen)
+    return (train, dev) if train else (tuple(problems), ())
+
+
+def strip_annotations(answer: str) -> str:
+    """The answer without GSM8K's calculator marks: `48/2 = <<48/2=24>>24` -> `48/2 = 24`."""
+    return re.sub(r"<<[^<>\n]*>>", "", answer)
+
+
+def cached_data(repo: str, config: str, splits: Sequence[str] = SPLITS) -> dict[str, list[Path]] | None:
+    """The parquet files of each split in the Hub's cache, without asking the network."""
+    for snapshot in hub.cached_snapshots(repo, "dataset"):
+        names = [
+            path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet") if path.is_file()
+        ]
+        found = parquet_files(names, config, splits)
+        if all(found.values()):
+            return {split: [snapshot / name for name in found[split]] for split in splits}
+    return None
+
+
+def parquet_files(names: Iterable[str], config: str, splits: Sequence[str]) -> dict[str, list[str]]:
+    """Each split's parquet files of a configuration: config/train-00000-of-00001.parquet, or under data/."""
+    ordered = sorted(names)
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        for folder in (f"{config}/", "data/", ""):
+            pattern = re.escape(folder + split) + r"(-\d+-of-\d+)?\.parquet"
+            found[split] = [name for name in ordered if re.fullmatch(pattern, name)]
+            if found[split]:
+                break
+    return found
+
+
+def _data_set(name: str, parts: Mapping[str, tuple[Problem, ...]], choice: Choice) -> DataSet:
+    hashes = {split: content_hash(problems) for split, problems in parts.items()}
+    return DataSet(name, parts.get("train", ()), parts.get("test", ()), hashes, choice)
+
+
+def _generated(seed: int, splits: Sequence[str]) -> DataSet:
+    from gsm8k_core.generated import generate_problems  # only who asks pays for the templates
+
+    train, test = generate_problems(seed)
+    parts = {split: tuple(rows) for split, rows in zip(SPLITS, (train, test), strict=True) if split in splits}
+    return _data_set(GENERATED_DATA, parts, Choice("generated", f"made here with seed {seed}"))
+
+
+def _from_file(reference: str, path: Path, splits: Sequence[str]) -> DataSet:
+    if "train" not in splits:
+        raise DataError(
+            f"{reference} is one file, and its rows count as train; "
+            "add --split train, or give a folder with test.jsonl"
+        )
+    return _data_set(
+        reference, {"train": read_jsonl(path, "train")}, Choice("file", "a file of this machine")
+    )
+
+
+def _from_folder(reference: str, folder: Path, splits: Sequence[str]) -> DataSet:
+    for split in splits:
+        if not (folder / f"{split}.jsonl").is_file():
+            names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+            raise DataError(
+                f"{reference} has no {split}.jsonl (it has {names}); add it, or give another --data"
+            )
+    parts = {split: read_jsonl(folder / f"{split}.jsonl", split) for split in splits}
+    return _data_set(reference, parts, Choice("folder", "a folder of this machine"))
+
+
+def _from_hub(repo: str, config: str, announce: hub.Announce, splits: Sequence[str]) -> DataSet:
+    choice = Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}")
+    files = cached_data(repo, config, splits)
+    if files is None:
+        files = _download(repo, config, announce, splits)
+        choice = Choice("hub", f"downloaded from {hub.shown_endpoint()}")
+    return _data_set(repo, {split: _read_parquet(files[split], split) for split in splits}, choice)
+
+
+def _download(repo: str, config: str, announce: hub.Announce, splits: Sequence[str]) -> dict[str, list[Path]]:
+    try:
+        listing = hub.look_up(repo, "dataset")
+    except hub.Unavailable as error:
+        raise DataError(
+            f"data {repo!r} is not a file or folder here, is not cached, and {error}; "
+            f"give a JSONL file or folder with --data PATH, use --data generated, or {error.advice}"
+        ) from None
+    found = parquet_files(
+        listing.files, config, SPLITS
+    )  # both: they are small, and an evaluation will follow
+    lacking = [split for split in splits if not found.get(split)]
+    if lacking:
+        raise DataError(
+            f"data {repo!r} has no parquet file of {config}/{lacking[0]}; "
+            "check --data-config, or give a JSONL file"
+        )
+    folder = hub.download(listing, [name for names in found.values() for name in names], announce)
+    return {split: [folder / name for name in found[split]] for split in splits}
+
+
+def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
+    import pyarrow  # type: ignore[import-untyped]  # heavy: a third of a second
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            rows = pyarrow.parquet.read_table(path).select(["question", "answer"]).to_pylist()
+        except (pyarrow.ArrowException, KeyError, OSError) as error:
+            raise DataError(
+                f"{path} cannot be read ({_short(error)}); remove it and download it again"
+            ) from None
+        for number, row in enumerate(rows):
+            problems.append(_problem(row, f"{path}: row {number}", f"{split}-{len(problems)}"))
+    if not problems:
+        raise DataError(f"{paths[0]} has no problems; give another --data")
+    return tuple(problems)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and the lines that are not blank. A UTF-8 mark at the start and CRLF do no harm."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                text = _decoded(
+                    line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}"
+                )
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the file") from None
+
+
+def _decoded(line: bytes, where: str) -> str:
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(f"{where}: longer than {MAX_LINE_BYTES} bytes; give one problem a line")
+    if b"\0" in line:
+        raise DataError(f"{where}: a NUL byte; the file is damaged or not UTF-8 text")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8"
+        ) from None
+
+
+def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
+    for key in ("question", "answer"):
+        value = row.get(key)
+        if key not in row:
+            raise DataError(f"{where}: no {key!r}; give question and answer")
+        if not isinstance(value, str):
+            raise DataError(
+                f"{where}: {key!r} is {type(value).__name__}, not text; give question and answer as text"
+            )
+        if not value.strip():
+            raise DataError(f"{where}: {key!r} is empty; give question and answer")
+        if re.search("[\0\ud800-\udfff]", value):
+            raise DataError(
+                f"{where}: {key!r} has a NUL or half a surrogate pair, which is not text; remove it"
+            )
+    try:
+        gold = gold_number(row["answer"])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    return Problem(id=name, question=row["question"], answer=row["answer"], gold=gold)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("a key stands twice")
+    return row
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

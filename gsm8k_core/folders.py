@@ -1,0 +1,118 @@
+"""Files and folders: JSON read with care, folders written whole or not at all.
+
+A folder is written under a temporary name beside its own, synced to the disk and renamed once, so that a
+kill or a full disk at any moment leaves either nothing or all of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.types import DataError, StorageError
+
+MAX_JSON_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+STALE_SECONDS = 3600.0  # no folder takes an hour to write
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the folder; DataError with the file's name for anything else."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise DataError(
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; it is not a model's JSON file"
+            )
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}); download or save the model again") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the folder") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object; download or save the model again")
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
+    """The files (or links to files, as in the Hub's cache) of the folder itself that match a pattern."""
+    return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+
+
+@contextmanager
+def new_folder(directory: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""
+    if os.path.lexists(directory):  # lexists: a dangling link is somebody's too, and is not followed
+        raise StorageError(f"{directory} exists already; give another folder, or remove it")
+    folder = directory.parent / f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(directory)
+        folder.mkdir()
+        yield folder
+        _sync_tree(folder)
+        os.rename(folder, directory)
+        sync(directory.parent)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, Exception) and (isinstance(error, OSError) or _is_full(error)):
+            raise StorageError(_storage_message(directory, error)) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(root) / name)
+        sync(Path(root))
+
+
+def _remove_stale(directory: Path) -> None:
+    """Temporary folders that a killed process left here an hour ago or more."""
+    for path in directory.parent.glob(f".{directory.name}.*-*.tmp"):
+        if not path.is_symlink() and time.time() - path.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """safetensors and MLX have their own exception types for a failed write."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(text in str(error) for text in ("No space left", "StorageFull", "code: 28"))
+
+
+def _storage_message(directory: Path, error: Exception) -> str:
+    if _is_full(error):
+        return f"{directory} was not written: the disk is full; free some space or give another folder"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{directory} was not written: {reason}; check the folder, or give another one"

@@ -1,0 +1,72 @@
+"""What training would see, before a model is loaded: lengths, lost answers, rows without a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gsm8k_core.types import DataError, Example, PreflightError
+
+LOSS_LIMIT = 0.05  # share of the answers that may be left out without being asked about
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The summary of a training set under a length limit. Lengths in tokens."""
+
+    rows: int
+    longer_than_max_length: int
+    without_supervised_token: int
+    max_length: int
+    tokens: dict[str, float]  # mean, p50, p95, max of the whole rows
+    suggested_max_length: int
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """One line for a person."""
+        share = self.longer_than_max_length / self.rows
+        return (
+            f"{self.rows:,} rows, {self.tokens['mean']:.0f} tokens on average (p95 {self.tokens['p95']:.0f}, "
+            f"max {self.tokens['max']:.0f}); {self.longer_than_max_length:,} ({share:.1%}) are longer than "
+            f"--max-length {self.max_length} and are left out"
+        )
+
+
+def summarise(examples: Sequence[Example], max_length: int) -> Preflight:
+    """Count what a limit of `max_length` tokens costs. Raises DataError when there are no rows."""
+    if not examples:
+        raise DataError("there are no training rows")
+    lengths = np.array([len(example.tokens) for example in examples])
+    prompts = np.array([example.num_prompt for example in examples])
+    p50, p95 = np.percentile(lengths, [50, 95])
+    return Preflight(
+        rows=len(examples),
+        longer_than_max_length=int((lengths > max_length).sum()),
+        without_supervised_token=int((prompts >= np.minimum(lengths, max_length)).sum()),
+        max_length=max_length,
+        tokens={"mean": float(lengths.mean()), "p50": float(p50), "p95": float(p95), "max": float(lengths.max())},
+        suggested_max_length=int(-(-np.percentile(lengths, 99.5) // 64) * 64),
+    )
+
+
+def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool) -> list[Example]:
+    """The rows that fit. An answer is never cut: a longer row is left out whole.
+
+    Raises PreflightError when more than LOSS_LIMIT of them would be lost unasked, DataError when none is left.
+    """
+    kept = [example for example in examples if len(example.tokens) <= summary.max_length]
+    if not kept:
+        raise DataError(
+            f"every row is longer than --max-length {summary.max_length}; try --max-length {summary.suggested_max_length}"
+        )
+    lost = summary.longer_than_max_length / summary.rows
+    if lost > LOSS_LIMIT and not drop_long:
+        raise PreflightError(
+            f"--max-length {summary.max_length} would lose {lost:.0%} of the answers (at most {LOSS_LIMIT:.0%} "
+            f"unasked); try --max-length {summary.suggested_max_length}, or --drop-long to train on the rest"
+        )
+    return kept

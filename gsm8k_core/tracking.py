@@ -1,0 +1,119 @@
+"""What a run tells: metrics.jsonl first, then the terminal. Both read the same events."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from gsm8k_core.types import StepEvent, StorageError
+
+
+def _strict(value: object) -> object:
+    """JSON has no NaN: a number that is not finite becomes its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsFile:
+    """Appends each event to metrics.jsonl as it happens."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+
+    def __call__(self, event: StepEvent) -> None:
+        line = {"event": event.name} | {key: _strict(value) for key, value in event.values.items()}
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be written ({error.strerror}); free some space") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Terminal:
+    """Lines for a person: on stdout, or on stderr when stdout is kept for one JSON object."""
+
+    def __init__(self, json_only: bool) -> None:
+        self.json_only = json_only
+        self.console = Console(stderr=json_only, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        # Text, not markup: a path or a model's words may hold square brackets.
+        self.console.print(Text(printable(text)))
+
+    def table(self, columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(box=None, pad_edge=False)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for row in rows:
+            table.add_row(*[Text(printable(cell)) for cell in row])
+        self.console.print(table)
+
+    def result(self, value: Mapping[str, object]) -> None:
+        """The one JSON object of --json."""
+        if self.json_only:
+            sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def progress(self, what: str, total: int) -> Steps:
+        return Steps(what, total)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: model output must not steer the terminal."""
+    return "".join(mark if mark.isprintable() or mark == "\n" else "\N{REPLACEMENT CHARACTER}" for mark in text)
+
+
+class Steps:
+    """A progress bar on a terminal; elsewhere a plain line now and then. Always on stderr."""
+
+    LINES = 20  # plain lines in a whole run
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+        ) if console.is_terminal else None  # fmt: skip
+        self._task = self._bar.add_task(what, total=total, note="") if self._bar else None
+
+    def __enter__(self) -> Steps:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, note: str, done: int | None = None) -> None:
+        before, self._done = self._done, self._done + 1 if done is None else done
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+            return
+        every = max(1, self._total // self.LINES)
+        if self._done // every > before // every or self._done == self._total or before == 0:
+            self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}"))
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 05 s, 1 h 02 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

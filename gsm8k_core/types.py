@@ -1,0 +1,181 @@
+"""The nouns that every part shares, and the exceptions with their exit codes.
+
+    GSM8KError
+    |-- UsageError        2   a flag, a value or a combination that cannot work
+    |-- PreflightError    3   this machine, or what is installed on it, cannot do it
+    |-- DataError         4   problems, prompts or a model folder that cannot be used
+    |-- DivergedError     5   loss, gradient or weights are not finite
+    |-- OutOfMemoryError  6   the device ran out of memory
+    `-- StorageError      7   a folder that cannot be written, or that another run holds
+
+Axes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:  # `--help` stays fast: numpy costs more than everything else in this package
+    import numpy as np
+    import numpy.typing as npt
+
+    IntArray: TypeAlias = npt.NDArray[np.int32]
+    FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+IGNORE_INDEX = -100
+
+EXIT_OK = 0
+EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+
+
+class GSM8KError(Exception):
+    """An error that a person can act on: one line, one exit code, no traceback without -v."""
+
+    exit_code = 1
+
+
+class UsageError(GSM8KError):
+    exit_code = 2
+
+
+class PreflightError(GSM8KError):
+    exit_code = 3
+
+
+class DataError(GSM8KError):
+    exit_code = 4
+
+
+class DivergedError(GSM8KError):
+    exit_code = 5
+
+
+class OutOfMemoryError(GSM8KError):
+    exit_code = 6
+
+
+class StorageError(GSM8KError):
+    exit_code = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something that was chosen automatically, with its reason; printed and kept in the manifest."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One word problem. `answer` is GSM8K's text: steps, then a last line `#### N`."""
+
+    id: str  # stable: "<split>-<row number in its file, from 0>"
+    question: str
+    answer: str
+    gold: str  # N as a plain decimal string: no commas, no currency sign
+    template: str | None = None  # generated problems only: the template's name
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A tokenised training row: `tokens[:num_prompt]` is the prompt, the rest is supervised."""
+
+    id: str
+    tokens: tuple[int, ...]
+    num_prompt: int
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised tokens. The first token of a row is never a target; a prompt is never empty."""
+        return len(self.tokens) - self.num_prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A micro-batch, right-padded."""
+
+    tokens: IntArray  # (B, T) int32
+    labels: IntArray  # (B, T) int32, unshifted; IGNORE_INDEX on prompt and padding
+    weights: FloatArray | None = None  # (B, T) float32 per target; None = 1
+
+    @property
+    def num_targets(self) -> int:
+        """Targets in this micro-batch: labels from position 1 on that are not IGNORE_INDEX."""
+        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One optimizer step: its rows, already cut into micro-batches."""
+
+    number: int  # from 1, over the whole run
+    epoch: int  # from 0
+    rows: tuple[str, ...]  # Example ids
+    micro_batches: tuple[Batch, ...]
+
+    @property
+    def num_targets(self) -> int:
+        return sum(batch.num_targets for batch in self.micro_batches)
+
+    @property
+    def num_tokens(self) -> int:
+        """Padded tokens that the device really computes."""
+        return sum(batch.tokens.size for batch in self.micro_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn: greedy here, up to `max_new_tokens` (the end token not counted)."""
+
+    max_new_tokens: int = 512
+    batch_size: int = 16  # prompts decoded together; changes speed and memory, not the text
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated answer: token ids without the end token."""
+
+    tokens: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What a backend reports after each update."""
+
+    update: int
+    loss: float  # nats per target, over the whole update
+    num_targets: int
+    num_tokens: int  # padded tokens
+    grad_norm: float  # before clipping, of the gradient of `loss`
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The pilot's answer after an update. `stop` is the reason to end this segment, or None."""
+
+    stop: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Why a segment of training ended: "done", or the reason that the pilot gave, and after which update."""
+
+    reason: str
+    update: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """One line of metrics.jsonl: `{"event": name, **values}`."""
+
+    name: str
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+JSONValue: TypeAlias = "None | bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue]"

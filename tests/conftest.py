@@ -1,0 +1,62 @@
+"""What every test can use: backends by name, real data, a real tokenizer, and what must not be missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backends import INSTALL, PROVIDERS, installed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-backends",
+        default="",
+        metavar="NAMES",
+        help="backends that must be installed, with commas between: a missing one is an error, not a skip",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in filter(None, config.getoption("--require-backends").split(",")):
+        if name not in PROVIDERS:
+            known = ", ".join(sorted(PROVIDERS))
+            raise pytest.UsageError(f"--require-backends: there is no backend {name!r} (there are {known})")
+        if not installed(name):
+            raise pytest.UsageError(f"--require-backends: {name} is not installed here; {INSTALL[name]}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `backend_name` runs once per provider; one that is not installed is skipped."""
+    if "backend_name" in metafunc.fixturenames:
+        metafunc.parametrize("backend_name", [_param(name) for name in PROVIDERS])
+
+
+def _param(name: str) -> object:
+    missing = pytest.mark.skipif(not installed(name), reason=f"backend {name} is not installed here")
+    return pytest.param(name, marks=missing)
+
+
+def _folder_from(variable: str, holds: str) -> Path:
+    """The folder that an environment variable names. Not set is a skip, but a failure in CI."""
+    if not os.environ.get(variable):
+        leave = pytest.fail if "CI" in os.environ else pytest.skip
+        leave(f"{variable} does not name a folder with {holds}")
+    folder = Path(os.environ[variable])
+    if not (folder / holds).is_file():
+        pytest.fail(f"{variable}={folder}: there is no {holds} in it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gsm8k_data() -> Path:
+    """The real GSM8K: a folder with train.jsonl and test.jsonl."""
+    return _folder_from("GSM8K_DATA", "test.jsonl")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> Path:
+    """Qwen2.5's real tokenizer and its settings: a folder that `make test` fetches."""
+    return _folder_from("QWEN_TOKENIZER", "tokenizer.json")

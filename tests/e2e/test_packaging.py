@@ -1,0 +1,240 @@
+"""What a person has before Python runs: the Makefile, train.sh, pyproject.toml and constraints.txt."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SYSTEM_PATH = os.defpath  # where the shell's own tools are, and no version manager
+
+# A stand-in for cli.py: its arguments, one a line.
+PRINT_ARGUMENTS = "import sys\nprint(*sys.argv[1:], sep='\\n')\n"
+
+
+def script(path: Path, body: str) -> None:
+    """An executable POSIX shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def run_python(prefix: str = "") -> str:
+    return f'{prefix}exec "{sys.executable}" "$@"'
+
+
+# --- train.sh -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder, with a space in its name, that holds train.sh and a cli.py that prints its arguments."""
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    shutil.copy(ROOT / "train.sh", folder)
+    (folder / "cli.py").write_text(PRINT_ARGUMENTS)
+    return folder
+
+
+def train_sh(checkout: Path, *arguments: str, path: str = SYSTEM_PATH, **environment: str) -> list[str]:
+    elsewhere = checkout.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [checkout / "train.sh", *arguments],
+        cwd=elsewhere, env={"PATH": path, **environment}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_train_sh_makes_flags_of_the_environment(checkout: Path) -> None:
+    script(checkout / ".venv/bin/python", run_python())
+    settings = {
+        "MAX_SAMPLES": "64", "BATCH_SIZE": "2", "GRADIENT_ACCUMULATION_STEPS": "4", "NUM_EPOCHS": "1",
+        "LEARNING_RATE": "1e-4", "MAX_LENGTH": "256", "MAX_TIME": "90m", "MODEL": "a model",
+        "OUTPUT_DIR": "my runs/one",
+    }  # fmt: skip
+    flags = [("--" + name.lower().replace("_", "-"), value) for name, value in settings.items()]
+    words = ["--seed", "7", "two words"]
+    assert train_sh(checkout, *words, **settings) == ["train", *itertools.chain(*flags), *words]
+
+
+def test_train_sh_leaves_out_what_is_empty_or_not_set(checkout: Path) -> None:
+    script(checkout / ".venv/bin/python", run_python())
+    assert train_sh(checkout, MODEL="embedded", MAX_SAMPLES="") == ["train", "--model", "embedded"]
+
+
+def test_train_sh_takes_python3_where_there_is_no_venv(checkout: Path) -> None:
+    script(checkout / "bin/python3", run_python("echo from python3\n"))
+    assert train_sh(checkout, path=f"{checkout / 'bin'}:{SYSTEM_PATH}") == ["from python3", "train"]
+
+
+def test_train_sh_hands_on_the_exit_code(checkout: Path) -> None:
+    script(checkout / ".venv/bin/python", "exit 75")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        train_sh(checkout)
+    assert raised.value.returncode == 75
+
+
+# --- Makefile -------------------------------------------------------------------------------------
+
+
+def make(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a copy of the Makefile with nothing on the PATH but `folder`/bin, and `path`."""
+    found = shutil.which("make")
+    if found is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        if not (folder / name).exists():
+            shutil.copy(ROOT / name, folder)
+    return subprocess.run(
+        [found, "-s", *arguments],
+        cwd=folder, env={"PATH": f"{folder / 'bin'}:{path}"}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_make_says_in_one_line_what_to_install(tmp_path: Path) -> None:
+    # Python 3.9 runs and says no; a shim of a version manager does not run at all.
+    script(tmp_path / "bin/python3", '[ "$1" = -c ] && exit 1; echo Python 3.9.6')
+    script(tmp_path / "bin/python3.12", "echo 'python3.12: command not found' >&2; exit 127")
+    done = make(tmp_path, "find-python")
+    line, *rest = done.stderr.splitlines()
+    assert line.startswith("Python 3.11 to 3.14 with venv is needed")
+    assert all("***" in extra for extra in rest)  # make's own word on the failed recipe
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_make_takes_the_first_python_that_runs(tmp_path: Path) -> None:
+    script(tmp_path / "bin/python3.12", "exit 127")
+    script(tmp_path / "bin/python3.13", run_python())
+    script(tmp_path / "bin/python3", run_python())
+    assert make(tmp_path, "find-python").stdout == "python3.13\n"
+
+
+def test_make_takes_the_python_it_is_given_or_none(tmp_path: Path) -> None:
+    script(tmp_path / "bin/python3", run_python())
+    given = tmp_path / "my python"
+    script(given, run_python())
+    assert make(tmp_path, "find-python", f"PYTHON={given}").stdout == f"{given}\n"
+    script(given, "exit 1")
+    assert make(tmp_path, "find-python", f"PYTHON={given}").stderr.startswith(f"PYTHON={given} does not run")
+
+
+# Makes a "venv" that is a copy of itself; "installs" by writing a line to pip.log, and fails
+# where there is a file `no-network`; for anything else it is the Python that runs this test.
+FAKE_PYTHON = """
+case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit;;
+    "-m pip") echo "$@" >> pip.log; [ ! -e no-network ]; exit;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    script(tmp_path / "bin/python3.12", run_python(FAKE_PYTHON))
+    return tmp_path
+
+
+def set_up(project: Path, stamp: str = "run") -> tuple[int, bool, list[str]]:
+    """Make .venv/.stamp-<stamp>: the exit code, whether a venv was made, and the calls of pip."""
+    log = project / "pip.log"
+    log.unlink(missing_ok=True)
+    done = make(project, f".venv/.stamp-{stamp}", path=SYSTEM_PATH)
+    calls = log.read_text().splitlines() if log.exists() else []
+    return done.returncode, "Making .venv" in done.stdout, calls
+
+
+def test_make_sets_up_once(project: Path) -> None:
+    code, made, calls = set_up(project, "test")
+    assert (code, made) == (0, True)
+    assert "-e .[dev]" in calls[-1]
+    assert set_up(project, "test") == (0, False, [])
+    assert not (project / ".venv/.unfinished").exists()
+
+
+def test_make_installs_again_in_the_same_venv_when_the_pins_change(project: Path) -> None:
+    set_up(project)
+    stamp = (project / ".venv/.stamp-run").stat().st_mtime
+    os.utime(project / "constraints.txt", (stamp + 5, stamp + 5))
+    code, made, calls = set_up(project)
+    assert (code, made, bool(calls)) == (0, False, True)
+
+
+def test_a_failed_install_leaves_no_stamp_and_starts_over(project: Path) -> None:
+    (project / "no-network").touch()
+    assert set_up(project, "test")[0] == 2
+    assert list((project / ".venv").glob(".stamp-*")) == []
+    (project / "no-network").unlink()
+    assert set_up(project, "test")[:2] == (0, True)
+
+
+def test_a_venv_that_lost_its_python_is_made_again(project: Path) -> None:
+    set_up(project)
+    (project / ".venv/bin/python").unlink()
+    assert set_up(project)[:2] == (0, True)
+
+
+def test_makefile_keeps_to_make_3_81() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = re.sub(r"(?ms)^define .*?^endef$", "", text)  # Python and shell
+    newer = ("ONESHELL", "$(file ", "!=", "undefine", "&:", "::=", "EXTRA_PREREQS", "$(intcmp", "$(let ")
+    assert [word for word in newer if word in text] == []
+
+
+# --- pyproject.toml and constraints.txt -----------------------------------------------------------
+
+
+def pins() -> dict[str, str]:
+    """Package -> version. A line is `name==version`, perhaps with a marker, or a comment."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", line
+        assert canonicalize_name(requirement.name) not in found, line
+        found[canonicalize_name(requirement.name)] = specifier.version
+    return found
+
+
+def requirements() -> list[Requirement]:
+    """What an install can ask for: the dependencies, those of each extra, and what builds the project."""
+    base, build = PYPROJECT["project"]["dependencies"], PYPROJECT["build-system"]["requires"]
+    extras = itertools.chain(*PYPROJECT["project"]["optional-dependencies"].values())
+    return [Requirement(line) for line in [*base, *build, *extras]]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_requirement_is_pinned_within_its_bounds(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_the_extras_are_there() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(extras) == {"mlx-cpu", "mlx-cuda", "track", "bench", "dev"}
+
+
+def test_the_wheel_holds_every_module_of_ours_that_it_imports() -> None:
+    shipped = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    files = [file for name in shipped for file in [ROOT / name, *(ROOT / name).rglob("*.py")]]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    ours = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {name.split(".")[0] for name in names} & ours <= {Path(name).stem for name in shipped}

@@ -1,0 +1,178 @@
+"""A Hugging Face Hub on loopback: enough of its API for look-ups and downloads, and of its ways to fail.
+
+with FakeHub({("model", "owner/name"): tiny_qwen2()}) as hub:
+    ...  # HF_ENDPOINT=hub.url
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tests.tiny import make
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+REAL_MODEL = ("model", "Qwen/Qwen2.5-0.5B-Instruct")
+REAL_DATA = ("dataset", "openai/gsm8k")
+
+Repositories = Mapping[tuple[str, str], Mapping[str, bytes]]
+
+
+class FakeHub:
+    """Serves `repositories`: (model or dataset, owner/name) -> file name -> content."""
+
+    def __init__(self, repositories: Repositories) -> None:
+        self.repositories = repositories
+        self.status: int | None = None  # answer every request with this error
+        self.delay = 0.0  # seconds before every answer
+        self.cut: int | None = None  # close the connection after so many bytes of a file
+        self.requests: list[str] = []
+        self._stopped = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FakeHub:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """From here on, connections are refused."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._server.shutdown()
+            self._server.server_close()
+
+    def wait(self) -> None:
+        self._stopped.wait(self.delay)
+
+    def find(self, kind: str, path: str) -> tuple[str, Mapping[str, bytes], str] | None:
+        """(name, files, the rest of the path) of the repository that the path starts with."""
+        for (found_kind, name), files in self.repositories.items():
+            if found_kind == kind and (path == name or path.startswith(name + "/")):
+                return name, files, path[len(name) + 1 :]
+        return None
+
+
+def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path).strip("/")
+            hub.requests.append(f"{self.command} {path}")
+            if hub.delay:
+                hub.wait()
+            if hub.status:
+                self._send(hub.status, json.dumps({"error": "refused"}).encode())
+            elif path.startswith("api/"):
+                self._api(*path.removeprefix("api/").split("/", 1))
+            elif path.startswith("datasets/"):
+                self._file("dataset", path.removeprefix("datasets/"))
+            else:
+                self._file("model", path)
+
+        def _api(self, kinds: str, path: str) -> None:
+            found = hub.find(kinds.removesuffix("s"), path)
+            if not found:
+                self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+                return
+            name, files, rest = found
+            self._send(
+                200, json.dumps(_tree(files) if rest.startswith("tree/") else _info(name, files)).encode()
+            )
+
+        def _file(self, kind: str, path: str) -> None:
+            found = hub.find(kind, path)
+            name = found[2].split("/", 2)[2] if found and found[2].startswith("resolve/") else ""
+            if not found or name not in found[1]:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return
+            content = found[1][name]
+            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+            headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": REVISION}
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self._send(206 if start else 200, content[start:], headers, hub.cut)
+
+        def _send(
+            self, status: int, body: bytes, headers: Mapping[str, str] | None = None, cut: int | None = None
+        ) -> None:
+            self.send_response(status)
+            standing = {"Content-Length": str(len(body)), "Connection": "close"}  # so that stop() is the end
+            for name, value in {**standing, **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[:cut])
+
+    return Handler
+
+
+def _blob_id(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def _info(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+    return {"id": name, "sha": REVISION, "private": False, "gated": False, "siblings": siblings}
+
+
+def _tree(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
+        for path, content in files.items()
+    ]
+
+
+def tiny_qwen2() -> dict[str, bytes]:
+    """A random Qwen2 as the files of its folder, with decoys that nobody may download."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {path.name: path.read_bytes() for path in make(Path(folder), "qwen2").iterdir()}
+    decoys = {
+        "README.md": b"# Tiny",
+        "pytorch_model.bin": b"a pickle",
+        "modeling_tiny.py": b"raise SystemExit",
+    }
+    return {**files, **decoys}
+
+
+def tiny_gsm8k(config: str = "main", rows: int = 20) -> dict[str, bytes]:
+    """`rows` problems as openai/gsm8k's files: two thirds train, the rest test."""
+    sums = [f"{n} + 2 = <<{n}+2={n + 2}>>{n + 2}\n#### {n + 2}" for n in range(rows)]
+    problems = [
+        {"question": f"Tom has {n} apples and buys 2. How many?", "answer": answer}
+        for n, answer in enumerate(sums)
+    ]
+    cut = 2 * rows // 3
+    return {
+        "README.md": b"# A tiny data set\n",
+        f"{config}/train-00000-of-00001.parquet": _parquet(problems[:cut]),
+        f"{config}/test-00000-of-00001.parquet": _parquet(problems[cut:]),
+    }
+
+
+def _parquet(rows: list[dict[str, str]]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue()

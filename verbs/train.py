@@ -1,0 +1,232 @@
+"""`train`: problems and a model in, a run folder with a trained model out."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import backends
+from gsm8k_core.batching import make_updates, num_updates, rows_hash
+from gsm8k_core.config import DEFAULT_MODEL, EMBEDDED_MODEL, TrainConfig, with_profile
+from gsm8k_core.data import DataSet, carve_dev, load_data, strip_annotations
+from gsm8k_core.model_folder import end_token_ids, folder_hash
+from gsm8k_core.models import Source, resolve_model
+from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
+from gsm8k_core.preflight import Preflight, keep_whole, summarise
+from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
+from gsm8k_core.runs import Run, create, default_folder
+from gsm8k_core.sources import Pair, choose_pair
+from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock
+from gsm8k_core.types import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_STOPPED,
+    Choice,
+    Example,
+    GSM8KError,
+    Outcome,
+    Problem,
+    StepEvent,
+    Update,
+)
+
+SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The training rows and what was set aside."""
+
+    examples: list[Example]
+    num_dev: int
+    preflight: Preflight
+
+
+def run(config: TrainConfig, explicit: Collection[str], terminal: Terminal, elapsed: Callable[[], float]) -> int:
+    """The verb. `explicit` names the fields that were given; `elapsed` counts from the start of the process."""
+    choice = backends.resolve(config.backend)
+    pair = choose_pair(config.model, config.data, config.data_config, terminal.say)
+    config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=explicit)
+    _banner(pair, terminal)
+    folder = config.output_dir or default_folder(pair.model)
+    claimed = create(folder, {"config": config.model_dump(mode="json"), "choices": {"backend": asdict(choice)}})
+    try:
+        return _in_run(config, claimed, pair, choice, terminal, elapsed)
+    except BaseException as error:
+        reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
+        claimed.record(status="failed", outcome={"reason": reason})
+        raise
+
+
+def _in_run(
+    config: TrainConfig, run: Run, pair: Pair, choice: Choice, terminal: Terminal, elapsed: Callable[[], float]
+) -> int:
+    source = resolve_model(pair.model, terminal.say)
+    data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
+    terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
+    rows = _rows(config, source, data)
+    terminal.say(f"rows     {rows.preflight.line()}")
+    run.record(
+        model={"name": source.name, "source": source.choice.name, "hash": folder_hash(source.folder)},
+        data={"name": _absolute(data.name), "source": data.choice.name, "sha256": data.sha256, "rows": rows_hash(rows.examples)},
+        reasons={"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
+        prompt={"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
+        rows={"train": len(rows.examples), "dev": rows.num_dev, "preflight": rows.preflight.as_json()},
+    )
+    before = elapsed()
+    backend = backends.open(choice.name, source.folder, config.device, config.dtype)
+    choices = {"backend": choice, **backend.choices}
+    for name, chosen in choices.items():
+        terminal.say(f"{name:<8} {chosen.name}: {chosen.reason}")
+    run.record(choices={name: asdict(chosen) for name, chosen in choices.items()})
+    reserve = elapsed() - before + SAVE_RESERVE_SECONDS
+    outcome, pilot = _train(backend, config, run, rows, terminal, elapsed, reserve)
+    backend.save(run.model)
+    return _finish(config, run, pair, outcome, pilot, terminal, elapsed)
+
+
+def _absolute(reference: str) -> str:
+    """A path stays right when a later command runs in another folder; a name stays a name."""
+    return str(Path(reference).resolve()) if Path(reference).exists() else reference
+
+
+def _rows(config: TrainConfig, source: Source, data: DataSet) -> Rows:
+    train, dev = carve_dev(data.train)
+    if config.max_samples >= 0:
+        train = train[: config.max_samples]
+    if config.annotations == "strip":
+        train = tuple(
+            Problem(p.id, p.question, strip_annotations(p.answer), p.gold, p.template) for p in train
+        )
+    examples = make_examples(load_tokenizer(source.folder), train, end_token_ids(source.folder))
+    summary = summarise(examples, config.max_length)
+    return Rows(keep_whole(examples, summary, config.drop_long), len(dev), summary)
+
+
+def _train(
+    backend: Any, config: TrainConfig, run: Run, rows: Rows, terminal: Terminal,
+    elapsed: Callable[[], float], reserve: float,
+) -> tuple[Outcome, RunPilot]:  # fmt: skip
+    total = num_updates(len(rows.examples), config.update_size, config.num_epochs)
+    budget = config.budget_seconds
+    terminal.say(
+        f"plan     {total} updates of {config.update_size} rows, {config.num_epochs} epoch(s), rate "
+        f"{config.learning_rate:g}, at most {clock(budget)}; folder {run.folder}"
+    )
+    run.record(plan={"updates": total, "update_size": config.update_size, "budget_seconds": budget})
+    metrics = MetricsFile(run.metrics)
+    with terminal.progress("update", total) as steps, _signals(terminal) as interrupted:
+
+        def emit(event: StepEvent) -> None:
+            metrics(event)
+            _show(event, steps, budget)
+
+        emit(StepEvent("start", {"updates": total, "rows": len(rows.examples), "elapsed": elapsed()}))
+        pilot = RunPilot(
+            config, total, emit=emit, elapsed=elapsed, reserve=reserve, interrupted=interrupted,
+            checkpoints=run.checkpoints,
+        )  # fmt: skip
+        try:
+            outcome = backend.train(_updates(config, rows.examples), config, pilot)
+            emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": elapsed()}))
+        finally:
+            metrics.close()
+    return outcome, pilot
+
+
+def _updates(config: TrainConfig, examples: list[Example]) -> Iterator[Update]:
+    return make_updates(
+        examples,
+        batch_size=config.batch_size,
+        update_size=config.update_size,
+        num_epochs=config.num_epochs,
+        seed=config.seed,
+    )
+
+
+def _show(event: StepEvent, steps: Steps, budget: float) -> None:
+    if event.name == "update":
+        values: Any = event.values
+        left = clock(budget - values["elapsed"])
+        eta = clock(values["seconds"] * (values["total"] - values["update"]))
+        note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s each, {eta} to go, budget {left}"
+        steps.advance(note, done=values["update"])
+
+
+@contextmanager
+def _signals(terminal: Terminal) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; the second at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if seen:
+            sys.exit(EXIT_INTERRUPTED)
+        seen.append(number)
+        terminal.say(f"{signal.Signals(number).name}: finishing this update, then saving the model; again to quit at once")
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {name: signal.signal(getattr(signal, name), note) for name in names}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for name, handler in old.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def _banner(pair: Pair, terminal: Terminal) -> None:
+    if pair.model == EMBEDDED_MODEL:
+        terminal.say(
+            f"DEMO MODEL (SmolLM2-135M-Instruct): {pair.model_choice.reason}. "
+            f"For the real one: python cli.py train --model {DEFAULT_MODEL} --data openai/gsm8k"
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _finish(
+    config: TrainConfig, run: Run, pair: Pair, outcome: Outcome, pilot: RunPilot, terminal: Terminal,
+    elapsed: Callable[[], float],
+) -> int:  # fmt: skip
+    losses = pilot.losses
+    result = {
+        "reason": outcome.reason,
+        "updates": outcome.update,
+        "seconds": elapsed(),
+        "first_loss": losses[0],
+        "first_four": _mean(losses[:4]),
+        "last_four": _mean(losses[-4:]),
+    }
+    run.record(status="done" if outcome.reason == "done" else "stopped", outcome=result)
+    why = {
+        STOP_BUDGET: f"ended by the time budget ({config.max_time})",
+        STOP_INTERRUPTED: "stopped by a signal",
+    }.get(outcome.reason, "done")
+    terminal.say(
+        f"{why} after {outcome.update} updates in {clock(elapsed())}: loss {result['first_four']:.3f} (first four) -> "
+        f"{result['last_four']:.3f} (last four); model in {run.model}"
+    )
+    base = pair.model
+    follow = f"python cli.py compare --base-model {base} --trained-model {run.folder}"
+    terminal.say(f"next     {follow}")
+    _banner(pair, terminal)
+    terminal.result({"run": str(run.folder), "model": str(run.model), "next": follow, **result})
+    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
+
+
+def process_clock() -> Callable[[], float]:
+    """Seconds since this process began, by a clock that never jumps."""
+    import psutil  # here, not above: `--help` does not need it
+
+    already = max(0.0, time.time() - psutil.Process().create_time())
+    start = time.monotonic() - already
+    return lambda: time.monotonic() - start
