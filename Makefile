@@ -96,16 +96,19 @@ STALE := $(shell { $(usable); } || echo again)
 find-python:
 	@eval "$$FIND_PYTHON"
 
-# pip that is stopped half-way can leave half a package that it later takes for a whole one, so .unfinished stays
-# until all is in.
+# pip that is stopped half-way can leave half a package that it later takes for a whole one: .unfinished (which holds
+# the number of the process at work) stays until all is in.
+begin = set -e; if pid=$$(cat $(VENV)/.unfinished 2>/dev/null) && kill -0 $$pid 2>/dev/null; then \
+	echo "$(VENV) is being set up by process $$pid; wait for it, or stop it (make clean removes $(VENV))" >&2; exit 1; fi
+
 $(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
-	@set -e; \
+	@$(begin); \
 	if ! { $(usable); }; then \
 		python=$$(eval "$$FIND_PYTHON"); \
 		echo "Making $(VENV) with $$("$$python" -V)"; \
-		rm -rf $(VENV); mkdir $(VENV); : > $(VENV)/.unfinished; "$$python" -m venv $(VENV); \
+		rm -rf $(VENV); mkdir $(VENV); echo $$$$ > $(VENV)/.unfinished; "$$python" -m venv $(VENV); \
 	fi; \
-	: > $(VENV)/.unfinished; rm -f $(VENV)/.stamp-*; \
+	echo $$$$ > $(VENV)/.unfinished; rm -f $(VENV)/.stamp-*; \
 	mlx=$$($(PY) -c "$$MLX_HERE"); [ "$$mlx" = base ] || [ -z "$(MLX)" ] || mlx="$(MLX)"; \
 	if $(PY) -c "$$HAS_TORCH" 2>/dev/null; then :; \
 	elif [ -n "$(TORCH_INDEX)" ]; then \
@@ -127,8 +130,8 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
 	rm -f $(VENV)/.unfinished; touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-run
-	@set -e; echo "Installing the test tools"; \
-	: > $(VENV)/.unfinished; $(PIP) -e ".[dev]"; rm -f $(VENV)/.unfinished; touch $@
+	@$(begin); echo "Installing the test tools"; \
+	echo $$$$ > $(VENV)/.unfinished; $(PIP) -e ".[dev]"; rm -f $(VENV)/.unfinished; touch $@
 
 # --- Qwen2.5's tokenizer, for the tests that want the real one ------------------------------------------------------
 

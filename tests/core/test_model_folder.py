@@ -322,7 +322,8 @@ def test_a_kill_leaves_no_half_folder_and_what_it_leaves_is_cleared(
     target = tmp_path / "run" / "model"
     command = [sys.executable, "-c", KILLED, str(model_folder), str(target)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline() == b"writing\n"
+        assert process.stdout
+        assert process.stdout.readline() == b"writing\n"
         process.send_signal(signal.SIGKILL)
     assert not target.exists()
     (left,) = target.parent.iterdir()

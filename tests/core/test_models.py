@@ -56,8 +56,6 @@ def test_what_was_downloaded_is_a_model(hub: Any) -> None:
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    text = "Tom buys 2 + 3 apples"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer) <= model.config.vocab_size
 
 
