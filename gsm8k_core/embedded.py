@@ -56,9 +56,9 @@ def embedded_folder() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
     try:
         convert(source, folder)
-    except StorageError:
+    except StorageError as error:
         if not folder.is_dir():  # else another process was first, and wrote the same
-            raise
+            raise StorageError(f"{error} (GSM8K_CACHE names the cache)") from error
     check_folder(folder)
     return folder
 

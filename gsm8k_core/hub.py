@@ -7,21 +7,27 @@ even with a name server that hangs. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are 
 from __future__ import annotations
 
 import errno
+import importlib.util
+import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from gsm8k_core.types import DataError, StorageError
+from gsm8k_core.types import DataError, GSM8KError, StorageError
+
+if TYPE_CHECKING:
+    import ssl
 
 Kind = Literal["model", "dataset"]
 Announce = Callable[[str], None]
 T = TypeVar("T")
 
 PROBE_SECONDS = 1.2
+MAX_ANSWER_BYTES = 16 << 20
 HUB = "https://huggingface.co"
 PROBE_REPO = "Qwen/Qwen2.5-0.5B-Instruct"
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -66,9 +72,13 @@ def hub_cache() -> Path:
     for key in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(key):
             return Path(os.path.expandvars(chosen)).expanduser()
+    return _hub_home() / "hub"
+
+
+def _hub_home() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
+    return Path(os.path.expandvars(home)).expanduser()
 
 
 def cached_snapshots(repo: str, kind: Kind) -> Iterator[Path]:
@@ -96,34 +106,28 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
     for key in OFFLINE_KEYS:
         if (os.environ.get(key) or "").upper() in ("1", "ON", "YES", "TRUE"):
             raise Unavailable(f"{key} is set", f"unset {key}")
-    from huggingface_hub import HfApi  # heavy: a third of a second
-    from huggingface_hub.errors import HfHubHTTPError
-
-    def ask() -> Listing:
-        api = HfApi(endpoint=endpoint())
-        info = (api.model_info if kind == "model" else api.dataset_info)(
-            repo, timeout=timeout, files_metadata=True
-        )
-        return Listing(repo, kind, {file.rfilename: file.size or 0 for file in info.siblings or []})
+    from http.client import HTTPException  # heavy, with urllib: a tenth of a second
+    from urllib.error import HTTPError
 
     try:
-        return _bounded(ask, timeout)
-    except HfHubHTTPError as error:
-        raise _http_reason(error.response.status_code, kind) from None
-    except Unavailable:
-        raise
-    except Exception as error:  # whatever the network library raises: there is one answer to it
+        info = _bounded(lambda: _ask(f"api/{kind}s/{repo}?blobs=true", timeout), timeout)
+        return Listing(
+            repo, kind, {file["rfilename"]: int(file.get("size") or 0) for file in info["siblings"]}
+        )
+    except HTTPError as error:
+        raise _http_reason(error.code, kind) from None
+    except (OSError, HTTPException) as error:
         raise Unavailable(f"the Hub could not be reached ({_first_line(error)})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Unavailable(f"{shown_endpoint()} does not answer as a Hub does", "check HF_ENDPOINT") from None
 
 
 def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path:
     """Downloads these files of the repository into the Hub's cache; returns their folder."""
     from huggingface_hub import snapshot_download  # heavy: a third of a second
-    from huggingface_hub.errors import HfHubHTTPError
 
     size = sum(listing.files[name] for name in names)
     announce(f"downloading {listing.repo} from {shown_endpoint()}: {human_size(size)} in {len(names)} files")
-    again = "what has come is kept; run the same command again, or work without the Hub (--model embedded)"
     try:
         return Path(
             snapshot_download(
@@ -134,16 +138,25 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
                 endpoint=endpoint(),
             )
         )
-    except HfHubHTTPError as error:
-        reason = _http_reason(error.response.status_code, listing.kind)
-        raise DataError(f"{listing.repo} was not downloaded: {reason}; {reason.advice}") from None
-    except Exception as error:  # whatever the network library raises: there is one answer to it
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-            raise StorageError(
-                f"{listing.repo} was not downloaded: "
-                f"{hub_cache()}: {error.strerror}; set HF_HOME to another disk"
-            ) from None
-        raise DataError(f"{listing.repo} was not downloaded whole ({_first_line(error)}); {again}") from None
+    except Exception as error:  # whatever the network library raises
+        raise _download_error(listing, error) from None
+
+
+def _download_error(listing: Listing, error: Exception) -> GSM8KError:
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        where = f"{hub_cache()}: {error.strerror}"
+        return StorageError(f"{listing.repo} was not downloaded: {where}; set HF_HOME to another disk")
+    cause: BaseException | None = error  # huggingface_hub wraps the Hub's answer in errors of its own
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int) and status >= 400:
+            reason = _http_reason(status, listing.kind)
+            return DataError(f"{listing.repo} was not downloaded: {reason}; {reason.advice}")
+        cause = cause.__cause__
+    return DataError(
+        f"{listing.repo} was not downloaded whole ({_first_line(error)}); "
+        "what has come is kept: run the same command again"
+    )
 
 
 def local_path(reference: str) -> Path | None:
@@ -158,6 +171,42 @@ def human_size(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size} bytes"
+
+
+def _ask(path: str, timeout: float) -> Any:
+    """One request, and nothing else: huggingface_hub itself would first ask for a list of known agents."""
+    from urllib.request import Request, urlopen
+
+    if not endpoint().startswith(("http://", "https://")):
+        raise ValueError("not a web address")
+    request = Request(f"{endpoint()}/{path}", headers={"User-Agent": "gsm8k-finetune"})
+    if token := _token():
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    with urlopen(request, timeout=timeout, context=_trust()) as response:
+        return json.loads(response.read(MAX_ANSWER_BYTES))
+
+
+def _trust() -> ssl.SSLContext:
+    """The system's certificates, as huggingface_hub takes them: python.org's Python for macOS has none."""
+    import ssl
+
+    if importlib.util.find_spec("truststore") is None:
+        return ssl.create_default_context()
+    import truststore
+
+    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _token() -> str | None:
+    """The person's Hub token, from where huggingface_hub keeps it. It goes to the Hub and nowhere else."""
+    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := "".join((os.environ.get(key) or "").split()):
+            return token
+    path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token")
+    try:
+        return "".join(path.read_text().split()) or None
+    except (OSError, ValueError):
+        return None
 
 
 def _bounded(work: Callable[[], T], seconds: float) -> T:
@@ -182,7 +231,7 @@ def _bounded(work: Callable[[], T], seconds: float) -> T:
 
 
 def _is_timeout(error: Exception) -> bool:
-    return "Timeout" in type(error).__name__
+    return isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
 
 
 def _http_reason(status: int, kind: Kind) -> Unavailable:

@@ -89,4 +89,4 @@ def wanted_files(listing: hub.Listing) -> list[str]:
         for name in listing.files
         if re.fullmatch(r"\w[\w.-]*", name) and any(fnmatch(name, pattern) for pattern in SMALL_FILES)
     ]
-    return sorted({*weights, *small} - ({INDEX_FILE} if weights == [SINGLE_FILE] else set()))
+    return sorted({*weights, *small})

@@ -34,10 +34,15 @@ class FakeHub:
         self.status: int | None = None  # answer every request with this error
         self.delay = 0.0  # seconds before every answer
         self.cut: int | None = None  # close the connection after so many bytes of a file
+        self.file_status: int | None = None  # answer every file with this error, as for a gated repository
+        self.moved: str | None = None  # redirect every look-up to this address
+        self.page: bytes | None = None  # answer every look-up with this, as a captive network does
         self.requests: list[str] = []
+        self.tokens: list[str | None] = []
         self._stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # a client that gave up waiting is no error here
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> FakeHub:
@@ -78,12 +83,18 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path).strip("/")
             hub.requests.append(f"{self.command} {path}")
+            hub.tokens.append(self.headers.get("Authorization"))
             if hub.delay:
                 hub.wait()
             if hub.status:
                 self._send(hub.status, json.dumps({"error": "refused"}).encode())
+            elif path.startswith("api/") and hub.moved:
+                self._send(302, b"", {"Location": hub.moved + self.path})
+            elif path.startswith("api/") and hub.page is not None:
+                self._send(200, hub.page)
             elif path.startswith("api/"):
-                self._api(*path.removeprefix("api/").split("/", 1))
+                kind, _, name = path.removeprefix("api/").partition("/")
+                self._api(kind, name)
             elif path.startswith("datasets/"):
                 self._file("dataset", path.removeprefix("datasets/"))
             else:
@@ -102,6 +113,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def _file(self, kind: str, path: str) -> None:
             found = hub.find(kind, path)
             name = found[2].split("/", 2)[2] if found and found[2].startswith("resolve/") else ""
+            if hub.file_status:
+                self._send(hub.file_status, b"")
+                return
             if not found or name not in found[1]:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return

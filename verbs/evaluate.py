@@ -45,7 +45,7 @@ def run(config: EvalConfig, terminal: Terminal) -> int:
     choice = backends.resolve(config.backend)
     pair = None
     if config.model == AUTO:
-        pair = choose_pair(config.model, config.data, config.data_config, terminal.say)
+        pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
         terminal.say(f"auto     {pair.model}: {pair.model_choice.reason}")
     source = resolve_model(pair.model if pair else config.model, terminal.say)
     problems = load_problems(config, source, terminal, pair)
@@ -64,7 +64,7 @@ def load_problems(config: ScoreSettings, source: Source, terminal: Terminal, pai
     if recorded:
         (reference, data_config, seed), reason = recorded, "the model's run was trained on it"
     else:
-        pair = pair or choose_pair(source.name, config.data, config.data_config, terminal.say)
+        pair = pair or choose_pair(source.name, config.data, config.data_config, lambda asked: None)
         reference, data_config, seed, reason = pair.data, config.data_config, config.seed, pair.data_choice.reason
     data = load_data(reference, data_config, seed, terminal.say, splits=(config.split,))
     problems = (data.test if config.split == "test" else data.train)[: config.num_problems]

@@ -52,7 +52,8 @@ class Rows:
 def run(config: TrainConfig, explicit: Collection[str], terminal: Terminal, elapsed: Callable[[], float]) -> int:
     """The verb. `explicit` names the fields that were given; `elapsed` counts from the start of the process."""
     choice = backends.resolve(config.backend)
-    pair = choose_pair(config.model, config.data, config.data_config, terminal.say)
+    # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
+    pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
     config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=explicit)
     _banner(pair, terminal)
     folder = config.output_dir or default_folder(pair.model)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from backends.base import Live, Pilot
@@ -21,6 +22,8 @@ from gsm8k_core.types import DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
+
+MANY = 10**9
 
 
 def freeze(model: Any, trainable: str) -> None:
@@ -60,34 +63,46 @@ class _AskPilot(TrainerCallback):
         return control
 
 
+class _Stream(IterableDataset[Any]):
+    """Updates as they are made; Trainer looks for keys in each item, so each travels in a dict."""
+
+    def __init__(self, updates: Iterator[Update]) -> None:
+        self._updates = updates
+
+    def __iter__(self) -> Iterator[dict[str, Update]]:
+        return ({"update": update} for update in self._updates)
+
+
 class UpdateTrainer(Trainer):
     """A Trainer whose step is one update of base.py."""
 
-    def __init__(self, model: LossModel, args: TrainingArguments, updates: list[Update], config: TrainConfig, pilot: Pilot):
+    def __init__(
+        self, model: LossModel, args: TrainingArguments, first: Update, rest: Iterator[Update], config: TrainConfig,
+        pilot: Pilot,
+    ) -> None:  # fmt: skip
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
-        self.updates, self.config, self.pilot = updates, config, pilot
-        self.update = updates[0]
+        self.first, self.rest, self.config, self.pilot = first, rest, config, pilot
+        self.update = first
         self.loss = self.norm = math.nan
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        # Trainer looks for keys in each item, so an update travels in a dict.
-        items: Any = [{"update": update} for update in self.updates]
-        return DataLoader(items, batch_size=None, shuffle=False)
+        return DataLoader(_Stream(chain([self.first], self.rest)), batch_size=None)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
-        return [next(epoch_iterator) for _ in range(num_batches)], None
+        samples = list(islice(epoch_iterator, num_batches))
+        if not samples:
+            self.control.should_training_stop = True
+        return samples, None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         self.optimizer = make_optimizer(self.model, self.config)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        first = self.updates[0].number
-        # Trainer asks for the rate after next once more than there are updates.
-        last = self.updates[-1].number
+        first = self.first.number
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda done: self.pilot.rate(min(first + done, last))
+            self.optimizer, lambda done: self.pilot.rate(first + done)
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -122,11 +137,11 @@ class UpdateTrainer(Trainer):
         return UpdateStats(update.number, self.loss, update.num_targets, update.num_tokens, self.norm, rate)
 
 
-def _arguments(folder: str, config: TrainConfig, num_updates: int, device: str, dtype: str) -> TrainingArguments:
+def _arguments(folder: str, config: TrainConfig, device: str, dtype: str) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=1,
-        max_steps=num_updates,
+        max_steps=MANY,  # the stream of updates ends the run
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,  # accumulated inside training_step
         max_grad_norm=config.max_grad_norm,
@@ -148,13 +163,14 @@ def train(
     model: Any, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live, device: str, dtype: str
 ) -> Outcome:
     """One segment over `updates`; see Backend.train."""
-    items = list(updates)
-    if not items:
+    rest = iter(updates)
+    first = next(rest, None)
+    if first is None:
         return Outcome("done", 0)
     freeze(model, config.trainable)
     with tempfile.TemporaryDirectory() as folder:  # Trainer wants one; nothing is written there
-        arguments = _arguments(folder, config, len(items), device, dtype)
-        trainer = UpdateTrainer(LossModel(model), arguments, items, config, pilot)
+        arguments = _arguments(folder, config, device, dtype)
+        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot)
         ask = _AskPilot(trainer, pilot, live)
         trainer.add_callback(ask)
         trainer.train()

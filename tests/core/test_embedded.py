@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,27 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reader() -> Iterator[Any]:
+    """The open GGUF. Opening it takes 3 s, and transformers does it twice and makes one table 397 times."""
+    import gguf
+
     try:
         source = embedded.gguf_file()
     except PreflightError as error:
         pytest.skip(str(error))
+    opened, real = gguf.GGUFReader(source), gguf.GGUFReader
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", lambda path: opened if Path(path) == source else real(path))
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def folder(reader: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     target = tmp_path_factory.mktemp("embedded") / "model"
-    embedded.convert(source, target)
-    return target
+    embedded.convert(embedded.gguf_file(), target)
+    yield target
+    shutil.rmtree(target)  # pytest keeps three runs' files, and this is 540 MB
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +61,6 @@ def theirs() -> dict[str, Any]:
     """Where transformers looks for the GGUF."""
     source = embedded.gguf_file()
     return {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-
-
-@pytest.fixture(scope="module")
-def reader() -> Any:
-    from gguf import GGUFReader
-
-    return GGUFReader(embedded.gguf_file())
 
 
 def test_weights_and_settings_are_theirs(folder: Path, theirs: dict[str, Any], reader: Any) -> None:
@@ -153,6 +162,7 @@ def test_another_gguf_is_another_folder(caches: Path, monkeypatch: pytest.Monkey
 def test_two_processes_at_once_both_succeed(caches: Path) -> None:
     code = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from gsm8k_core import embedded
 from gsm8k_core.folders import new_folder

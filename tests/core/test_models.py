@@ -114,6 +114,13 @@ def test_unavailable_is_one_clear_line_within_two_seconds(
     assert "\n" not in message
 
 
+def test_gated(hub: Any) -> None:
+    hub.file_status = 403  # the look-up of a gated repository succeeds, its files do not
+    message, seconds = refused(QWEN)
+    assert seconds < 2
+    assert "refused it (403: it is private, gated" in message
+
+
 def test_unknown_name(hub: Any) -> None:
     message, seconds = refused("nobody/nothing")
     assert seconds < 2
@@ -137,6 +144,41 @@ def test_hub_reachable_says_why_not(hub: Any) -> None:
     reason = hub_source.hub_reachable()
     assert reason
     assert "could not be reached" in reason
+
+
+@pytest.mark.parametrize(
+    "page", [b"<html>Log in to this network</html>", b"[]", b"{}", b'{"siblings": [1]}', b""]
+)
+def test_an_answer_that_is_not_a_hubs(page: bytes, hub: Any) -> None:
+    hub.page = page
+    message, _ = refused(QWEN)
+    assert f"{hub.url} does not answer as a Hub does" in message
+
+
+@pytest.mark.parametrize("address", ["file:///etc", "nonsense", "http://[", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none(address: str, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    message, seconds = refused(QWEN)
+    assert seconds < 2
+    assert "not cached, and" in message
+
+
+def test_the_token_goes_to_the_hub_and_not_with_a_redirect(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.fake_hub import FakeHub
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with FakeHub(hub.repositories) as other:
+        hub.moved = other.url
+        hub_source.look_up(QWEN, "model")
+        assert hub.tokens == ["Bearer hf_secret"]
+        assert other.tokens == [None]
+
+
+def test_the_token_of_a_login_is_found(hub: Any, caches: Path) -> None:
+    (caches / "hf").mkdir()
+    (caches / "hf" / "token").write_text("hf_file\n")
+    hub_source.look_up(QWEN, "model")
+    assert hub.tokens == ["Bearer hf_file"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Bad input at every door: one clear line, the documented exit code, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("train", "--model", "./nowhere"), 4, "nowhere"),
+        (("train", "--model", "some/unknown-model"), 4, "some/unknown-model"),
+        (("train", "--data", "missing.jsonl", "--model", "{model}"), 4, "missing.jsonl"),
+        (("train", "--data", "some/unknown-data", "--model", "{model}"), 4, "some/unknown-data"),
+        (("train", "--model", "{model}", "--data", "{data}", "--backend", "torch", "--device", "cuda"), 3, "--device cuda"),
+        (("train", "--model", "{model}", "--data", "{data}", "--backend", "mlx", "--dtype", "bfloat16"), 3, "--dtype bfloat16"),
+        (("train", "--model", "{model}", "--data", "{data}", "--max-length", "16"), 4, "every row is longer"),
+        (("eval", "--model", "{data}"), 4, "config.json"),
+        (("compare",), 2, "--trained-model"),
+        (("compare", "--trained-model", "{model}", "--data", "{data}"), 2, "--base-model"),
+    ],
+)
+def test_one_clear_line_and_the_documented_code(
+    run: Run, model: Path, data: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = run(*(argument.format(model=model, data=data) for argument in arguments))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == code, done.stderr
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_verbose_shows_the_traceback(run: Run) -> None:
+    assert "Traceback" in run("train", "--model", "./nowhere", "-v").stderr
+
+
+def test_a_named_model_that_is_not_there_fails_in_two_seconds(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    done = run("train", "--model", "Qwen/Qwen2.5-0.5B-Instruct")
+    assert done.returncode == 4
+    assert "--model embedded" in done.stderr
+    assert time.monotonic() - start < 10  # two seconds on a quiet machine; this bound is for a busy one
+
+
+def test_a_bad_row_is_named_by_file_and_line(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"question": "q", "answer": "a\\n#### 1"}\n{"question": "q"}\n')
+    done = run("train", "--model", model, "--data", "bad.jsonl", "--backend", "torch")
+    assert done.returncode == 4
+    assert "bad.jsonl:2" in done.stderr
+
+
+def test_a_second_run_leaves_the_first_alone(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/run.json").write_text(json.dumps({"status": "done", "pid": 1}))
+    done = run("train", "--model", model, "--data", data, "--output-dir", "out", "--backend", "torch")
+    assert done.returncode == 7
+    assert "--output-dir out-2" in done.stderr
+    assert json.loads((tmp_path / "out/run.json").read_text()) == {"status": "done", "pid": 1}
+
+
+def test_a_failed_run_says_so_in_its_manifest(run: Run, model: Path, tmp_path: Path) -> None:
+    assert run("train", "--model", model, "--data", "gone.jsonl", "--output-dir", "out").returncode == 4
+    manifest = json.loads((tmp_path / "out/run.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "gone.jsonl" in manifest["outcome"]["reason"]
+
+
+def test_help_imports_no_framework() -> None:
+    code = (
+        "import sys, cli\n"
+        "for line in (['--help'], ['train', '--help']):\n"
+        "    try:\n        cli.main(line)\n    except SystemExit:\n        pass\n"
+        "print([name for name in ('torch', 'mlx', 'mlx_lm', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

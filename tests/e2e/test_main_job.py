@@ -1,0 +1,112 @@
+"""train -> eval -> compare through the command line, on both backends, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Run
+
+SHORT = ("--batch-size", 4, "--gradient-accumulation-steps", 2, "--num-epochs", 1, "--learning-rate", 1e-2)
+
+
+def events(run_folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    other = "torch" if backend_name == "mlx" else "mlx"
+    trained = run(
+        "train", "--model", model, "--data", data, "--backend", backend_name, "--dtype", "float32",
+        "--output-dir", "out", "--save-steps", 3, "--json", *SHORT,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    manifest = json.loads((tmp_path / "out/run.json").read_text())
+    updates = [event for event in events(tmp_path / "out") if event["event"] == "update"]
+    assert manifest["status"] == "done"
+    assert manifest["choices"]["backend"] == {"name": backend_name, "reason": f"--backend {backend_name}"}
+    assert len(updates) == manifest["plan"]["updates"] == result["updates"]
+    assert updates[-1]["loss"] < updates[0]["loss"]
+    assert {"update", "loss", "num_targets", "grad_norm", "rate", "seconds"} <= set(updates[0])
+    assert (tmp_path / "out/checkpoints/update-000003/model.safetensors").exists()
+
+    scored = run("eval", "--model", "out", "--backend", other, "--max-new-tokens", 24, "--json")
+    assert scored.returncode == 0, scored.stderr
+    summary = json.loads(scored.stdout)
+    records = [json.loads(line) for line in Path(tmp_path / summary["records"]).read_text().splitlines()]
+    assert summary["n"] == len(records) == 8
+    assert (summary["backend"], summary["data"]) == (other, str(data))
+    assert {"id", "question", "gold", "completion", "rules", "tokens", "finish_reason"} <= set(records[0])
+
+    compared = run("compare", "--trained-model", "out", "--backend", other, "--max-new-tokens", 24, "--json")
+    assert compared.returncode == 0, compared.stderr
+    written = json.loads((tmp_path / "out/model_comparison.json").read_text())
+    assert {"model", "hash", "n", "rules"} <= set(written["base"])
+    assert set(written["trained"]["rules"]["flexible"]) == {"correct", "accuracy", "interval"}
+    assert {"won", "lost", "p"} <= set(written["paired"])
+    assert written["base"]["reused"] == 0
+    assert written["trained"]["reused"] == 8
+    assert json.loads(compared.stdout)["paired"] == written["paired"]
+
+
+def test_the_same_seed_is_the_same_run_on_both(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("mlx", "torch"):
+        arguments = ("--model", model, "--data", data, "--dtype", "float32", "--output-dir", name, *SHORT)
+        done = run("train", "--backend", name, *arguments)
+        assert done.returncode == 0, done.stderr
+        found.append([event for event in events(tmp_path / name) if event["event"] == "update"])
+    assert [event["num_targets"] for event in found[0]] == [event["num_targets"] for event in found[1]]
+    assert [event["loss"] for event in found[0]] == pytest.approx([event["loss"] for event in found[1]], abs=1e-4)
+    other = run("train", "--backend", "torch", "--model", model, "--data", data, "--dtype", "float32", "--seed", 1,
+                "--output-dir", "seed-1", *SHORT)  # fmt: skip
+    assert other.returncode == 0, other.stderr
+    control = [event["loss"] for event in events(tmp_path / "seed-1") if event["event"] == "update"]
+    assert control[0] != pytest.approx(found[1][0]["loss"], abs=1e-3)
+
+
+def test_the_budget_ends_the_run_with_the_model_saved(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    done = run(
+        "train", "--model", model, "--data", data, "--backend", "torch", "--num-epochs", 100_000,
+        "--max-time", "14s", "--output-dir", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads((tmp_path / "out/run.json").read_text())["outcome"]
+    assert outcome["reason"] == "budget"
+    assert (tmp_path / "out/model/model.safetensors").exists()
+
+
+def test_ctrl_c_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), "--backend", "torch",
+        "--num-epochs", "1000", "--output-dir", "out",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE)
+    metrics = tmp_path / "out/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and "update" in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 75
+    assert json.loads((tmp_path / "out/run.json").read_text())["outcome"]["reason"] == "interrupted"
+    assert (tmp_path / "out/model/model.safetensors").exists()
+
+
+def test_the_first_and_last_line_name_the_demo_model(run: Run, tmp_path: Path) -> None:
+    done = run("train", "--backend", "torch", "--max-samples", 1, "--num-epochs", 1, "--output-dir", "out")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("DEMO MODEL")
+    assert lines[-1].startswith("DEMO MODEL")
+    manifest = json.loads((tmp_path / "out/run.json").read_text())
+    assert manifest["config"]["profile"] == "demo"
+    assert manifest["model"]["name"] == "embedded"
+    assert "not cached" in manifest["reasons"]["model"]["reason"]
