@@ -121,7 +121,7 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
 		$(PIP) torch; \
 	fi; \
 	case "$$mlx" in \
-		base) echo "Installing this project and what it needs, MLX included (0.3 GB)"; $(PIP) -e .;; \
+		base) echo "Installing this project and what it needs, MLX included (0.2 GB)"; $(PIP) -e .;; \
 		none) echo "Installing this project and what it needs (0.2 GB; MLX has no wheel for this machine)"; $(PIP) -e .;; \
 		*) echo "Installing this project and what it needs, MLX as $$mlx included (0.5 GB)"; $(PIP) -e ".[$$mlx]";; \
 	esac; \

@@ -143,7 +143,9 @@ def _read_file(model: type[Settings], path: Path | None) -> dict[str, Any]:
         name = names.get(str(key).replace("-", "_"))
         if name is None or name == "config":
             near = difflib.get_close_matches(str(key), names, n=1)
-            raise UsageError(f"--config {path}: there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise UsageError(
+                f"--config {path}: there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else "")
+            )
         fields[name] = value
     return fields
 

@@ -24,7 +24,7 @@ PROVIDERS = {
 # What must be importable for a provider, and how to get it where it is missing.
 REQUIRES = {"mlx": ("mlx", "mlx_lm"), "torch": ("torch", "transformers", "accelerate")}
 INSTALL = {
-    "mlx": "pip install -e '.[mlx-cpu]' (Linux; '.[mlx-cuda]' with an NVIDIA GPU), or on an Apple Silicon Mac: pip install -e .",
+    "mlx": "pip install -e '.[mlx-cpu]' (Linux; '.[mlx-cuda]' with an NVIDIA GPU), pip install -e . (Apple Silicon)",
     "torch": "pip install -e .",
 }
 MINIMUM_MACOS = (14, 0)  # the oldest macOS that MLX's wheels are built for

@@ -69,9 +69,7 @@ class Settings(pydantic.BaseModel):
     json_: Annotated[
         bool, tyro.conf.arg(name="json"), Field(description="print one JSON object on stdout, all else on stderr")
     ] = False
-    verbose: Annotated[
-        bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")
-    ] = False
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")] = False
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -85,9 +83,9 @@ class BackendSettings(Settings):
 
     backend: Annotated[BackendName, Field(description="auto: mlx on Apple Silicon, torch elsewhere")] = "auto"
     device: Annotated[DeviceName, Field(description="cpu, cuda and mps are torch's; cpu and gpu are mlx's")] = "auto"
-    dtype: Annotated[
-        DtypeName, Field(description="compute precision; the weights that are trained stay float32")
-    ] = "auto"
+    dtype: Annotated[DtypeName, Field(description="compute precision; the weights that are trained stay float32")] = (
+        "auto"
+    )
 
 
 class DataSettings(BackendSettings):
@@ -95,13 +93,11 @@ class DataSettings(BackendSettings):
 
     data: Annotated[
         str,
-        Field(
-            description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"
-        ),
+        Field(description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"),
     ] = "auto"
-    data_config: Annotated[
-        Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")
-    ] = "main"
+    data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
+        "main"
+    )
     seed: Annotated[int, Field(ge=0, description="seeds the order of the rows and the generated problems")] = 0
 
 
@@ -123,9 +119,9 @@ class TrainConfig(DataSettings):
     max_length: Annotated[
         int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
     ] = 512
-    drop_long: Annotated[
-        bool, Field(description="train even when --max-length loses more than 5 % of the answers")
-    ] = False
+    drop_long: Annotated[bool, Field(description="train even when --max-length loses more than 5 % of the answers")] = (
+        False
+    )
     max_time: Annotated[
         Duration, Field(description="end the run, model saved, within this time: seconds, or 90m, or 2h")
     ] = "2h"
@@ -191,7 +187,9 @@ class EvalConfig(ScoreSettings):
 class CompareConfig(ScoreSettings):
     """Tell base from trained on the same problems; writes model_comparison.json."""
 
-    base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = "auto"
+    base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = (
+        "auto"
+    )
     trained_model: Annotated[str, Field(description="the model after training: its folder, or its run folder")] = ""
 
 

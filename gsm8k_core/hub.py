@@ -111,9 +111,7 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
 
     try:
         info = _bounded(lambda: _ask(f"api/{kind}s/{repo}?blobs=true", timeout), timeout)
-        return Listing(
-            repo, kind, {file["rfilename"]: int(file.get("size") or 0) for file in info["siblings"]}
-        )
+        return Listing(repo, kind, {file["rfilename"]: int(file.get("size") or 0) for file in info["siblings"]})
     except HTTPError as error:
         raise _http_reason(error.code, kind) from None
     except (OSError, HTTPException) as error:

@@ -50,9 +50,7 @@ def _check_files(folder: Path) -> None:
         raise DataError(f"model {folder} {what}; give the folder that holds config.json and {SINGLE_FILE}")
     missing = missing_files(folder)
     if "config.json" in missing:
-        raise DataError(
-            f"{folder} has no config.json ({_contents(folder)}); give a model folder, or --model embedded"
-        )
+        raise DataError(f"{folder} has no config.json ({_contents(folder)}); give a model folder, or --model embedded")
     config = read_json(folder / "config.json")
     _refuse_code(folder, config)
     if missing:
@@ -77,9 +75,7 @@ def _check_config(path: Path, config: Config) -> None:
 def missing_files(folder: Path) -> list[str]:
     """What a whole model folder would have and this one has not, by name. Opens nothing but the index."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    with suppress(
-        DataError
-    ):  # a damaged index is not a missing file; check_folder says what is wrong with it
+    with suppress(DataError):  # a damaged index is not a missing file; check_folder says what it is
         missing += [path.name for path in weight_files(folder) if not path.is_file()]
     if not (folder / SINGLE_FILE).is_file() and not (folder / INDEX_FILE).is_file():
         missing.append(SINGLE_FILE)
@@ -93,21 +89,19 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if not (folder / INDEX_FILE).is_file():
         return (folder / SINGLE_FILE,) if (folder / SINGLE_FILE).is_file() else ()
     if (folder / SINGLE_FILE).is_file():
-        raise DataError(
-            f"{folder} has both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date"
-        )
+        raise DataError(f"{folder} has both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date")
     return tuple(folder / name for name in sorted(set(_weight_map(folder).values())))
 
 
 def rope_theta(config: Mapping[str, Any]) -> float | None:
     """The RoPE base, from transformers 5's `rope_parameters` or the older top-level key."""
-    parameters = config.get("rope_parameters")
-    nested = parameters.get("rope_theta") if isinstance(parameters, Mapping) else None
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise DataError(f"config.json has {key} {config[key]!r}; it must be an object or null")
+    nested = (config.get("rope_parameters") or {}).get("rope_theta")
     top = config.get("rope_theta")
     for value in (nested, top):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0
-        ):
+        if value is not None and (type(value) not in (int, float) or value <= 0):
             raise DataError(f"config.json has rope_theta {value!r}; it must be a positive number")
     if nested is not None and top is not None and nested != top:
         raise DataError(
@@ -122,7 +116,8 @@ def with_both_rope_keys(config: Mapping[str, Any]) -> Config:
     """A copy that transformers 5 (`rope_parameters`) and mlx-lm (`rope_theta`, `rope_scaling`) read alike."""
     both = dict(config)
     base = rope_theta(config)
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    # Where both are there, transformers and mlx-lm both go by rope_scaling.
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if base is None or any(isinstance(value, Mapping) for value in scaling.values()):
         return both  # no RoPE, or one for each kind of layer: only rope_parameters can say that
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -140,12 +135,8 @@ def end_token_ids(folder: Path) -> tuple[int, ...]:
         if (folder / name).is_file():
             value = read_json(folder / name).get("eos_token_id")
             values = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(
-                isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in values
-            ):
-                raise DataError(
-                    f"{folder / name} has eos_token_id {value!r}; it must be a token number or a list"
-                )
+            if not all(type(number) is int and number >= 0 for number in values):  # True is an int too
+                raise DataError(f"{folder / name} has eos_token_id {value!r}; it must be a token number or a list")
             found.update(values)
     found.update(_tokenizer_end(folder))
     if not found:
@@ -192,9 +183,7 @@ def check_safetensors(path: Path) -> set[str]:
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
     except (SafetensorError, OSError) as error:
-        raise DataError(
-            f"{path} is cut short or damaged ({_size(path)}; {error}); copy or download it again"
-        ) from None
+        raise DataError(f"{path} is cut short or damaged ({_size(path)}; {error}); copy or download it again") from None
     if not names:
         raise DataError(f"{path} holds no weights; copy or download it again")
     return names
@@ -217,9 +206,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     for name in shards.values():
         # A name with a separator could point at any file of the machine.
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise DataError(
-                f"{folder / INDEX_FILE} names {name!r}, which is not a safetensors file of this folder"
-            )
+            raise DataError(f"{folder / INDEX_FILE} names {name!r}, which is not a safetensors file of this folder")
     return shards
 
 
@@ -265,17 +252,13 @@ def _tokenizer_end(folder: Path) -> Iterator[int]:
 
 def _contents(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
-    return (
-        "it is empty" if not names else "it has " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    )
+    return "it is empty" if not names else "it has " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _hint(folder: Path, missing: list[str]) -> str:
     pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
     if SINGLE_FILE in missing and pickles:
-        return (
-            f"; {pickles[0]} is a pickle, which can run code, and is refused unrun; convert it to safetensors"
-        )
+        return f"; {pickles[0]} is a pickle, which can run code, and is refused unrun; convert it to safetensors"
     return "; download or save the model again"
 
 

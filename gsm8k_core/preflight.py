@@ -61,7 +61,8 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
     kept = [example for example in examples if len(example.tokens) <= summary.max_length]
     if not kept:
         raise DataError(
-            f"every row is longer than --max-length {summary.max_length}; try --max-length {summary.suggested_max_length}"
+            f"every row is longer than --max-length {summary.max_length}; "
+            f"try --max-length {summary.suggested_max_length}"
         )
     lost = summary.longer_than_max_length / summary.rows
     if lost > LOSS_LIMIT and not drop_long:

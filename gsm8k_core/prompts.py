@@ -80,7 +80,9 @@ def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: It
         if not prompt or tuple(row[: len(prompt)]) != prompt:
             raise DataError(f"{problem.id}: the prompt's tokens are not the start of the row's; this chat template")
         if ends.isdisjoint(row[len(prompt) :]):
-            raise DataError(f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}")
+            raise DataError(
+                f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}"
+            )
         examples.append(Example(problem.id, tuple(row), len(prompt)))
     return examples
 

@@ -1,10 +1,10 @@
 """The run directory: what it holds, how it is claimed, and its manifest.
 
-    run.json        config, versions, hashes, every automatic choice with its reason, the outcome
-    metrics.jsonl   one event a line
-    model/          the trained model, a Hugging Face folder
-    checkpoints/    models saved on the way (--save-steps)
-    logs/           evaluations: a record per problem
+run.json        config, versions, hashes, every automatic choice with its reason, the outcome
+metrics.jsonl   one event a line
+model/          the trained model, a Hugging Face folder
+checkpoints/    models saved on the way (--save-steps)
+logs/           evaluations: a record per problem
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def choose_pair(model: str, data: str, config: str, announce: hub.Announce) -> P
         obstacle = _obstacle(model_missing, announce)
     # Chosen together, they fall back together: the small model on real problems, or the real one on
     # generated problems, would be neither the demonstration nor the real thing.
-    model_choice = _choice(
-        model, model_missing, automatic, obstacle, (DEFAULT_MODEL, EMBEDDED_MODEL, "--model")
-    )
+    model_choice = _choice(model, model_missing, automatic, obstacle, (DEFAULT_MODEL, EMBEDDED_MODEL, "--model"))
     data_choice = _choice(data, data_missing, automatic, obstacle, (DEFAULT_DATA, GENERATED_DATA, "--data"))
     demo = model == AUTO and model_choice.name == EMBEDDED_MODEL
     return Pair(model_choice.name, data_choice.name, model_choice, data_choice, demo)
@@ -53,9 +51,7 @@ def _obstacle(model_missing: bool, announce: hub.Announce) -> str | None:
     return None
 
 
-def _choice(
-    given: str, missing: bool, automatic: bool, obstacle: str | None, names: tuple[str, str, str]
-) -> Choice:
+def _choice(given: str, missing: bool, automatic: bool, obstacle: str | None, names: tuple[str, str, str]) -> Choice:
     real, fallback, flag = names
     if given != AUTO:
         return Choice(given, f"given with {flag}")

@@ -85,8 +85,7 @@ def age_later(draw: Draw) -> Story:
     age, years = draw.number(22, 60), draw.number(2, 30)
     later = add(age, years)
     return Story(
-        f"{who}'s {relative} is {age} years old today. How old will the {relative} be {years} years from "
-        f"now?",
+        f"{who}'s {relative} is {age} years old today. How old will the {relative} be {years} years from now?",
         (f"The {relative} will be {later} years old.",),
         later.value,
     )
@@ -122,8 +121,7 @@ def bike_ride(draw: Draw) -> Story:
     hours, speed = draw.number(2, 9), draw.number(5, 15)
     miles = multiply(hours, speed)
     return Story(
-        f"{who} rides {who.his} bike at {speed} miles per hour. How many miles does {who.he} ride in "
-        f"{hours} hours?",
+        f"{who} rides {who.his} bike at {speed} miles per hour. How many miles does {who.he} ride in {hours} hours?",
         (f"{who} rides {miles} miles.",),
         miles.value,
     )
@@ -135,8 +133,7 @@ def change_from_bill(draw: Draw) -> Story:
     price = draw.number(3, bill - 2) if bill == 20 else draw.number(11, bill - 5)
     change = subtract(bill, price)
     return Story(
-        f"{who} buys a {ware} that costs ${price} and pays with a ${bill} bill. "
-        f"How many dollars does {who} get back?",
+        f"{who} buys a {ware} that costs ${price} and pays with a ${bill} bill. How many dollars does {who} get back?",
         (f"{who} gets back {change.dollars}.",),
         change.value,
     )

@@ -13,7 +13,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -176,6 +176,3 @@ class StepEvent:
 
     name: str
     values: Mapping[str, object] = field(default_factory=dict)
-
-
-JSONValue: TypeAlias = "None | bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue]"

@@ -106,9 +106,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
                 return
             name, files, rest = found
-            self._send(
-                200, json.dumps(_tree(files) if rest.startswith("tree/") else _info(name, files)).encode()
-            )
+            self._send(200, json.dumps(_tree(files) if rest.startswith("tree/") else _info(name, files)).encode())
 
         def _file(self, kind: str, path: str) -> None:
             found = hub.find(kind, path)
@@ -172,8 +170,7 @@ def tiny_gsm8k(config: str = "main", rows: int = 20) -> dict[str, bytes]:
     """`rows` problems as openai/gsm8k's files: two thirds train, the rest test."""
     sums = [f"{n} + 2 = <<{n}+2={n + 2}>>{n + 2}\n#### {n + 2}" for n in range(rows)]
     problems = [
-        {"question": f"Tom has {n} apples and buys 2. How many?", "answer": answer}
-        for n, answer in enumerate(sums)
+        {"question": f"Tom has {n} apples and buys 2. How many?", "answer": answer} for n, answer in enumerate(sums)
     ]
     cut = 2 * rows // 3
     return {

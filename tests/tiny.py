@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-WORDS = "how many apples has Tom ? he buys 2 3 4 5 6 7 8 9 10 + - * / = << >> #### . , and more each day gives".split()
+TEXT = "how many apples has Tom ? he buys 2 3 4 5 6 7 8 9 10 + - * / = << >> #### . , and more each day gives"
+WORDS = TEXT.split()
 SPECIAL = ["<pad>", "<end>", "<start>", "<unk>"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<start> ' + m['role'] + ' ' + m['content'] + ' <end> ' }}{% endfor %}"
@@ -42,7 +43,11 @@ def tokenizer_files(folder: Path) -> int:
 def weights(config: dict[str, object], seed: int) -> dict[str, np.ndarray]:
     """Random float32 weights under Hugging Face names, for the sizes in `config`."""
     rng = np.random.default_rng([seed, 7])
-    hidden, inner, layers = int(config["hidden_size"]), int(config["intermediate_size"]), int(config["num_hidden_layers"])
+    hidden, inner, layers = (
+        int(config["hidden_size"]),
+        int(config["intermediate_size"]),
+        int(config["num_hidden_layers"]),
+    )
     kv = hidden * int(config["num_key_value_heads"]) // int(config["num_attention_heads"])
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (int(config["vocab_size"]), hidden)}
     for layer in range(layers):

@@ -77,7 +77,12 @@ def _in_run(
     terminal.say(f"rows     {rows.preflight.line()}")
     run.record(
         model={"name": source.name, "source": source.choice.name, "hash": folder_hash(source.folder)},
-        data={"name": _absolute(data.name), "source": data.choice.name, "sha256": data.sha256, "rows": rows_hash(rows.examples)},
+        data={
+            "name": _absolute(data.name),
+            "source": data.choice.name,
+            "sha256": data.sha256,
+            "rows": rows_hash(rows.examples),
+        },
         reasons={"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
         prompt={"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
         rows={"train": len(rows.examples), "dev": rows.num_dev, "preflight": rows.preflight.as_json()},
@@ -104,9 +109,7 @@ def _rows(config: TrainConfig, source: Source, data: DataSet) -> Rows:
     if config.max_samples >= 0:
         train = train[: config.max_samples]
     if config.annotations == "strip":
-        train = tuple(
-            Problem(p.id, p.question, strip_annotations(p.answer), p.gold, p.template) for p in train
-        )
+        train = tuple(Problem(p.id, p.question, strip_annotations(p.answer), p.gold, p.template) for p in train)
     examples = make_examples(load_tokenizer(source.folder), train, end_token_ids(source.folder))
     summary = summarise(examples, config.max_length)
     return Rows(keep_whole(examples, summary, config.drop_long), len(dev), summary)
@@ -171,7 +174,9 @@ def _signals(terminal: Terminal) -> Iterator[Callable[[], bool]]:
         if seen:
             sys.exit(EXIT_INTERRUPTED)
         seen.append(number)
-        terminal.say(f"{signal.Signals(number).name}: finishing this update, then saving the model; again to quit at once")
+        terminal.say(
+            f"{signal.Signals(number).name}: finishing this update, then saving the model; again to quit at once"
+        )
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     old = {name: signal.signal(getattr(signal, name), note) for name in names}

@@ -36,8 +36,8 @@ from gsm8k_core.types import (  # noqa: E402
     Choice,
     Completion,
     DataError,
-    OutOfMemoryError,
     Outcome,
+    OutOfMemoryError,
     PreflightError,
     Sampling,
     Update,
@@ -132,7 +132,9 @@ class MLXBackend:
         except RuntimeError as error:
             if "alloc" not in str(error).lower() and "memory" not in str(error).lower():
                 raise
-            raise OutOfMemoryError(f"mlx ran out of memory; try a smaller --batch-size or --max-length ({error})") from error
+            raise OutOfMemoryError(
+                f"mlx ran out of memory; try a smaller --batch-size or --max-length ({error})"
+            ) from error
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         return generate(self._model, prompts, sampling, self._end_ids)

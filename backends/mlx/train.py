@@ -74,7 +74,9 @@ class AdamW:
         return self._apply(gradients, parameters, mx.array(factor))
 
 
-def update_gradients(loss_and_grad: Callable[..., tuple[mx.array, Any]], model: Any, update: Update) -> tuple[mx.array, Any]:
+def update_gradients(
+    loss_and_grad: Callable[..., tuple[mx.array, Any]], model: Any, update: Update
+) -> tuple[mx.array, Any]:
     """Loss sum and gradient sum over the micro-batches of one update, started but not waited for."""
     total, gradients = mx.array(0.0), None
     for batch in update.micro_batches:

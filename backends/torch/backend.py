@@ -23,8 +23,8 @@ from gsm8k_core.types import (
     Choice,
     Completion,
     DataError,
-    OutOfMemoryError,
     Outcome,
+    OutOfMemoryError,
     PreflightError,
     Sampling,
     Update,
@@ -52,7 +52,9 @@ def choose_device(asked: str, here: tuple[str, ...]) -> Choice:
     if asked == "gpu" and here[0] != "cpu":
         return Choice(here[0], "--device gpu")
     if asked not in here:
-        raise PreflightError(f"--device {asked}: torch does not find one here (it has {', '.join(here)}); try --device auto")
+        raise PreflightError(
+            f"--device {asked}: torch does not find one here (it has {', '.join(here)}); try --device auto"
+        )
     return Choice(asked, f"--device {asked}")
 
 
@@ -129,7 +131,9 @@ class TorchBackend:
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain kind
             if "out of memory" not in str(error).lower() and "not enough memory" not in str(error).lower():
                 raise
-            raise OutOfMemoryError(f"torch ran out of memory; try a smaller --batch-size or --max-length ({error})") from error
+            raise OutOfMemoryError(
+                f"torch ran out of memory; try a smaller --batch-size or --max-length ({error})"
+            ) from error
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         return generate(self._compute_model(), prompts, sampling, self._end_ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,5 +46,5 @@ class FakePilot:
 
 
 @pytest.fixture
-def pilot() -> Iterator[FakePilot]:
-    yield FakePilot()
+def pilot() -> FakePilot:
+    return FakePilot()

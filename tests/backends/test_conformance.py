@@ -76,7 +76,8 @@ def test_blocks_leaves_embeddings_and_final_norm(
 def test_weights_of_targets_scale_the_loss(backend_name: str, qwen2: Path, examples: list[Example]) -> None:
     update = updates_of(examples)[0]
     doubled = tuple(
-        Batch(batch.tokens, batch.labels, np.full(batch.tokens.shape, 2.0, np.float32)) for batch in update.micro_batches
+        Batch(batch.tokens, batch.labels, np.full(batch.tokens.shape, 2.0, np.float32))
+        for batch in update.micro_batches
     )
     losses = []
     for item in (update, replace(update, micro_batches=doubled)):
@@ -111,7 +112,9 @@ def test_batched_generation_is_one_by_one(backend_name: str, tiny_model: Path, e
     assert sorted(together) == list(range(7))
 
 
-def test_generation_stops_at_any_end_token(backend_name: str, qwen2: Path, tmp_path: Path, examples: list[Example]) -> None:
+def test_generation_stops_at_any_end_token(
+    backend_name: str, qwen2: Path, tmp_path: Path, examples: list[Example]
+) -> None:
     import json
     import shutil
 
@@ -190,7 +193,7 @@ def test_a_device_that_is_not_there_is_refused(backend_name: str, qwen2: Path) -
 
 
 def test_a_folder_that_is_no_model_is_refused(backend_name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="config.json"):
+    with pytest.raises(DataError, match=r"config\.json"):
         open_it(backend_name, tmp_path)
 
 

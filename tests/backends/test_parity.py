@@ -81,7 +81,9 @@ def test_a_folder_with_either_rope_key_loads_rightly(
 def test_first_loss_and_target_count_are_the_same(tiny_model: Path, examples: list[Example]) -> None:
     updates = updates_of(examples)[:1]
     first = [train(tiny_model, name, updates)[1].stats[0] for name in backends.PROVIDERS]
-    assert first[0].num_targets == first[1].num_targets == sum(e.num_targets for e in examples if e.id in updates[0].rows)
+    assert (
+        first[0].num_targets == first[1].num_targets == sum(e.num_targets for e in examples if e.id in updates[0].rows)
+    )
     assert abs(first[0].loss - first[1].loss) < LOSS_TOLERANCE
 
 
@@ -140,7 +142,9 @@ def test_another_beta_is_seen_on_the_curve(tiny_model: Path, examples: list[Exam
         assert max(abs(a.loss - b.loss) for a, b in zip(right, other, strict=True)) > 10 * CURVE_TOLERANCE
 
 
-def test_weight_decay_spares_norms_and_biases_on_both(tiny_model: Path, examples: list[Example], tmp_path: Path) -> None:
+def test_weight_decay_spares_norms_and_biases_on_both(
+    tiny_model: Path, examples: list[Example], tmp_path: Path
+) -> None:
     from safetensors.numpy import load_file
 
     saved = {}

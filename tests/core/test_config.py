@@ -79,9 +79,7 @@ def test_a_bad_line_is_one_clear_line(line: str, says: str, capsys: pytest.Captu
         ("a: [", "is not YAML"),
     ],
 )
-def test_a_bad_file_is_one_clear_line(
-    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_file_is_one_clear_line(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text(text)
     assert cli.main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
     err = capsys.readouterr().err

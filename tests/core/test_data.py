@@ -41,9 +41,7 @@ def refused(reference: object, splits: tuple[str, ...] = ("train", "test")) -> s
 
 
 def problems(count: int, start: int = 0) -> list[Problem]:
-    return [
-        Problem(f"train-{n}", f"How many is {n}?", f"#### {n}", str(n)) for n in range(start, start + count)
-    ]
+    return [Problem(f"train-{n}", f"How many is {n}?", f"#### {n}", str(n)) for n in range(start, start + count)]
 
 
 def test_a_file_is_all_train(tmp_path: Path) -> None:
@@ -135,9 +133,7 @@ def test_an_empty_file_is_an_error(content: bytes, tmp_path: Path) -> None:
     assert "has no problems" in refused(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize(
-    "reference", ["./nothing.jsonl", "nothing.jsonl", "/nothing", "a/b/c", "", "\0", "~nobody/x"]
-)
+@pytest.mark.parametrize("reference", ["./nothing.jsonl", "nothing.jsonl", "/nothing", "a/b/c", "", "\0", "~nobody/x"])
 def test_a_path_that_is_not_there(reference: str, hub: Any) -> None:
     assert "is not a file or folder here" in refused(reference)
     assert hub.requests == []

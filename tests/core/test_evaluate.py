@@ -58,7 +58,7 @@ def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
     assert (reused, model.asked) == (6, 0)
 
 
-@pytest.mark.parametrize("field", [name for name in Key.__slots__])
+@pytest.mark.parametrize("field", list(Key.__slots__))
 def test_anything_else_in_the_key_is_asked_again(tmp_path: Path, field: str) -> None:
     evaluate(PROBLEMS, Model(), KEY, tmp_path)
     other = replace(KEY, **{field: 65 if field == "max_new_tokens" else "other"})
@@ -79,9 +79,7 @@ def test_the_summary_counts_endings_and_holds_intervals(tmp_path: Path) -> None:
 def test_the_comparison_counts_wins_and_losses_by_problem(tmp_path: Path) -> None:
     base, _, _ = evaluate(PROBLEMS, Model(right_below=2), KEY, tmp_path)
     trained, _, _ = evaluate(PROBLEMS, Model(right_below=5), replace(KEY, model="b"), tmp_path)
-    made = make_comparison(
-        summarise(base, frozenset()), summarise(trained, frozenset()), base, trained
-    )
+    made = make_comparison(summarise(base, frozenset()), summarise(trained, frozenset()), base, trained)
     assert made["paired"] == {"rule": "flexible", "won": 3, "lost": 0, "p": 0.25}
     assert verdict(made) == "not distinguishable at n = 6: 3 won, 0 lost, p = 0.25 by the flexible rule"
     json.dumps(made, allow_nan=False)

@@ -63,9 +63,7 @@ def wrong_annotations(problem: Problem) -> list[str]:
 def operands_not_given(problem: Problem) -> list[int]:
     """Operands that are neither in the question, in digits or words, nor the result of an earlier step."""
     known = {int(number) for number in re.findall(r"[0-9]+", problem.question)}
-    known |= {
-        number for number, words in IN_WORDS.items() if re.search(words, problem.question, re.IGNORECASE)
-    }
+    known |= {number for number, words in IN_WORDS.items() if re.search(words, problem.question, re.IGNORECASE)}
     missing = []
     for _, expression, result, _ in ANNOTATION.findall(problem.answer):
         missing += [int(number) for number in re.findall(r"[0-9]+", expression) if int(number) not in known]
@@ -167,9 +165,7 @@ def test_every_other_template_is_in_train_and_test(problems: tuple[list[Problem]
 
 
 @pytest.mark.parametrize("prefix", [100, 101, 150, 257, 399, 400])
-def test_any_test_prefix_has_its_share_of_held_out(
-    problems: tuple[list[Problem], list[Problem]], prefix: int
-) -> None:
+def test_any_test_prefix_has_its_share_of_held_out(problems: tuple[list[Problem], list[Problem]], prefix: int) -> None:
     share = sum(row.template in HELD_OUT for row in problems[1][:prefix]) / prefix
     assert 0.15 <= share <= 0.25
 

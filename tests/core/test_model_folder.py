@@ -89,6 +89,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two bases": (config(rope_theta=5.0), "has two RoPE bases, rope_theta 5.0"),
     "no base": (config(rope_theta=None, rope_parameters=None), "names no RoPE base"),
     "base a word": (config(rope_theta="big", rope_parameters=None), "rope_theta 'big'"),
+    "base infinite": (
+        lambda f: (f / "config.json").write_text('{"rope_theta": Infinity}'),
+        "config.json is not valid JSON (Infinity is not JSON)",
+    ),
+    "rope a list": (config(rope_parameters=[1]), "rope_parameters [1]; it must be an object or null"),
     "empty weights": (lambda f: cut(f / "model.safetensors", 0), "(0 bytes;"),
     "header cut": (lambda f: cut(f / "model.safetensors", 100), "is cut short or damaged"),
     "data cut": (lambda f: cut(f / "model.safetensors", -1), "is cut short or damaged"),
@@ -166,6 +171,12 @@ def test_rope_scaling_is_kept_under_both_keys(key: str) -> None:
     scaling = LLAMA3 if key == "rope_scaling" else {**LLAMA3, "rope_theta": 5.0}
     both = with_both_rope_keys({"rope_theta": 5.0, key: scaling})
     assert both["rope_scaling"] == LLAMA3
+    assert both["rope_parameters"] == {**LLAMA3, "rope_theta": 5.0}
+
+
+def test_scaling_wins_over_default_parameters() -> None:
+    parameters = {"rope_theta": 5.0, "rope_type": "default"}
+    both = with_both_rope_keys({"rope_parameters": parameters, "rope_scaling": LLAMA3})
     assert both["rope_parameters"] == {**LLAMA3, "rope_theta": 5.0}
 
 
@@ -316,9 +327,7 @@ write_model_folder(Path(sys.argv[1]), Path(sys.argv[2]), weights)
 """
 
 
-def test_a_kill_leaves_no_half_folder_and_what_it_leaves_is_cleared(
-    model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_kill_leaves_no_half_folder_and_what_it_leaves_is_cleared(model_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "run" / "model"
     command = [sys.executable, "-c", KILLED, str(model_folder), str(target)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

@@ -101,9 +101,7 @@ UNAVAILABLE = {
 
 
 @pytest.mark.parametrize("case", UNAVAILABLE)
-def test_unavailable_is_one_clear_line_within_two_seconds(
-    case: str, hub: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_is_one_clear_line_within_two_seconds(case: str, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrange, reason = UNAVAILABLE[case]
     arrange(hub, monkeypatch)
     message, seconds = refused(QWEN)
@@ -146,9 +144,7 @@ def test_hub_reachable_says_why_not(hub: Any) -> None:
     assert "could not be reached" in reason
 
 
-@pytest.mark.parametrize(
-    "page", [b"<html>Log in to this network</html>", b"[]", b"{}", b'{"siblings": [1]}', b""]
-)
+@pytest.mark.parametrize("page", [b"<html>Log in to this network</html>", b"[]", b"{}", b'{"siblings": [1]}', b""])
 def test_an_answer_that_is_not_a_hubs(page: bytes, hub: Any) -> None:
     hub.page = page
     message, _ = refused(QWEN)
@@ -198,9 +194,7 @@ def test_a_folder_of_this_machine(model_folder: Path, caches: Path) -> None:
     assert source.folder == model_folder
 
 
-def test_a_folder_wins_over_a_hub_id(
-    model_folder: Path, caches: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_wins_over_a_hub_id(model_folder: Path, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (caches / "here" / "Qwen").mkdir(parents=True)
     model_folder.rename(caches / "here" / QWEN)
     monkeypatch.chdir(caches / "here")
@@ -236,9 +230,7 @@ def test_a_file_is_no_model(model_folder: Path, caches: Path) -> None:
 
 
 def test_pickled_weights_are_not_downloaded() -> None:
-    listing = hub_source.Listing(
-        "a/b", "model", {"config.json": 1, "pytorch_model.bin": 2, "tokenizer.json": 3}
-    )
+    listing = hub_source.Listing("a/b", "model", {"config.json": 1, "pytorch_model.bin": 2, "tokenizer.json": 3})
     with pytest.raises(DataError, match=r"has no model.safetensors; pickled weights can run code"):
         wanted_files(listing)
 

@@ -39,8 +39,6 @@ def test_json_mode_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str
     assert err == "for a person [bold]\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(9.4, "9 s"), (65, "1 min 05 s"), (3720, "1 h 02 min"), (-3, "0 s")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(9.4, "9 s"), (65, "1 min 05 s"), (3720, "1 h 02 min"), (-3, "0 s")])
 def test_times_read_well(seconds: float, text: str) -> None:
     assert clock(seconds) == text

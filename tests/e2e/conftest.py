@@ -29,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(count):
             a, b = 2 + n % 4, 2 + n % 3
             question = f"Tom has {a} apples . he buys {b} more {split} {n} . how many ?"
-            rows.append({"question": question, "answer": f"he has {a} + {b} = <<{a}+{b}={a + b}>> {a + b} .\n#### {a + b}"})
+            rows.append(
+                {"question": question, "answer": f"he has {a} + {b} = <<{a}+{b}={a + b}>> {a + b} .\n#### {a + b}"}
+            )
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

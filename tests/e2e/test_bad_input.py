@@ -20,8 +20,16 @@ from tests.e2e.conftest import ROOT, Run
         (("train", "--model", "some/unknown-model"), 4, "some/unknown-model"),
         (("train", "--data", "missing.jsonl", "--model", "{model}"), 4, "missing.jsonl"),
         (("train", "--data", "some/unknown-data", "--model", "{model}"), 4, "some/unknown-data"),
-        (("train", "--model", "{model}", "--data", "{data}", "--backend", "torch", "--device", "cuda"), 3, "--device cuda"),
-        (("train", "--model", "{model}", "--data", "{data}", "--backend", "mlx", "--dtype", "bfloat16"), 3, "--dtype bfloat16"),
+        (
+            ("train", "--model", "{model}", "--data", "{data}", "--backend", "torch", "--device", "cuda"),
+            3,
+            "--device cuda",
+        ),
+        (
+            ("train", "--model", "{model}", "--data", "{data}", "--backend", "mlx", "--dtype", "bfloat16"),
+            3,
+            "--dtype bfloat16",
+        ),
         (("train", "--model", "{model}", "--data", "{data}", "--max-length", "16"), 4, "every row is longer"),
         (("eval", "--model", "{data}"), 4, "config.json"),
         (("compare",), 2, "--trained-model"),
