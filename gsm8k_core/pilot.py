@@ -56,6 +56,7 @@ class RunPilot:
         self._reserve, self._checkpoints = reserve, checkpoints
         self._before = elapsed()
         self._longest = 0.0
+        self._seconds = 0.0
         self.losses: list[float] = []
 
     def rate(self, update: int) -> float:
@@ -66,6 +67,7 @@ class RunPilot:
         now = self._elapsed()
         seconds, self._before = now - self._before, now
         self._longest = max(self._longest, seconds)
+        self._seconds += seconds
         self.losses.append(stats.loss)
         self._emit(StepEvent("update", self._values(stats, seconds, now)))
         every = self._config.save_steps
@@ -83,6 +85,7 @@ class RunPilot:
             "rate": stats.rate,
             "seconds": seconds,
             "elapsed": now,
+            "eta": self._seconds / len(self.losses) * (self._total - stats.update),
             "total": self._total,
         }
 

@@ -40,7 +40,7 @@ def tokenizer_files(folder: Path) -> int:
     return -(-len(vocabulary) // 64) * 64
 
 
-def weights(config: dict[str, object], seed: int) -> dict[str, np.ndarray]:
+def weights(config: dict[str, object], seed: int, std: float) -> dict[str, np.ndarray]:
     """Random float32 weights under Hugging Face names, for the sizes in `config`."""
     rng = np.random.default_rng([seed, 7])
     hidden, inner, layers = (
@@ -62,11 +62,11 @@ def weights(config: dict[str, object], seed: int) -> dict[str, np.ndarray]:
                 shapes[f"{at}{name}.bias"] = (rows,)
         shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
-    made = {name: rng.normal(0, 0.15, shape).astype(np.float32) for name, shape in shapes.items()}
+    made = {name: std * rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     return {name: value + 1 if "norm" in name else value for name, value in made.items()}
 
 
-def make(folder: Path, kind: str = "qwen2", seed: int = 0, **changes: object) -> Path:
+def make(folder: Path, kind: str = "qwen2", seed: int = 0, std: float = 0.15, **changes: object) -> Path:
     """A tiny model of `kind` in `folder`; `changes` overrides keys of its config."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = tokenizer_files(folder)
@@ -81,5 +81,5 @@ def make(folder: Path, kind: str = "qwen2", seed: int = 0, **changes: object) ->
     } | changes  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1], "pad_token_id": 0}))
-    save_file(weights(config, seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    save_file(weights(config, seed, std), str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder

@@ -160,8 +160,7 @@ def _show(event: StepEvent, steps: Steps, budget: float) -> None:
     if event.name == "update":
         values: Any = event.values
         left = clock(budget - values["elapsed"])
-        eta = clock(values["seconds"] * (values["total"] - values["update"]))
-        note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s each, {eta} to go, budget {left}"
+        note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s, {clock(values['eta'])} to go, budget {left}"
         steps.advance(note, done=values["update"])
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import BatchKVCache
 
-from backends.mlx.loss import head, hidden_states
+from backends.mlx.loss import head, hidden_states, logsumexp
 from gsm8k_core.types import Completion, DivergedError, Sampling
 
 
@@ -82,5 +82,5 @@ def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndar
         tokens_1T = mx.array(row[None])
         logits_TV = head(model, hidden_states(model, tokens_1T)[0, :-1])
         picked = mx.take_along_axis(logits_TV, tokens_1T[0, 1:, None], axis=-1)[:, 0]
-        rows.append(np.array(picked - mx.logsumexp(logits_TV, axis=-1)))
+        rows.append(np.array(picked - logsumexp(logits_TV)))
     return np.stack(rows).astype(np.float32)

@@ -17,7 +17,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from backends.base import Live, Pilot
-from backends.mlx.loss import loss_sum, target_positions
+from backends.mlx.loss import loss_sum, sum_all, target_positions
 from gsm8k_core.types import DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def update_gradients(
 
 def global_norm(gradients: Arrays) -> mx.array:
     """The Euclidean norm over all gradients."""
-    return mx.sqrt(sum((mx.square(gradient).sum() for gradient in gradients.values()), mx.array(0.0)))
+    return mx.sqrt(mx.stack([sum_all(mx.square(gradient)) for gradient in gradients.values()]).sum())
 
 
 def train(model: Any, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live) -> Outcome:
