@@ -28,7 +28,8 @@ help:
 demo: $(VENV)/.stamp-run
 	@set -e; run="runs/demo-$$(date +%Y%m%d-%H%M%S)"; \
 	$(PY) cli.py train --model embedded --data generated --output-dir "$$run"; \
-	$(PY) cli.py compare --base-model embedded --trained-model "$$run" --max-samples 200; \
+	$(PY) cli.py compare --base-model embedded --trained-model "$$run" --max-samples 200 \
+		--max-new-tokens 256; \
 	echo "The results are in $$run"
 
 test: $(VENV)/.stamp-test tokenizer

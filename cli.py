@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
 import os
 import re
@@ -20,7 +21,12 @@ from typing import Any
 from gsm8k_core.config import CompareConfig, EvalConfig, Settings, TrainConfig
 from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 
-VERBS: dict[str, type[Settings]] = {"train": TrainConfig, "eval": EvalConfig, "compare": CompareConfig}
+# Verb -> its settings, and the module whose `run` does it.
+VERBS: dict[str, tuple[type[Settings], str]] = {
+    "train": (TrainConfig, "verbs.train"),
+    "eval": (EvalConfig, "verbs.evaluate"),
+    "compare": (CompareConfig, "verbs.compare"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,27 +57,18 @@ def _fail(message: str, code: int, verbose: bool) -> int:
     return code
 
 
-def _dispatch(verb: str, config: Any, explicit: frozenset[str]) -> int:
+def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
     from gsm8k_core.tracking import Terminal
+    from verbs import Context, process_clock
 
-    terminal = Terminal(json_only=config.json_)
-    if verb == "train":
-        import verbs.train
-
-        return verbs.train.run(config, explicit, terminal, verbs.train.process_clock())
-    if verb == "eval":
-        import verbs.evaluate
-
-        return verbs.evaluate.run(config, terminal)
-    import verbs.compare
-
-    return verbs.compare.run(config, terminal)
+    context = Context(Terminal(json_only=config.json_), explicit, process_clock())
+    return int(importlib.import_module(VERBS[verb][1]).run(config, context))
 
 
 def _overview() -> str:
     lines = ["usage: python cli.py VERB [--help] [FLAGS]", "", (__doc__ or "").splitlines()[0], ""]
-    lines += [f"  {name:<9} {(config.__doc__ or '').splitlines()[0]}" for name, config in VERBS.items()]
+    lines += [f"  {name:<9} {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in VERBS.items()]
     lines += ["", "Start with: python cli.py train --backend auto"]
     return "\n".join(lines)
 
@@ -86,7 +83,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else "try python cli.py --help"
         raise UsageError(f"there is no verb {verb!r} (there are {', '.join(VERBS)}); {hint}")
-    model = VERBS[verb]
+    model = VERBS[verb][0]
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
     from_file = _read_file(model, _config_path(rest))

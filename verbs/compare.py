@@ -10,15 +10,16 @@ from gsm8k_core.config import CompareConfig
 from gsm8k_core.models import resolve_model
 from gsm8k_core.report import make_comparison, show_comparison
 from gsm8k_core.runs import read_manifest, run_of_model, write_json
-from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import EXIT_OK, UsageError
+from verbs import Context
 from verbs.evaluate import load_problems, score
 
 COMPARISON = "model_comparison.json"
 
 
-def run(config: CompareConfig, terminal: Terminal) -> int:
+def run(config: CompareConfig, context: Context) -> int:
     """The verb."""
+    terminal = context.terminal
     if not config.trained_model:
         raise UsageError("compare needs the trained model; add --trained-model runs/<your run>")
     choice = backends.resolve(config.backend)

@@ -21,6 +21,7 @@ from gsm8k_core.runs import code_hash, read_manifest, run_of_model
 from gsm8k_core.sources import AUTO, Pair, choose_pair
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling
+from verbs import Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,9 @@ class Problems:
     reason: str
 
 
-def run(config: EvalConfig, terminal: Terminal) -> int:
+def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
+    terminal = context.terminal
     choice = backends.resolve(config.backend)
     pair = None
     if config.model == AUTO:

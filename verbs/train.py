@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from gsm8k_core.types import (
     StepEvent,
     Update,
 )
+from verbs import Context
 
 SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
 
@@ -49,8 +49,9 @@ class Rows:
     preflight: Preflight
 
 
-def run(config: TrainConfig, explicit: Collection[str], terminal: Terminal, elapsed: Callable[[], float]) -> int:
-    """The verb. `explicit` names the fields that were given; `elapsed` counts from the start of the process."""
+def run(config: TrainConfig, context: Context) -> int:
+    """The verb."""
+    terminal, explicit, elapsed = context.terminal, context.explicit, context.elapsed
     choice = backends.resolve(config.backend)
     # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
     pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
@@ -226,12 +227,3 @@ def _finish(
     _banner(pair, terminal)
     terminal.result({"run": str(run.folder), "model": str(run.model), "next": follow, **result})
     return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
-
-
-def process_clock() -> Callable[[], float]:
-    """Seconds since this process began, by a clock that never jumps."""
-    import psutil  # here, not above: `--help` does not need it
-
-    already = max(0.0, time.time() - psutil.Process().create_time())
-    start = time.monotonic() - already
-    return lambda: time.monotonic() - start

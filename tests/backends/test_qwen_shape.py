@@ -42,7 +42,9 @@ losses: dict[str, list[float]] = {}
 
 
 def test_two_updates(backend_name: str, qwen_shaped: Path) -> None:
-    problems = [Problem(f"train-{n}", f"Tom has {n} apples.", f"<<{n}+1={n + 1}>>\n#### {n + 1}", str(n + 1)) for n in (3, 8)]
+    problems = [
+        Problem(f"train-{n}", f"Tom has {n} apples.", f"<<{n}+1={n + 1}>>\n#### {n + 1}", str(n + 1)) for n in (3, 8)
+    ]
     examples = make_examples(load_tokenizer(qwen_shaped), problems, end_token_ids(qwen_shaped))
     backend = backends.open(backend_name, qwen_shaped, "cpu", "float32")
     pilot = FakePilot(rate=1e-4)
