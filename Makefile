@@ -4,6 +4,7 @@
 #   PYTHON=/path/to/python3.12     instead of the first Python that fits
 #   TORCH_INDEX=URL                where to get PyTorch from; https://download.pytorch.org/whl/cpu is without CUDA
 #   MLX=mlx-cuda                   MLX's CUDA build on Linux, instead of the CPU one (`make clean` before changing it)
+#   BACKENDS=mlx,torch             the backends that the tests must find, instead of those that this machine can have
 #   ARGS="-k answers"              more arguments for pytest
 
 VENV := .venv
@@ -27,13 +28,14 @@ help:
 
 demo: $(VENV)/.stamp-run
 	@set -e; run="runs/demo-$$(date +%Y%m%d-%H%M%S)"; \
-	$(PY) cli.py train --model embedded --data generated --output-dir "$$run"; \
+	$(PY) cli.py train --model embedded --data generated --output-dir "$$run" --max-time 6m; \
 	$(PY) cli.py compare --base-model embedded --trained-model "$$run" --max-samples 200 \
 		--max-new-tokens 256; \
 	echo "The results are in $$run"
 
 test: $(VENV)/.stamp-test tokenizer
-	@set -e; backends=mlx,torch; case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; \
+	@set -e; backends=$(BACKENDS); [ -n "$$backends" ] || { backends=mlx,torch; \
+		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	if [ -z "$$QWEN_TOKENIZER" ] && [ -f $(TOKENIZER)/tokenizer.json ]; then \
 		QWEN_TOKENIZER="$(CURDIR)/$(TOKENIZER)"; export QWEN_TOKENIZER; fi; \
 	$(PY) -m pytest --require-backends=$$backends $(ARGS)

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -18,7 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.config import CompareConfig, EvalConfig, Settings, TrainConfig
+from gsm8k_core.config import (
+    CompareConfig,
+    DoctorConfig,
+    EvalConfig,
+    GradeConfig,
+    InspectConfig,
+    Settings,
+    TrainConfig,
+)
 from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 
 # Verb -> its settings, and the module whose `run` does it.
@@ -26,6 +35,9 @@ VERBS: dict[str, tuple[type[Settings], str]] = {
     "train": (TrainConfig, "verbs.train"),
     "eval": (EvalConfig, "verbs.evaluate"),
     "compare": (CompareConfig, "verbs.compare"),
+    "inspect": (InspectConfig, "verbs.inspect"),
+    "grade": (GradeConfig, "verbs.grade"),
+    "doctor": (DoctorConfig, "verbs.doctor"),
 }
 
 
@@ -164,14 +176,10 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
 
 
 def _first_section(box: str) -> str:
-    """The message inside tyro's framed error: its lines up to the first rule."""
+    """The message inside tyro's frame, which is of box characters or, on a plain terminal, of dashes."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]
-    body = lines[1:] if lines and lines[0].startswith("╭") else lines
-    message = []
-    for line in body:
-        if set(line) <= set("─╰╯"):
-            break
-        message.append(line)
+    body = lines[1:] if box.startswith("╭") else lines[2:]  # without the title
+    message = itertools.takewhile(lambda line: line and set(line) - set("─╰╯-"), body)
     return " ".join(message).rstrip(".")
 
 

@@ -41,17 +41,40 @@ def parse_duration(text: str) -> float:
 
 
 def _checked_duration(text: str) -> str:
-    parse_duration(text)
+    if parse_duration(text) <= 0:
+        raise ValueError("a time must be greater than zero")
     return text
 
 
+def _checked_count(count: int) -> int:
+    if count == 0 or count < -1:
+        raise ValueError("must be greater than zero, or -1 for all")
+    return count
+
+
+Count = Annotated[int, pydantic.AfterValidator(_checked_count)]
 Duration = Annotated[str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_duration)]
+
+
+TRACKERS = ("wandb", "trackio", "tensorboard")
+
+
+def _checked_trackers(text: str) -> str:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if names in ([], ["none"]):
+        return "none"
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"takes {', '.join(TRACKERS)} with commas between, or none; not {', '.join(unknown)}")
+    return ",".join(names)
+
+
+Trackers = Annotated[str, pydantic.AfterValidator(_checked_trackers)]
 
 
 def _one_line(error: pydantic.ValidationError) -> str:
     parts = []
     for item in error.errors():
-        place = ".".join(str(piece) for piece in item["loc"])
+        place = ".".join(str(piece) for piece in item["loc"]).rstrip("_")
         if item["type"] == "extra_forbidden":
             parts.append(f"there is no setting {place!r}")
         else:
@@ -63,13 +86,21 @@ def _one_line(error: pydantic.ValidationError) -> str:
 class Settings(pydantic.BaseModel):
     """The base of every verb's settings: frozen, no unknown keys, a bad value is one clear line."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     config: Annotated[Path | None, Field(description="YAML file with these same keys; a flag wins over it")] = None
     json_: Annotated[
         bool, tyro.conf.arg(name="json"), Field(description="print one JSON object on stdout, all else on stderr")
     ] = False
     verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")] = False
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -88,7 +119,7 @@ class BackendSettings(Settings):
     )
 
 
-class DataSettings(BackendSettings):
+class ProblemSettings(Settings):
     """Which problems."""
 
     data: Annotated[
@@ -98,10 +129,27 @@ class DataSettings(BackendSettings):
     data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
         "main"
     )
-    seed: Annotated[int, Field(ge=0, description="seeds the order of the rows and the generated problems")] = 0
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
+    ] = 0
 
 
-class TrainConfig(DataSettings):
+class DataSettings(ProblemSettings, BackendSettings):
+    """Which problems, and where the arithmetic happens."""
+
+
+class RowSettings(Settings):
+    """How a problem becomes a training row."""
+
+    max_length: Annotated[
+        int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
+    ] = 512
+    annotations: Annotated[
+        Literal["keep", "strip"], Field(description="train with GSM8K's <<48/2=24>> marks, or without them")
+    ] = "keep"
+
+
+class TrainConfig(DataSettings, RowSettings):
     """Fine-tune a model on GSM8K."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a local folder, or embedded")] = "auto"
@@ -109,16 +157,13 @@ class TrainConfig(DataSettings):
         Literal["auto", "standard", "demo"],
         Field(description="defaults for a 0.5B model, or for the small embedded one; auto goes by the model"),
     ] = "auto"
-    max_samples: Annotated[int, Field(description="training rows to use, the first ones; -1: all", ge=-1)] = 1500
+    max_samples: Annotated[Count, Field(description="training rows to use, the first ones; -1: all")] = 1500
     batch_size: Annotated[int, Field(gt=0, description="rows in a micro-batch")] = 4
     gradient_accumulation_steps: Annotated[
         int, Field(gt=0, description="micro-batches in an update; an update is this many times --batch-size rows")
     ] = 8
     num_epochs: Annotated[int, Field(gt=0, description="passes over the rows")] = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="peak rate of AdamW")] = 3e-5
-    max_length: Annotated[
-        int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
-    ] = 512
     drop_long: Annotated[bool, Field(description="train even when --max-length loses more than 5 % of the answers")] = (
         False
     )
@@ -131,12 +176,18 @@ class TrainConfig(DataSettings):
     save_steps: Annotated[
         int, Field(ge=0, description="save the model every so many updates, under checkpoints/; 0: only at the end")
     ] = 0
-    no_wandb: Annotated[
-        bool, Field(description="report nothing to Weights & Biases (also the default: metrics stay in the run folder)")
-    ] = False
-    annotations: Annotated[
-        Literal["keep", "strip"], Field(description="train with GSM8K's <<48/2=24>> marks, or without them")
-    ] = "keep"
+    report_to: Annotated[
+        Trackers, Field(description="also report to wandb, trackio or tensorboard; several with commas between")
+    ] = "none"
+    no_wandb: Annotated[bool, Field(description="report nothing to Weights & Biases, whatever --report-to says")] = (
+        False
+    )
+    wandb_project: Annotated[str, Field(min_length=1, description="project name for wandb and trackio")] = (
+        "gsm8k-finetune"
+    )
+    wandb_key_file: Annotated[
+        Path | None, Field(description="file with the W&B key, instead of WANDB_API_KEY or wandb login")
+    ] = None
     trainable: Annotated[
         Literal["all", "blocks"], Field(description="all weights, or only the transformer blocks (as mlx-lm does)")
     ] = "all"
@@ -156,6 +207,12 @@ class TrainConfig(DataSettings):
         return self.batch_size * self.gradient_accumulation_steps
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where events go beside metrics.jsonl."""
+        asked = () if self.report_to == "none" else tuple(self.report_to.split(","))
+        return tuple(name for name in asked if not (self.no_wandb and name == "wandb"))
+
+    @property
     def budget_seconds(self) -> float:
         return parse_duration(self.max_time)
 
@@ -163,7 +220,7 @@ class TrainConfig(DataSettings):
 class ScoreSettings(DataSettings):
     """Which problems are answered, and how."""
 
-    max_samples: Annotated[int, Field(ge=-1, description="problems to use, the first ones; -1: all")] = -1
+    max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
     all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
     split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
@@ -193,9 +250,56 @@ class CompareConfig(ScoreSettings):
     trained_model: Annotated[str, Field(description="the model after training: its folder, or its run folder")] = ""
 
 
+class PlotConfig(Settings):
+    """Draw loss, rate, gradient norm and dev accuracy of one or many runs."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], Field(description="run folders, or their metrics.jsonl files")
+    ] = ()
+    output: Annotated[
+        Path | None, Field(description="also draw a picture into this .png or .svg file (an old one is replaced)")
+    ] = None
+    smooth: Annotated[int, Field(ge=1, description="mean over so many updates; 1: every update as it was")] = 1
+
+
+class RunsConfig(Settings):
+    """List the runs under a folder, newest first."""
+
+    folder: Annotated[tyro.conf.Positional[Path], Field(description="where to look")] = Path("runs")
+
+
+class InspectConfig(ProblemSettings, RowSettings):
+    """Look at the training rows before any model is loaded: lengths, lost answers, what is trained."""
+
+    model: Annotated[
+        str, Field(description="auto, a Hub id, embedded, or a folder; only its tokenizer is read, never its weights")
+    ] = "auto"
+    split: Annotated[Literal["train", "test"], Field(description="which problems")] = "train"
+    max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
+    show: Annotated[int, Field(ge=0, description="rows to show, the first ones, masked and trained tokens apart")] = 3
+
+
+class GradeConfig(Settings):
+    """Score completions that any system made, under every extraction rule; needs no model."""
+
+    file: Annotated[
+        tyro.conf.Positional[Path | None],
+        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}'),
+    ] = None
+    records: Annotated[
+        Path | None, Field(description="write what each rule read in every row to this file, which must be new")
+    ] = None
+
+
+class DoctorConfig(Settings):
+    """Say what this machine can do, what train would choose on it, and how to mend what is wrong."""
+
+    output_dir: Annotated[Path | None, Field(description="where runs would go; default runs/")] = None
+
+
 # What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
 DEMO_PROFILE: Mapping[str, object] = {
-    "max_samples": 480,
+    "max_samples": 400,
     "batch_size": 8,  # its problems are short: a micro-batch of 8 is as many tokens as one of 4 on GSM8K
     "gradient_accumulation_steps": 1,
     "num_epochs": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,12 +40,21 @@ def load_data(
         return _generated(seed, splits)
     if path := hub.local_path(reference):
         return (_from_folder if path.is_dir() else _from_file)(reference, path, splits)
-    if hub.looks_like_path(reference) or not hub.is_hub_id(reference) or reference.endswith(".jsonl"):
-        raise DataError(
-            f"data {reference!r} is not a file or folder here, and not a Hub id such as {DEFAULT_DATA}; "
-            "give a JSONL file or a folder with --data PATH, or use --data generated"
-        )
     return _from_hub(reference, config, announce, splits)
+
+
+def require_data(reference: str, config: str) -> None:
+    """Raises load_data's DataError where there are no such problems: at once, and without a download."""
+    if reference != GENERATED_DATA and not hub.local_path(reference):
+        _refuse_no_id(reference)
+        if not any(cached_data(reference, config, (split,)) for split in SPLITS):
+            _listing(reference)
+
+
+def is_single_file(reference: str) -> bool:
+    """Whether it names one JSONL file, whose rows serve whichever split is asked for."""
+    path = None if reference == GENERATED_DATA else hub.local_path(reference)
+    return path is not None and not path.is_dir()
 
 
 def read_jsonl(path: Path, split: str) -> tuple[Problem, ...]:
@@ -127,24 +137,38 @@ def _generated(seed: int, splits: Sequence[str]) -> DataSet:
     return _data_set(GENERATED_DATA, parts, Choice("generated", f"made here with seed {seed}"))
 
 
-def _from_file(reference: str, path: Path, splits: Sequence[str]) -> DataSet:
-    if "train" not in splits:
+def _refuse_no_id(reference: str) -> None:
+    if hub.looks_like_path(reference) or not hub.is_hub_id(reference) or reference.endswith(".jsonl"):
         raise DataError(
-            f"{reference} is one file, and its rows count as train; add --split train, or give a folder with test.jsonl"
+            f"data {reference!r} is not a file or folder here, and not a Hub id such as {DEFAULT_DATA}; "
+            "give a JSONL file or a folder with --data PATH, or use --data generated"
         )
-    return _data_set(reference, {"train": read_jsonl(path, "train")}, Choice("file", "a file of this machine"))
+
+
+def _from_file(reference: str, path: Path, splits: Sequence[str]) -> DataSet:
+    # Never both: what is trained on would be what it is tested on.
+    split = "train" if "train" in splits else splits[0]
+    return _data_set(reference, {split: read_jsonl(path, split)}, Choice("file", "one file of this machine"))
 
 
 def _from_folder(reference: str, folder: Path, splits: Sequence[str]) -> DataSet:
-    for split in splits:
-        if not (folder / f"{split}.jsonl").is_file():
-            names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-            raise DataError(f"{reference} has no {split}.jsonl (it has {names}); add it, or give another --data")
-    parts = {split: read_jsonl(folder / f"{split}.jsonl", split) for split in splits}
+    parts = {split: read_jsonl(_split_file(reference, folder, split), split) for split in splits}
     return _data_set(reference, parts, Choice("folder", "a folder of this machine"))
 
 
+def _split_file(reference: str, folder: Path, split: str) -> Path:
+    path = folder / f"{split}.jsonl"
+    if path.is_file():
+        return path
+    if os.path.lexists(path):
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "not a plain file"
+        raise DataError(f"{path} is {what}; put a JSONL file there, or give another --data")
+    names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise DataError(f"{reference} has no {path.name} (it has {names}); add it, or give another --data")
+
+
 def _from_hub(repo: str, config: str, announce: hub.Announce, splits: Sequence[str]) -> DataSet:
+    _refuse_no_id(repo)
     choice = Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}")
     files = cached_data(repo, config, splits)
     if files is None:
@@ -153,14 +177,18 @@ def _from_hub(repo: str, config: str, announce: hub.Announce, splits: Sequence[s
     return _data_set(repo, {split: _read_parquet(files[split], split) for split in splits}, choice)
 
 
-def _download(repo: str, config: str, announce: hub.Announce, splits: Sequence[str]) -> dict[str, list[Path]]:
+def _listing(repo: str) -> hub.Listing:
     try:
-        listing = hub.look_up(repo, "dataset")
+        return hub.look_up(repo, "dataset")
     except hub.Unavailable as error:
         raise DataError(
             f"data {repo!r} is not a file or folder here, is not cached, and {error}; "
             f"give a JSONL file or folder with --data PATH, use --data generated, or {error.advice}"
         ) from None
+
+
+def _download(repo: str, config: str, announce: hub.Announce, splits: Sequence[str]) -> dict[str, list[Path]]:
+    listing = _listing(repo)
     found = parquet_files(listing.files, config, SPLITS)  # both: they are small, and an evaluation will follow
     lacking = [split for split in splits if not found.get(split)]
     if lacking:

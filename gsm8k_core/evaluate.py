@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ HEADLINE_RULE = "flexible"  # the rule of the paired test
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Everything that decides the completions; an evaluation is reused only where all of it is the same."""
+    """What decides the completions; an evaluation is reused only where all of it is the same."""
 
     model: str  # folder hash
     data: str  # problems_hash
@@ -33,7 +34,8 @@ class Key:
     backend: str
     device: str
     dtype: str
-    code: str
+    code: str  # runs.code_hash
+    versions: str  # of the frameworks
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -70,7 +72,7 @@ def _read_records(path: Path, wanted: frozenset[str]) -> dict[str, dict[str, Any
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
     records = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:

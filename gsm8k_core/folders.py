@@ -1,7 +1,7 @@
-"""Files and folders: JSON read with care, folders written whole or not at all.
+"""Files and folders: JSON read with care, files and folders written whole or not at all.
 
-A folder is written under a temporary name beside its own, synced to the disk and renamed once, so that a
-kill or a full disk at any moment leaves either nothing or all of it.
+What is written has a temporary name beside its own, is synced to the disk and renamed once, so that a kill
+or a full disk at any moment leaves what was there before, or all of the new.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from gsm8k_core.types import DataError, StorageError
 MAX_JSON_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 STALE_SECONDS = 3600.0  # no folder takes an hour to write
+WINDOWS = sys.platform == "win32"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,7 +48,26 @@ def _no_constants(name: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Writes or replaces a JSON file in one step: readers see the old content or the new, never a part.
+
+    Raises StorageError when it cannot be written, and ValueError for a number that JSON does not have.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Half a surrogate pair (from a file name, say) has no UTF-8: Python's escape of it is JSON's.
+    content = text.encode("utf-8", errors="backslashreplace")
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(_storage_message(path, error)) from error
+        raise
 
 
 def file_hash(path: Path) -> str:
@@ -68,7 +89,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""
     if os.path.lexists(directory):  # lexists: a dangling link is somebody's too, and is not followed
         raise StorageError(f"{directory} exists already; give another folder, or remove it")
-    folder = directory.parent / f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    folder = _temporary(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(directory)
@@ -79,14 +100,23 @@ def new_folder(directory: Path) -> Iterator[Path]:
         sync(directory.parent)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, Exception) and (isinstance(error, OSError) or _is_full(error)):
-            raise StorageError(_storage_message(directory, error)) from error
+        # write_json's error names the temporary folder, which nobody knows.
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause)):
+            raise StorageError(_storage_message(directory, cause)) from error
         raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def sync(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return  # a folder cannot be opened there
+    # Windows syncs only what is open for writing; other systems refuse to open a folder so.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:

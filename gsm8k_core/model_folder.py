@@ -21,6 +21,9 @@ Config = dict[str, Any]  # a parsed config.json: any JSON
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+LOADED_FILES = "model*.safetensors"  # mlx-lm loads every file of such a name
+EMBEDDING = "embed_tokens.weight"
+HEAD = "lm_head.weight"
 TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -57,7 +60,8 @@ def _check_files(folder: Path) -> None:
         raise DataError(f"{folder} lacks {', '.join(missing)} ({_contents(folder)}){_hint(folder, missing)}")
     _check_config(folder / "config.json", config)
     _check_tokenizer(folder)
-    _check_weights(folder)
+    _refuse_strays(folder)
+    _check_head(folder, config, _check_weights(folder))
 
 
 def _check_config(path: Path, config: Config) -> None:
@@ -91,6 +95,36 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / SINGLE_FILE).is_file():
         raise DataError(f"{folder} has both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date")
     return tuple(folder / name for name in sorted(set(_weight_map(folder).values())))
+
+
+def vocabulary_size(folder: Path) -> int:
+    """The rows of the embedding: as many different tokens as the model can read."""
+    path = folder / "config.json"
+    named, stored = read_json(path).get("vocab_size"), _embedding_rows(folder)
+    if named is not None and (type(named) is not int or named <= 0):
+        raise DataError(f"{path} has vocab_size {named!r}; it must be a whole number above zero")
+    if named is not None and stored is not None and named != stored:
+        raise DataError(
+            f"{path} has vocab_size {named}, but {EMBEDDING} has {stored} rows; download or save the model again"
+        )
+    size = stored if named is None else named
+    if size is None:
+        raise DataError(f"{path} has no vocab_size; download or save the model again")
+    return size
+
+
+def tied_head(folder: Path) -> bool:
+    """Whether the head shares the embedding's weights: by config.json, else by whether a head is stored."""
+    tied = _tied(folder, read_json(folder / "config.json"))
+    return not any(name.endswith(HEAD) for name in _stored_names(folder)) if tied is None else tied
+
+
+def _tied(folder: Path, config: Config) -> bool | None:
+    """What config.json says. Where it is silent, transformers and mlx-lm assume differently."""
+    tied = config.get("tie_word_embeddings")
+    if tied is not None and type(tied) is not bool:
+        raise DataError(f"{folder / 'config.json'} has tie_word_embeddings {tied!r}; it must be true or false")
+    return tied
 
 
 def rope_theta(config: Mapping[str, Any]) -> float | None:
@@ -189,7 +223,44 @@ def check_safetensors(path: Path) -> set[str]:
     return names
 
 
-def _check_weights(folder: Path) -> None:
+def _refuse_strays(folder: Path) -> None:
+    wanted = weight_files(folder)
+    if strays := sorted(path.name for path in folder.glob(LOADED_FILES) if path not in wanted):
+        # Silent otherwise: mlx-lm would load its weights over those of the model.
+        raise DataError(
+            f"{folder} holds {strays[0]}, which is not a part of the model "
+            f"({', '.join(path.name for path in wanted[:4])}); remove it, or move it to another folder"
+        )
+
+
+def _check_head(folder: Path, config: Config, names: set[str]) -> None:
+    embedded, headed = (any(name.endswith(kind) for name in names) for kind in (EMBEDDING, HEAD))
+    if _tied(folder, config) is False and embedded and not headed:
+        # Silent otherwise: transformers would begin with a random head.
+        raise DataError(
+            f"{folder / 'config.json'} says that the head is not tied to the embedding, but there is no {HEAD}; "
+            "download or save the model again, or set tie_word_embeddings to true if it was trained so"
+        )
+
+
+def _stored_names(folder: Path) -> set[str]:
+    return {name for path in weight_files(folder) for name in check_safetensors(path)}
+
+
+def _embedding_rows(folder: Path) -> int | None:
+    """From the header of the file that holds it, or None where the embedding has another name."""
+    from safetensors import safe_open  # heavy: loads numpy
+
+    for path in weight_files(folder):
+        for name in check_safetensors(path):
+            if name.endswith(EMBEDDING):
+                with safe_open(path, framework="numpy") as file:
+                    return int(file.get_slice(name).get_shape()[0])
+    return None
+
+
+def _check_weights(folder: Path) -> set[str]:
+    """The names of all tensors."""
     names = {path.name: check_safetensors(path) for path in weight_files(folder)}
     if (folder / INDEX_FILE).is_file():
         for tensor, shard in _weight_map(folder).items():
@@ -197,6 +268,7 @@ def _check_weights(folder: Path) -> None:
                 raise DataError(
                     f"{folder / INDEX_FILE} places {tensor} in {shard}, which lacks it; download both again"
                 )
+    return set().union(*names.values())
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -32,15 +32,18 @@ def resolve_model(reference: str, announce: hub.Announce) -> Source:
         source = Source(reference, embedded_folder(), Choice("embedded", reason))
     elif path := hub.local_path(reference):
         source = _local(reference, path.absolute())
-    elif hub.looks_like_path(reference) or not hub.is_hub_id(reference):
-        raise DataError(
-            f"model {reference!r} is not a folder here, and not a Hub id such as owner/name; "
-            "give a folder with --model PATH, or use --model embedded"
-        )
     else:
         source = _named(reference, announce)
     check_folder(source.folder)
     return source
+
+
+def require_model(reference: str) -> None:
+    """Raises resolve_model's DataError where there is no such model: at once, and without a download."""
+    if reference != EMBEDDED_MODEL and not hub.local_path(reference):
+        _refuse_no_id(reference)
+        if not cached_model(reference):
+            wanted_files(_listing(reference))
 
 
 def cached_model(repo: str) -> Path | None:
@@ -59,18 +62,31 @@ def _local(reference: str, folder: Path) -> Source:
     return Source(reference, folder / "model", Choice("folder", "the model of a run folder"))
 
 
+def _refuse_no_id(reference: str) -> None:
+    if hub.looks_like_path(reference) or not hub.is_hub_id(reference):
+        raise DataError(
+            f"model {reference!r} is not a folder here, and not a Hub id such as owner/name; "
+            "give a folder with --model PATH, or use --model embedded"
+        )
+
+
 def _named(repo: str, announce: hub.Announce) -> Source:
+    _refuse_no_id(repo)
     if folder := cached_model(repo):
         return Source(repo, folder, Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}"))
+    listing = _listing(repo)
+    folder = hub.download(listing, wanted_files(listing), announce)
+    return Source(repo, folder, Choice("hub", f"downloaded from {hub.shown_endpoint()}"))
+
+
+def _listing(repo: str) -> hub.Listing:
     try:
-        listing = hub.look_up(repo, "model")
+        return hub.look_up(repo, "model")
     except hub.Unavailable as error:
         raise DataError(
             f"model {repo!r} is not a folder here, is not cached, and {error}; "
             f"give a folder with --model PATH, use --model embedded, or {error.advice}"
         ) from None
-    folder = hub.download(listing, wanted_files(listing), announce)
-    return Source(repo, folder, Choice("hub", f"downloaded from {hub.shown_endpoint()}"))
 
 
 def wanted_files(listing: hub.Listing) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -71,3 +71,13 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
             f"unasked); try --max-length {summary.suggested_max_length}, or --drop-long to train on the rest"
         )
     return kept
+
+
+def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:
+    """Raises DataError when the tokenizer makes ids that the model has no row for: it is another model's."""
+    largest = max((max(row) for row in rows if row), default=0)
+    if largest >= vocabulary:
+        raise DataError(
+            f"the tokenizer makes token {largest} and the model knows only {vocabulary}; "
+            "the folder holds the tokenizer of another model"
+        )

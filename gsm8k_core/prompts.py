@@ -30,11 +30,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
     if not tokenizer.chat_template:
         raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def messages(problem: Problem, with_answer: bool = False) -> list[dict[str, str]]:
@@ -53,7 +58,7 @@ def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool) -> str:
             messages(problem, with_answer), tokenize=False, add_generation_prompt=not with_answer
         )
     except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
-        raise DataError(f"the model's chat template refused {problem.id}: {error}") from error
+        raise DataError(f"the model's chat template refused {problem.id}: {_first_line(error)}") from error
     return str(text)
 
 
@@ -78,7 +83,10 @@ def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: It
     examples = []
     for problem, prompt, row in zip(problems, prompt_tokens(tokenizer, problems), rows, strict=True):
         if not prompt or tuple(row[: len(prompt)]) != prompt:
-            raise DataError(f"{problem.id}: the prompt's tokens are not the start of the row's; this chat template")
+            raise DataError(
+                f"{problem.id}: with this chat template the prompt's tokens are not the start of the row's; "
+                "use a model whose template keeps the prompt as it is when the answer follows"
+            )
         if ends.isdisjoint(row[len(prompt) :]):
             raise DataError(
                 f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}"

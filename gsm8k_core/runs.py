@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -60,10 +61,11 @@ def run_of_model(folder: Path) -> Path | None:
 
 
 def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
-    """runs/<date>-<time>-<model>."""
+    """runs/<date>-<time>-<model>, with a number where two runs start in the same second."""
     stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
     tail = re.sub(r"[^A-Za-z0-9.]+", "-", model.rstrip("/").split("/")[-1]).strip("-.") or "model"
-    return Path("runs") / f"{stamp}-{tail}"
+    names = (f"{stamp}-{tail}{'' if count == 1 else f'-{count}'}" for count in itertools.count(1))
+    return next(path for path in (Path("runs") / name for name in names) if not os.path.lexists(path))
 
 
 def versions() -> dict[str, str]:
@@ -120,21 +122,37 @@ class Run:
         write_json(self.folder / MANIFEST, self.manifest)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises StorageError unless files can be made in `folder`, or it can be made. Leaves nothing."""
+    try:
+        parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+
+
+def check_free(folder: Path) -> None:
+    """Raises StorageError unless a run can be made in `folder`: absent or empty, and writable. Leaves nothing."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        taken = f"{folder} already holds {_what_is_in(folder)}" if folder.is_dir() else f"{folder} is a file"
+        raise StorageError(f"{taken}; give a new folder: --output-dir {_next(folder)}")
+    check_writable(folder)
+
+
 def create(folder: Path, first: Mapping[str, object]) -> Run:
-    """Claim a new run folder. Raises StorageError when it holds a run or a model, or cannot be written."""
-    _refuse_taken(folder)
+    """Claim a new run folder. Raises StorageError when it holds anything, or cannot be written."""
+    check_free(folder)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = {
         "schema": SCHEMA, "status": "running", "pid": os.getpid(), "started": started, "command": sys.argv,
         "versions": versions(), "host": host(), "code": code_hash(), **first,
     }  # fmt: skip
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        # O_EXCL: of two runs started at once, one gets the folder and the other the error below.
+        folder.mkdir(parents=True, exist_ok=True)
+        # O_EXCL: of two runs started at once, one gets the folder and the other the error.
         os.close(os.open(folder / MANIFEST, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-    except FileExistsError:
-        _refuse_taken(folder)
-        raise StorageError(f"{folder} is not a folder; give another --output-dir") from None
+        (folder / "logs").mkdir()
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
     run = Run(folder, manifest)
@@ -142,12 +160,13 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
     return run
 
 
-def _refuse_taken(folder: Path) -> None:
-    if os.path.lexists(folder / MANIFEST):
-        manifest = read_manifest(folder) or {}
-        what = f"a run ({manifest.get('status', 'starting')}, pid {manifest.get('pid', 'unknown')})"
-    elif os.path.lexists(folder / "model"):
-        what = "a folder named model"
-    else:
-        return
-    raise StorageError(f"{folder} already holds {what}; give a new folder: --output-dir {folder}-2")
+def _what_is_in(folder: Path) -> str:
+    if not os.path.lexists(folder / MANIFEST):
+        return "other files"
+    manifest = read_manifest(folder) or {}
+    return f"a run ({manifest.get('status', 'starting')}, pid {manifest.get('pid', 'unknown')})"
+
+
+def _next(folder: Path) -> Path:
+    names = (folder.with_name(f"{folder.name}-{count}") for count in itertools.count(2))
+    return next(path for path in names if not os.path.lexists(path))

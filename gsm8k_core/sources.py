@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from gsm8k_core import hub
 from gsm8k_core.config import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL, GENERATED_DATA
-from gsm8k_core.data import cached_data
-from gsm8k_core.models import cached_model
+from gsm8k_core.data import cached_data, require_data
+from gsm8k_core.models import cached_model, require_model
 from gsm8k_core.types import Choice
 
 AUTO = "auto"
@@ -25,7 +25,14 @@ class Pair:
 
 
 def choose_pair(model: str, data: str, config: str, announce: hub.Announce) -> Pair:
-    """Settles "auto". A given name stays as it is; the Hub is asked once at most."""
+    """Settles "auto". A given name stays as it is; the Hub is asked once about what is not given.
+
+    Raises DataError for a given name that does not exist: before anything waits for the Hub or is downloaded.
+    """
+    if model != AUTO:
+        require_model(model)
+    if data != AUTO:
+        require_data(data, config)
     automatic = model == AUTO and data == AUTO
     model_missing = model == AUTO and cached_model(DEFAULT_MODEL) is None
     data_missing = data == AUTO and cached_data(DEFAULT_DATA, config) is None

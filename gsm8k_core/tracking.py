@@ -47,10 +47,20 @@ class Terminal:
     def __init__(self, json_only: bool) -> None:
         self.json_only = json_only
         self.console = Console(stderr=json_only, highlight=False, soft_wrap=True)
+        self._gone = False
 
     def say(self, text: str) -> None:
         # Text, not markup: a path or a model's words may hold square brackets.
-        self.console.print(Text(printable(text)))
+        self._print(Text(printable(text)))
+
+    def _print(self, what: Text | Table) -> None:
+        """A reader that went away (a closed terminal, `| head`) must not end a run."""
+        if self._gone:
+            return
+        try:
+            self.console.print(what)
+        except (OSError, SystemExit):  # rich turns a broken pipe into SystemExit
+            self._gone = True
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
         table = Table(box=None, pad_edge=False)
@@ -58,12 +68,12 @@ class Terminal:
             table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
         for row in rows:
             table.add_row(*[Text(printable(cell)) for cell in row])
-        self.console.print(table)
+        self._print(table)
 
     def result(self, value: Mapping[str, object]) -> None:
         """The one JSON object of --json."""
         if self.json_only:
-            sys.stdout.write(json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
 
     def progress(self, what: str, total: int) -> Steps:
@@ -103,12 +113,15 @@ class Steps:
 
     def advance(self, note: str, done: int | None = None) -> None:
         before, self._done = self._done, self._done + 1 if done is None else done
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=self._done, note=note)
-            return
         every = max(1, self._total // self.LINES)
-        if self._done // every > before // every or self._done == self._total or before == 0:
-            self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}"))
+        due = self._done // every > before // every or self._done == self._total or before == 0
+        try:
+            if self._bar and self._task is not None:
+                self._bar.update(self._task, completed=self._done, note=note)
+            elif due:
+                self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}".rstrip()))
+        except (OSError, SystemExit):  # the terminal is gone; the run is not
+            self._bar, self._total = None, sys.maxsize
 
 
 def clock(seconds: float) -> str:

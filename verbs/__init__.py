@@ -6,10 +6,11 @@ Every file has `run(config, context) -> exit code`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,9 @@ def process_clock() -> Callable[[], float]:
     already = max(0.0, time.time() - psutil.Process().create_time())
     start = time.monotonic() - already
     return lambda: time.monotonic() - start
+
+
+def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:
+    """What was chosen, each with its reason."""
+    for name, chosen in choices.items():
+        terminal.say(f"{name:<8} {chosen.name}: {chosen.reason}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import backends
-from gsm8k_core.config import CompareConfig
-from gsm8k_core.models import resolve_model
+from gsm8k_core.config import EMBEDDED_MODEL, CompareConfig
+from gsm8k_core.model_folder import folder_hash
+from gsm8k_core.models import Source, resolve_model
 from gsm8k_core.report import make_comparison, show_comparison
 from gsm8k_core.runs import read_manifest, run_of_model, write_json
-from gsm8k_core.types import EXIT_OK, UsageError
+from gsm8k_core.sources import AUTO
+from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context
-from verbs.evaluate import load_problems, score
+from verbs.demo import banner
+from verbs.evaluate import Place, load_problems, score
 
 COMPARISON = "model_comparison.json"
 
@@ -22,31 +27,43 @@ def run(config: CompareConfig, context: Context) -> int:
     terminal = context.terminal
     if not config.trained_model:
         raise UsageError("compare needs the trained model; add --trained-model runs/<your run>")
-    choice = backends.resolve(config.backend)
+    backend = backends.resolve(config.backend)
     trained = resolve_model(config.trained_model, terminal.say)
-    base = resolve_model(_base(config, trained.folder), terminal.say)
-    problems = load_problems(config, trained, terminal)
+    base = _base(config, trained.folder, terminal)
+    if base.choice.name == EMBEDDED_MODEL:
+        banner(terminal, "the base of this comparison")
+    problems = load_problems(config, trained, context)
     folder = config.output_dir or run_of_model(trained.folder) or Path(".")
-    base_scored = score(config, choice, base, problems, folder, terminal)
+    place = Place(backend, config.device, config.dtype, folder)
+    base_scored = score(config, place, base, problems, terminal)
     gc.collect()  # two models need not be in memory at once
-    trained_scored = score(config, choice, trained, problems, folder, terminal)
+    # `auto` was settled by the base: both are scored on the same device in the same precision.
+    place = replace(place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"])
+    trained_scored = score(config, place, trained, problems, terminal)
     comparison = make_comparison(
         base_scored.summary, trained_scored.summary, base_scored.records, trained_scored.records
     )
     write_json(folder / COMPARISON, comparison)
     show_comparison(terminal, comparison)
     terminal.say(f"written  {folder / COMPARISON}")
+    if base.choice.name == EMBEDDED_MODEL:
+        banner(terminal, "the base of this comparison")
     terminal.result({**comparison, "file": str(folder / COMPARISON)})
     return EXIT_OK
 
 
-def _base(config: CompareConfig, trained: Path) -> str:
-    """The base that was named, or the one that the trained model's run began with."""
-    if config.base_model != "auto":
-        return config.base_model
+def _base(config: CompareConfig, trained: Path, terminal: Terminal) -> Source:
+    """The base that was named, or the one that the trained model's run began with, unchanged."""
+    if config.base_model != AUTO:
+        return resolve_model(config.base_model, terminal.say)
     folder = run_of_model(trained)
-    manifest = (read_manifest(folder) or {}) if folder else {}
-    name = (manifest.get("model") or {}).get("name")
+    recorded = ((read_manifest(folder) or {}) if folder else {}).get("model") or {}
+    name = recorded.get("name")
     if not isinstance(name, str):
         raise UsageError(f"{config.trained_model} is in no run folder that names its base; add --base-model MODEL")
-    return name
+    source = resolve_model(name, terminal.say)
+    if folder_hash(source.folder) != recorded.get("hash"):
+        raise DataError(
+            f"{name} is not what the run began with any more; add --base-model {name} to take it all the same"
+        )
+    return source

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import backends
-from gsm8k_core.config import EvalConfig, ScoreSettings
-from gsm8k_core.data import load_data
+from gsm8k_core.config import EMBEDDED_MODEL, EvalConfig, ScoreSettings, flag
+from gsm8k_core.data import is_single_file, load_data
 from gsm8k_core.evaluate import Key, evaluate, problems_hash, summarise
 from gsm8k_core.generated import HELD_OUT
-from gsm8k_core.model_folder import folder_hash
+from gsm8k_core.model_folder import folder_hash, vocabulary_size
 from gsm8k_core.models import Source, resolve_model
+from gsm8k_core.preflight import check_token_ids
 from gsm8k_core.prompts import PROMPT_NAME, decode, load_tokenizer, prompt_tokens
 from gsm8k_core.report import show_scores
-from gsm8k_core.runs import code_hash, read_manifest, run_of_model
+from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions, write_json
 from gsm8k_core.sources import AUTO, Pair, choose_pair
 from gsm8k_core.tracking import Terminal
-from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling
-from verbs import Context
+from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
+from verbs import Context, say_choices
+from verbs.demo import banner
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +44,63 @@ class Problems:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to compute, and where the records go."""
+
+    backend: Choice
+    device: str
+    dtype: str
+    folder: Path
+
+
 def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
     terminal = context.terminal
-    choice = backends.resolve(config.backend)
+    place = Place(backends.resolve(config.backend), config.device, config.dtype, config.output_dir or Path("."))
     pair = None
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
-        terminal.say(f"auto     {pair.model}: {pair.model_choice.reason}")
     source = resolve_model(pair.model if pair else config.model, terminal.say)
-    problems = load_problems(config, source, terminal, pair)
-    folder = config.output_dir or run_of_model(source.folder) or Path(".")
-    scored = score(config, choice, source, problems, folder, terminal)
+    reason = pair.model_choice.reason if pair else "given with --model"
+    if source.choice.name == EMBEDDED_MODEL:
+        banner(terminal, reason)
+    problems = load_problems(config, source, context, pair)
+    owner = run_of_model(source.folder)
+    if config.output_dir is None and owner is not None:
+        place = replace(place, folder=owner)
+    scored = score(config, place, source, problems, terminal)
     show_scores(terminal, scored.summary)
-    if run_of_model(source.folder) is not None:
-        terminal.say(f"next     python cli.py compare --trained-model {run_of_model(source.folder)}")
+    if owner is not None:
+        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', str(owner)])}")
+    if source.choice.name == EMBEDDED_MODEL:
+        banner(terminal, reason)
     terminal.result(scored.summary)
     return EXIT_OK
 
 
-def load_problems(config: ScoreSettings, source: Source, terminal: Terminal, pair: Pair | None = None) -> Problems:
+def load_problems(config: ScoreSettings, source: Source, context: Context, pair: Pair | None = None) -> Problems:
     """The asked split; `auto` is what the model was trained on, else the real test set where it can be had."""
     recorded = _trained_on(source) if config.data == AUTO else None
     if recorded:
+        _refuse_ambiguous(config, recorded[0], context)
         (reference, data_config, seed), reason = recorded, "the model's run was trained on it"
     else:
         pair = pair or choose_pair(source.name, config.data, config.data_config, lambda asked: None)
         reference, data_config, seed, reason = pair.data, config.data_config, config.seed, pair.data_choice.reason
-    data = load_data(reference, data_config, seed, terminal.say, splits=(config.split,))
+    data = load_data(reference, data_config, seed, context.terminal.say, splits=(config.split,))
     problems = (data.test if config.split == "test" else data.train)[: config.num_problems]
     if not problems:
-        raise DataError(f"{reference} has no {config.split} problems; try --split train or another --data")
+        raise DataError(f"{reference} has no {config.split} problems; try another --split or --data")
     return Problems(problems, data.name, reason)
+
+
+def _refuse_ambiguous(config: ScoreSettings, reference: str, context: Context) -> None:
+    if config.split == "test" and is_single_file(reference):
+        raise UsageError(f"the run was trained on {reference}, which has no test problems; add --data TEST.jsonl")
+    given = sorted({"seed", "data_config"} & context.explicit)
+    if given:
+        raise UsageError(f"{flag(given[0])} does not apply to the run's own problems; add --data {reference} to use it")
 
 
 def _trained_on(source: Source) -> tuple[str, str, int] | None:
@@ -84,40 +112,45 @@ def _trained_on(source: Source) -> tuple[str, str, int] | None:
         return None
 
 
-def score(
-    config: ScoreSettings, choice: Choice, source: Source, problems: Problems, folder: Path, terminal: Terminal
-) -> Scored:
+def score(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Scored:
     """Answer and grade; finished problems of the same key are not answered again."""
-    backend = backends.open(choice.name, source.folder, config.device, config.dtype)
+    check_writable(place.folder)
+    tokenizer = load_tokenizer(source.folder)
+    prompts = prompt_tokens(tokenizer, problems.problems)
+    check_token_ids(prompts, vocabulary_size(source.folder))
+    backend = backends.open(place.backend.name, source.folder, place.device, place.dtype)
+    choices = {"backend": place.backend, **backend.choices}
     key = Key(
         model=folder_hash(source.folder),
         data=problems_hash(problems.problems),
         prompt=PROMPT_NAME,
         max_new_tokens=config.max_new_tokens,
-        backend=choice.name,
-        device=backend.choices["device"].name,
-        dtype=backend.choices["dtype"].name,
+        backend=place.backend.name,
+        device=choices["device"].name,
+        dtype=choices["dtype"].name,
         code=code_hash(),
+        versions=json.dumps(versions()),
     )
-    tokenizer = load_tokenizer(source.folder)
     sampling = Sampling(config.max_new_tokens, config.eval_batch_size)
+    by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
 
     def generate(left: Sequence[Problem]) -> Iterator[tuple[int, Completion, str]]:
-        for index, completion in backend.generate(prompt_tokens(tokenizer, left), sampling):
+        for index, completion in backend.generate([by_id[problem.id] for problem in left], sampling):
             yield index, completion, decode(tokenizer, completion.tokens)
 
     count = len(problems.problems)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     terminal.say(f"problems {count} of {problems.name}: {problems.reason}")
-    terminal.say(f"on       {choice.name}, {key.device}, {key.dtype}: {backend.choices['dtype'].reason}")
+    say_choices(terminal, choices)
     with terminal.progress("problem", count) as steps:
         records, path, reused = evaluate(
-            problems.problems, generate, key, folder / "logs", lambda done: steps.advance("", done=done)
+            problems.problems, generate, key, place.folder / "logs", lambda done: steps.advance("", done=done)
         )
     if reused:
         terminal.say(f"reused   {reused} of {count} records of the same model, problems and settings, from {path}")
     summary = {"model": source.name, "hash": key.model, **summarise(records, HELD_OUT), "data": problems.name}
     summary |= {"split": config.split, "backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"max_new_tokens": config.max_new_tokens, "records": str(path), "reused": reused}
-    (path.parent / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    summary |= {"choices": {name: asdict(chosen) for name, chosen in choices.items()}}
+    write_json(path.parent / "summary.json", summary)
     return Scored(summary, records)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,15 +15,15 @@ from typing import Any
 
 import backends
 from gsm8k_core.batching import make_updates, num_updates, rows_hash
-from gsm8k_core.config import DEFAULT_MODEL, EMBEDDED_MODEL, TrainConfig, with_profile
+from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig, with_profile
 from gsm8k_core.data import DataSet, carve_dev, load_data, strip_annotations
-from gsm8k_core.model_folder import end_token_ids, folder_hash
+from gsm8k_core.model_folder import end_token_ids, folder_hash, vocabulary_size
 from gsm8k_core.models import Source, resolve_model
 from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
-from gsm8k_core.preflight import Preflight, keep_whole, summarise
+from gsm8k_core.preflight import Preflight, check_token_ids, keep_whole, summarise
 from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
-from gsm8k_core.runs import Run, create, default_folder
-from gsm8k_core.sources import Pair, choose_pair
+from gsm8k_core.runs import Run, check_free, create, default_folder
+from gsm8k_core.sources import choose_pair
 from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock
 from gsm8k_core.types import (
     EXIT_INTERRUPTED,
@@ -34,8 +36,10 @@ from gsm8k_core.types import (
     Problem,
     StepEvent,
     Update,
+    UsageError,
 )
-from verbs import Context
+from verbs import Context, say_choices
+from verbs.demo import banner
 
 SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
 
@@ -51,53 +55,70 @@ class Rows:
 
 def run(config: TrainConfig, context: Context) -> int:
     """The verb."""
-    terminal, explicit, elapsed = context.terminal, context.explicit, context.elapsed
+    terminal = context.terminal
+    _refuse_launcher()
     choice = backends.resolve(config.backend)
+    if config.output_dir is not None:
+        check_free(config.output_dir)
     # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
     pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
-    config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=explicit)
-    _banner(pair, terminal)
-    folder = config.output_dir or default_folder(pair.model)
-    claimed = create(folder, {"config": config.model_dump(mode="json"), "choices": {"backend": asdict(choice)}})
-    try:
-        return _in_run(config, claimed, pair, choice, terminal, elapsed)
-    except BaseException as error:
-        reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
-        claimed.record(status="failed", outcome={"reason": reason})
-        raise
-
-
-def _in_run(
-    config: TrainConfig, run: Run, pair: Pair, choice: Choice, terminal: Terminal, elapsed: Callable[[], float]
-) -> int:
+    config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=context.explicit)
+    if pair.model == EMBEDDED_MODEL:
+        banner(terminal, pair.model_choice.reason)
     source = resolve_model(pair.model, terminal.say)
     data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
     terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
     terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
     rows = _rows(config, source, data)
     terminal.say(f"rows     {rows.preflight.line()}")
-    run.record(
-        model={"name": source.name, "source": source.choice.name, "hash": folder_hash(source.folder)},
-        data={
-            "name": _absolute(data.name),
-            "source": data.choice.name,
-            "sha256": data.sha256,
-            "rows": rows_hash(rows.examples),
+    # Claimed only now: a mistyped name leaves no folder behind.
+    claimed = create(
+        config.output_dir or default_folder(pair.model),
+        {
+            "config": config.model_dump(mode="json"),
+            "choices": {"backend": asdict(choice)},
+            "model": {"name": _absolute(source.name), "source": source.choice.name, "hash": folder_hash(source.folder)},
+            "data": {"name": _absolute(data.name), "source": data.choice.name, "sha256": data.sha256},
+            "reasons": {"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
+            "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
+            "rows": {
+                "train": len(rows.examples), "dev": rows.num_dev, "sha256": rows_hash(rows.examples),
+                "preflight": rows.preflight.as_json(),
+            },
         },
-        reasons={"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
-        prompt={"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
-        rows={"train": len(rows.examples), "dev": rows.num_dev, "preflight": rows.preflight.as_json()},
-    )
-    before = elapsed()
-    backend = backends.open(choice.name, source.folder, config.device, config.dtype)
-    choices = {"backend": choice, **backend.choices}
-    for name, chosen in choices.items():
-        terminal.say(f"{name:<8} {chosen.name}: {chosen.reason}")
-    run.record(choices={name: asdict(chosen) for name, chosen in choices.items()})
-    reserve = elapsed() - before + SAVE_RESERVE_SECONDS
-    outcome, pilot = _train(backend, config, run, rows, terminal, elapsed, reserve)
-    backend.save(run.model)
-    return _finish(config, run, pair, outcome, pilot, terminal, elapsed)
+    )  # fmt: skip
+    try:
+        code = _in_run(config, claimed, source, rows, choice, context)
+    except BaseException as error:
+        reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
+        claimed.record(status="failed", outcome={"reason": reason})
+        raise
+    if pair.model == EMBEDDED_MODEL:
+        banner(terminal, pair.model_choice.reason)
+    return code
+
+
+def _refuse_launcher() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("a run uses one process here; start it without accelerate launch or torchrun (WORLD_SIZE > 1)")
+
+
+def _in_run(config: TrainConfig, run: Run, source: Source, rows: Rows, choice: Choice, context: Context) -> int:
+    terminal, elapsed = context.terminal, context.elapsed
+    with _signals() as interrupted:
+        before = elapsed()
+        backend = backends.open(choice.name, source.folder, config.device, config.dtype)
+        choices = {"backend": choice, **backend.choices}
+        say_choices(terminal, choices)
+        run.record(choices={name: asdict(chosen) for name, chosen in choices.items()})
+        reserve = elapsed() - before + SAVE_RESERVE_SECONDS
+        outcome, pilot = _train(backend, config, run, rows, terminal, elapsed, reserve, interrupted)
+        if outcome.reason == STOP_INTERRUPTED:
+            terminal.say("stopping: the model is being saved; another signal quits at once")
+        backend.save(run.model)
+        result = _record_outcome(run, outcome, pilot, elapsed)
+    _say_outcome(config, run, source, result, terminal)
+    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
 
 
 def _absolute(reference: str) -> str:
@@ -112,13 +133,14 @@ def _rows(config: TrainConfig, source: Source, data: DataSet) -> Rows:
     if config.annotations == "strip":
         train = tuple(Problem(p.id, p.question, strip_annotations(p.answer), p.gold, p.template) for p in train)
     examples = make_examples(load_tokenizer(source.folder), train, end_token_ids(source.folder))
+    check_token_ids((example.tokens for example in examples), vocabulary_size(source.folder))
     summary = summarise(examples, config.max_length)
     return Rows(keep_whole(examples, summary, config.drop_long), len(dev), summary)
 
 
 def _train(
     backend: Any, config: TrainConfig, run: Run, rows: Rows, terminal: Terminal,
-    elapsed: Callable[[], float], reserve: float,
+    elapsed: Callable[[], float], reserve: float, interrupted: Callable[[], bool],
 ) -> tuple[Outcome, RunPilot]:  # fmt: skip
     total = num_updates(len(rows.examples), config.update_size, config.num_epochs)
     budget = config.budget_seconds
@@ -128,7 +150,7 @@ def _train(
     )
     run.record(plan={"updates": total, "update_size": config.update_size, "budget_seconds": budget})
     metrics = MetricsFile(run.metrics)
-    with terminal.progress("update", total) as steps, _signals(terminal) as interrupted:
+    with terminal.progress("update", total) as steps:
 
         def emit(event: StepEvent) -> None:
             metrics(event)
@@ -166,17 +188,15 @@ def _show(event: StepEvent, steps: Steps, budget: float) -> None:
 
 
 @contextmanager
-def _signals(terminal: Terminal) -> Iterator[Callable[[], bool]]:
+def _signals() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; the second at once."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
+        # Nothing is printed here: the terminal may be gone, or in the middle of a line.
         if seen:
             sys.exit(EXIT_INTERRUPTED)
         seen.append(number)
-        terminal.say(
-            f"{signal.Signals(number).name}: finishing this update, then saving the model; again to quit at once"
-        )
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     old = {name: signal.signal(getattr(signal, name), note) for name in names}
@@ -187,43 +207,37 @@ def _signals(terminal: Terminal) -> Iterator[Callable[[], bool]]:
             signal.signal(getattr(signal, name), handler)
 
 
-def _banner(pair: Pair, terminal: Terminal) -> None:
-    if pair.model == EMBEDDED_MODEL:
-        terminal.say(
-            f"DEMO MODEL (SmolLM2-135M-Instruct): {pair.model_choice.reason}. "
-            f"For the real one: python cli.py train --model {DEFAULT_MODEL} --data openai/gsm8k"
-        )
-
-
 def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _finish(
-    config: TrainConfig, run: Run, pair: Pair, outcome: Outcome, pilot: RunPilot, terminal: Terminal,
-    elapsed: Callable[[], float],
-) -> int:  # fmt: skip
-    losses = pilot.losses
+def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot, elapsed: Callable[[], float]) -> dict[str, Any]:
     result = {
         "reason": outcome.reason,
         "updates": outcome.update,
         "seconds": elapsed(),
-        "first_loss": losses[0],
-        "first_four": _mean(losses[:4]),
-        "last_four": _mean(losses[-4:]),
+        "first_loss": pilot.losses[0],
+        "last_loss": pilot.losses[-1],
+        "first_four": _mean(pilot.losses[:4]),
+        "last_four": _mean(pilot.losses[-4:]),
     }
     run.record(status="done" if outcome.reason == "done" else "stopped", outcome=result)
+    return result
+
+
+def _say_outcome(config: TrainConfig, run: Run, source: Source, result: dict[str, Any], terminal: Terminal) -> None:
     why = {
         STOP_BUDGET: f"ended by the time budget ({config.max_time})",
         STOP_INTERRUPTED: "stopped by a signal",
-    }.get(outcome.reason, "done")
+    }.get(result["reason"], "done")
+    enough = result["updates"] >= 8
+    first, last = ("first_four", "last_four") if enough else ("first_loss", "last_loss")
     terminal.say(
-        f"{why} after {outcome.update} updates in {clock(elapsed())}: loss {result['first_four']:.3f} (first four) -> "
-        f"{result['last_four']:.3f} (last four); model in {run.model}"
+        f"{why} after {result['updates']} updates in {clock(result['seconds'])}: loss {result[first]:.3f} -> "
+        f"{result[last]:.3f}{' (means of four)' if enough else ''}; model in {run.model}"
     )
-    base = pair.model
-    follow = f"python cli.py compare --base-model {base} --trained-model {run.folder}"
+    follow = shlex.join(
+        ["python", "cli.py", "compare", "--base-model", source.name, "--trained-model", str(run.folder)]
+    )
     terminal.say(f"next     {follow}")
-    _banner(pair, terminal)
     terminal.result({"run": str(run.folder), "model": str(run.model), "next": follow, **result})
-    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,14 @@ from safetensors.numpy import save_file  # noqa: E402
 
 from backends.base import Capabilities, Pilot  # noqa: E402
 from backends.mlx.generate import generate, score  # noqa: E402
+from backends.mlx.loss import head, hidden_states  # noqa: E402
 from backends.mlx.train import train  # noqa: E402
 from gsm8k_core.folders import read_json  # noqa: E402
 from gsm8k_core.model_folder import (  # noqa: E402
     check_folder,
     end_token_ids,
     rope_theta,
+    tied_head,
     with_both_rope_keys,
     write_model_folder,
 )
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from gsm8k_core.types import FloatArray
 
 CAPABILITIES = Capabilities(devices=("cpu", "gpu"), dtypes=("float32",))
+SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
 # Names that a Hugging Face folder may hold and the model does not need: a tied head, and saved RoPE tables.
 _SPARE = ("lm_head.weight", "rotary_emb.inv_freq")
 
@@ -55,7 +59,7 @@ _SPARE = ("lm_head.weight", "rotary_emb.inv_freq")
 def choose_device(asked: str, has_gpu: bool) -> Choice:
     """cpu or gpu. Raises PreflightError for what is not there."""
     if asked not in ("auto", *CAPABILITIES.devices):
-        raise PreflightError(f"--device {asked} is not mlx's (it has cpu and gpu); try --device auto")
+        raise PreflightError(f"--device {asked} is torch's (mlx has cpu and gpu); try --backend torch or --device auto")
     if asked == "gpu" and not has_gpu:
         raise PreflightError("--device gpu: mlx finds no Metal or CUDA device here (it has cpu); try --device cpu")
     if asked != "auto":
@@ -79,14 +83,17 @@ def _weight_names(folder: Path) -> set[str]:
 
 
 def _load(folder: Path) -> Any:
-    """The model in float32, with the RoPE base of its config whichever library wrote it."""
+    """The model in float32, with the RoPE base and the head of its folder whichever library wrote it."""
     config = read_json(folder / "config.json")
+    # mlx-lm reads only the top-level rope_theta, and takes an absent tie_word_embeddings for true.
+    settings = {**with_both_rope_keys(config), "tie_word_embeddings": tied_head(folder)}
     try:
-        # mlx-lm reads only the top-level rope_theta; transformers 5 writes only rope_parameters.
-        model, _ = load_model(folder, lazy=True, model_config=with_both_rope_keys(config))
-    except ValueError as error:
-        raise DataError(f"mlx-lm cannot load {folder}: {error}") from error
-    plain = all(type(cache) is KVCache for cache in make_prompt_cache(model))
+        model, _ = load_model(folder, lazy=True, model_config=settings)
+        plain = all(type(cache) is KVCache for cache in make_prompt_cache(model))
+    except MemoryError:
+        raise
+    except Exception as error:  # mlx-lm raises many kinds, and all of them mean this folder
+        raise DataError(f"mlx-lm cannot load {folder}: {error}; try --backend torch") from error
     if not plain or not hasattr(getattr(model, "model", None), "embed_tokens"):
         raise PreflightError(f"model type {config.get('model_type')} is not available on mlx here; try --backend torch")
     model.update(tree_map(lambda array: array.astype(mx.float32), model.parameters()))
@@ -103,9 +110,32 @@ def _check_loaded(model: nn.Module, config: dict[str, Any], folder: Path) -> Non
         raise DataError(f"{folder} has RoPE base {asked:g}, but mlx-lm loaded {loaded:g}; please report this")
     names = {name for name, _ in tree_flatten(model.parameters())}
     stored = _weight_names(folder)
-    strange = (names - stored) | {name for name in stored - names if not name.endswith(_SPARE)}
+    spare = _SPARE if tied_head(folder) else _SPARE[1:]
+    strange = (names - stored) | {name for name in stored - names if not name.endswith(spare)}
     if strange:
         raise DataError(f"{folder}: mlx-lm names parameters differently ({min(strange)}, ...); try --backend torch")
+    tokens = mx.arange(8)[None]
+    theirs, ours = model(tokens), head(model, hidden_states(model, tokens))
+    if not mx.allclose(theirs, ours, rtol=1e-4, atol=1e-4, equal_nan=True).item():
+        # Some models scale or cap their logits after the head, which the loss here would leave out.
+        raise PreflightError(f"model type {config.get('model_type')} is not available on mlx here; try --backend torch")
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """MLX's several ways to say that memory ran out, as one error."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if (
+            not isinstance(error, MemoryError)
+            and "malloc" not in text
+            and "allocate" not in text
+            and "memory" not in text
+        ):
+            raise
+        raise OutOfMemoryError(f"mlx ran out of memory; {SMALLER} ({str(error)[:120]})") from error
 
 
 class MLXBackend:
@@ -124,23 +154,20 @@ class MLXBackend:
             self.choices["blas"] = Choice(BLAS.name, f"{BLAS.reason}; {blas.measure_gflops():.0f} GFLOPS measured")
         self._folder = folder
         self._end_ids = frozenset(end_token_ids(folder))
-        self._model = _load(folder)
+        with _memory():
+            self._model = _load(folder)
 
     def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
-        try:
+        with _memory():
             return train(self._model, updates, config, pilot, self)
-        except RuntimeError as error:
-            if "alloc" not in str(error).lower() and "memory" not in str(error).lower():
-                raise
-            raise OutOfMemoryError(
-                f"mlx ran out of memory; try a smaller --batch-size or --max-length ({error})"
-            ) from error
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        return generate(self._model, prompts, sampling, self._end_ids)
+        with _memory():
+            yield from generate(self._model, prompts, sampling, self._end_ids)
 
     def score(self, batch: Batch) -> FloatArray:
-        return score(self._model, batch.tokens)
+        with _memory():
+            return score(self._model, batch.tokens)
 
     def save(self, directory: Path) -> None:
         arrays = {name: np.array(array) for name, array in tree_flatten(self._model.parameters())}

@@ -1,4 +1,4 @@
-"""The BLAS under MLX's CPU wheel, chosen before mlx is imported.
+"""The BLAS under MLX's CPU wheel, chosen before mlx is imported, and whether mx.compile has a compiler.
 
 The Linux wheel links a reference BLAS: about 8 GFLOPS where OpenBLAS or MKL give 200 and more. A library
 loaded first with global symbols takes its place; no result changes beyond rounding.
@@ -7,17 +7,25 @@ loaded first with global symbols takes its place; no result changes beyond round
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
-import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from gsm8k_core.types import Choice, PreflightError
 
+SLOW_GFLOPS = 20.0  # the reference BLAS gives about 8, OpenBLAS and MKL 200 and more on the same two cores
 _OPENBLAS = ("libopenblas.so.0", "libopenblas.so")
+_PRODUCTS = ("cblas_sgemm", "sgemm_")  # MLX calls the first, and the reference BLAS's first calls the second
+_CUDA_WHEELS = ("mlx-cuda-13", "mlx-cuda-12", "mlx-cuda")
+# A header and a function of the standard library: a g++ without its headers is found and does not compile.
+_PROBE = '#include <cmath>\nextern "C" float probe(float x) { return std::exp(x); }\n'
+_PROBE_SECONDS = 10.0  # it takes a quarter of one; a busy machine is not a machine without a compiler
 
 
 def _mkl_library() -> Path | None:
@@ -29,18 +37,22 @@ def _mkl_library() -> Path | None:
     return next((path.resolve() for path in found if path.exists()), None)
 
 
-def _load(library: str) -> bool:
+def _load(library: str) -> str | None:
+    """Load a BLAS for every library to come. What is wrong with it, or None; a wrong one stays out of the way."""
     try:
+        handle = ctypes.CDLL(library, mode=ctypes.RTLD_LOCAL)
+        if not any(hasattr(handle, name) for name in _PRODUCTS):
+            return f"is no BLAS library (it has neither {' nor '.join(_PRODUCTS)})"
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return False
-    return True
+    except (OSError, ValueError) as error:
+        return f"cannot be loaded ({error})"
+    return None
 
 
 def preload() -> Choice:
     """Load the fastest BLAS at hand: $GSM8K_BLAS, the system's OpenBLAS, then the `mkl` wheel.
 
-    Raises PreflightError when $GSM8K_BLAS names a library that does not load.
+    Raises PreflightError when $GSM8K_BLAS names a library that does not load or is no BLAS.
     """
     if "mlx.core" in sys.modules:
         return Choice("unchanged", "mlx was already imported by the caller")
@@ -48,27 +60,66 @@ def preload() -> Choice:
         return Choice("system", "MLX uses Accelerate or Metal on this system")
     named = os.environ.get("GSM8K_BLAS")
     if named:
-        if not _load(named):
-            raise PreflightError(f"GSM8K_BLAS={named} cannot be loaded; unset it, or give the path of a BLAS library")
+        if problem := _load(named):
+            raise PreflightError(f"GSM8K_BLAS={named} {problem}; unset it, or give the path of a BLAS library")
         return Choice(named, "named by GSM8K_BLAS")
     for library in _OPENBLAS:
-        if _load(library):
+        if _load(library) is None:
             return Choice(library, "the system's OpenBLAS")
     mkl = _mkl_library()
     # MKL picks the threading layer by what is loaded; GNU OpenMP is the one that torch brings.
-    if mkl is not None and _load(str(mkl)):
+    if mkl is not None and _load(str(mkl)) is None:
         return Choice(mkl.name, "the mkl wheel")
-    return Choice(
-        "reference", "no OpenBLAS and no mkl found: matrix products run at about 8 GFLOPS; pip install mkl mends it"
-    )
+    return Choice("reference", "MLX's own BLAS, as there is no OpenBLAS and no mkl")
+
+
+def rated(chosen: Choice, gflops: float) -> Choice:
+    """The choice with its measured rate, and with what to do where that is slow."""
+    reason = f"{chosen.reason}; {gflops:.0f} GFLOPS measured"
+    if gflops < SLOW_GFLOPS:
+        wheel = "pip install mkl, or " if platform.machine() in ("x86_64", "AMD64") else ""
+        reason += f", which is slow: {wheel}install your system's OpenBLAS (Debian, Ubuntu: libopenblas0-pthread)"
+    return Choice(chosen.name, reason)
 
 
 def compiler() -> Choice:
     """Whether mx.compile may be used: on the CPU it calls g++ at run time. Must run before mlx is imported."""
-    if platform.system() != "Linux" or shutil.which("g++"):
-        return Choice("compiled", "mx.compile works here")
+    if platform.system() != "Linux":
+        metal = platform.system() == "Darwin"
+        return Choice("compiled", "Metal compiles its own kernels" if metal else "mx.compile is left as it is")
+    if any(_is_installed(wheel) for wheel in _CUDA_WHEELS):
+        return Choice("compiled", "MLX's CUDA build compiles its own kernels")
+    if "MLX_DISABLE_COMPILE" in os.environ:
+        return Choice("eager", "MLX_DISABLE_COMPILE is set")
+    problem = _compile_problem()
+    if problem is None:
+        return Choice("compiled", "g++ compiles here")
     os.environ["MLX_DISABLE_COMPILE"] = "1"
-    return Choice("eager", "mx.compile needs g++ on the CPU and there is none")
+    return Choice("eager", f"mx.compile needs g++ on the CPU, and {problem}")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@functools.cache
+def _compile_problem() -> str | None:
+    """Why g++ does not make a shared library of two lines, as mx.compile will ask of it; None where it does."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "probe.cpp"), Path(folder, "probe.so")
+            source.write_text(_PROBE)
+            command = ["g++", "-std=c++17", "-O3", "-fPIC", "-shared", str(source), "-o", str(target)]
+            done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)
+            return None if done.returncode == 0 and target.is_file() else "the one here does not compile"
+    except FileNotFoundError:
+        return "there is none"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"it could not be tried ({error})"
 
 
 def measure_gflops(size: int = 1024, rounds: int = 4) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 CAPABILITIES = Capabilities(devices=("cpu", "cuda", "mps", "gpu"), dtypes=("float32", "bfloat16"))
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5
+SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
 
 
 def devices_here() -> tuple[str, ...]:
@@ -47,14 +49,16 @@ def devices_here() -> tuple[str, ...]:
 
 def choose_device(asked: str, here: tuple[str, ...]) -> Choice:
     """One of cuda, mps and cpu. Raises PreflightError for what is not there."""
+    if asked == "auto" and here[0] == "mps":
+        return Choice(
+            "cpu", "MPS can give wrong gradients (pytorch#177116, #153957); --device mps takes it all the same"
+        )
     if asked == "auto":
         return Choice(here[0], f"the fastest that torch finds here (of {', '.join(here)})")
     if asked == "gpu" and here[0] != "cpu":
         return Choice(here[0], "--device gpu")
     if asked not in here:
-        raise PreflightError(
-            f"--device {asked}: torch does not find one here (it has {', '.join(here)}); try --device auto"
-        )
+        raise PreflightError(f"--device {asked}: torch finds none here (it has {', '.join(here)}); try --device auto")
     return Choice(asked, f"--device {asked}")
 
 
@@ -71,6 +75,10 @@ def measure_gflops(dtype: torch.dtype, size: int = 1024, rounds: int = 4) -> flo
 
 def choose_dtype(asked: str, device: str) -> Choice:
     """float32 or bfloat16 compute; the trained weights are float32 either way."""
+    if asked not in ("auto", *CAPABILITIES.dtypes):
+        raise PreflightError(
+            f"--dtype {asked} is not torch's (it has {', '.join(CAPABILITIES.dtypes)}); try --dtype auto"
+        )
     if asked != "auto":
         return Choice(asked, f"--dtype {asked}")
     if device == "cuda":
@@ -84,20 +92,42 @@ def choose_dtype(asked: str, device: str) -> Choice:
 
 
 def _load(folder: Path, device: str) -> Any:
+    """The model in float32, every weight from the folder, without dropout."""
     config = read_json(folder / "config.json")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # A fine-tuning step is the same on both backends, and MLX's models have no dropout.
+    no_dropout = {key: 0.0 for key in config if "dropout" in key or key.endswith("pdrop")}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (ValueError, OSError, RuntimeError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **no_dropout,
+        )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises many kinds, and all of them mean this folder
         raise DataError(f"transformers cannot load {folder}: {error}") from error
+    strange = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if strange:
+        # transformers would fill what is missing with random numbers and go on.
+        raise DataError(f"{folder} does not hold this model's weights: {sorted(map(str, strange))[0]} does not fit")
     loaded = (getattr(model.config, "rope_parameters", None) or {}).get("rope_theta")
     asked = rope_theta(config)
     if asked is not None and loaded is not None and float(asked) != float(loaded):
         raise DataError(f"{folder} has RoPE base {asked:g}, but transformers loaded {loaded:g}; please report this")
     return model.to(device)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """torch's several ways to say that memory ran out, as one error."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
+            raise
+        raise OutOfMemoryError(f"torch ran out of memory; {SMALLER} ({str(error).splitlines()[0]})") from error
 
 
 class TorchBackend:
@@ -112,7 +142,8 @@ class TorchBackend:
         check_folder(folder)
         self._folder = folder
         self._end_ids = frozenset(end_token_ids(folder))
-        self._model = _load(folder, chosen.name)
+        with _memory():
+            self._model = _load(folder, chosen.name)
         self._cast: Any = None  # the weights in the compute dtype, made when first needed
 
     def _compute_model(self) -> Any:
@@ -126,20 +157,16 @@ class TorchBackend:
     def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
         self._cast = None
         device, dtype = self.choices["device"].name, self.choices["dtype"].name
-        try:
+        with _memory():
             return train(self._model, updates, config, pilot, self, device, dtype)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain kind
-            if "out of memory" not in str(error).lower() and "not enough memory" not in str(error).lower():
-                raise
-            raise OutOfMemoryError(
-                f"torch ran out of memory; try a smaller --batch-size or --max-length ({error})"
-            ) from error
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        return generate(self._compute_model(), prompts, sampling, self._end_ids)
+        with _memory():
+            yield from generate(self._compute_model(), prompts, sampling, self._end_ids)
 
     def score(self, batch: Batch) -> FloatArray:
-        return score(self._compute_model(), batch.tokens)
+        with _memory():
+            return score(self._compute_model(), batch.tokens)
 
     def save(self, directory: Path) -> None:
         tied = bool(self._model.config.tie_word_embeddings)

@@ -23,6 +23,21 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
 
 
+@torch.no_grad()
+def _next_tokens(
+    model: Any, tokens_BT: torch.Tensor, mask_BS: torch.Tensor, positions_BT: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Greedy next token (B,). Raises DivergedError where a row's logits are not finite."""
+    output = model(
+        input_ids=tokens_BT, attention_mask=mask_BS, position_ids=positions_BT, past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+    logits_BV = output.logits[:, -1].float()
+    if not torch.isfinite(logits_BV.amax(dim=-1)).all():
+        raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
+    return logits_BV.argmax(dim=-1)
+
+
 def _decode(
     model: Any, prompts: Sequence[Sequence[int]], end_ids: frozenset[int], max_new_tokens: int
 ) -> Iterator[tuple[int, Completion]]:
@@ -32,18 +47,7 @@ def _decode(
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     while active:
-        output = model(
-            input_ids=tokens_BT,
-            attention_mask=mask_BS,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits_BV = output.logits[:, -1].float()
-        tokens_B = logits_BV.argmax(dim=-1)
-        if not torch.isfinite(logits_BV.amax(dim=-1)).all():
-            raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
+        tokens_B = _next_tokens(model, tokens_BT, mask_BS, positions_BT, cache)
         keep = []
         for place, (row, token) in enumerate(zip(active, tokens_B.tolist(), strict=True)):
             if token in end_ids:
@@ -73,16 +77,14 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), sampling.batch_size):
         chunk = order[start : start + sampling.batch_size]
-        with torch.inference_mode():
-            finished = list(_decode(model, [prompts[i] for i in chunk], end_ids, sampling.max_new_tokens))
-        for place, completion in finished:
+        for place, completion in _decode(model, [prompts[i] for i in chunk], end_ids, sampling.max_new_tokens):
             yield chunk[place], completion
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """See Backend.score: log p(tokens[:, 1:]) in nats, (B, T-1) float32; one row at a time."""
     rows = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for row in tokens_BT:
             tokens_1T = torch.from_numpy(row[None]).to(model.device, torch.long)
             logits_TV = model(input_ids=tokens_1T, use_cache=False).logits[0, :-1].float()

@@ -13,7 +13,17 @@ from safetensors.numpy import load_file, save_file
 import backends
 from gsm8k_core.batching import make_updates, pad
 from gsm8k_core.config import TrainConfig
-from gsm8k_core.types import Batch, DataError, DivergedError, Example, PreflightError, Sampling, StorageError, Update
+from gsm8k_core.types import (
+    Batch,
+    DataError,
+    DivergedError,
+    Example,
+    OutOfMemoryError,
+    PreflightError,
+    Sampling,
+    StorageError,
+    Update,
+)
 from tests import tiny
 from tests.backends.conftest import FakePilot
 
@@ -186,10 +196,63 @@ def test_saving_over_something_is_refused(backend_name: str, qwen2: Path, tmp_pa
         open_it(backend_name, qwen2).save(tmp_path)
 
 
-def test_a_device_that_is_not_there_is_refused(backend_name: str, qwen2: Path) -> None:
-    other = "mps" if backend_name == "torch" else "cuda"
-    with pytest.raises(PreflightError, match=f"--device {other}.*try --device auto"):
+def test_a_device_of_another_framework_is_refused(backend_name: str, qwen2: Path) -> None:
+    other = {"torch": "tpu", "mlx": "mps"}[backend_name]
+    with pytest.raises(PreflightError, match=rf"--device {other}.*--device auto"):
         backends.open(backend_name, qwen2, other)
+
+
+def test_a_dtype_that_it_does_not_have_is_refused(backend_name: str, qwen2: Path) -> None:
+    with pytest.raises(PreflightError, match=r"--dtype float16.*float32"):
+        backends.open(backend_name, qwen2, "cpu", "float16")
+
+
+def test_a_missing_or_surplus_weight_is_refused(backend_name: str, tmp_path: Path) -> None:
+    # transformers fills a missing one with random numbers and goes on.
+    for change in ("missing", "surplus"):
+        folder = tiny.make(tmp_path / change)
+        tensors = load_file(folder / "model.safetensors")
+        if change == "missing":
+            del tensors["model.layers.1.mlp.up_proj.weight"]
+        else:
+            tensors["model.layers.1.mlp.extra.weight"] = np.zeros((2, 2), np.float32)
+        save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        with pytest.raises(DataError):
+            open_it(backend_name, folder)
+
+
+def test_a_model_that_scales_its_logits_is_right_or_refused(backend_name: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64, logits_scaling=8.0, tie_word_embeddings=True, eos_token_id=1, pad_token_id=0, bos_token_id=2,
+    )  # fmt: skip
+    folder = tmp_path / "granite"
+    model = GraniteForCausalLM(config)
+    model.save_pretrained(folder)
+    tiny.tokenizer_files(folder)
+    batch = pad([Example("a", (4, 5, 6, 7, 8, 1), 2)])
+    tokens = torch.from_numpy(batch.tokens).long()
+    right = torch.log_softmax(model(tokens).logits[0, :-1].detach(), -1).gather(-1, tokens[0, 1:, None])[:, 0]
+    if backend_name == "mlx":
+        with pytest.raises(PreflightError, match="not available on mlx"):
+            open_it(backend_name, folder)
+    else:
+        assert np.allclose(open_it(backend_name, folder).score(batch)[0], right.numpy(), atol=1e-4)
+
+
+def test_dropout_in_the_config_changes_nothing(
+    backend_name: str, qwen2: Path, tmp_path: Path, examples: list[Example]
+) -> None:
+    losses = []
+    for folder in (qwen2, tiny.make(tmp_path / "drop", attention_dropout=0.5)):
+        pilot = FakePilot()
+        open_it(backend_name, folder).train(updates_of(examples)[:1], TrainConfig(), pilot)
+        losses.append(pilot.stats[0].loss)
+    assert losses[0] == losses[1]
 
 
 def test_a_folder_that_is_no_model_is_refused(backend_name: str, tmp_path: Path) -> None:
@@ -201,3 +264,26 @@ def test_every_choice_has_a_reason(backend_name: str, qwen2: Path) -> None:
     choices = backends.open(backend_name, qwen2).choices
     assert {"device", "dtype"} <= set(choices)
     assert all(choice.reason for choice in choices.values())
+
+
+def test_mps_is_not_chosen_by_itself() -> None:
+    from backends.torch.backend import choose_device
+
+    assert choose_device("auto", ("mps", "cpu")).name == "cpu"
+    assert choose_device("mps", ("mps", "cpu")).name == "mps"
+    assert choose_device("gpu", ("mps", "cpu")).name == "mps"
+    assert choose_device("auto", ("cuda", "cpu")).name == "cuda"
+    with pytest.raises(PreflightError, match="--device gpu"):
+        choose_device("gpu", ("cpu",))
+
+
+@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory: you tried", "CUDA out of memory. Tried"])
+def test_running_out_of_memory_has_its_own_error(qwen2: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    import backends.torch.backend as module
+
+    def fail(*unused: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(module, "train", fail)
+    with pytest.raises(OutOfMemoryError, match="--batch-size"):
+        backends.open("torch", qwen2, "cpu", "float32").train([], TrainConfig(), FakePilot())

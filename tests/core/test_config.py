@@ -53,7 +53,7 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
     [
         ("train --max-sample 3", "no flag --max-sample; did you mean --max-samples?"),
         ("train --max-samples x", "Error parsing --max-samples"),
-        ("train --max-samples -2", "--max-samples must be greater than or equal to -1 (got -2)"),
+        ("train --max-samples -2", "--max-samples must be greater than zero, or -1 for all (got -2)"),
         ("train --dtype float16", "invalid choice 'float16'"),
         ("train --max-time soon", "--max-time"),
         ("train --learning-rate nan", "--learning-rate"),

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.data import carve_dev, content_hash, load_data, read_jsonl, strip_annotations
+from gsm8k_core.data import (
+    carve_dev,
+    content_hash,
+    is_single_file,
+    load_data,
+    read_jsonl,
+    require_data,
+    strip_annotations,
+)
 from gsm8k_core.types import DataError, Problem
 
 GSM8K = "openai/gsm8k"
@@ -44,18 +52,33 @@ def problems(count: int, start: int = 0) -> list[Problem]:
     return [Problem(f"train-{n}", f"How many is {n}?", f"#### {n}", str(n)) for n in range(start, start + count)]
 
 
-def test_a_file_is_all_train(tmp_path: Path) -> None:
+def test_a_file_is_train_where_both_are_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROW, {**ROW, "answer": "#### 1,200", "more": [1]})
     data = load(path)
     assert [(p.id, p.gold) for p in data.train] == [("train-0", "2"), ("train-1", "1200")]
     assert data.train[0].answer == ROW["answer"]
     assert data.test == ()
-    assert data.choice.name == "file"
+    assert (data.choice.name, data.choice.reason) == ("file", "one file of this machine")
     assert data.name == str(path)
 
 
-def test_a_file_has_no_test_split(tmp_path: Path) -> None:
-    assert "--split train" in refused(write(tmp_path / "a.jsonl", ROW), ("test",))
+def test_a_file_is_the_split_that_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROW, ROW)
+    train, test = load(path, ("train",)), load(path, ("test",))
+    assert [problem.id for problem in train.train] == ["train-0", "train-1"]
+    assert [problem.id for problem in test.test] == ["test-0", "test-1"]
+    assert (train.test, test.train) == ((), ())
+    assert list(test.sha256) == ["test"]
+
+
+def test_one_file_is_told_from_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", ROW)
+    write(tmp_path / "generated", ROW)  # the word wins
+    assert is_single_file("a.jsonl")
+    assert is_single_file(str(tmp_path / "a.jsonl"))
+    for other in (".", str(tmp_path), "b.jsonl", "generated", GSM8K, ""):
+        assert not is_single_file(other)
 
 
 def test_a_folder_needs_only_the_split_that_is_asked_for(tmp_path: Path) -> None:
@@ -63,6 +86,32 @@ def test_a_folder_needs_only_the_split_that_is_asked_for(tmp_path: Path) -> None
     assert [problem.id for problem in load(tmp_path, ("test",)).test] == ["test-0"]
     message = refused(tmp_path)
     assert "has no train.jsonl (it has test.jsonl)" in message
+
+
+def test_a_split_that_is_no_file_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").mkdir()
+    assert refused(tmp_path).startswith(f"{tmp_path / 'train.jsonl'} is a folder; put a JSONL file there")
+    (tmp_path / "train.jsonl").rmdir()
+    (tmp_path / "train.jsonl").symlink_to(tmp_path / "gone")
+    assert "train.jsonl is a link to nothing" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("reference", ["./nothing.jsonl", "a b", "nobody/nothing"])
+def test_require_is_the_error_of_load(reference: str, hub: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        require_data(reference, "main")
+    assert str(caught.value) == refused(reference)
+
+
+def test_require_downloads_nothing(hub: Any, tmp_path: Path) -> None:
+    require_data("generated", "main")
+    require_data(str(write(tmp_path / "a.jsonl", ROW)), "main")
+    assert hub.requests == []
+    require_data(GSM8K, "main")
+    assert hub.requests == [f"GET api/datasets/{GSM8K}"]
+    load(GSM8K)
+    hub.stop()
+    require_data(GSM8K, "main")  # cached
 
 
 @pytest.mark.parametrize(
@@ -168,7 +217,7 @@ def test_hub_cut_download_is_an_error_then_goes_on(hub: Any, monkeypatch: pytest
     [
         ("status", 401, "refused it (401"),
         ("status", 500, "error (500)"),
-        ("delay", 5.0, "did not answer in 1.2 s"),
+        ("delay", 5.0, "did not answer in 1 s"),
     ],
 )
 def test_hub_unavailable_is_one_line(attribute: str, value: float, reason: str, hub: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gsm8k_core import folders
 from gsm8k_core.model_folder import (
@@ -21,6 +23,8 @@ from gsm8k_core.model_folder import (
     end_token_ids,
     folder_hash,
     rope_theta,
+    tied_head,
+    vocabulary_size,
     with_both_rope_keys,
     write_model_folder,
 )
@@ -56,6 +60,22 @@ def pickle_only(folder: Path) -> None:
 
 def both_weights(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {NORM: SHARD}}))
+
+
+def stray(folder: Path, name: str = "model-00001-of-00002.safetensors") -> None:
+    shutil.copyfile(folder / "model.safetensors", folder / name)
+
+
+def stray_beside_shards(folder: Path) -> None:
+    shard(folder, {NORM: SHARD})
+    (folder / "model.fp16.safetensors").touch()
+
+
+def store_head(folder: Path) -> None:
+    """An lm_head.weight of its own beside the embedding."""
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def config(**changes: object) -> Callable[[Path], None]:
@@ -117,6 +137,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not a safetensors file of this folder",
     ),
     "tensor missing": (lambda f: shard(f, {"model.other.weight": SHARD}), "places model.other.weight in"),
+    "stray shard": (stray, "holds model-00001-of-00002.safetensors, which is not a part of the model"),
+    "stray beside shards": (stray_beside_shards, f"model.fp16.safetensors, which is not a part of the model ({SHARD})"),
+    "untied without a head": (config(tie_word_embeddings=False), "not tied to the embedding, but there is no lm_head"),
+    "tied a word": (config(tie_word_embeddings="no"), "tie_word_embeddings 'no'; it must be true or false"),
     "index empty": (lambda f: shard(f, {}), "has no weight_map"),
 }
 
@@ -139,6 +163,56 @@ def test_damage_is_one_clear_line(case: str, model_folder: Path) -> None:
     assert message in str(caught.value)
     assert str(model_folder) in str(caught.value) or "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_mlx_lm_does_not_load_are_no_strays(model_folder: Path) -> None:
+    stray(model_folder, "adapter_model.safetensors")
+    check_folder(model_folder)
+
+
+def test_an_untied_head_that_is_stored_passes(model_folder: Path) -> None:
+    store_head(model_folder)
+    edit(model_folder / "config.json", tie_word_embeddings=False)
+    check_folder(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("says", "stored", "tied"),
+    [(True, True, True), (True, False, True), (False, True, False), (None, True, False), (None, False, True)],
+)
+def test_the_head_is_tied_by_config_else_by_what_is_stored(
+    says: bool | None, stored: bool, tied: bool, model_folder: Path
+) -> None:
+    edit(model_folder / "config.json", tie_word_embeddings=says)
+    if stored:
+        store_head(model_folder)
+    assert tied_head(model_folder) is tied
+    check_folder(model_folder)
+
+
+def test_the_head_is_found_among_shards(model_folder: Path) -> None:
+    store_head(model_folder)
+    edit(model_folder / "config.json", tie_word_embeddings=None)
+    shard(model_folder, {NORM: SHARD})
+    assert not tied_head(model_folder)
+
+
+def test_the_vocabulary_is_the_embeddings_rows(model_folder: Path) -> None:
+    assert vocabulary_size(model_folder) == 64
+    edit(model_folder / "config.json", vocab_size=None)
+    assert vocabulary_size(model_folder) == 64
+    shard(model_folder, {NORM: SHARD})
+    assert vocabulary_size(model_folder) == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(65, "vocab_size 65, but embed_tokens.weight has 64 rows"), ("64", "vocab_size '64'"), (True, "vocab_size True")],
+)
+def test_a_vocabulary_that_is_not_the_embeddings_is_refused(value: object, message: str, model_folder: Path) -> None:
+    edit(model_folder / "config.json", vocab_size=value)
+    with pytest.raises(DataError, match=message):
+        vocabulary_size(model_folder)
 
 
 @pytest.mark.parametrize(

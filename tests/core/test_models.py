@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core import hub as hub_source
-from gsm8k_core.models import resolve_model, wanted_files
+from gsm8k_core.models import require_model, resolve_model, wanted_files
 from gsm8k_core.types import DataError
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -94,7 +94,7 @@ UNAVAILABLE = {
     "unauthorised": (_status(401), "refused it (401"),
     "forbidden": (_status(403), "refused it (403"),
     "broken": (_status(503), "error (503)"),
-    "slow": (lambda hub, _: setattr(hub, "delay", 5.0), "did not answer in 1.2 s"),
+    "slow": (lambda hub, _: setattr(hub, "delay", 5.0), "did not answer in 1 s"),
     "stopped": (lambda hub, _: hub.stop(), "could not be reached"),
     "offline": (lambda _, monkeypatch: monkeypatch.setenv("HF_HUB_OFFLINE", "1"), "HF_HUB_OFFLINE is set"),
 }
@@ -134,14 +134,6 @@ def test_hanging_name_server_is_bounded(hub: Any, monkeypatch: pytest.MonkeyPatc
     message, seconds = refused(QWEN)
     assert seconds < 2
     assert "did not answer" in message
-
-
-def test_hub_reachable_says_why_not(hub: Any) -> None:
-    assert hub_source.hub_reachable() is None
-    hub.stop()
-    reason = hub_source.hub_reachable()
-    assert reason
-    assert "could not be reached" in reason
 
 
 @pytest.mark.parametrize("page", [b"<html>Log in to this network</html>", b"[]", b"{}", b'{"siblings": [1]}', b""])
@@ -227,6 +219,25 @@ def test_a_path_that_is_not_there(reference: str, hub: Any) -> None:
 def test_a_file_is_no_model(model_folder: Path, caches: Path) -> None:
     message, _ = refused(str(model_folder / "config.json"))
     assert "is a file, not a folder" in message
+
+
+@pytest.mark.parametrize("reference", ["./nothing", "a b", "nobody/nothing"])
+def test_require_is_the_error_of_resolve(reference: str, hub: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        require_model(reference)
+    assert str(caught.value) == refused(reference)[0]
+
+
+def test_require_downloads_and_converts_nothing(hub: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsm8k_core.models.embedded_folder", None)
+    require_model("embedded")
+    require_model(str(model_folder))
+    assert hub.requests == []
+    require_model(QWEN)
+    assert hub.requests == [f"GET api/models/{QWEN}"]
+    resolve_model(QWEN, quiet)
+    hub.stop()
+    require_model(QWEN)  # cached
 
 
 def test_pickled_weights_are_not_downloaded() -> None:

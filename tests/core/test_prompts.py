@@ -46,7 +46,7 @@ def test_a_template_without_an_end_token_is_refused(folder: Path) -> None:
 
 def test_a_prompt_that_is_not_the_start_of_its_row_is_refused(folder: Path) -> None:
     retemplate(folder, tiny.TEMPLATE.replace("'<start> assistant '", "'<start> assistant + '"))
-    with pytest.raises(DataError, match="not the start"):
+    with pytest.raises(DataError, match="not the start of the row's; use a model whose template keeps the prompt"):
         make_examples(load_tokenizer(folder), [PROBLEM], [1])
 
 
@@ -54,6 +54,15 @@ def test_a_template_that_refuses_is_one_clear_error(folder: Path) -> None:
     retemplate(folder, "{{ raise_exception('System role not supported') }}")
     with pytest.raises(DataError, match=r"train-0: System role not supported"):
         make_examples(load_tokenizer(folder), [PROBLEM], [1])
+
+
+@pytest.mark.parametrize("content", ['{"added_tokens": [], "model": {"type": "Other"}}', "[]", '{"version": "1.0"}'])
+def test_a_tokenizer_of_another_form_is_one_clear_error(content: str, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_tokenizer(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_template_is_refused(folder: Path) -> None:

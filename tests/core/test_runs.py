@@ -30,9 +30,22 @@ def test_a_taken_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(StorageError, match="give another --output-dir"):
+    with pytest.raises(StorageError, match="is a file; give a new folder"):
         create(tmp_path / "run", {})
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="give another --output-dir"):
+        create(tmp_path / "file" / "run", {})
+
+
+def test_two_runs_in_the_same_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    now = datetime.datetime(2026, 11, 22, 9, 5, 1)
+    create(default_folder("m", now), {})
+    assert default_folder("m", now) == Path("runs/20261122-090501-m-2")
 
 
 def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:

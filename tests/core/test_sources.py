@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
 from gsm8k_core.sources import Pair, choose_pair
+from gsm8k_core.types import DataError
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
 GSM8K = "openai/gsm8k"
@@ -55,7 +58,7 @@ def test_a_slow_hub_is_no_hub(hub: Any) -> None:
     hub.delay = 5.0
     pair = choose()
     assert names(pair) == ("embedded", "generated", True)
-    assert pair.model_choice.reason == f"{QWEN} is not cached and the Hub did not answer in 1.2 s"
+    assert pair.model_choice.reason == f"{QWEN} is not cached and the Hub did not answer in 1 s"
     assert len(hub.requests) == 1
 
 
@@ -71,22 +74,47 @@ def test_they_fall_back_together(cached: str, hub: Any) -> None:
     assert (GSM8K if cached == "model" else QWEN) in pair.data_choice.reason
 
 
-def test_a_given_name_never_falls_back(caches: Any) -> None:
-    assert names(choose(QWEN, GSM8K)) == (QWEN, GSM8K, False)
-    assert names(choose("embedded", "generated")) == ("embedded", "generated", False)
-    assert choose(QWEN, GSM8K).model_choice.reason == "given with --model"
-
-
-def test_only_the_model_is_auto(hub: Any) -> None:
-    assert names(choose(data="x.jsonl")) == (QWEN, "x.jsonl", False)
+def test_a_given_name_stays(hub: Any) -> None:
+    pair = choose(QWEN, GSM8K)
+    assert names(pair) == (QWEN, GSM8K, False)
+    assert (pair.model_choice.reason, pair.data_choice.reason) == ("given with --model", "given with --data")
     hub.stop()
-    assert names(choose(data="x.jsonl")) == ("embedded", "x.jsonl", True)
+    assert names(choose("embedded", "generated")) == ("embedded", "generated", False)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "named"),
+    [(QWEN, "auto", QWEN), ("auto", "some/data", "some/data"), (QWEN, "some/data", QWEN), ("embedded", GSM8K, GSM8K)],
+)
+def test_a_given_name_never_falls_back(model: str, data: str, named: str, hub: Any) -> None:
+    """A silent Hub is waited for once: for what was given, before what is automatic."""
+    hub.delay = 5.0
+    start = time.monotonic()
+    with pytest.raises(DataError, match=f"{named}' is not a .* did not answer in 1 s"):
+        choose(model, data)
+    assert time.monotonic() - start < 1.8
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize(("model", "data"), [("./gone", "auto"), ("auto", "gone.jsonl"), (QWEN, "./gone")])
+def test_a_given_path_that_is_not_there_waits_for_nothing(model: str, data: str, hub: Any) -> None:
+    with pytest.raises(DataError, match="gone' is not a|gone.jsonl' is not a"):
+        choose(model, data)
+    assert len(hub.requests) == (model == QWEN)
+
+
+def test_only_the_model_is_auto(hub: Any, tmp_path: Path) -> None:
+    rows = str(tmp_path)
+    assert names(choose(data=rows)) == (QWEN, rows, False)
+    hub.stop()
+    assert names(choose(data=rows)) == ("embedded", rows, True)
 
 
 def test_only_the_data_are_auto(hub: Any) -> None:
-    assert names(choose(model="some/model")) == ("some/model", GSM8K, False)
+    assert names(choose(model=QWEN)) == (QWEN, GSM8K, False)
+    resolve_model(QWEN, quiet)
     hub.stop()
-    pair = choose(model="some/model")
-    assert names(pair) == ("some/model", "generated", False)
+    pair = choose(model=QWEN)
+    assert names(pair) == (QWEN, "generated", False)
     assert GSM8K in pair.data_choice.reason
     assert names(choose(model="embedded")) == ("embedded", "generated", False)

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from gsm8k_core.types import DivergedError
+from tests import tiny
 from tests.e2e.conftest import ROOT, Run
+
+TRAIN = ("train", "--model", "{model}", "--data", "{data}")
 
 
 @pytest.mark.parametrize(
@@ -20,17 +24,13 @@ from tests.e2e.conftest import ROOT, Run
         (("train", "--model", "some/unknown-model"), 4, "some/unknown-model"),
         (("train", "--data", "missing.jsonl", "--model", "{model}"), 4, "missing.jsonl"),
         (("train", "--data", "some/unknown-data", "--model", "{model}"), 4, "some/unknown-data"),
-        (
-            ("train", "--model", "{model}", "--data", "{data}", "--backend", "torch", "--device", "cuda"),
-            3,
-            "--device cuda",
-        ),
-        (
-            ("train", "--model", "{model}", "--data", "{data}", "--backend", "mlx", "--dtype", "bfloat16"),
-            3,
-            "--dtype bfloat16",
-        ),
-        (("train", "--model", "{model}", "--data", "{data}", "--max-length", "16"), 4, "every row is longer"),
+        ((*TRAIN, "--backend", "mlx", "--device", "cuda"), 3, "--device cuda"),
+        ((*TRAIN, "--backend", "mlx", "--dtype", "bfloat16"), 3, "--dtype bfloat16"),
+        (("train", "--max-samples", "0"), 2, "greater than zero"),
+        (("train", "--seed", "5000000000"), 2, "--seed"),
+        (("train", "--weight-decay", "inf"), 2, "--weight-decay"),
+        (("train", "--max-time", "0"), 2, "--max-time"),
+        ((*TRAIN, "--max-length", "16"), 4, "every row is longer"),
         (("eval", "--model", "{data}"), 4, "config.json"),
         (("compare",), 2, "--trained-model"),
         (("compare", "--trained-model", "{model}", "--data", "{data}"), 2, "--base-model"),
@@ -77,11 +77,47 @@ def test_a_second_run_leaves_the_first_alone(run: Run, model: Path, data: Path, 
     assert json.loads((tmp_path / "out/run.json").read_text()) == {"status": "done", "pid": 1}
 
 
-def test_a_failed_run_says_so_in_its_manifest(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_mistyped_name_leaves_no_folder(run: Run, model: Path, tmp_path: Path) -> None:
     assert run("train", "--model", model, "--data", "gone.jsonl", "--output-dir", "out").returncode == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_with_anything_in_it_is_refused_and_left_alone(run: Run, model: Path, data: Path) -> None:
+    before = sorted(path.name for path in model.iterdir())
+    assert run("train", "--model", model, "--data", data, "--output-dir", model).returncode == 7
+    assert sorted(path.name for path in model.iterdir()) == before
+
+
+def test_a_run_that_fails_later_says_so_in_its_manifest(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import backends
+
+    def broken(*unused: object) -> None:
+        raise DivergedError("update 3: loss nan")
+
+    monkeypatch.setattr(backends, "open", broken)
+    assert run("train", "--model", model, "--data", data, "--output-dir", "out").returncode == 5
     manifest = json.loads((tmp_path / "out/run.json").read_text())
-    assert manifest["status"] == "failed"
-    assert "gone.jsonl" in manifest["outcome"]["reason"]
+    assert (manifest["status"], manifest["outcome"]["reason"]) == ("failed", "update 3: loss nan")
+
+
+def test_a_launcher_with_several_processes_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run("train")
+    assert done.returncode == 2
+    assert "WORLD_SIZE" in done.stderr
+
+
+def test_json_prints_nothing_on_stdout_when_it_fails(run: Run) -> None:
+    assert run("train", "--model", "./nowhere", "--json").stdout == ""
+
+
+def test_the_tokenizer_of_another_model_is_refused(backend_name: str, run: Run, data: Path, tmp_path: Path) -> None:
+    small = tiny.make(tmp_path / "small", "llama", vocab_size=16)
+    done = run("train", "--model", small, "--data", data, "--backend", backend_name)
+    assert done.returncode == 4
+    assert "tokenizer of another model" in done.stderr
 
 
 def test_help_imports_no_framework() -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import backends
 from tests.e2e.conftest import ROOT, Run
 
+CPU = ("--device", "cpu", "--dtype", "float32")
 SHORT = ("--batch-size", 4, "--gradient-accumulation-steps", 2, "--num-epochs", 1, "--learning-rate", 1e-2)
 
 
@@ -22,7 +24,9 @@ def events(run_folder: Path) -> list[dict[str, object]]:
 
 
 def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    other = "torch" if backend_name == "mlx" else "mlx"
+    other = {"mlx": "torch", "torch": "mlx"}[backend_name]
+    if not backends.installed(other):
+        pytest.skip(f"backend {other} is not installed here")
     trained = run(
         "train", "--model", model, "--data", data, "--backend", backend_name, "--dtype", "float32",
         "--output-dir", "out", "--save-steps", 3, "--json", *SHORT,
@@ -60,13 +64,13 @@ def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp
 def test_the_same_seed_is_the_same_run_on_both(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     found = []
     for name in ("mlx", "torch"):
-        arguments = ("--model", model, "--data", data, "--dtype", "float32", "--output-dir", name, *SHORT)
+        arguments = ("--model", model, "--data", data, *CPU, "--output-dir", name, *SHORT)
         done = run("train", "--backend", name, *arguments)
         assert done.returncode == 0, done.stderr
         found.append([event for event in events(tmp_path / name) if event["event"] == "update"])
     assert [event["num_targets"] for event in found[0]] == [event["num_targets"] for event in found[1]]
     assert [event["loss"] for event in found[0]] == pytest.approx([event["loss"] for event in found[1]], abs=1e-4)
-    other = run("train", "--backend", "torch", "--model", model, "--data", data, "--dtype", "float32", "--seed", 1,
+    other = run("train", "--backend", "torch", "--model", model, "--data", data, *CPU, "--seed", 1,
                 "--output-dir", "seed-1", *SHORT)  # fmt: skip
     assert other.returncode == 0, other.stderr
     control = [event["loss"] for event in events(tmp_path / "seed-1") if event["event"] == "update"]
@@ -84,17 +88,23 @@ def test_the_budget_ends_the_run_with_the_model_saved(run: Run, model: Path, dat
     assert (tmp_path / "out/model/model.safetensors").exists()
 
 
-def test_ctrl_c_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path: Path, number: int) -> None:
     command = [
         sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), "--backend", "torch",
         "--num-epochs", "1000", "--output-dir", "out",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE)
+    # The reader of its output goes away, as a closed terminal does.
+    gone, held = os.pipe()
+    os.close(gone)
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=held, stderr=held)
+    os.close(held)
     metrics = tmp_path / "out/metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and "update" in metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(60) == 75
     assert json.loads((tmp_path / "out/run.json").read_text())["outcome"]["reason"] == "interrupted"
     assert (tmp_path / "out/model/model.safetensors").exists()
