@@ -38,7 +38,7 @@ test: $(VENV)/.stamp-test tokenizer
 		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	if [ -z "$$QWEN_TOKENIZER" ] && [ -f $(TOKENIZER)/tokenizer.json ]; then \
 		QWEN_TOKENIZER="$(CURDIR)/$(TOKENIZER)"; export QWEN_TOKENIZER; fi; \
-	$(PY) -m pytest --require-backends=$$backends $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --require-backends=$$backends $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .

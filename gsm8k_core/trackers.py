@@ -1,7 +1,7 @@
 """W&B, trackio and TensorBoard behind one small interface, and the process that each of them runs in.
 
-Nothing here runs in the training process: sinks.py starts `python -m gsm8k_core.trackers`, writes JSON lines to it (what
-to open, then the run's events), and reads JSON lines back. The end of its input means: close.
+Nothing here runs in the training process: sinks.py starts `python -m gsm8k_core.trackers` and writes JSON lines to it
+(what to open, then the run's events), and reads JSON lines back. The end of its input means: close.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -72,8 +73,8 @@ def _find(config: InspectConfig, terminal: Terminal) -> Found:
         raise DataError(f"{pair.data} has no {config.split} problems; try another --split or --data")
     if config.annotations == "strip":
         problems = tuple(replace(problem, answer=strip_annotations(problem.answer)) for problem in problems)
-    terminal.say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}")
-    terminal.say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}")
+    _say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", terminal)
+    _say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", terminal)
     return Found(source, problems, data.name, {"model": model_choice, "data": pair.data_choice})
 
 
@@ -90,23 +91,22 @@ def _show_summary(summary: Preflight, examples: Sequence[Example], refusal: str 
     tokens, rows, limit = summary.tokens, summary.rows, summary.max_length
     trained = sum(example.num_targets for example in examples)
     longer, empty = summary.longer_than_max_length, summary.without_supervised_token
-    lines = [
-        f"rows     {rows:,}",
+    _say(f"rows     {rows:,}", terminal)
+    _say(
         f"tokens   mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, max "
         f"{tokens['max']:.0f}; {percent(trained, round(tokens['mean'] * rows))} trained, the rest masked",
-    ]
-    _say(lines, terminal)
-    _say(histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal)), terminal)
-    lines = [
+        terminal,
+    )
+    bars = histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal))
+    _print(Text("\n".join(bars)), terminal)
+    _say(
         f"limit    --max-length {limit}: {longer:,} rows ({percent(longer, rows)}) are longer; cut there, they would "
         f"lose their answer, and {empty:,} ({percent(empty, rows)}) would keep no trained token at all",
-        f"suggest  --max-length {summary.suggested_max_length}",
-    ]
-    if refusal:
-        lines.append(f"train    would refuse: {refusal}")
-    else:
-        lines.append(f"train    would train on {rows - longer:,} of these rows, whole, and leave {longer:,} out")
-    _say(lines, terminal)
+        terminal,
+    )
+    _say(f"suggest  --max-length {summary.suggested_max_length}", terminal)
+    kept = f"would train on {rows - longer:,} of these rows, whole, and leave {longer:,} out"
+    _say(f"train    {f'would refuse: {refusal}' if refusal else kept}", terminal)
 
 
 def _show_rows(tokenizer: Tokenizer, examples: Sequence[Example], limit: int, terminal: Terminal) -> None:
@@ -115,8 +115,8 @@ def _show_rows(tokenizer: Tokenizer, examples: Sequence[Example], limit: int, te
         _print(_legend(), terminal)
     for example in examples:
         size, masked = len(example.tokens), example.num_prompt
-        long = f"; longer than {limit}, so train leaves it out" if size > limit else ""
-        _say(["", f"{example.id}: {size} tokens, {masked} masked, {size - masked} trained{long}"], terminal)
+        long = f"; longer than {limit}, train leaves it out" if size > limit else ""
+        terminal.say(f"\n{example.id}: {size} tokens, {masked} masked, {size - masked} trained{long}")
         _print(show_row(pieces(tokenizer, example), coloured), terminal)
 
 
@@ -132,8 +132,9 @@ def _is_ascii(terminal: Terminal) -> bool:
     return not terminal.console.encoding.lower().startswith("utf")
 
 
-def _say(lines: Sequence[str], terminal: Terminal) -> None:
-    _print(Text("\n".join(lines)), terminal)
+def _say(line: str, terminal: Terminal) -> None:
+    """A label and its words, which go on under themselves."""
+    terminal.say(textwrap.fill(line, WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False, break_long_words=False))
 
 
 def _print(text: Text, terminal: Terminal) -> None:

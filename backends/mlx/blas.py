@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def _load(library: str) -> str | None:
         if not any(hasattr(handle, name) for name in _PRODUCTS):
             return f"is no BLAS library (it has neither {' nor '.join(_PRODUCTS)})"
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return f"cannot be loaded ({error})"
     return None
 
@@ -109,15 +110,18 @@ def _is_installed(package: str) -> bool:
 @functools.cache
 def _compile_problem() -> str | None:
     """Why g++ does not make a shared library of two lines, as mx.compile will ask of it; None where it does."""
+    if shutil.which("g++") is None:
+        return "there is none"
     try:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "probe.cpp"), Path(folder, "probe.so")
             source.write_text(_PROBE)
             command = ["g++", "-std=c++17", "-O3", "-fPIC", "-shared", str(source), "-o", str(target)]
             done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)
-            return None if done.returncode == 0 and target.is_file() else "the one here does not compile"
-    except FileNotFoundError:
-        return "there is none"
+            if done.returncode != 0:
+                return "the one here does not compile"
+            ctypes.CDLL(str(target))  # from where temporary files may not be run, it cannot be loaded
+            return None
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"it could not be tried ({error})"
 

@@ -1,0 +1,56 @@
+"""`plot`: the curves of one or many runs, as a sketch in the terminal and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gsm8k_core.config import PlotConfig
+from gsm8k_core.curves import RunCurves, read_runs
+from gsm8k_core.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
+from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import EXIT_OK, DataError, UsageError
+from verbs import Context
+
+
+def run(config: PlotConfig, context: Context) -> int:
+    """The verb."""
+    terminal = context.terminal
+    if not config.runs:
+        raise UsageError(
+            "plot needs a run; python cli.py runs lists them, python cli.py plot runs/<your run> draws one"
+        )
+    if len(config.runs) > MOST_RUNS:
+        raise UsageError(f"plot draws {MOST_RUNS} runs at most, and was given {len(config.runs)}")
+    if config.output:
+        check_picture(config.output)
+    runs = read_runs(config.runs)
+    drawn = [found for found in runs if found.curves]
+    for found in runs:
+        if not found.curves:
+            terminal.say(f"{found.name} has no update yet and is left out")
+    if not drawn:
+        raise DataError(f"{config.runs[0]} has no update to draw yet; try again when it has trained a little")
+    for line in sketch(drawn, config.smooth):
+        terminal.say(line)
+    _table(drawn, terminal)
+    if config.output:
+        save_picture(drawn, config.output, config.smooth)
+        terminal.say(f"written  {config.output}")
+    else:
+        terminal.say("for a picture, add --output curves.png")
+    terminal.result(
+        {"runs": [found.summary() for found in runs], "file": str(config.output) if config.output else None}
+    )
+    return EXIT_OK
+
+
+def _table(runs: Sequence[RunCurves], terminal: Terminal) -> None:
+    rows = []
+    for mark, found in zip(marks(len(runs)), runs, strict=True):
+        said = found.summary()
+        losses = [said[key] for key in ("first_loss", "last_loss", "min_loss")]
+        numbers = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
+        rows.append([f"{mark} {found.name}", str(said["updates"]), *numbers, str(said["not_finite"])])
+    bad = any(row[-1] != "0" for row in rows)
+    columns = ["run", "updates", "first loss", "last", "lowest", "not finite"]
+    terminal.table(columns if bad else columns[:-1], rows if bad else [row[:-1] for row in rows])
