@@ -23,8 +23,11 @@ from gsm8k_core.config import (
     CompareConfig,
     DoctorConfig,
     EvalConfig,
+    GenerateConfig,
     GradeConfig,
     InspectConfig,
+    PlotConfig,
+    RunsConfig,
     Settings,
     TrainConfig,
 )
@@ -35,9 +38,12 @@ VERBS: dict[str, tuple[type[Settings], str]] = {
     "train": (TrainConfig, "verbs.train"),
     "eval": (EvalConfig, "verbs.evaluate"),
     "compare": (CompareConfig, "verbs.compare"),
+    "generate": (GenerateConfig, "verbs.generate"),
     "inspect": (InspectConfig, "verbs.inspect"),
     "grade": (GradeConfig, "verbs.grade"),
     "doctor": (DoctorConfig, "verbs.doctor"),
+    "plot": (PlotConfig, "verbs.plot"),
+    "runs": (RunsConfig, "verbs.runs"),
 }
 
 

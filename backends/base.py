@@ -22,7 +22,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,6 +50,13 @@ class Capabilities:
     devices: tuple[str, ...]
     dtypes: tuple[str, ...]
     trainable: tuple[str, ...] = ("all", "blocks")
+
+
+OnToken = Callable[[int, int], None]
+
+
+def ignore_token(index: int, token: int) -> None:
+    """The default of `Backend.generate`: nobody listens."""
 
 
 class Live(Protocol):
@@ -90,10 +97,14 @@ class Backend(Protocol):
         """
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
+    ) -> Iterator[tuple[int, Completion]]:
         """Complete each prompt; yields (index into `prompts`, completion) as they finish, in any order.
 
-        A completion ends before the first of the model's end tokens, or after `max_new_tokens`.
+        A completion ends before the first of the model's end tokens, or after `max_new_tokens`. `on_token` is
+        called with (index, token) for each token as it is written. With a temperature, tokens are drawn by
+        gsm8k_core.sampling with the index as the prompt's key.
         """
         ...
 

@@ -34,7 +34,7 @@ class Answered:
     """One completion and what it should have said."""
 
     where: str  # file:line
-    id: object  # whatever the row calls itself, or None
+    id: str | int | None  # what the row calls itself
     completion: str
     gold: str  # a plain number, or GSM8K's answer text
 
@@ -175,7 +175,13 @@ def _answered(row: Mapping[str, Any], where: str) -> Answered:
     key = "gold" if "gold" in row or "answer" not in row else "answer"
     if key not in row:
         raise DataError(f"{where}: no 'gold'; {FORM}")
-    return Answered(where, row.get("id"), completion, _gold(row[key], f"{where}: {key!r}"))
+    return Answered(where, _id(row.get("id")), completion, _gold(row[key], f"{where}: {key!r}"))
+
+
+def _id(value: object) -> str | int | None:
+    if isinstance(value, _Number) and len(value) <= MAX_DIGITS and value.lstrip("-").isdecimal():
+        return int(value)
+    return str(value) if isinstance(value, str) else None
 
 
 def _gold(value: object, what: str) -> str:

@@ -250,6 +250,23 @@ class CompareConfig(ScoreSettings):
     trained_model: Annotated[str, Field(description="the model after training: its folder, or its run folder")] = ""
 
 
+class GenerateConfig(BackendSettings):
+    """Answer a question, a file of questions, or what you type."""
+
+    question: Annotated[tyro.conf.Positional[str], Field(description="the question; without one, you are asked")] = ""
+    model: Annotated[str, Field(description="a model, run or adapter folder, a Hub id, embedded, or auto")] = "auto"
+    file: Annotated[Path | None, Field(description="a question on each line, or JSONL with question")] = None
+    annotations: Annotated[Literal["show", "hide"], Field(description="GSM8K's <<48/2=24>> marks in the answers")] = (
+        "show"
+    )
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
+    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
+    eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64
+
+
 class PlotConfig(Settings):
     """Draw loss, rate, gradient norm and dev accuracy of one or many runs."""
 

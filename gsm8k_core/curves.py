@@ -95,7 +95,7 @@ def metrics_file(reference: Path) -> Path:
     """Of a run folder, of its model's folder, or the file itself."""
     if reference.is_file():
         return reference
-    for folder in (reference, run_of_model(reference)):
+    for folder in (reference, run_of_model(reference) if reference.exists() else None):
         if folder and (folder / METRICS).is_file():
             return folder / METRICS
     what = f"has no {METRICS}" if reference.exists() else "is not there"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.answers import RULES, grade
-from gsm8k_core.runs import write_json
+from gsm8k_core.folders import write_json
 from gsm8k_core.stats import wilson
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 

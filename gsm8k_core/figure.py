@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 import string
@@ -26,6 +27,7 @@ LOG_FROM = 30.0  # a gradient norm that spans this factor is drawn on a logarith
 
 WIDTH, LABEL = 80, 9
 SKETCHED = {"loss": 11, "dev accuracy": 6, "dev loss": 6, "gradient norm": 6, "rate": 5}  # curve -> rows
+SMOOTHED = ("loss", "gradient norm")
 SEVERAL = "*"  # where curves of several runs meet
 
 
@@ -74,32 +76,38 @@ def _draw(runs: Sequence[RunCurves], smooth: int) -> Any:
 
 
 def _panel(axes: Any, name: str, runs: Sequence[RunCurves], smooth: int) -> None:
-    lowest, highest = math.inf, 0.0
+    title = {"loss": "loss (nats per target)"}.get(name, name)
     for number, run in enumerate(runs):
-        look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
         if curve := run.curves.get(name):
-            _line(axes, curve, smooth if name in ("loss", "gradient norm") else 1, look)
-            finite = [value for value in curve.values if value > 0]
-            lowest, highest = min([lowest, *finite]), max([highest, *finite])
+            _line(axes, curve, smooth if name in SMOOTHED else 1, _look(number))
         if name == "loss" and (dev := run.curves.get("dev loss")):
-            axes.plot(dev.updates, dev.values, marker="D", markersize=5, linewidth=1, **look)
-    dev_loss = name == "loss" and any("dev loss" in run.curves for run in runs)
-    axes.set_title(
-        {"loss": "loss (nats per target)"}.get(name, name) + (", dev loss with diamonds" if dev_loss else "")
-    )
+            axes.plot(dev.updates, dev.values, marker="D", markersize=5, linewidth=1, **_look(number))
+            title = "loss (nats per target), dev loss with diamonds"
     axes.set_xlabel("update")
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.locator_params(axis="x", integer=True, nbins=8 if name == "loss" else 4)
-    if name == "gradient norm" and highest > LOG_FROM * lowest:
+    axes.margins(x=0.02)
+    axes.locator_params(axis="x", integer=True, nbins=8 if name == "loss" else 4, min_n_ticks=1)
+    if _is_wide(name, [value for run in runs if name in run.curves for value in run.curves[name].values]):
         axes.set_yscale("log")
+        title += ", logarithmic"
     elif name == "rate":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     elif name == "dev accuracy":
         axes.yaxis.set_major_formatter(lambda value, place: f"{100 * value:.4g} %")
+    axes.set_title(title)
 
 
-def _line(axes: Any, curve: Curve, smooth: int, look: dict[str, str]) -> None:
+def _is_wide(name: str, values: Sequence[float]) -> bool:
+    finite = [value for value in values if math.isfinite(value)]
+    return name == "gradient norm" and bool(finite) and max(finite) > LOG_FROM * min(finite) > 0
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
+
+
+def _line(axes: Any, curve: Curve, smooth: int, look: dict[str, Any]) -> None:
     dots: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(curve.updates) <= FEW_POINTS else {}
     if smooth > 1:
         axes.plot(curve.updates, curve.values, alpha=0.3, linewidth=1, **look)
@@ -110,8 +118,7 @@ def _line(axes: Any, curve: Curve, smooth: int, look: dict[str, str]) -> None:
 def _legend(figure: Any, runs: Sequence[RunCurves]) -> None:
     from matplotlib.lines import Line2D
 
-    looks = [(COLOURS[n % len(COLOURS)], STYLES[n // len(COLOURS) % len(STYLES)]) for n in range(len(runs))]
-    handles = [Line2D([], [], color=colour, linestyle=style, linewidth=2.5) for colour, style in looks]
+    handles = [Line2D([], [], linewidth=2.5, **_look(number)) for number in range(len(runs))]
     longest = max(len(run.name) for run in runs)
     legend = figure.legend(
         handles, ["-"] * len(runs), loc="outside upper left", ncols=max(1, min(3, 100 // (longest + 8))), frameon=False
@@ -122,15 +129,16 @@ def _legend(figure: Any, runs: Sequence[RunCurves]) -> None:
 
 
 def sketch(runs: Sequence[RunCurves], smooth: int) -> list[str]:
-    """Charts of 80 plain characters a line; run number n is the n-th letter, or a dot where there is one run."""
+    """Charts of at most 80 plain characters a line; `marks` says which run is which."""
     lines: list[str] = []
     for name, rows in SKETCHED.items():
-        curves = [run.curves[name].smooth(smooth) if name in run.curves else None for run in runs]
-        lines += _chart(name, curves, rows)
+        width = smooth if name in SMOOTHED else 1
+        lines += _chart(name, [run.curves[name].smooth(width) if name in run.curves else None for run in runs], rows)
     return lines
 
 
 def marks(count: int) -> list[str]:
+    """The character of each run in a sketch."""
     return ["o"] if count == 1 else list(string.ascii_lowercase[:count])
 
 
@@ -139,38 +147,40 @@ def _chart(name: str, curves: Sequence[Curve | None], rows: int) -> list[str]:
         [(u, v) for u, v in zip(curve.updates, curve.values, strict=True) if math.isfinite(v)] if curve else []
         for curve in curves
     ]
-    every = [point for run in points for point in run]
-    if not every:
+    updates = [update for run in points for update, _ in run]
+    if not updates:
         return []
-    first, last = min(u for u, _ in every), max(u for u, _ in every)
-    low, high = min(v for _, v in every), max(v for _, v in every)
-    columns = WIDTH - LABEL - 2
+    first, last, columns = min(updates), max(updates), WIDTH - LABEL - 2
+    drawn = [_columns(run, first, last, columns) for run in points]
+    low, high = (pick(value for run in drawn for value in run.values()) for pick in (min, max))
+    height = math.log if _is_wide(name, [low, high]) else float
     grid = [[" "] * columns for _ in range(rows)]
-    for mark, run in zip(marks(len(curves)), points, strict=True):
-        for column, value in _columns(run, first, last, columns).items():
-            row = round((high - value) / (high - low) * (rows - 1)) if high > low else rows // 2
+    for mark, run in zip(marks(len(drawn)), drawn, strict=True):
+        for column, value in run.items():
+            part = (height(high) - height(value)) / (height(high) - height(low)) if high > low else 0.5
+            row = round(part * (rows - 1))
             grid[row][column] = mark if grid[row][column] == " " else SEVERAL
-    labels = [""] * rows
-    if high > low:
-        labels[0], labels[-1] = f"{high:.3g}", f"{low:.3g}"
-    else:
-        labels[rows // 2] = f"{high:.3g}"
-    body = [f"{label:>{LABEL}} |{''.join(cells)}".rstrip() for label, cells in zip(labels, grid, strict=True)]
-    end = f"update {last}"
-    axis = [" " * (LABEL + 1) + "+" + "-" * columns, " " * (LABEL + 2) + f"{first}{end:>{columns - len(str(first))}}"]
-    return [name, *body, *axis]
+    labels = {0: high, rows - 1: low} if high > low else {round((rows - 1) / 2): high}
+    body = [f"{_short(labels.get(row)):>{LABEL}} |{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
+    end = f"update {last}" if last > first else ""
+    axis = f"{first}{end:>{columns - len(str(first))}}".rstrip()
+    title = name if height is float else f"{name}, logarithmic"
+    return [title, *body, " " * (LABEL + 1) + "+" + "-" * columns, " " * (LABEL + 2) + axis]
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _columns(points: Sequence[tuple[int, float]], first: int, last: int, columns: int) -> dict[int, float]:
-    """A value for each column between a run's first and last: means where several updates fall, lines where none does."""
+    """A value for each column between a run's first and last: a mean of several updates, or on a line between two."""
     groups: dict[int, list[float]] = {}
     for update, value in points:
         place = round((update - first) / (last - first) * (columns - 1)) if last > first else columns // 2
         groups.setdefault(place, []).append(value)
     means = {place: math.fsum(values) / len(values) for place, values in sorted(groups.items())}
     filled = dict(means)
-    known = list(means)
-    for left, right in zip(known, known[1:], strict=False):
+    for left, right in itertools.pairwise(means):
         for place in range(left + 1, right):
             filled[place] = means[left] + (means[right] - means[left]) * (place - left) / (right - left)
     return filled

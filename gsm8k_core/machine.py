@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gsm8k_core import hub
 from gsm8k_core.config import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
@@ -142,7 +142,7 @@ def _listed(versions: Mapping[str, str]) -> str:
 
 def memory() -> Finding:
     """All of it, and what is free now."""
-    import psutil  # here, not above: `--help` does not need it
+    import psutil  # type: ignore[import-untyped]  # here, not above: only who asks needs it
 
     now = psutil.virtual_memory()
     value = f"{hub.human_size(now.total)}, {hub.human_size(now.available)} free"
@@ -191,7 +191,7 @@ def _embedded() -> Finding:
     if obstacle:
         return Finding("embedded", "warning", "not installed", *obstacle)
     done = any(not missing_files(path) for path in (cache_folder() / "embedded").glob("smollm2-*") if path.is_dir())
-    return Finding("embedded", "ok", "installed, converted" if done else "installed; the first use converts it (540 MB)")
+    return Finding("embedded", "ok", f"installed; {'converted' if done else 'the first use converts it (540 MB)'}")
 
 
 def embedded_obstacle() -> tuple[str, str] | None:
@@ -212,18 +212,14 @@ def reach_hub(seconds: float = HUB_SECONDS) -> Finding:
         hub.look_up(DEFAULT_MODEL, "model", seconds)
     except hub.Unavailable as error:
         mend = f"{error.advice}; or work without: --model FOLDER --data FOLDER"
-        return Finding("hub", "note", f"{hub.shown_endpoint()} does not help", str(error), mend)
+        return Finding("hub", "note", f"{hub.shown_endpoint()} gives nothing", str(error), mend)
     return Finding("hub", "ok", f"{hub.shown_endpoint()} answers in {time.monotonic() - start:.1f} s")
 
 
-def chosen_model(pair: Pair) -> Finding:
-    """Whether the model that `auto` means can be had."""
+def missing_model(pair: Pair) -> list[Finding]:
+    """A problem when the model that `auto` means cannot be had at all, else nothing."""
     obstacle = embedded_obstacle() if pair.model == EMBEDDED_MODEL else None
     if obstacle is None:
-        return Finding("auto model", "ok", pair.model, pair.model_choice.reason)
+        return []
     reason, mend = obstacle
-    return Finding("auto model", "problem", "none can be had", f"{pair.model_choice.reason}; {reason}", mend)
-
-
-def as_json(findings: list[Finding]) -> list[dict[str, Any]]:
-    return [asdict(finding) for finding in findings]
+    return [Finding("auto model", "problem", "none can be had", f"{pair.model_choice.reason}; {reason}", mend)]

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gsm8k_core import hub
+from gsm8k_core.adapters import base_of, is_adapter, merged_folder
 from gsm8k_core.config import EMBEDDED_MODEL
 from gsm8k_core.embedded import embedded_folder
 from gsm8k_core.model_folder import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, check_folder, missing_files
@@ -18,7 +19,7 @@ SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model was found. `choice.name` is folder, cache, hub or embedded."""
+    """Where a model was found. `choice.name` is folder, cache, hub, adapter or embedded."""
 
     name: str  # what a person would type again
     folder: Path
@@ -34,8 +35,20 @@ def resolve_model(reference: str, announce: hub.Announce) -> Source:
         source = _local(reference, path.absolute())
     else:
         source = _named(reference, announce)
+    if is_adapter(source.folder):
+        source = _merged(source, announce)
     check_folder(source.folder)
     return source
+
+
+def _merged(adapter: Source, announce: hub.Announce) -> Source:
+    """An adapter's folder, as the whole model that it makes of its base."""
+    reference = base_of(adapter.folder)
+    if hub.local_path(reference) and is_adapter(Path(reference)):
+        raise DataError(f"{adapter.name} is an adapter of an adapter ({reference}); merge that one first")
+    base = resolve_model(reference, announce)
+    folder = merged_folder(base.folder, adapter.folder)
+    return Source(adapter.name, folder, Choice("adapter", f"an adapter of {base.name}, merged into it"))
 
 
 def require_model(reference: str) -> None:

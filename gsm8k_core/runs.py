@@ -23,26 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.folders import write_json
 from gsm8k_core.types import StorageError
 
 SCHEMA = 1
 MANIFEST = "run.json"
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace a JSON file in one step: readers see the old content or the new, never a part."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror}); give another --output-dir") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

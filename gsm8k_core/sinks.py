@@ -175,7 +175,7 @@ class Feed:
         self._secrets = [environment[key] for key in SECRETS if environment.get(key)]
         self._changed = threading.Condition()  # guards everything below and above; never held while waiting for a pipe
         self._ready = self._closing = self._closed = False
-        self._deadline = 0.0
+        self._close_from = 0.0
         self._waiting = deque([_line({"sink": sink, "run": asdict(run)})])
         self._threads: list[threading.Thread] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -208,19 +208,21 @@ class Feed:
     def close(self, at_once: bool) -> None:
         """Ask it to finish; `wait` waits."""
         with self._changed:
-            self._closing = True
-            # A run that was over before its tracker had started waits for the rest of that time, not longer.
-            self._deadline = max(time.monotonic() + self.limits.close, self._started + self.limits.start)
+            self._closing, self._close_from = True, time.monotonic()
             self._changed.notify_all()
         if at_once:
             self._fail("ended with the run", tell=False)
 
     def wait(self) -> None:
+        """Until it has finished, or its time is over. A run shorter than its tracker's start waits for that, too."""
         with self._changed:
-            left = self._deadline - time.monotonic()
-            self._changed.wait_for(lambda: self._closed or self.failure is not None, max(0.0, left))
-            late = f"finish within {self.limits.close:g} s" if self._ready else f"start within {self.limits.start:g} s"
-        self._fail(f"did not {late}")  # nothing, where it has closed or failed before
+            over = self._wait_for(lambda: self._ready, self._started + self.limits.start)
+            late = f"start within {self.limits.start:g} s"
+            if over:
+                over = self._wait_for(lambda: self._closed, self._close_from + self.limits.close)
+                late = f"finish within {self.limits.close:g} s"
+        if not over:
+            self._fail(f"did not {late}")
         if self._process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
@@ -253,29 +255,32 @@ class Feed:
 
     def _await_start(self) -> None:
         with self._changed:
-            left = self._started + self.limits.start - time.monotonic()
-            self._changed.wait_for(lambda: self._ready or self.failure is not None, max(0.0, left))
-            late = not self._ready
-        if late:
+            started = self._wait_for(lambda: self._ready, self._started + self.limits.start)
+        if not started:
             self._fail(f"did not start within {self.limits.start:g} s")
+
+    def _wait_for(self, done: Callable[[], bool], until: float) -> bool:
+        """False when the time is over first."""
+        return self._changed.wait_for(lambda: done() or self.failure is not None, max(0.0, until - time.monotonic()))
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as pipe:
             for line in pipe:
-                self._hear(line)
+                with contextlib.suppress(ValueError):  # a line that was cut off when its writer was ended
+                    self._hear(json.loads(line))
         code: object = "unknown"
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(1)
         self._fail(f"its process ended (exit code {code})")
 
-    def _hear(self, line: bytes) -> None:
-        said: dict[str, Any] = json.loads(line)
+    def _hear(self, said: Mapping[str, Any]) -> None:
         with self._changed:
             self.taken = said.get("taken", self.taken)
             self._closed = self._closed or "closed" in said
             if "ready" in said:
                 self._ready, self.where = True, self._clean(said["ready"])
+                self._close_from = max(self._close_from, time.monotonic())
             self._changed.notify_all()
         if "ready" in said:
             self._tell(str(self.where))
@@ -303,7 +308,8 @@ class Feed:
         return " ".join(whole[:LONGEST_REASON].split())
 
     def _tell(self, text: str) -> None:
-        self._say(f"{self.name:<8} {text}")
+        with contextlib.suppress(OSError, ValueError):  # stdout is gone; the run finds that out by itself
+            self._say(f"{self.name:<8} {text}")
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -129,10 +129,14 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn: greedy here, up to `max_new_tokens` (the end token not counted)."""
+    """How completions are drawn; the end token is not counted. Temperature 0 is greedy."""
 
-    max_new_tokens: int = 512
-    batch_size: int = 16  # prompts decoded together; changes speed and memory, not the text
+    max_new_tokens: int
+    batch_size: int  # prompts decoded together; changes speed and memory, not the text
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import backends
 from gsm8k_core.config import EMBEDDED_MODEL, CompareConfig
+from gsm8k_core.folders import write_json
 from gsm8k_core.model_folder import folder_hash
 from gsm8k_core.models import Source, resolve_model
 from gsm8k_core.report import make_comparison, show_comparison
-from gsm8k_core.runs import read_manifest, run_of_model, write_json
+from gsm8k_core.runs import read_manifest, run_of_model
 from gsm8k_core.sources import AUTO
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import EXIT_OK, DataError, UsageError

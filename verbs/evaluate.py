@@ -13,13 +13,14 @@ import backends
 from gsm8k_core.config import EMBEDDED_MODEL, EvalConfig, ScoreSettings, flag
 from gsm8k_core.data import is_single_file, load_data
 from gsm8k_core.evaluate import Key, evaluate, problems_hash, summarise
+from gsm8k_core.folders import write_json
 from gsm8k_core.generated import HELD_OUT
 from gsm8k_core.model_folder import folder_hash, vocabulary_size
 from gsm8k_core.models import Source, resolve_model
 from gsm8k_core.preflight import check_token_ids
 from gsm8k_core.prompts import PROMPT_NAME, decode, load_tokenizer, prompt_tokens
 from gsm8k_core.report import show_scores
-from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions, write_json
+from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
 from gsm8k_core.sources import AUTO, Pair, choose_pair
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError

@@ -37,7 +37,7 @@ def _named(records: Path | None) -> dict[str, str]:
 
 def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
     rules, disagreements = summary["rules"], summary["disagreements"]
-    terminal.say(f"{summary['n']:,} completions")
+    terminal.say(f"{summary['n']:,} completion{'' if summary['n'] == 1 else 's'}")
     terminal.table(
         ["rule", "correct", "accuracy (95 % interval)", "nothing read"],
         [[name, str(rules[name]["correct"]), percent(rules[name]), str(rules[name]["nothing_read"])] for name in RULES],
@@ -48,5 +48,5 @@ def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
     terminal.say("\nRows that the rule on the left calls right and the one above calls wrong:")
     terminal.table(
         ["", *RULES],
-        [[right, *["" if right == wrong else str(disagreements[right][wrong]) for wrong in RULES]] for right in RULES],
+        [[right, *["-" if right == wrong else str(disagreements[right][wrong]) for wrong in RULES]] for right in RULES],
     )

@@ -99,18 +99,19 @@ def _show_summary(summary: Preflight, examples: Sequence[Example], refusal: str 
     )
     bars = histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal))
     _print(Text("\n".join(bars)), terminal)
-    _say(
-        f"limit    --max-length {limit}: {longer:,} rows ({percent(longer, rows)}) are longer; cut there, they would "
-        f"lose their answer, and {empty:,} ({percent(empty, rows)}) would keep no trained token at all",
-        terminal,
+    lost = (
+        f"{longer:,} rows ({percent(longer, rows)}) are longer; cut there, they would lose their answer, and "
+        f"{empty:,} ({percent(empty, rows)}) would keep no trained token at all"
     )
+    _say(f"limit    --max-length {limit}: {lost if longer else 'every row fits'}", terminal)
     _say(f"suggest  --max-length {summary.suggested_max_length}", terminal)
-    kept = f"would train on {rows - longer:,} of these rows, whole, and leave {longer:,} out"
-    _say(f"train    {f'would refuse: {refusal}' if refusal else kept}", terminal)
+    rest = f", {longer:,} would be left out" if longer else ""
+    whole = f"would accept this limit: {rows - longer:,} rows fit whole{rest}"
+    _say(f"train    {f'would refuse: {refusal}' if refusal else whole}", terminal)
 
 
 def _show_rows(tokenizer: Tokenizer, examples: Sequence[Example], limit: int, terminal: Terminal) -> None:
-    coloured = terminal.console.is_terminal and not terminal.console.no_color
+    coloured = terminal.console.color_system is not None and not terminal.console.no_color
     if examples and coloured:
         _print(_legend(), terminal)
     for example in examples:
@@ -138,5 +139,7 @@ def _say(line: str, terminal: Terminal) -> None:
 
 
 def _print(text: Text, terminal: Terminal) -> None:
+    if _is_ascii(terminal):
+        text = Text(text.plain.encode("ascii", "replace").decode(), spans=text.spans)
     with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
         terminal.console.print(text, soft_wrap=False)

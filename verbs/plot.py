@@ -52,5 +52,5 @@ def _table(runs: Sequence[RunCurves], terminal: Terminal) -> None:
         numbers = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
         rows.append([f"{mark} {found.name}", str(said["updates"]), *numbers, str(said["not_finite"])])
     bad = any(row[-1] != "0" for row in rows)
-    columns = ["run", "updates", "first loss", "last", "lowest", "not finite"]
+    columns = ["run, and its loss", "updates", "first", "last", "lowest", "NaN"]
     terminal.table(columns if bad else columns[:-1], rows if bad else [row[:-1] for row in rows])

@@ -23,6 +23,7 @@ from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
 from gsm8k_core.preflight import Preflight, check_token_ids, keep_whole, summarise
 from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
 from gsm8k_core.runs import Run, check_free, create, default_folder
+from gsm8k_core.sinks import check_sinks, open_sinks
 from gsm8k_core.sources import choose_pair
 from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock
 from gsm8k_core.types import (
@@ -58,6 +59,7 @@ def run(config: TrainConfig, context: Context) -> int:
     terminal = context.terminal
     _refuse_launcher()
     choice = backends.resolve(config.backend)
+    check_sinks(config, terminal.say)
     if config.output_dir is not None:
         check_free(config.output_dir)
     # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
@@ -150,15 +152,16 @@ def _train(
     )
     run.record(plan={"updates": total, "update_size": config.update_size, "budget_seconds": budget})
     metrics = MetricsFile(run.metrics)
-    with terminal.progress("update", total) as steps:
+    with terminal.progress("update", total) as steps, open_sinks(config, run, terminal.say) as sinks:
 
         def emit(event: StepEvent) -> None:
             metrics(event)
+            sinks.event(event)
             _show(event, steps, budget)
 
         emit(StepEvent("start", {"updates": total, "rows": len(rows.examples), "elapsed": elapsed()}))
         pilot = RunPilot(
-            config, total, emit=emit, elapsed=elapsed, reserve=reserve, interrupted=interrupted,
+            config, total, emit=emit, elapsed=elapsed, reserve=reserve + sinks.reserve, interrupted=interrupted,
             checkpoints=run.checkpoints,
         )  # fmt: skip
         try:

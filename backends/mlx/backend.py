@@ -21,7 +21,7 @@ from mlx_lm.utils import load_model  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
-from backends.base import Capabilities, Pilot  # noqa: E402
+from backends.base import Capabilities, OnToken, Pilot, ignore_token  # noqa: E402
 from backends.mlx.generate import generate, score  # noqa: E402
 from backends.mlx.loss import head, hidden_states  # noqa: E402
 from backends.mlx.train import train  # noqa: E402
@@ -151,7 +151,7 @@ class MLXBackend:
         check_folder(folder)
         mx.set_default_device(mx.gpu if chosen.name == "gpu" else mx.cpu)
         if chosen.name == "cpu":
-            self.choices["blas"] = Choice(BLAS.name, f"{BLAS.reason}; {blas.measure_gflops():.0f} GFLOPS measured")
+            self.choices["blas"] = blas.rated(BLAS, blas.measure_gflops())
         self._folder = folder
         self._end_ids = frozenset(end_token_ids(folder))
         with _memory():
@@ -161,9 +161,11 @@ class MLXBackend:
         with _memory():
             return train(self._model, updates, config, pilot, self)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
+    ) -> Iterator[tuple[int, Completion]]:
         with _memory():
-            yield from generate(self._model, prompts, sampling, self._end_ids)
+            yield from generate(self._model, prompts, sampling, self._end_ids, on_token)
 
     def score(self, batch: Batch) -> FloatArray:
         with _memory():

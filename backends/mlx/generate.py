@@ -12,15 +12,27 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import BatchKVCache
 
+from backends.base import OnToken
 from backends.mlx.loss import head, hidden_states, logsumexp
+from gsm8k_core.sampling import draw_rows
 from gsm8k_core.types import Completion, DivergedError, Sampling
 
 
-def _next_tokens(model: Any, tokens_BT: mx.array, cache: list[BatchKVCache]) -> tuple[mx.array, mx.array]:
-    """Greedy next token (B,) and the largest logit of each row (B,)."""
+def _next_logits(model: Any, tokens_BT: mx.array, cache: list[BatchKVCache]) -> mx.array:
+    """Logits of the next token, (B, V) float32, not yet computed."""
     # The body takes its cache as the second argument; only the last position needs the head.
-    logits_BV = head(model, model.model(tokens_BT, cache)[:, -1, :])
-    return mx.argmax(logits_BV, axis=-1), logits_BV.max(axis=-1)
+    return head(model, model.model(tokens_BT, cache)[:, -1, :])
+
+
+def _pick(logits_BV: mx.array, sampling: Sampling, keys: Sequence[int], position: int) -> list[int]:
+    """The next tokens. Raises DivergedError where a row's logits are not finite."""
+    tokens_B, largest_B = mx.argmax(logits_BV, axis=-1), logits_BV.max(axis=-1)
+    mx.eval(tokens_B, largest_B)
+    if not np.isfinite(np.array(largest_B)).all():
+        raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
+    if sampling.temperature == 0:
+        return [int(token) for token in tokens_B.tolist()]
+    return draw_rows(np.array(logits_BV), sampling, keys, [position] * len(keys))
 
 
 def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
@@ -31,47 +43,48 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]
 
 
 def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], end_ids: frozenset[int], max_new_tokens: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    sampling: Sampling,
+    end_ids: frozenset[int],
+    on_token: OnToken,
 ) -> Iterator[tuple[int, Completion]]:
+    """Complete one batch; yields (row, completion)."""
     tokens_BT, padding = _left_padded(prompts)
     cache = [BatchKVCache(padding) for _ in model.layers]
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
-    while active:
-        tokens_B, largest_B = _next_tokens(model, tokens_BT, cache)
-        mx.eval(tokens_B, largest_B)
-        if not np.isfinite(np.array(largest_B)).all():
-            raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
-        keep = []
-        for place, (row, token) in enumerate(zip(active, tokens_B.tolist(), strict=True)):
-            if token in end_ids:
-                yield row, Completion(tuple(written[row]), "stop")
-                continue
-            written[row].append(token)
-            if len(written[row]) == max_new_tokens:
-                yield row, Completion(tuple(written[row]), "length")
-            else:
-                keep.append(place)
-        if len(keep) < len(active):
-            active = [active[place] for place in keep]
+    for position in range(sampling.max_new_tokens):
+        picked = _pick(_next_logits(model, tokens_BT, cache), sampling, [keys[row] for row in active], position)
+        places = [place for place, token in enumerate(picked) if token not in end_ids]
+        for row in (row for row, token in zip(active, picked, strict=True) if token in end_ids):
+            yield row, Completion(tuple(written[row]), "stop")
+        if len(places) < len(active):
+            active, picked = [active[place] for place in places], [picked[place] for place in places]
             if not active:
                 return
-            tokens_B = tokens_B[mx.array(keep)]
             for layer in cache:
-                layer.filter(mx.array(keep))
-        tokens_BT = tokens_B[:, None]
+                layer.filter(mx.array(places))
+        for row, token in zip(active, picked, strict=True):
+            written[row].append(token)
+            on_token(keys[row], token)
+        tokens_BT = mx.array(picked)[:, None]
+    for row in active:
+        yield row, Completion(tuple(written[row]), "length")
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int]
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken
 ) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate."""
     model.eval()
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), sampling.batch_size):
         chunk = order[start : start + sampling.batch_size]
-        for place, completion in _decode(model, [prompts[i] for i in chunk], end_ids, sampling.max_new_tokens):
-            yield chunk[place], completion
+        batch = _decode(model, [prompts[index] for index in chunk], chunk, sampling, end_ids, on_token)
+        for row, completion in batch:
+            yield chunk[row], completion
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:

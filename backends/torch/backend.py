@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from backends.base import Capabilities, Pilot
+from backends.base import Capabilities, OnToken, Pilot, ignore_token
 from backends.torch.generate import generate, score
 from backends.torch.train import train
 from gsm8k_core.folders import read_json
@@ -160,9 +160,11 @@ class TorchBackend:
         with _memory():
             return train(self._model, updates, config, pilot, self, device, dtype)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
+    ) -> Iterator[tuple[int, Completion]]:
         with _memory():
-            yield from generate(self._compute_model(), prompts, sampling, self._end_ids)
+            yield from generate(self._compute_model(), prompts, sampling, self._end_ids, on_token)
 
     def score(self, batch: Batch) -> FloatArray:
         with _memory():

@@ -12,6 +12,7 @@ from gsm8k_core.hub import human_size
 from gsm8k_core.machine import Finding, Report, report_in_turn
 from gsm8k_core.types import Choice
 
+DEVICES = {"cuda": "CUDA", "mps": "MPS", "cpu": "CPU"}
 SIZE = 4096  # a GPU needs a large product to show its rate
 
 
@@ -38,10 +39,11 @@ def _found(chosen: dict[str, Choice]) -> list[Finding]:
 
 def _devices() -> Finding:
     here = devices_here()
-    value = f"{torch.__version__} on {', '.join(here)}"
+    kinds = ", ".join(f"{'' if name in here else 'no '}{words}" for name, words in DEVICES.items())
+    value = f"{torch.__version__}: {kinds}"
     if "cuda" in here:
         device = torch.cuda.get_device_properties(0)
-        return Finding("torch", "ok", f"{value}: {device.name}, {human_size(device.total_memory)}")
+        return Finding("torch", "ok", f"{value}; {device.name}, {human_size(device.total_memory)}")
     if backends.detect().cuda:
         reason = "there is an NVIDIA GPU here, and this torch cannot use it (a CPU build, or an old driver)"
         # PyPI's build for Linux is the one with CUDA.

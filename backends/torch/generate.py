@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from backends.base import OnToken
+from gsm8k_core.sampling import draw_rows
 from gsm8k_core.types import Completion, DivergedError, Sampling
 
 
@@ -24,10 +26,10 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
 
 
 @torch.no_grad()
-def _next_tokens(
+def _next_logits(
     model: Any, tokens_BT: torch.Tensor, mask_BS: torch.Tensor, positions_BT: torch.Tensor, cache: DynamicCache
 ) -> torch.Tensor:
-    """Greedy next token (B,). Raises DivergedError where a row's logits are not finite."""
+    """Logits of the next token, (B, V) float32. Raises DivergedError where a row's are not finite."""
     output = model(
         input_ids=tokens_BT, attention_mask=mask_BS, position_ids=positions_BT, past_key_values=cache,
         use_cache=True, logits_to_keep=1,
@@ -35,50 +37,62 @@ def _next_tokens(
     logits_BV = output.logits[:, -1].float()
     if not torch.isfinite(logits_BV.amax(dim=-1)).all():
         raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
-    return logits_BV.argmax(dim=-1)
+    return logits_BV
+
+
+def _pick(logits_BV: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> list[int]:
+    if sampling.temperature == 0:
+        return [int(token) for token in logits_BV.argmax(dim=-1).tolist()]
+    return draw_rows(logits_BV.cpu().numpy(), sampling, keys, [position] * len(keys))
 
 
 def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], end_ids: frozenset[int], max_new_tokens: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    sampling: Sampling,
+    end_ids: frozenset[int],
+    on_token: OnToken,
 ) -> Iterator[tuple[int, Completion]]:
+    """Complete one batch; yields (row, completion)."""
     tokens_BT, mask_BS = _left_padded(prompts, model.device)
     positions_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     written: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
-    while active:
-        tokens_B = _next_tokens(model, tokens_BT, mask_BS, positions_BT, cache)
-        keep = []
-        for place, (row, token) in enumerate(zip(active, tokens_B.tolist(), strict=True)):
-            if token in end_ids:
-                yield row, Completion(tuple(written[row]), "stop")
-                continue
-            written[row].append(token)
-            if len(written[row]) == max_new_tokens:
-                yield row, Completion(tuple(written[row]), "length")
-            else:
-                keep.append(place)
-        next_positions_B = positions_BT[:, -1] + 1
-        if len(keep) < len(active):
-            active = [active[place] for place in keep]
+    for position in range(sampling.max_new_tokens):
+        logits_BV = _next_logits(model, tokens_BT, mask_BS, positions_BT, cache)
+        picked = _pick(logits_BV, sampling, [keys[row] for row in active], position)
+        places = [place for place, token in enumerate(picked) if token not in end_ids]
+        for row in (row for row, token in zip(active, picked, strict=True) if token in end_ids):
+            yield row, Completion(tuple(written[row]), "stop")
+        positions_B = positions_BT[:, -1] + 1
+        if len(places) < len(active):
+            active, picked = [active[place] for place in places], [picked[place] for place in places]
             if not active:
                 return
-            kept = torch.tensor(keep, device=model.device)
-            tokens_B, next_positions_B, mask_BS = tokens_B[kept], next_positions_B[kept], mask_BS[kept]
+            kept = torch.tensor(places, device=model.device)
+            positions_B, mask_BS = positions_B[kept], mask_BS[kept]
             cache.batch_select_indices(kept)
-        tokens_BT, positions_BT = tokens_B[:, None], next_positions_B[:, None]
+        for row, token in zip(active, picked, strict=True):
+            written[row].append(token)
+            on_token(keys[row], token)
+        tokens_BT, positions_BT = torch.tensor(picked, device=model.device)[:, None], positions_B[:, None]
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(active), 1)], dim=-1)
+    for row in active:
+        yield row, Completion(tuple(written[row]), "length")
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int]
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken
 ) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate. `model` is already in the compute dtype."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), sampling.batch_size):
         chunk = order[start : start + sampling.batch_size]
-        for place, completion in _decode(model, [prompts[i] for i in chunk], end_ids, sampling.max_new_tokens):
-            yield chunk[place], completion
+        batch = _decode(model, [prompts[index] for index in chunk], chunk, sampling, end_ids, on_token)
+        for row, completion in batch:
+            yield chunk[row], completion
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.runs import create, default_folder, read_manifest, run_of_model, write_json
+from gsm8k_core.folders import write_json
+from gsm8k_core.runs import create, default_folder, read_manifest, run_of_model
 from gsm8k_core.types import StorageError
 
 

@@ -1,0 +1,48 @@
+"""Drawing a token from logits: temperature, top-k, top-p, and noise that depends on nothing but its place.
+
+The noise of a draw comes from (seed, key of the prompt, position), so batching, resuming and refilling change no
+text, and both backends draw the same token from the same logits.
+
+Axes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gsm8k_core.types import Sampling
+
+if TYPE_CHECKING:
+    from gsm8k_core.types import FloatArray
+
+
+def kept(logits_V: FloatArray, sampling: Sampling) -> FloatArray:
+    """Logits over the temperature, -inf outside top-k and top-p: (V,) float32.
+
+    Top-p keeps the fewest most likely tokens whose probabilities sum to at least p (Holtzman et al. 2020).
+    """
+    scaled = logits_V.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < len(scaled):
+        scaled[scaled < np.partition(scaled, -sampling.top_k)[-sampling.top_k]] = -np.inf
+    if sampling.top_p < 1:
+        order = np.argsort(-scaled, kind="stable")
+        odds = np.exp(scaled[order] - scaled[order[0]])
+        before = np.concatenate([[0.0], np.cumsum(odds / odds.sum())[:-1]])
+        scaled[order[before >= sampling.top_p]] = -np.inf
+    return scaled.astype(np.float32)
+
+
+def draw(logits_V: FloatArray, sampling: Sampling, key: int, position: int) -> int:
+    """One token id, by the Gumbel-max trick: the argmax of logits plus noise has the softmax's distribution."""
+    noise_V = np.random.default_rng([sampling.seed, key, position]).gumbel(size=len(logits_V))
+    return int(np.argmax(kept(logits_V, sampling) + noise_V))
+
+
+def draw_rows(logits_BV: FloatArray, sampling: Sampling, keys: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """One token id for each row: `keys` are the prompts' numbers, `positions` count the tokens written so far."""
+    return [
+        draw(row_V, sampling, key, position) for row_V, key, position in zip(logits_BV, keys, positions, strict=True)
+    ]

@@ -1,0 +1,46 @@
+"""Drawing tokens: what is kept, the distribution, and noise that depends only on its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gsm8k_core.sampling import draw, draw_rows, kept
+from gsm8k_core.types import Sampling
+
+LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
+
+
+def sampling(**changes: float) -> Sampling:
+    return Sampling(8, 1, **{"temperature": 1.0, **changes})  # type: ignore[arg-type]
+
+
+def test_top_k_keeps_the_k_most_likely() -> None:
+    assert np.isfinite(kept(LOGITS, sampling(top_k=2))).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("top_p", "count"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.8, 3), (1.0, 4)])
+def test_top_p_keeps_the_fewest_that_reach_p(top_p: float, count: int) -> None:
+    assert np.isfinite(kept(LOGITS, sampling(top_p=top_p))).sum() == count
+
+
+def test_draws_follow_the_softmax() -> None:
+    counts = np.bincount([draw(LOGITS, sampling(), 0, position) for position in range(4000)], minlength=4) / 4000
+    assert np.abs(counts - np.exp(LOGITS)).max() < 0.03  # four standard errors
+
+
+def test_a_low_temperature_is_nearly_greedy_and_a_high_one_is_not() -> None:
+    cold = [draw(LOGITS, sampling(temperature=0.05), 0, position) for position in range(200)]
+    hot = [draw(LOGITS, sampling(temperature=5.0), 0, position) for position in range(200)]
+    assert cold.count(0) == 200
+    assert hot.count(0) < 100
+
+
+def test_noise_depends_on_seed_key_and_position_only() -> None:
+    rows = np.stack([LOGITS] * 3)
+    together = draw_rows(rows, sampling(), [7, 8, 9], [0, 0, 0])
+    assert together == [draw(LOGITS, sampling(), key, 0) for key in (7, 8, 9)]
+    many = [
+        tuple(draw(LOGITS, sampling(seed=seed), key, place) for place in range(20)) for seed in (0, 1) for key in (0, 1)
+    ]
+    assert len(set(many)) == 4

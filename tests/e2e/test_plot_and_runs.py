@@ -1,0 +1,161 @@
+"""`plot` and `runs` through the command line, over run folders written by hand."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Run
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+def make_run(folder: Path, minutes: int = 0, losses: tuple[float, ...] = (4.0, 2.0, 1.0), **manifest: Any) -> Path:
+    """A run folder that was started `minutes` after the others."""
+    (folder / "logs").mkdir(parents=True)
+    base = {
+        "status": "done", "pid": os.getpid(), "plan": {"updates": 3}, "outcome": {"reason": "done"},
+        "started": (NOW + datetime.timedelta(minutes=minutes)).isoformat(timespec="seconds"),
+        "model": {"name": "Qwen/Qwen2.5-0.5B-Instruct", "hash": "base"}, "data": {"name": "openai/gsm8k"},
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(base | manifest))
+    lines = [
+        json.dumps({"event": "update", "update": n, "loss": loss, "rate": 1e-4, "grad_norm": 2.0 * loss})
+        for n, loss in enumerate(losses, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(["", *lines, '{"event": "upd']))
+    return folder
+
+
+def scores(n: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    return {"n": n, "rules": {"flexible": {"accuracy": accuracy}}, **more}
+
+
+def test_plot_draws_a_sketch_and_a_picture(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    make_run(tmp_path / "runs/one")
+    make_run(tmp_path / "runs/two", losses=(3.0, 2.5))
+    done = run("plot", "runs/one", "runs/two", "--smooth", 2, "--output", "out/plot.svg")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert lines[0] == "loss"
+    assert lines[-1] == "written  out/plot.svg"
+    assert "<svg" in (tmp_path / "out/plot.svg").read_text()
+    assert run("plot", "runs/one", "--output", "out/plot.svg").returncode == 0  # a plot may be replaced
+
+
+def test_plot_as_json(run: Run, tmp_path: Path) -> None:
+    make_run(tmp_path / "one")
+    (make_run(tmp_path / "new") / "metrics.jsonl").write_text("")
+    done = run("plot", "one", "new", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["file"] is None
+    assert [(each["name"], each["updates"], each["min_loss"]) for each in found["runs"]] == [
+        ("one", 3, 1.0), ("new", 0, None)
+    ]  # fmt: skip
+    assert "new has no update yet and is left out" in done.stderr
+
+
+def test_the_sketch_needs_no_matplotlib(tmp_path: Path) -> None:
+    make_run(tmp_path / "one")
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, sys.argv[1])\n"
+        "import cli; code = cli.main(['plot', 'one'])\n"
+        "print([name for name in ('torch', 'mlx', 'matplotlib.figure') if name in sys.modules]); sys.exit(code)"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", code, root]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("plot",), 2, "python cli.py runs"),
+        (("plot", "gone"), 4, "gone is not there"),
+        (("plot", "empty"), 4, "empty has no metrics.jsonl"),
+        (("plot", "new"), 4, "no update to draw yet"),
+        (("plot", "bad"), 4, "bad/metrics.jsonl:2: not JSON"),
+        (("plot", "one", "--output", "plot.gif"), 2, "--output plot.gif must end in .png or .svg"),
+        (("plot", "one", "--smooth", "0"), 2, "--smooth"),
+        (("plot", *["one"] * 27), 2, "26 runs at most"),
+        (("runs", "gone"), 4, "gone is not a folder"),
+        (("runs", "one", "two"), 2, "two"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    make_run(tmp_path / "one")
+    (tmp_path / "empty").mkdir()
+    (make_run(tmp_path / "new") / "metrics.jsonl").write_text('{"event": "start"}\n')
+    (make_run(tmp_path / "bad") / "metrics.jsonl").write_text('{"event": "start"}\nnoise\n{"event": "end"}\n')
+    done = run(*arguments)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == code, done.stderr
+    assert len(errors) == 1
+    assert says in errors[0]
+
+
+def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
+    first = make_run(tmp_path / "runs/first")
+    (first / "model_comparison.json").write_text(json.dumps({"trained": scores(1319, 0.355)}))
+    second = make_run(tmp_path / "runs/deeper/second", 1, status="stopped", outcome={"reason": "budget"})
+    for name, content in {
+        "eval-base": scores(1319, 0.9, hash="base", model="Qwen/Qwen2.5-0.5B-Instruct"),
+        "eval-step": scores(1319, 0.8, hash="x", model="runs/deeper/second/checkpoints/update-000002"),
+        "eval-few": scores(20, 0.7, hash="y", model="runs/deeper/second"),
+        "eval-more": scores(200, 0.25, hash="y", model="runs/deeper/second"),
+        "eval-bad": {"n": True, "rules": []},
+    }.items():
+        (second / "logs" / name).mkdir()
+        (second / "logs" / name / "summary.json").write_text(json.dumps(content))
+    done = run("runs", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["runs"]
+    assert [(each["run"], each["status"], each["accuracy"], each["n"], each["last_loss"]) for each in found] == [
+        ("runs/deeper/second", "stopped", 0.25, 200, 1.0),
+        ("runs/first", "done", 0.355, 1319, 1.0),
+    ]
+    table = run("runs").stdout.splitlines()
+    assert max(len(line.rstrip()) for line in table) <= 80
+    assert table[1].split() == ["deeper/second", "budget", "3", "1.000", "25.0", "%", "200"]
+    assert table[2].strip() == "Qwen2.5-0.5B-Instruct on gsm8k"
+
+
+def test_runs_that_ended_badly_are_shown(run: Run, tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    make_run(tmp_path / "runs/alive", 5, status="running", outcome=None)
+    make_run(tmp_path / "runs/died", 4, status="running", pid=gone.pid)
+    make_run(tmp_path / "runs/reused", -24 * 60, status="running")  # its pid is ours, and we are younger
+    make_run(tmp_path / "runs/odd", 2, status="running", pid="x", model=7, data=[], plan={"updates": "many"})
+    (make_run(tmp_path / "runs/torn") / "run.json").write_text('{"status": "run')
+    (make_run(tmp_path / "runs/list") / "run.json").write_text("[]")
+    (make_run(tmp_path / "runs/metrics") / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "runs/link").symlink_to(tmp_path / "runs")
+    done = run("runs", "--json")
+    assert done.returncode == 0, done.stderr
+    found = {Path(each["run"]).name: each["status"] for each in json.loads(done.stdout)["runs"]}
+    assert found == {
+        "alive": "running", "died": "died", "reused": "died", "odd": "died", "torn": "damaged", "list": "damaged",
+        "metrics": "done",
+    }  # fmt: skip
+    assert "no run.json to read" in run("runs").stdout
+
+
+def test_no_runs_yet(run: Run) -> None:
+    done = run("runs")
+    assert done.returncode == 0
+    assert "no runs under runs; python cli.py train starts one" in done.stdout

@@ -1,0 +1,175 @@
+"""`runs`: what was trained here: model, data, outcome, accuracy, newest first."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gsm8k_core.config import RunsConfig
+from gsm8k_core.curves import METRICS, last_update
+from gsm8k_core.runs import MANIFEST, read_manifest
+from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import EXIT_OK, DataError
+from verbs import Context
+
+COMPARISON, SUMMARY = "model_comparison.json", "summary.json"
+RULE = "flexible"
+DEEPEST = 3  # folders below the one that is asked for
+CLOCK_SLACK = 120.0  # seconds between a process and its manifest; a process younger than that is another one
+
+
+def run(config: RunsConfig, context: Context) -> int:
+    """The verb."""
+    folder, terminal = config.folder, context.terminal
+    if not folder.is_dir() and folder != RunsConfig().folder:
+        raise DataError(f"{folder} is not a folder; give one that holds runs: python cli.py runs PATH")
+    runs = sorted((describe(path) for path in find_runs(folder)), key=lambda run: str(run["started"]), reverse=True)
+    if runs:
+        _show(runs, folder, terminal)
+    else:
+        terminal.say(f"no runs under {folder}; python cli.py train starts one")
+    terminal.result({"folder": str(folder), "runs": runs})
+    return EXIT_OK
+
+
+def find_runs(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """Run folders at and under `folder`; a run is not searched for others, nor is a link followed."""
+    if os.path.lexists(folder / MANIFEST):
+        yield folder
+        return
+    try:
+        inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+    except OSError:  # not a folder, or not ours to read
+        return
+    for path in inside if depth < DEEPEST else []:
+        if not Path(path).name.startswith("."):
+            yield from find_runs(Path(path), depth + 1)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """One run as JSON; what is not known is None."""
+    manifest = read_manifest(folder)
+    update = last_update(folder / METRICS) or {}
+    score = _accuracy(folder, _at(manifest or {}, "model", "hash"))
+    made: dict[str, Any] = {
+        "run": str(folder),
+        "status": _status(manifest),
+        "started": _text(_at(manifest or {}, "started")) or _changed(folder),
+        "model": _text(_at(manifest or {}, "model", "name")) or _text(_at(manifest or {}, "config", "model")),
+        "data": _text(_at(manifest or {}, "data", "name")) or _text(_at(manifest or {}, "config", "data")),
+        "backend": _text(_at(manifest or {}, "choices", "backend", "name")),
+        "reason": _text(_at(manifest or {}, "outcome", "reason")),
+        "updates": _whole(update.get("update")) or 0,
+        "planned": _whole(_at(manifest or {}, "plan", "updates")),
+        "last_loss": _number(update.get("loss")),
+        "rule": RULE,
+        "accuracy": score[0] if score else None,
+        "n": score[1] if score else None,
+    }
+    return made
+
+
+def _status(manifest: Mapping[str, Any] | None) -> str:
+    """done, stopped, failed, running; died where a run's process is gone; damaged without a manifest to read."""
+    status = manifest.get("status") if manifest else None
+    if manifest is None or not isinstance(status, str):
+        return "damaged"
+    return "died" if status == "running" and not _is_alive(manifest) else status
+
+
+def _is_alive(manifest: Mapping[str, Any]) -> bool:
+    try:
+        started = datetime.datetime.fromisoformat(str(manifest.get("started"))).timestamp()
+        process = psutil.Process(_whole(manifest.get("pid")) or -1)
+        return bool(process.create_time() <= started + CLOCK_SLACK) and process.status() != psutil.STATUS_ZOMBIE
+    except (ValueError, OverflowError, psutil.NoSuchProcess):
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def _accuracy(folder: Path, base_hash: object) -> tuple[float, int] | None:
+    """The trained model's: from the comparison, else from its evaluation over the most problems."""
+    compared = _score(_at(_read(folder / COMPARISON), "trained"))
+    if compared:
+        return compared
+    found = []
+    for path in sorted((folder / "logs").glob(f"*/{SUMMARY}")):
+        summary = _read(path)
+        of_base = summary.get("hash") == base_hash
+        if not of_base and "checkpoints" not in Path(str(summary.get("model"))).parts and (score := _score(summary)):
+            found.append((score[1], path.stat().st_mtime, score))
+    return max(found)[2] if found else None
+
+
+def _score(summary: object) -> tuple[float, int] | None:
+    if not isinstance(summary, dict):
+        return None
+    accuracy, n = _number(_at(summary, "rules", RULE, "accuracy")), _whole(summary.get("n"))
+    return (accuracy, n) if accuracy is not None and n is not None else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _at(value: object, *keys: str) -> object:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else None
+
+
+def _number(value: object) -> float | None:
+    plain = isinstance(value, float) or _whole(value) is not None
+    return float(value) if plain and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _changed(folder: Path) -> str | None:
+    try:
+        changed = (folder / MANIFEST).lstat().st_mtime
+    except OSError:
+        return None
+    return datetime.datetime.fromtimestamp(changed, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _show(runs: list[dict[str, Any]], folder: Path, terminal: Terminal) -> None:
+    rows = []
+    for run in runs:
+        path = Path(run["run"])
+        name = str(path.relative_to(folder)) if path != folder else path.name or str(path)
+        what = (
+            f"{_short(run['model'])} on {_short(run['data'])}"
+            if run["status"] != "damaged"
+            else f"no {MANIFEST} to read"
+        )
+        of = f"/{run['planned']}" if run["planned"] and run["planned"] != run["updates"] else ""
+        loss = "-" if run["last_loss"] is None else f"{run['last_loss']:.3f}"
+        accuracy = "-" if run["accuracy"] is None else f"{100 * run['accuracy']:.1f} %"
+        n = "-" if run["n"] is None else str(run["n"])
+        outcome = run["reason"] if run["status"] == "stopped" and run["reason"] else run["status"]
+        rows.append([f"{name}\n  {what}", outcome, f"{run['updates']}{of}", loss, accuracy, n])
+    terminal.table([f"runs under {folder}", "outcome", "updates", "loss", "accuracy", "n"], rows)
+
+
+def _short(name: str | None) -> str:
+    """The last part of a Hub id or a path."""
+    return (name or "-").rstrip("/").split("/")[-1].removesuffix(".jsonl") or "-"
