@@ -98,7 +98,8 @@ def open_sinks(config: TrainConfig, run: Run, say: Say, limits: Limits | None = 
     """Start every tracker that is asked for, without waiting for one."""
     key = None
     if "wandb" in config.trackers and config.wandb_key_file is not None:
-        key = load_wandb_key(config.wandb_key_file, lambda warning: None)  # check_sinks has said it
+        with contextlib.suppress(UsageError):  # gone since check_sinks: W&B will say that it has no key
+            key = load_wandb_key(config.wandb_key_file, lambda warning: None)
     limits = limits or Limits()
     info = _info(config, run, limits)
     return Sinks([Feed(name, SINKS[name], info, _environment(name, key), say, limits) for name in config.trackers], run)
@@ -131,12 +132,11 @@ class Sinks:
 
     def __init__(self, feeds: Sequence[Feed], run: Run | None = None) -> None:
         self._feeds, self._run = feeds, run
-        self._limits = max((feed.limits.close for feed in feeds), default=0.0)
 
     @property
     def reserve(self) -> float:
         """Seconds that closing may take, for the run's budget."""
-        return self._limits
+        return max((feed.limits.close for feed in self._feeds), default=0.0)
 
     def event(self, event: StepEvent) -> None:
         for feed in self._feeds:

@@ -42,7 +42,7 @@ def test_bad_trackers_leave_the_run_as_it_is(
 ) -> None:
     arguments = ("train", "--model", model, "--data", data, *SHORT)
     assert run(*arguments, "--output-dir", "plain").returncode == 0
-    for number, stubs in enumerate([("HangsOnEvent", "Asks", "Dies"), ("HangsOnStart", "RaisesOnEvent", "Good")]):
+    for number, stubs in enumerate([("HangsOnEvent", "Asks", "Good"), ("HangsOnStart", "RaisesOnStart", "Dies")]):
         names = ("wandb", "trackio", "tensorboard")
         use(dict(zip(names, stubs, strict=True)), monkeypatch, start=1.0 if "HangsOnStart" in stubs else 20.0)
         done = run(*arguments, "--report-to", ",".join(names), "--output-dir", f"with-{number}")
