@@ -19,7 +19,7 @@ from gsm8k_core.templates_three import THREE_STEPS
 from gsm8k_core.templates_two import TWO_STEPS
 from gsm8k_core.types import DataError, Problem, UsageError
 
-# Of every 25 rows, how many have 1, 2, 3 and 4 steps: 60, 28, 8 and 4 %, so that ten minutes on two cores show something.
+# Of every 25 rows, how many have 1, 2, 3 and 4 steps: 60, 28, 8 and 4 %; ten minutes on two cores must show something.
 LEVEL_MIX = {1: 15, 2: 7, 3: 2, 4: 1}
 HELD_OUT_EVERY = 5  # every fifth test row comes from a held-out template
 MAX_DRAWS = 200  # tries to find a question that was not asked before
