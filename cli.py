@@ -62,10 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:  # a bug of ours: one line for the user, the traceback with -v
         return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
+    finally:
+        _settle()
+
+
+def _settle() -> None:
+    """Let go of an output whose reader went away: Python would turn the exit code into 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:
