@@ -131,7 +131,7 @@ def _asked(verb: str, arguments: Sequence[str], flags: dict[str, str]) -> set[st
             continue
         name = "--" + argument[2:].split("=", 1)[0].replace("_", "-")
         if name not in flags:
-            near = difflib.get_close_matches(name, flags, n=1)
+            near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else f"python cli.py {verb} --help lists the flags"
             raise UsageError(f"{verb} has no flag {name}; {hint}")
         asked.add(flags[name])

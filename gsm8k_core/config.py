@@ -36,13 +36,13 @@ def parse_duration(text: str) -> float:
     """Seconds from "7200", "90s", "120m" or "2h". Raises ValueError for anything else."""
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smh]?)", text.strip())
     if not found:
-        raise ValueError("a time is a number of seconds, or a number with s, m or h, such as 90m")
+        raise ValueError("must be a number of seconds, or a number with s, m or h, such as 90m")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _checked_duration(text: str) -> str:
     if parse_duration(text) <= 0:
-        raise ValueError("a time must be greater than zero")
+        raise ValueError("must be greater than zero")
     return text
 
 
@@ -152,7 +152,7 @@ class RowSettings(Settings):
 class TrainConfig(DataSettings, RowSettings):
     """Fine-tune a model on GSM8K."""
 
-    model: Annotated[str, Field(description="auto, a Hub id, a local folder, or embedded")] = "auto"
+    model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
     profile: Annotated[
         Literal["auto", "standard", "demo"],
         Field(description="defaults for a 0.5B model, or for the small embedded one; auto goes by the model"),
@@ -238,7 +238,7 @@ class ScoreSettings(DataSettings):
 class EvalConfig(ScoreSettings):
     """Score a model on the test problems, with every extraction rule over one set of generations."""
 
-    model: Annotated[str, Field(description="a model folder, a run folder, a Hub id, embedded, or auto")] = "auto"
+    model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
 
 
 class CompareConfig(ScoreSettings):

@@ -119,6 +119,8 @@ def score(config: ScoreSettings, place: Place, source: Source, problems: Problem
     tokenizer = load_tokenizer(source.folder)
     prompts = prompt_tokens(tokenizer, problems.problems)
     check_token_ids(prompts, vocabulary_size(source.folder))
+    terminal.say(f"model    {source.name}: {source.choice.reason}")
+    terminal.say(f"problems {len(problems.problems)} of {problems.name}: {problems.reason}")
     backend = backends.open(place.backend.name, source.folder, place.device, place.dtype)
     choices = {"backend": place.backend, **backend.choices}
     key = Key(
@@ -140,8 +142,6 @@ def score(config: ScoreSettings, place: Place, source: Source, problems: Problem
             yield index, completion, decode(tokenizer, completion.tokens)
 
     count = len(problems.problems)
-    terminal.say(f"model    {source.name}: {source.choice.reason}")
-    terminal.say(f"problems {count} of {problems.name}: {problems.reason}")
     say_choices(terminal, choices)
     with terminal.progress("problem", count) as steps:
         records, path, reused = evaluate(

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -196,10 +196,12 @@ def _signals() -> Iterator[Callable[[], bool]]:
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        # Nothing is printed here: the terminal may be gone, or in the middle of a line.
         if seen:
             sys.exit(EXIT_INTERRUPTED)
         seen.append(number)
+        # Written past Python's streams: the terminal may be gone, or one of them in the middle of a line.
+        with suppress(OSError):
+            os.write(2, b"\nfinishing this update, then saving the model; the same again quits at once\n")
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     old = {name: signal.signal(getattr(signal, name), note) for name in names}
