@@ -77,7 +77,9 @@ def preload() -> Choice:
 def rated(chosen: Choice, gflops: float) -> Choice:
     """The choice with its measured rate, and with what to do where that is slow."""
     reason = f"{chosen.reason}; {gflops:.0f} GFLOPS measured"
-    if gflops < SLOW_GFLOPS:
+    if gflops < SLOW_GFLOPS and chosen.name != "reference":
+        reason += ", which is slow for this library: the machine is busy, or small"
+    elif gflops < SLOW_GFLOPS:
         wheel = "pip install mkl, or " if platform.machine() in ("x86_64", "AMD64") else ""
         reason += f", which is slow: {wheel}install your system's OpenBLAS (Debian, Ubuntu: libopenblas0-pthread)"
     return Choice(chosen.name, reason)
@@ -122,7 +124,9 @@ def _compile_problem() -> str | None:
                 return "the one here does not compile"
             ctypes.CDLL(str(target))  # from where temporary files may not be run, it cannot be loaded
             return None
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return f"the one here took over {_PROBE_SECONDS:.0f} s for two lines"
+    except OSError as error:
         return f"it could not be tried ({error})"
 
 
