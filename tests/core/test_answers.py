@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
@@ -341,10 +340,8 @@ def test_a_hundred_kilobytes_are_graded_within_a_second(pattern: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def real_answers() -> dict[str, list[str]]:
-    if "GSM8K_DATA" not in os.environ:
-        pytest.skip("GSM8K_DATA does not name a folder with train.jsonl and test.jsonl")
-    folder = Path(os.environ["GSM8K_DATA"])
+def real_answers(gsm8k_data: Path) -> dict[str, list[str]]:
+    folder = gsm8k_data
     return {
         split: [json.loads(row)["answer"] for row in (folder / f"{split}.jsonl").open(encoding="utf-8")]
         for split in ("train", "test")
