@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fine-tune a small language model on GSM8K, score it, and know whether it got better.
+"""Fine-tune a small language model on GSM8K, and know whether it got better.
 
 The one front door: verbs -> settings -> core and a backend. No arithmetic here, and `--help` imports no framework.
 """
@@ -13,12 +13,17 @@ import io
 import itertools
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from pydantic import ValidationError
+
+from gsm8k_core import __version__
 from gsm8k_core.config import (
     CompareConfig,
     DoctorConfig,
@@ -26,11 +31,13 @@ from gsm8k_core.config import (
     GenerateConfig,
     GradeConfig,
     InspectConfig,
+    ParityConfig,
     PlotConfig,
     RunsConfig,
     Settings,
     TrainConfig,
 )
+from gsm8k_core.settings import flag, one_line
 from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 
 # Verb -> its settings, and the module whose `run` does it.
@@ -42,19 +49,37 @@ VERBS: dict[str, tuple[type[Settings], str]] = {
     "inspect": (InspectConfig, "verbs.inspect"),
     "grade": (GradeConfig, "verbs.grade"),
     "doctor": (DoctorConfig, "verbs.doctor"),
+    "parity": (ParityConfig, "verbs.parity"),
     "plot": (PlotConfig, "verbs.plot"),
     "runs": (RunsConfig, "verbs.runs"),
 }
+
+# What tyro says, and what we say instead.
+PHRASES = (
+    (r"Error parsing (\S+): invalid literal for int\(\).*?: (.*)", r"\1 must be a whole number (got \2)"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 must be a number (got \2)"),
+    (r"Error parsing (\S+): .*", r"\1 has a value that cannot be read"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", r"\2 takes \3 (got \1)"),
+    (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
+    (r"Unrecognized options: (.*)", r"there is no place for \1"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in arguments or "--verbose" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a stdout that is not UTF-8, or a name that is not text
     try:
+        if arguments[:1] == ["help"]:
+            arguments = [*arguments[1:2], "--help"]
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_overview())
             return EXIT_OK if arguments else UsageError.exit_code
+        if arguments[0] == "--version":
+            print(f"gsm8k-finetune {__version__}")
+            return EXIT_OK
         config, explicit = parse(arguments)
         return _dispatch(arguments[0], config, explicit)
     except GSM8KError as error:
@@ -71,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settle() -> None:
     """Let go of an output whose reader went away: Python would turn the exit code into 120."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:
@@ -90,8 +115,39 @@ def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     from gsm8k_core.tracking import Terminal
     from verbs import Context, process_clock
 
-    context = Context(Terminal(json_only=config.json_), explicit, process_clock())
-    return int(importlib.import_module(VERBS[verb][1]).run(config, context))
+    with _true_stdout(config.json_) as out:
+        context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock())
+        return int(importlib.import_module(VERBS[verb][1]).run(config, context))
+
+
+@contextlib.contextmanager
+def _true_stdout(json_only: bool) -> Iterator[IO[str] | None]:
+    """With --json, what libraries and their children print on stdout goes to stderr; yields the true stdout."""
+    if not json_only or sys.stdout is None or sys.stderr is None:
+        yield None
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    # A stream that is not file descriptor 1 (a test's) stays as it is.
+    out = os.fdopen(os.dup(kept), "w", encoding="utf-8") if _is_descriptor_1(sys.stdout) else sys.stdout
+    theirs = out is sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield out
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        if not theirs:
+            with contextlib.suppress(OSError):  # its reader went away
+                out.close()
+
+
+def _is_descriptor_1(stream: IO[str]) -> bool:
+    try:
+        return stream.fileno() == 1
+    except (OSError, ValueError):
+        return False
 
 
 def _overview() -> str:
@@ -106,7 +162,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
 
     Raises UsageError with one line for anything that does not fit.
     """
-    verb, *rest = arguments
+    verb, *rest = _with_values(arguments)
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else "try python cli.py --help"
@@ -114,9 +170,40 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     model = VERBS[verb][0]
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
-    from_file = _read_file(model, _config_path(rest))
-    config = _tyro(model, model(**from_file), rest, f"cli.py {verb}")
+    path = _config_path(rest)
+    from_file = _settle_alternatives(model, asked, _read_file(verb, model, path) if path else {})
+    config = _tyro(model, _checked(model, from_file, path), rest, f"python cli.py {verb}")
     return config, frozenset(asked | set(from_file))
+
+
+def _settle_alternatives(model: type[Settings], asked: set[str], from_file: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's values, less those that a given flag is another way to say. Both in one place is an error."""
+    left = dict(from_file)
+    for names in model.alternatives:
+        for place in (asked, from_file):
+            if len(given := [flag(name) for name in names if name in place]) > 1:
+                raise UsageError(f"give {' or '.join(given)}, not both")
+        if asked & set(names):
+            left = {name: value for name, value in left.items() if name not in names}
+    return left
+
+
+def _checked(model: type[Settings], from_file: Mapping[str, Any], path: Path | None) -> Settings:
+    try:
+        return model(**from_file)
+    except UsageError as error:  # in the words of the file: its keys, not flags
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        raise UsageError(f"--config {path}: {one_line(error.__cause__, lambda name: name.rstrip('_'))}") from error
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """`--resume` may stand alone; tyro wants a value."""
+    following = [*arguments[1:], "--"]
+    return [
+        "--resume=latest" if argument == "--resume" and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _flags(model: type[Settings]) -> dict[str, str]:
@@ -147,17 +234,19 @@ def _config_path(arguments: Sequence[str]) -> Path | None:
     return None
 
 
-def _read_file(model: type[Settings], path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
     import yaml  # here, not above: most calls have no file
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {path} is not YAML: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read ({error.strerror}); give a YAML file") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"--config {path} is not UTF-8 text; save it as UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(
+            f"--config {path} is not YAML{_yaml_reason(error)}; write lines such as max_samples: 500"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -168,27 +257,55 @@ def _read_file(model: type[Settings], path: Path | None) -> dict[str, Any]:
         name = names.get(str(key).replace("-", "_"))
         if name is None or name == "config":
             near = difflib.get_close_matches(str(key), names, n=1)
-            raise UsageError(
-                f"--config {path}: there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else "")
-            )
+            there = ", ".join(sorted(set(names) - {"config"}))
+            hint = f"did you mean {near[0]}?" if near else f"{verb} has {there}"
+            raise UsageError(f"--config {path}: there is no setting {key!r}; {hint}")
         fields[name] = value
     return fields
+
+
+def _yaml_reason(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f" (line {mark.line + 1}: {problem})" if mark and problem else ""
 
 
 def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], program: str) -> Settings:
     import tyro  # the flags are made from the model's fields
 
-    said = io.StringIO()
+    said, shown = io.StringIO(), _Help()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 model, default=default, args=list(arguments), prog=program, description=model.__doc__,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )  # fmt: skip
     except SystemExit as stop:
         if not stop.code:
+            usage, _, rest = shown.getvalue().partition("\n")
+            whole = re.sub(r"\[[^]]*\]", lambda part: part[0].replace(" ", "\0"), usage)  # [--output PATH] in one line
+            lines = textwrap.fill(whole, shutil.get_terminal_size().columns, subsequent_indent=" " * 4)
+            print(lines.replace("\0", " "), rest, sep="\n")
             raise
-        raise UsageError(_first_section(said.getvalue()) + f"; python {program} --help lists the flags") from None
+        message = _first_section(said.getvalue())
+        for theirs, ours in PHRASES:
+            message = re.sub(f"^{theirs}$", ours, message)
+        raise UsageError(f"{message}; {program} --help lists the flags") from None
+
+
+class _Help(io.StringIO):
+    """Holds the help text; it has colours where stdout has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return self._is_terminal
 
 
 def _first_section(box: str) -> str:

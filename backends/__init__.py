@@ -21,6 +21,8 @@ PROVIDERS = {
     "torch": "backends.torch.backend:open_backend",
 }
 
+QUANTIZER = "backends.mlx.quantize:quantize_folder"  # the 4-bit layout is mlx-lm's
+
 # What must be importable for a provider, and how to get it where it is missing.
 REQUIRES = {"mlx": ("mlx", "mlx_lm"), "torch": ("torch", "transformers", "accelerate")}
 INSTALL = {
@@ -99,6 +101,32 @@ def resolve(name: str) -> Choice:
             f"backend {choice.name} needs {' and '.join(missing)}, not installed here; {INSTALL[choice.name]}"
         )
     return choice
+
+
+def check(name: str, device: str, dtype: str, method: str) -> None:
+    """Refuse what a backend does not have, before data or a model is read. Imports the framework.
+
+    Raises PreflightError for a device, a dtype or a method that is not there.
+    """
+    module = importlib.import_module(PROVIDERS[name].split(":")[0])
+    methods = module.CAPABILITIES.methods
+    if method not in methods:
+        raise PreflightError(
+            f"--method {method} is not available on {name} (it has {', '.join(methods)}); "
+            f"try --method lora{'' if name == 'mlx' else ' or --backend mlx'}"
+        )
+    module.check(device, dtype)
+
+
+def opens_quantized(name: str) -> bool:
+    """Whether a backend computes with 4-bit weights itself; the others take their de-quantised copy."""
+    return "qlora" in importlib.import_module(PROVIDERS[name].split(":")[0]).CAPABILITIES.methods
+
+
+def quantize(folder: Path, directory: Path) -> None:
+    """Write `directory` (new): the model in `folder` with 4-bit weights. Raises DataError where none can be."""
+    module, function = QUANTIZER.split(":")
+    getattr(importlib.import_module(module), function)(folder, directory)
 
 
 def open(name: str, folder: Path, device: str = "auto", dtype: str = "auto") -> Backend:

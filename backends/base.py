@@ -16,6 +16,10 @@ float32 whatever the compute precision is.
 The step, in words. AdamW (Loshchilov & Hutter 2019) with bias correction, in float32, on the gradient of that
 loss after clipping its global norm g to `max_grad_norm` c by the factor min(1, c / (g + 1e-6)). Weight decay
 touches parameters with two or more dimensions. When loss or norm is not finite, the step is not applied.
+Weights and moments are float32 even where the products are computed in bfloat16 or float16.
+
+Randomness, in words. Nothing is restored, everything is seeded: dropout in micro-batch b of update u draws from
+gsm8k_core.lora.dropout_seed(seed, u, b), whatever ran before.
 
 Axes: B rows, T tokens.
 """
@@ -34,6 +38,7 @@ from gsm8k_core.types import (
     Orders,
     Outcome,
     Sampling,
+    TrainState,
     Update,
     UpdateStats,
 )
@@ -49,6 +54,7 @@ class Capabilities:
 
     devices: tuple[str, ...]
     dtypes: tuple[str, ...]
+    methods: tuple[str, ...]
     trainable: tuple[str, ...] = ("all", "blocks")
 
 
@@ -60,10 +66,18 @@ def ignore_token(index: int, token: int) -> None:
 
 
 class Live(Protocol):
-    """The weights in training, between two updates."""
+    """The weights in training, between two updates. `generate`, `score` and `save` are those of Backend."""
 
-    def save(self, directory: Path) -> None:
-        """As Backend.save."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
+    ) -> Iterator[tuple[int, Completion]]: ...
+
+    def score(self, batch: Batch) -> FloatArray: ...
+
+    def save(self, directory: Path) -> None: ...
+
+    def state(self) -> TrainState:
+        """What another backend needs to go on from here. The arrays are valid until the next update."""
         ...
 
 
@@ -90,8 +104,13 @@ class Backend(Protocol):
         """What was chosen on loading ("device", "dtype", ...), each with its reason."""
         ...
 
-    def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
+    def train(
+        self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
+    ) -> Outcome:
         """Run one segment: each update once, in order, until they end or the pilot orders a stop.
+
+        With `resume`, weights and moments are set to it first, whichever backend made it, and `updates` begin
+        after it. An adapter method gives the model its adapter here, drawn by gsm8k_core.lora.
 
         Raises DivergedError when loss or gradient is not finite (the step is not applied), OutOfMemoryError.
         """
@@ -113,5 +132,16 @@ class Backend(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist."""
+        """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist.
+
+        With an adapter, the folder is one in PEFT's layout, and holds the adapter alone.
+        """
+        ...
+
+    def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
+        """The compute dtype for training: one real micro-batch timed in each that this device may be fast in.
+
+        Forward and backward, 10 s at most together; a dtype whose loss or gradients are not finite is out. On a
+        CPU it is the one chosen on loading. The choice is taken from now on.
+        """
         ...

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gsm8k_core import hub
 from gsm8k_core.embedded import cache_folder
 from gsm8k_core.folders import file_hash, read_json
-from gsm8k_core.model_folder import folder_hash, weight_files, write_model_folder
+from gsm8k_core.model_folder import weight_files, write_model_folder
+from gsm8k_core.quantized import read_tensors
 from gsm8k_core.types import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 PEFT_PREFIX = "base_model.model."
+BASE = "base"  # the folder in a run that keeps the quantised base of its adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +50,37 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """The reference of the model that an adapter belongs to. Raises DataError when it names none."""
+    """The reference of the model that an adapter belongs to. Raises DataError when it names none.
+
+    Runs are moved and copied: a path that is gone means the base beside the adapter, and a run's own base is never
+    another run's that has its old place now.
+    """
     config = read_json(folder / CONFIG)
     name = config.get("base_model_name_or_path") or config.get("model")
     if not isinstance(name, str):
         raise DataError(f"{folder / CONFIG} names no base model; add base_model_name_or_path to it")
+    # RUN/base may also have been given as a path that looks like a Hub id.
+    was_kept = Path(name).name == BASE
+    kept = _kept_base(folder.absolute()) if was_kept or hub.looks_like_path(name) else None
+    if kept and ((was_kept and (kept.parent / "run.json").is_file()) or not hub.local_path(name)):
+        return str(kept)
     return name
 
 
-def merged_folder(base: Path, adapter: Path) -> Path:
-    """The whole model, from the cache or made now. Raises DataError for an adapter that does not fit its base."""
+def _kept_base(adapter: Path) -> Path | None:
+    """RUN/base for RUN/model and for RUN/checkpoints/update-N/model, or None."""
+    parents = adapter.parents
+    runs = [parents[0], *(parents[2:3] if parents[1:2] and parents[1].name == "checkpoints" else [])]
+    return next((run / BASE for run in runs if (run / BASE / "config.json").is_file()), None)
+
+
+def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
+    """The whole model, from the cache or made now; `identity` is the base's hash.
+
+    Raises DataError for an adapter that does not fit its base.
+    """
     deltas = read_deltas(adapter)
-    hashes = [folder_hash(base), file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
+    hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
     target = cache_folder() / "merged" / hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
     if not target.is_dir():
         try:
@@ -78,13 +100,8 @@ def _weights(adapter: Path) -> Path:
 
 def read_deltas(adapter: Path) -> dict[str, Delta]:
     """Weight name in the base -> its delta."""
-    from safetensors.numpy import load_file  # here, not above: only an adapter needs it
-
     config, path = read_json(adapter / CONFIG), _weights(adapter)
-    try:
-        tensors = {name: array.astype(np.float32) for name, array in load_file(path).items()}
-    except Exception as error:  # safetensors has an error type of its own
-        raise DataError(f"{path} cannot be read: {error}; save the adapter again in float32") from error
+    tensors = read_tensors(path)
     found = _from_peft(config, tensors) if path.name == PEFT_WEIGHTS else _from_mlx(config, tensors)
     if not found:
         raise DataError(f"{path} holds no LoRA weights; other kinds of adapter are not read here")
@@ -140,13 +157,11 @@ def merge(weight_OI: FloatArray, delta: Delta) -> FloatArray:
 
 
 def _write(base: Path, deltas: Mapping[str, Delta], folder: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save_file  # here, not above: only an adapter needs it
 
     tensors: dict[str, FloatArray] = {}
     for path in weight_files(base):
-        with safe_open(str(path), framework="numpy") as file:
-            tensors |= {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+        tensors |= read_tensors(path)
     for name, delta in deltas.items():
         if name not in tensors or tensors[name].shape != (len(delta.b_OR), delta.a_RI.shape[1]):
             raise DataError(f"the adapter changes {name}, which its base lacks in that shape; name the right base")

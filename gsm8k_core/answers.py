@@ -1,12 +1,16 @@
 """Named, versioned rules that read the final number out of a completion, and say whether it is the gold one.
 
-    openai    grade-school-math's own: first `#### N`, equal as strings
-    strict    lm-evaluation-harness, gsm8k 3.0, strict-match: first `#### N`, its exact_match
-    flexible  the same task's flexible-extract: last run of characters like a number, its exact_match
-    robust    ours: last readable `#### N`, else last \\boxed{N}, else last "answer is N", else last number,
-              equal as decimals
+    openai     grade-school-math's own: first `#### N`, equal as texts
+    strict     lm-evaluation-harness, gsm8k 3.0, strict-match: first `#### N`, its exact_match
+    flexible   the same task's flexible-extract: last run of characters like a number, its exact_match
+    cot        gsm8k_cot's strict-match: first `The answer is N`, less one character, its exact_match
+    qwen-math  Qwen2.5-Math: last `boxed`, else all after "he answer is", else last number; x100 and /100 are right, too
+    verl       verl, strict: last `#### N` in the last 300 characters, equal as texts
+    inspect    inspect_evals: the last word that is a number, to five significant digits
+    robust     ours: last readable `#### N`, else last \\boxed{N}, else last "answer is N", else last number,
+               equal as decimals
 
-A published rule is never improved here: its failures are part of the numbers that people compare with.
+The published ones are in published_rules.py; math-verify, which needs a process of its own, in slow_rules.py.
 lm-eval also stops generation at "Question:"; that is the caller's part, a rule sees only its text.
 Every rule is linear in the completion and raises on no string: a broken model may write anything.
 """
@@ -19,6 +23,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 
+from gsm8k_core import published_rules as published
 from gsm8k_core.types import DataError
 
 MAX_DIGITS = 40  # int() raises past 4,300 digits, float() turns 400 into inf; no real answer comes near
@@ -43,8 +48,11 @@ class Verdict:
 
 
 def grade(completion: str, answer: str) -> dict[str, Verdict]:
-    """Every rule's verdict. `answer` is GSM8K's full answer text or a plain number; DataError for neither."""
-    target = "#### " + (_after_mark(answer) if "####" in answer else _checked(answer))
+    """Every rule's verdict. `answer` is GSM8K's full answer text or a plain number; DataError for neither.
+
+    A number without its text is graded as the plainest one: "18.0", "$18" and 18 are the same gold.
+    """
+    target = "#### " + (_after_mark(answer) if "####" in answer else _plain(_checked(answer)))
     return {rule.name: _verdict(rule, completion, target) for rule in RULES.values()}
 
 
@@ -107,45 +115,6 @@ def _plain(number: str) -> str:
     return "-" + size if text.startswith("-") and size != "0" else size
 
 
-# --- openai, strict, flexible -------------------------------------------------------------------------------
-
-_MARKED = re.compile(r"#### (-?[0-9.,]+)")
-# lm-eval's `(-?[$0-9.,]{2,})|(-?[0-9]+)`, mirrored: its last match is the first one from the end.
-_FLEXIBLE_MIRRORED = re.compile(r"(?:[$0-9.,]{2,}|[0-9])-?")
-_FINAL_DOT = re.compile(r"\.$")
-
-
-def _openai(completion: str) -> str | None:
-    found = _MARKED.search(completion)
-    return found[1].replace(",", "") if found else None
-
-
-def _openai_equal(extracted: str, target: str) -> bool:
-    return extracted == _openai(target)
-
-
-def _strict(completion: str) -> str | None:
-    found = _MARKED.search(completion)
-    return found[1] if found else None
-
-
-def _flexible(completion: str) -> str | None:
-    found = _FLEXIBLE_MIRRORED.search(completion[::-1])
-    return found[0][::-1] if found else None
-
-
-def _harness_equal(extracted: str, target: str) -> bool:
-    return _harness_form(extracted) == _harness_form(target)
-
-
-def _harness_form(text: str) -> str:
-    """lm-eval's exact_match: its regexes_to_ignore in their order, then ignore_case."""
-    text = text.replace(",", "").replace("$", "")
-    # Its `(?s).*#### ` takes quadratic time where there is no mark; this is the same cut.
-    text = text.rpartition("#### ")[2]
-    return _FINAL_DOT.sub("", text).lower()
-
-
 # --- robust -------------------------------------------------------------------------------------------------
 # Each step cuts the text into parts that do not overlap and reads each part once, without nested quantifiers.
 
@@ -199,32 +168,26 @@ def _last_after(mark: re.Pattern[str], reading: re.Pattern[str], text: str) -> s
 def _last_boxed(text: str) -> str | None:
     """The number in the last closed `\\boxed{}` that holds exactly one, after its last `=` if it has one."""
     for part in reversed(_BOX.split(text)[1:]):
-        content = _closed(part)
+        content = published.closed(part)
         numbers = _NUMBERS.findall(content.rpartition("=")[2]) if content else []
         if len(numbers) == 1 and _fits(numbers[0]):
             return _plain(numbers[0])
     return None
 
 
-def _closed(text: str) -> str:
-    """`text` up to the brace that closes it; empty if it is never closed."""
-    depth, start = 1, 0
-    while depth and (close := text.find("}", start)) >= 0:
-        depth += text.count("{", start, close) - 1
-        start = close + 1
-    return text[: start - 1] if depth == 0 else ""
-
-
 def _last_number(text: str) -> str | None:
     return next((_plain(number) for number in reversed(_NUMBERS.findall(text)) if _fits(number)), None)
 
 
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        "openai": Rule("openai", 1, _openai, _openai_equal),
-        "strict": Rule("strict", 3, _strict, _harness_equal),  # 3: lm-eval's version of the task
-        "flexible": Rule("flexible", 3, _flexible, _harness_equal),
-        "robust": Rule("robust", 1, _robust, _robust_equal),
-    }
+_RULES = (
+    Rule("openai", 1, published.openai, published.openai_equal),
+    Rule("strict", 3, published.strict, published.harness_equal),  # 3: lm-eval's version of the task
+    Rule("flexible", 3, published.flexible, published.harness_equal),
+    Rule("cot", 3, published.cot, published.harness_equal),
+    Rule("qwen-math", 1, published.qwen_math, published.qwen_equal),
+    Rule("verl", 1, published.verl, published.openai_equal),
+    Rule("inspect", 1, published.inspect, published.inspect_equal),
+    Rule("robust", 1, _robust, _robust_equal),
 )
+RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})
 HEADLINE = ("strict", "flexible", "robust")

@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core import disagreements
 from gsm8k_core.answers import MAX_DIGITS, RULES, gold_number, grade
+from gsm8k_core.jsonl import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
 from gsm8k_core.stats import wilson
 from gsm8k_core.types import DataError, StorageError
 
-MAX_LINE_BYTES = 1_000_000
 FORM = 'give {"completion": "...", "gold": 18} a line'
-KINDS = {bool: "true or false", dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
 Record = dict[str, Any]  # a line of the records file: plain JSON
-
-
-class _Number(str):
-    """A JSON number as it is written: int() refuses 5,000 digits, float() makes infinity of 1e400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +36,10 @@ class Answered:
 
 
 def read_completions(path: Path) -> list[Answered]:
-    """The rows of a JSONL file. Raises DataError, with `file:line`, for the first that cannot be used."""
-    rows = [_answered(_parse(line, where), where) for where, line in _lines(path)]
+    """The rows of a JSONL file, or of stdin for `-`. Raises DataError, with `file:line`, for the first bad one."""
+    rows = [_answered(parse(line, where, FORM), where) for where, line in read_lines(path, FORM)]
     if not rows:
-        raise DataError(f"{path} has no completions; {FORM}")
+        raise DataError(f"{path if path != STDIN else 'stdin'} has no completions; {FORM}")
     return rows
 
 
@@ -62,7 +58,7 @@ def grade_rows(rows: Sequence[Answered]) -> list[Record]:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
-    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}, "disagreements"}."""
+    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and disagreements.summary."""
     rules = {}
     for name in RULES:
         verdicts = [record["rules"][name] for record in records]
@@ -73,24 +69,17 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
             "interval": list(wilson(correct, len(records))),
             "nothing_read": sum(verdict["extracted"] is None for verdict in verdicts),
         }
-    return {"n": len(records), "rules": rules, "disagreements": _disagreements(records)}
+    return {"n": len(records), "rules": rules, **disagreements.summary(records)}
 
 
-def _disagreements(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """[a][b]: the rows that rule a calls right and rule b wrong."""
-    return {
-        right: {
-            wrong: sum(r["rules"][right]["correct"] and not r["rules"][wrong]["correct"] for r in records)
-            for wrong in RULES
-        }
-        for right in RULES
-    }
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises StorageError when there is something already under this name."""
+def check_records(path: Path) -> None:
+    """Raises StorageError unless a new file can be made under this name. Leaves nothing."""
     if os.path.lexists(path):
         raise StorageError(f"--records {path} exists already; give another file, or remove it")
+    if not path.parent.is_dir():
+        raise StorageError(f"--records {path}: there is no folder {path.parent}; make it, or give another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StorageError(f"--records {path}: {path.parent} cannot be written to; give a file elsewhere")
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -102,7 +91,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        refuse_existing(path)
+        check_records(path)
         part.rename(path)
     except OSError as error:
         raise StorageError(f"--records {path} cannot be written ({error.strerror}); give another file") from error
@@ -111,85 +100,30 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             part.unlink(missing_ok=True)
 
 
-# --- reading --------------------------------------------------------------------------------------------------
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """`file:line` and the lines that are not blank. A UTF-8 mark at the start and CRLF do no harm."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                where = f"{path}:{number}"
-                text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
-                if text.strip():
-                    yield where, text
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); give a JSONL file of completions") from None
-
-
-def _decoded(line: bytes, where: str) -> str:
-    if len(line) > MAX_LINE_BYTES:
-        raise DataError(f"{where}: longer than {MAX_LINE_BYTES} bytes; {FORM}")
-    if b"\0" in line:
-        raise DataError(f"{where}: a NUL byte; the file is damaged or not UTF-8 text")
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8") from None
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(
-            line, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_int=_Number, parse_float=_Number
-        )
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({str(error)[:160]}); {FORM}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: {_kind(row)}, not an object; {FORM}")
-    return row
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a key stands twice")
-    return row
-
-
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _kind(value: object) -> str:
-    return KINDS.get(type(value), "a number")
-
-
-def _answered(row: Mapping[str, Any], where: str) -> Answered:
-    completion = row.get("completion")
-    if type(completion) is not str:  # a _Number is a str too
-        what = f"'completion' is {_kind(completion)}, not a text" if "completion" in row else "no 'completion'"
-        raise DataError(f"{where}: {what}; {FORM}")
+def _answered(row: Row, where: str) -> Answered:
     key = "gold" if "gold" in row or "answer" not in row else "answer"
-    if key not in row:
+    used = fields(row, ("completion", key), where)
+    completion = used.get("completion")
+    if type(completion) is not str:  # a Number is a str too
+        what = f"'completion' is {kind(completion)}, not a text" if "completion" in used else "no 'completion'"
+        raise DataError(f"{where}: {what}; {FORM}")
+    if key not in used:
         raise DataError(f"{where}: no 'gold'; {FORM}")
-    return Answered(where, _id(row.get("id")), completion, _gold(row[key], f"{where}: {key!r}"))
+    return Answered(where, _id(row.get("id")), completion, _gold(used[key], f"{where}: {key!r}"))
 
 
 def _id(value: object) -> str | int | None:
-    if isinstance(value, _Number) and len(value) <= MAX_DIGITS and value.lstrip("-").isdecimal():
+    if isinstance(value, Number) and len(value) <= MAX_DIGITS and value.lstrip("-").isdecimal():
         return int(value)
-    return str(value) if isinstance(value, str) else None
+    return str(value) if isinstance(value, str) and not isinstance(value, Constant) else None
 
 
 def _gold(value: object, what: str) -> str:
     """GSM8K's text as it is, a number as a plain one: 18.0 and 1.8e1 give 18."""
-    if isinstance(value, _Number):
+    if isinstance(value, Number):
         return _plain(value, what)
     if not isinstance(value, str):
-        raise DataError(f"{what} is {_kind(value)}; give a number, or GSM8K's answer text")
+        raise DataError(f"{what} is {kind(value)}; give a number, or GSM8K's answer text")
     return value if "####" in value else value.strip()
 
 

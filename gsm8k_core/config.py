@@ -6,54 +6,26 @@ Flags, YAML keys and JSON manifests are all made from these models. A flag wins 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 import tyro
 from pydantic import Field
 
-from gsm8k_core.types import UsageError
+from gsm8k_core.settings import Count, Duration, OptionalFile, OptionalPath, Settings, parse_duration, without_none
+from gsm8k_core.settings import flag as flag
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 DEFAULT_DATA = "openai/gsm8k"
 EMBEDDED_MODEL = "embedded"
 GENERATED_DATA = "generated"
 
+MethodName = Literal["full", "lora", "dora", "qlora"]
 BackendName = Literal["auto", "mlx", "torch"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
-DtypeName = Literal["auto", "float32", "bfloat16"]
-
-
-def flag(name: str) -> str:
-    """The flag of a field: `max_samples` -> `--max-samples`."""
-    return "--" + name.replace("_", "-")
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from "7200", "90s", "120m" or "2h". Raises ValueError for anything else."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smh]?)", text.strip())
-    if not found:
-        raise ValueError("must be a number of seconds, or a number with s, m or h, such as 90m")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def _checked_duration(text: str) -> str:
-    if parse_duration(text) <= 0:
-        raise ValueError("must be greater than zero")
-    return text
-
-
-def _checked_count(count: int) -> int:
-    if count == 0 or count < -1:
-        raise ValueError("must be greater than zero, or -1 for all")
-    return count
-
-
-Count = Annotated[int, pydantic.AfterValidator(_checked_count)]
-Duration = Annotated[str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_duration)]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
@@ -70,43 +42,17 @@ def _checked_trackers(text: str) -> str:
 
 Trackers = Annotated[str, pydantic.AfterValidator(_checked_trackers)]
 
-
-def _one_line(error: pydantic.ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        place = ".".join(str(piece) for piece in item["loc"]).rstrip("_")
-        if item["type"] == "extra_forbidden":
-            parts.append(f"there is no setting {place!r}")
-        else:
-            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            parts.append(f"{flag(place) if place else 'settings'} {message} (got {item['input']!r})")
-    return "; ".join(parts)
+ALL_LINEAR = "all-linear"
 
 
-class Settings(pydantic.BaseModel):
-    """The base of every verb's settings: frozen, no unknown keys, a bad value is one clear line."""
+def _checked_modules(text: str) -> str:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or (ALL_LINEAR in names and len(names) > 1):
+        raise ValueError(f"takes {ALL_LINEAR} alone, or names of layers with commas between, such as q_proj,v_proj")
+    return ",".join(names)
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    config: Annotated[Path | None, Field(description="YAML file with these same keys; a flag wins over it")] = None
-    json_: Annotated[
-        bool, tyro.conf.arg(name="json"), Field(description="print one JSON object on stdout, all else on stderr")
-    ] = False
-    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")] = False
-
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_numbers(cls, value: object, info: pydantic.ValidationInfo) -> object:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and annotation is not bool:
-            raise ValueError("must not be true or false")
-        return value
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except pydantic.ValidationError as error:
-            raise UsageError(_one_line(error)) from error
+Modules = Annotated[str, pydantic.AfterValidator(_checked_modules)]
 
 
 class BackendSettings(Settings):
@@ -149,13 +95,28 @@ class RowSettings(Settings):
     ] = "keep"
 
 
+# What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
+DEMO_PROFILE: Mapping[str, object] = {
+    "max_samples": 400,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_epochs": 1,
+    "learning_rate": 1e-4,
+    "max_time": "10m",
+}
+DEMO_FLAGS = " ".join(f"{flag(name)} {value}" for name, value in DEMO_PROFILE.items())
+
+
 class TrainConfig(DataSettings, RowSettings):
     """Fine-tune a model on GSM8K."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
     profile: Annotated[
         Literal["auto", "standard", "demo"],
-        Field(description="defaults for a 0.5B model, or for the small embedded one; auto goes by the model"),
+        Field(
+            description="defaults for a 0.5B model (those shown here), or for the small embedded one; auto goes by the "
+            f"model; demo: {DEMO_FLAGS}"
+        ),
     ] = "auto"
     max_samples: Annotated[Count, Field(description="training rows to use, the first ones; -1: all")] = 1500
     batch_size: Annotated[int, Field(gt=0, description="rows in a micro-batch")] = 4
@@ -163,7 +124,9 @@ class TrainConfig(DataSettings, RowSettings):
         int, Field(gt=0, description="micro-batches in an update; an update is this many times --batch-size rows")
     ] = 8
     num_epochs: Annotated[int, Field(gt=0, description="passes over the rows")] = 3
-    learning_rate: Annotated[float, Field(gt=0, lt=1, description="peak rate of AdamW")] = 3e-5
+    learning_rate: Annotated[
+        float, Field(gt=0, lt=1, description="peak rate of AdamW; when it is not given, an adapter takes ten times it")
+    ] = 3e-5
     drop_long: Annotated[bool, Field(description="train even when --max-length loses more than 5 % of the answers")] = (
         False
     )
@@ -171,11 +134,37 @@ class TrainConfig(DataSettings, RowSettings):
         Duration, Field(description="end the run, model saved, within this time: seconds, or 90m, or 2h")
     ] = "2h"
     output_dir: Annotated[
-        Path | None, Field(description="the run's folder, new; default runs/<date>-<time>-<model>")
+        OptionalPath, Field(description="the run's folder, new; default runs/<date>-<time>-<model>")
     ] = None
+    method: Annotated[
+        MethodName, Field(description="full trains every weight; lora, dora and qlora (mlx only) train an adapter")
+    ] = "full"
+    lora_rank: Annotated[int, Field(gt=0, le=1024, description="rank of the adapter (PEFT's r)")] = 16
+    lora_alpha: Annotated[float, Field(gt=0, description="the adapter counts alpha / rank times")] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before the adapter")] = 0.0
+    target_modules: Annotated[
+        Modules, Field(description="which linear layers get an adapter: all-linear, or q_proj,v_proj,...")
+    ] = ALL_LINEAR
+    gradient_checkpointing: Annotated[
+        bool, Field(description="compute each block again in the backward pass: less memory, more time")
+    ] = False
     save_steps: Annotated[
-        int, Field(ge=0, description="save the model every so many updates, under checkpoints/; 0: only at the end")
+        int, Field(ge=0, description="a checkpoint every so many updates; 0: only when the run is stopped early")
+    ] = 50
+    save_total_limit: Annotated[int, Field(gt=0, description="checkpoints to keep, the newest ones")] = 2
+    resume: Annotated[
+        str,
+        tyro.conf.arg(metavar="RUN", help_behavior_hint=without_none),
+        Field(description="go on with a stopped run: its folder; without a value, --output-dir or the newest"),
+    ] = ""
+    force: Annotated[
+        bool, Field(description="with --resume: accept changed settings that do not change what is learned")
+    ] = False
+    eval_steps: Annotated[
+        int, Field(ge=0, description="measure loss and accuracy on the dev split every so many updates; 0: never")
     ] = 0
+    eval_problems: Annotated[int, Field(gt=0, description="dev problems, the first ones, always the same")] = 32
+    eval_max_new_tokens: Annotated[int, Field(gt=0, description="longest answer to a dev problem, in tokens")] = 320
     report_to: Annotated[
         Trackers, Field(description="also report to wandb, trackio or tensorboard; several with commas between")
     ] = "none"
@@ -186,7 +175,7 @@ class TrainConfig(DataSettings, RowSettings):
         "gsm8k-finetune"
     )
     wandb_key_file: Annotated[
-        Path | None, Field(description="file with the W&B key, instead of WANDB_API_KEY or wandb login")
+        OptionalPath, Field(description="file with the W&B key, instead of WANDB_API_KEY or wandb login")
     ] = None
     trainable: Annotated[
         Literal["all", "blocks"], Field(description="all weights, or only the transformer blocks (as mlx-lm does)")
@@ -200,6 +189,12 @@ class TrainConfig(DataSettings, RowSettings):
     adam_beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 2")] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, description="AdamW epsilon")] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0, description="gradients are clipped to this norm")] = 1.0
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind_of_training(self) -> Self:
+        if self.uses_adapter and self.trainable != "all":
+            raise ValueError(f"--trainable {self.trainable} is for --method full; an adapter trains itself alone")
+        return self
 
     @property
     def update_size(self) -> int:
@@ -216,9 +211,16 @@ class TrainConfig(DataSettings, RowSettings):
     def budget_seconds(self) -> float:
         return parse_duration(self.max_time)
 
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the model itself."""
+        return self.method != "full"
+
 
 class ScoreSettings(DataSettings):
     """Which problems are answered, and how."""
+
+    alternatives = (("max_samples", "all_"),)
 
     max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
     all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
@@ -226,7 +228,7 @@ class ScoreSettings(DataSettings):
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
     eval_batch_size: Annotated[int, Field(gt=0, description="problems answered together")] = 64
     output_dir: Annotated[
-        Path | None, Field(description="records go to its logs/; default: the model's run folder, else here")
+        OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
     ] = None
 
     @property
@@ -236,26 +238,36 @@ class ScoreSettings(DataSettings):
 
 
 class EvalConfig(ScoreSettings):
-    """Score a model on the test problems, with every extraction rule over one set of generations."""
+    """Score a model on the test problems, under every extraction rule."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
 
 
 class CompareConfig(ScoreSettings):
-    """Tell base from trained on the same problems; writes model_comparison.json."""
+    """Tell base from trained; writes model_comparison.json."""
 
     base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = (
         "auto"
     )
-    trained_model: Annotated[str, Field(description="the model after training: its folder, or its run folder")] = ""
+    trained_model: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="the model after training: its folder, or its run folder"),
+    ] = ""
 
 
 class GenerateConfig(BackendSettings):
     """Answer a question, a file of questions, or what you type."""
 
-    question: Annotated[tyro.conf.Positional[str], Field(description="the question; without one, you are asked")] = ""
+    question: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="[QUESTION]", help_behavior_hint=without_none),
+        Field(description="the question; without one, each line of stdin (-) is one, or you are asked"),
+    ] = ""
     model: Annotated[str, Field(description="a model, run or adapter folder, a Hub id, embedded, or auto")] = "auto"
-    file: Annotated[Path | None, Field(description="a question on each line, or JSONL with question")] = None
+    file: Annotated[OptionalFile, Field(description="a question on each line, or .jsonl with question; - is stdin")] = (
+        None
+    )
     annotations: Annotated[Literal["show", "hide"], Field(description="GSM8K's <<48/2=24>> marks in the answers")] = (
         "show"
     )
@@ -271,10 +283,12 @@ class PlotConfig(Settings):
     """Draw loss, rate, gradient norm and dev accuracy of one or many runs."""
 
     runs: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]], Field(description="run folders, or their metrics.jsonl files")
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint=""),
+        Field(description="run folders, or their metrics.jsonl files"),
     ] = ()
     output: Annotated[
-        Path | None, Field(description="also draw a picture into this .png or .svg file (an old one is replaced)")
+        OptionalPath, Field(description="also draw a picture into this .png or .svg file (an old one is replaced)")
     ] = None
     smooth: Annotated[int, Field(ge=1, description="mean over so many updates; 1: every update as it was")] = 1
 
@@ -282,11 +296,13 @@ class PlotConfig(Settings):
 class RunsConfig(Settings):
     """List the runs under a folder, newest first."""
 
-    folder: Annotated[tyro.conf.Positional[Path], Field(description="where to look")] = Path("runs")
+    folder: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FOLDER]"), Field(description="where to look")
+    ] = Path("runs")
 
 
 class InspectConfig(ProblemSettings, RowSettings):
-    """Look at the training rows before any model is loaded: lengths, lost answers, what is trained."""
+    """Look at training rows without a model: lengths, lost answers."""
 
     model: Annotated[
         str, Field(description="auto, a Hub id, embedded, or a folder; only its tokenizer is read, never its weights")
@@ -297,32 +313,43 @@ class InspectConfig(ProblemSettings, RowSettings):
 
 
 class GradeConfig(Settings):
-    """Score completions that any system made, under every extraction rule; needs no model."""
+    """Score anyone's completions under every extraction rule."""
 
     file: Annotated[
         tyro.conf.Positional[Path | None],
-        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}'),
+        tyro.conf.arg(metavar="[FILE]", help_behavior_hint=without_none),
+        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}; - is stdin'),
     ] = None
     records: Annotated[
-        Path | None, Field(description="write what each rule read in every row to this file, which must be new")
+        OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
     ] = None
 
 
 class DoctorConfig(Settings):
-    """Say what this machine can do, what train would choose on it, and how to mend what is wrong."""
+    """Say what this machine can do, and how to mend what is wrong."""
 
-    output_dir: Annotated[Path | None, Field(description="where runs would go; default runs/")] = None
+    output_dir: Annotated[OptionalPath, Field(description="where runs would go; default runs/")] = None
 
 
-# What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
-DEMO_PROFILE: Mapping[str, object] = {
-    "max_samples": 400,
-    "batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "num_epochs": 1,
-    "learning_rate": 1e-4,
-    "max_time": "10m",
-}
+class ParityConfig(Settings):
+    """Check that training is right here, rung by rung, against torch."""
+
+    model: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="also check this model, named as for train; without it, two tiny random ones"),
+    ] = ""
+    data: Annotated[str, Field(description="problems for --model's rows, as for train")] = "auto"
+    backend: Annotated[
+        BackendName, Field(description="what is checked; auto: mlx if installed, else torch on a GPU")
+    ] = "auto"
+    device: Annotated[
+        DeviceName, Field(description="where; mps is the self-check against pytorch#177116 and pytorch#153957")
+    ] = "auto"
+
+
+# An adapter wants a higher rate: its B starts at zero, and its scale does not grow with the rank.
+ADAPTER_RATE = 10
 
 
 def with_profile(config: TrainConfig, demo: bool, explicit: Collection[str]) -> TrainConfig:
@@ -330,4 +357,6 @@ def with_profile(config: TrainConfig, demo: bool, explicit: Collection[str]) -> 
     name = config.profile if config.profile != "auto" else ("demo" if demo else "standard")
     defaults = DEMO_PROFILE if name == "demo" else {}
     changes = {key: value for key, value in defaults.items() if key not in explicit}
+    if config.uses_adapter and "learning_rate" not in explicit:
+        changes["learning_rate"] = ADAPTER_RATE * float(str(changes.get("learning_rate", config.learning_rate)))
     return TrainConfig(**{**dict(config), **changes, "profile": name})

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.runs import run_of_model
+from gsm8k_core.runs import read_manifest, run_of_model
 from gsm8k_core.types import DataError
 
 METRICS = "metrics.jsonl"
+LARGEST = 3.4028235e38  # of float32, which both backends measure in; what is larger is none of theirs, and overflows
 TAIL_BYTES = 65536
 
 # Event -> its number -> the curve's name. An event of another name is nobody's curve.
@@ -44,17 +45,18 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class RunCurves:
-    """One run: what to call it, where it is, and its curves by name."""
+    """One run: what to call it, where it is, its curves by name, and why it failed, if it did."""
 
     name: str
     folder: Path
     curves: dict[str, Curve] = field(default_factory=dict)
+    failure: str | None = None
 
     def summary(self) -> dict[str, object]:
         """What --json says of it."""
         loss = self.curves.get("loss")
         finite = [value for value in loss.values if math.isfinite(value)] if loss else []
-        found: dict[str, object] = {"run": str(self.folder), "name": self.name}
+        found: dict[str, object] = {"run": str(self.folder), "name": self.name, "failure": self.failure}
         found |= {
             "updates": len(loss.updates) if loss else 0,
             "not_finite": len(loss.values) - len(finite) if loss else 0,
@@ -79,7 +81,7 @@ def read_runs(references: Sequence[Path]) -> list[RunCurves]:
     found = {file.resolve(): (reference, file) for reference in references for file in [metrics_file(reference)]}
     given = [reference for reference, _ in found.values()]
     return [
-        RunCurves(name, file.parent, read_curves(file))
+        RunCurves(name, file.parent, read_curves(file), read_failure(file))
         for name, (_, file) in zip(_names(given), found.values(), strict=True)
     ]
 
@@ -117,6 +119,28 @@ def read_curves(path: Path) -> dict[str, Curve]:
     }
 
 
+def read_failure(path: Path) -> str | None:
+    """Why a run ended, in one line, where it failed and has not gone on since; from its events or its manifest."""
+    reason = None
+    for _, event in _events(path):
+        reason = event.get("reason") if event["event"] == "failed" else None
+    manifest = read_manifest(path.parent) or {}
+    outcome = manifest.get("outcome")
+    if reason is None and manifest.get("status") == "failed" and isinstance(outcome, dict):
+        reason = outcome.get("reason")
+    return " ".join(reason.split()) if isinstance(reason, str) else None
+
+
+def failed(reason: str) -> str:
+    """In words: failed at update 3: loss nan."""
+    return f"failed at {reason}" if reason.startswith("update ") else f"failed: {reason}"
+
+
+def shown_loss(loss: float | None) -> str:
+    """A loss for a column of a table."""
+    return "-" if loss is None else f"{loss:.3f}" if abs(loss) < 1e5 else f"{loss:.2e}"
+
+
 def _events(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, event)."""
     try:
@@ -152,10 +176,7 @@ def _number(event: Mapping[str, Any], key: str, place: str) -> float:
         return math.nan
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise DataError(f'{place}: "{key}" must be a number, not {str(value)[:40]!r}')
-    try:
-        return float(value) if math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
+    return float(value) if abs(value) <= LARGEST else math.nan
 
 
 def last_update(path: Path) -> dict[str, Any] | None:

@@ -6,18 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gsm8k_core import hub
 from gsm8k_core.answers import gold_number
 from gsm8k_core.config import DEFAULT_DATA, GENERATED_DATA
+from gsm8k_core.jsonl import fields, is_text, kind, parse, read_lines
 from gsm8k_core.types import Choice, DataError, Problem
 
 SPLITS = ("train", "test")
-MAX_LINE_BYTES = 1_000_000
+FORM = "give one JSON object a line, with question and answer"
 MIN_ROWS_FOR_DEV = 20
 
 
@@ -60,17 +61,11 @@ def is_single_file(reference: str) -> bool:
 def read_jsonl(path: Path, split: str) -> tuple[Problem, ...]:
     """The problems of a JSONL file, one object with question and answer a line; errors say `file:line`."""
     problems: list[Problem] = []
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not valid JSON ({_short(error)}); give one JSON object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: not a JSON object; give one object a line, with question and answer")
+    for where, line in read_lines(path, FORM):
+        row = fields(parse(line, where, FORM), ("question", "answer"), where)
         problems.append(_problem(row, where, f"{split}-{len(problems)}"))
     if not problems:
-        raise DataError(f"{path} has no problems; give one JSON object a line, with question and answer")
+        raise DataError(f"{path} has no problems; {FORM}")
     return tuple(problems)
 
 
@@ -94,6 +89,18 @@ def carve_dev(
     train = tuple(problem for problem, value in zip(problems, hashes, strict=True) if value not in chosen)
     dev = tuple(problem for problem, value in zip(problems, hashes, strict=True) if value in chosen)
     return (train, dev) if train else (tuple(problems), ())
+
+
+def training_rows(
+    problems: Sequence[Problem], max_samples: int, annotations: str
+) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """(train, dev): the rows that `train` takes of the train problems, and those that it never trains on."""
+    train, dev = carve_dev(problems)
+    if max_samples >= 0:
+        train = train[:max_samples]
+    if annotations == "strip":
+        train = tuple(replace(problem, answer=strip_annotations(problem.answer)) for problem in train)
+    return train, dev
 
 
 def strip_annotations(answer: str) -> str:
@@ -216,58 +223,22 @@ def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and the lines that are not blank. A UTF-8 mark at the start and CRLF do no harm."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{path}:{number}")
-                if text.strip():
-                    yield number, text
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the file") from None
-
-
-def _decoded(line: bytes, where: str) -> str:
-    if len(line) > MAX_LINE_BYTES:
-        raise DataError(f"{where}: longer than {MAX_LINE_BYTES} bytes; give one problem a line")
-    if b"\0" in line:
-        raise DataError(f"{where}: a NUL byte; the file is damaged or not UTF-8 text")
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save it as UTF-8") from None
-
-
 def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
     for key in ("question", "answer"):
         value = row.get(key)
         if key not in row:
             raise DataError(f"{where}: no {key!r}; give question and answer")
-        if not isinstance(value, str):
-            raise DataError(f"{where}: {key!r} is {type(value).__name__}, not text; give question and answer as text")
+        if type(value) is not str:  # a Number is a str too
+            raise DataError(f"{where}: {key!r} is {kind(value)}, not a text; give question and answer as texts")
         if not value.strip():
             raise DataError(f"{where}: {key!r} is empty; give question and answer")
-        if re.search("[\0\ud800-\udfff]", value):
+        if not is_text(value):
             raise DataError(f"{where}: {key!r} has a NUL or half a surrogate pair, which is not text; remove it")
     try:
         gold = gold_number(row["answer"])
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     return Problem(id=name, question=row["question"], answer=row["answer"], gold=gold)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a key stands twice")
-    return row
-
-
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _short(error: Exception) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core import disagreements
 from gsm8k_core.answers import RULES, grade
 from gsm8k_core.folders import write_json
 from gsm8k_core.stats import wilson
@@ -130,6 +131,7 @@ def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) ->
         "cut": sum(record["finish_reason"] == "length" for record in records),
         "no_answer": sum(record["rules"]["robust"]["extracted"] is None for record in records),
         "mean_tokens": sum(record["tokens"] for record in records) / len(records),
+        **disagreements.summary(records),
     }
     apart = [record for record in records if record["template"] in held_out]
     if apart:

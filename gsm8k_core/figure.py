@@ -18,7 +18,7 @@ from gsm8k_core.tracking import printable
 from gsm8k_core.types import PreflightError, StorageError, UsageError
 
 FORMATS = (".png", ".svg")
-# Okabe and Ito's colours: told apart with any colour vision. After the seventh run the line style changes.
+# Okabe and Ito's colours: told apart with any colour vision. The style changes as well: equal runs show through.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MOST_RUNS = len(string.ascii_lowercase)
@@ -32,9 +32,14 @@ SEVERAL = "*"  # where curves of several runs meet
 
 
 def check_picture(path: Path) -> None:
-    """Refuse at the door: a kind of picture that is not made here, or no matplotlib."""
+    """Refuse at the door: a kind of picture that is not made here, no folder for it, or no matplotlib."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--output {path} must end in {' or '.join(FORMATS)}")
+    if not os.path.isdir(path.parent):
+        what = "is not a folder" if os.path.lexists(path.parent) else "does not exist"
+        raise StorageError(f"--output {path}: the folder {path.parent} {what}; make it first, or give another file")
+    if os.path.isdir(path):
+        raise StorageError(f"--output {path} is a folder; give a file")
     if importlib.util.find_spec("matplotlib") is None:
         raise PreflightError(
             "a picture needs matplotlib, which is not installed; pip install -e '.[track]', or leave out --output "
@@ -46,7 +51,6 @@ def save_picture(runs: Sequence[RunCurves], path: Path, smooth: int) -> None:
     """Draw all runs into `path`, whole or not at all."""
     kind = path.suffix.lower()[1:]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file, warnings.catch_warnings():
@@ -104,7 +108,7 @@ def _is_wide(name: str, values: Sequence[float]) -> bool:
 
 
 def _look(number: int) -> dict[str, Any]:
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
 
 
 def _line(axes: Any, curve: Curve, smooth: int, look: dict[str, Any]) -> None:
@@ -121,8 +125,9 @@ def _legend(figure: Any, runs: Sequence[RunCurves]) -> None:
     handles = [Line2D([], [], linewidth=2.5, **_look(number)) for number in range(len(runs))]
     longest = max(len(run.name) for run in runs)
     legend = figure.legend(
-        handles, ["-"] * len(runs), loc="outside upper left", ncols=max(1, min(3, 100 // (longest + 8))), frameon=False
-    )
+        handles, ["-"] * len(runs), loc="outside upper left", ncols=max(1, min(3, 100 // (longest + 8))), frameon=False,
+        handlelength=3.5,
+    )  # fmt: skip
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)  # a $ in a name is a $
         text.set_text(printable(run.name))

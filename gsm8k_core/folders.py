@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -54,7 +55,11 @@ def write_json(path: Path, value: object) -> None:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # Half a surrogate pair (from a file name, say) has no UTF-8: Python's escape of it is JSON's.
-    content = text.encode("utf-8", errors="backslashreplace")
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes or replaces a file in one step. Raises StorageError when it cannot be written."""
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
@@ -105,6 +110,25 @@ def new_folder(directory: Path) -> Iterator[Path]:
         if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause)):
             raise StorageError(_storage_message(directory, cause)) from error
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. It leaves its name in one step: a kill leaves it whole, or as a temporary folder."""
+    doomed = _temporary(folder)
+    try:
+        os.rename(folder, doomed)
+        sync(folder.parent)
+    except OSError as error:
+        raise StorageError(f"{folder} was not removed: {error.strerror}; check the folder") from error
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path, name: re.Pattern[str]) -> None:
+    """Removes temporary folders for names like this, however young: only for a parent where nobody else writes."""
+    for path in parent.glob(".*.tmp"):
+        ours = re.fullmatch(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp", path.name)
+        if ours and name.fullmatch(ours[1]) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

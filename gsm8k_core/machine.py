@@ -155,13 +155,18 @@ def memory() -> Finding:
 
 def disk(folder: Path) -> Finding:
     """Whether runs can be written to `folder`, and how much of them."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    other = "python cli.py train --output-dir FOLDER, on another disk"
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    command = "python cli.py train --output-dir FOLDER"
+    other = f"{command}, on another disk"
+    if not place.is_dir():
+        return Finding("disk", "problem", f"{place} is a file", "a run needs a folder", f"{command}, a new one")
     try:
         with tempfile.TemporaryFile(dir=place):
             free = shutil.disk_usage(place).free
     except OSError as error:
-        return Finding("disk", "problem", f"{place} cannot be written", error.strerror or str(error), other)
+        value = f"{folder} cannot be {'written' if place == folder.absolute() else 'made'}"
+        reason = f"no file can be made in {place} ({error.strerror or error})"
+        return Finding("disk", "problem", value, reason, f"{command}, where you may write")
     value = f"{hub.human_size(free)} free in {place}"
     if free < NEEDED_BYTES:
         return Finding("disk", "problem", value, f"a run needs {hub.human_size(NEEDED_BYTES)} at least", other)
@@ -212,8 +217,13 @@ def reach_hub(seconds: float = HUB_SECONDS) -> Finding:
         hub.look_up(DEFAULT_MODEL, "model", seconds)
     except hub.Unavailable as error:
         mend = f"{error.advice}; or work without: --model FOLDER --data FOLDER"
-        return Finding("hub", "note", f"{hub.shown_endpoint()} gives nothing", str(error), mend)
+        return Finding("hub", "note", f"{hub.shown_endpoint()} gives nothing", plain(str(error)), mend)
     return Finding("hub", "ok", f"{hub.shown_endpoint()} answers in {time.monotonic() - start:.1f} s")
+
+
+def plain(reason: str) -> str:
+    """A reason without the frame that urllib puts around it."""
+    return re.sub(r"<urlopen error (?:\[Errno -?\d+\] )?([^<>]*)>", r"\1", reason)
 
 
 def missing_model(pair: Pair) -> list[Finding]:

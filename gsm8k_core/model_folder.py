@@ -39,15 +39,15 @@ CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name
 QUANTISED_KEYS = ("quantization", "quantization_config")
 
 
-def check_folder(folder: Path) -> None:
-    """Raises DataError unless `folder` holds a whole model that can be opened without running its code."""
+def check_folder(folder: Path, quantized: bool = False) -> None:
+    """Raises DataError unless `folder` holds a whole model, or a `quantized` one, that opens without its own code."""
     try:
-        _check_files(folder)
+        _check_files(folder, quantized)
     except OSError as error:
         raise DataError(f"model folder {folder} cannot be read ({error}); check its rights") from None
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path, quantized: bool) -> None:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"model {folder} {what}; give the folder that holds config.json and {SINGLE_FILE}")
@@ -58,22 +58,30 @@ def _check_files(folder: Path) -> None:
     _refuse_code(folder, config)
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing)} ({_contents(folder)}){_hint(folder, missing)}")
-    _check_config(folder / "config.json", config)
+    _check_config(folder / "config.json", config, quantized)
     _check_tokenizer(folder)
     _refuse_strays(folder)
     _check_head(folder, config, _check_weights(folder))
 
 
-def _check_config(path: Path, config: Config) -> None:
+def _check_config(path: Path, config: Config, quantized: bool) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise DataError(f"{path} has no model_type; download or save the model again")
-    quantised = [key for key in QUANTISED_KEYS if config.get(key)]
-    if quantised:
-        raise DataError(f"{path} describes quantised weights ({quantised[0]}); give the model before that")
+    found = next((config[key] for key in QUANTISED_KEYS if config.get(key)), None)
+    if found and not (quantized and affine(config)):
+        known = "give the model before that, or what mlx_lm.convert -q makes of it"
+        raise DataError(f"{path} describes quantised weights ({str(found)[:60]}); {known}")
     if rope_theta(config) is None and kind == "qwen2":
         # Silent otherwise: transformers 5 takes 10,000, mlx-lm 1,000,000.
         raise DataError(f"{path} names no RoPE base; add the rope_theta that the model was trained with")
+
+
+def affine(config: Config) -> Config | None:
+    """mlx-lm's affine quantisation: `bits`, `group_size`, and layers that differ. None for any other, or none."""
+    found = config.get("quantization")
+    known = isinstance(found, dict) and found.get("mode", "affine") == "affine" and {"bits", "group_size"} <= set(found)
+    return found if known else None
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -92,9 +100,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that the folder's weights are in (an index's shards need not exist)."""
     if not (folder / INDEX_FILE).is_file():
         return (folder / SINGLE_FILE,) if (folder / SINGLE_FILE).is_file() else ()
-    if (folder / SINGLE_FILE).is_file():
+    names = sorted(set(_weight_map(folder).values()))
+    # mlx-lm writes an index beside a single file too: it names that file alone.
+    if (folder / SINGLE_FILE).is_file() and names != [SINGLE_FILE]:
         raise DataError(f"{folder} has both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date")
-    return tuple(folder / name for name in sorted(set(_weight_map(folder).values())))
+    return tuple(folder / name for name in names)
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -182,6 +192,21 @@ def folder_hash(folder: Path) -> str:
     """sha256 over the name and content of every file that decides what the model answers."""
     total = hashlib.sha256()
     for path in sorted(matching(folder, HASHED_FILES)):
+        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()
+
+
+def linear_layers(folder: Path) -> tuple[str, ...]:
+    """Names of the blocks' linear layers, from the headers of the weight files; in order."""
+    found = re.compile(r"(model\.layers\.\d+\..+)\.weight")
+    names = (match[1] for name in _stored_names(folder) if (match := found.fullmatch(name)))
+    return tuple(sorted(name for name in names if "norm" not in name.rsplit(".", 1)[-1]))
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """sha256 over the files that decide how text becomes tokens and a prompt."""
+    total = hashlib.sha256()
+    for path in sorted(matching(folder, TOKENIZER_FILES)):
         total.update(f"{path.name}\0{file_hash(path)}\n".encode())
     return total.hexdigest()
 

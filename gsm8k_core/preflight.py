@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from gsm8k_core.folders import read_json
 from gsm8k_core.types import DataError, Example, PreflightError
 
 LOSS_LIMIT = 0.05  # share of the answers that may be left out without being asked about
@@ -28,11 +30,15 @@ class Preflight:
 
     def line(self) -> str:
         """One line for a person."""
-        share = self.longer_than_max_length / self.rows
+        tokens, longer, empty = self.tokens, self.longer_than_max_length, self.without_supervised_token
+        lost = (
+            f"{longer:,} ({100 * longer / self.rows:.1f} %) longer than --max-length {self.max_length} are left out "
+            f"(cut there, {empty:,} would keep no trained token)"
+        )
         return (
-            f"{self.rows:,} rows, {self.tokens['mean']:.0f} tokens on average (p95 {self.tokens['p95']:.0f}, "
-            f"max {self.tokens['max']:.0f}); {self.longer_than_max_length:,} ({share:.1%}) are longer than "
-            f"--max-length {self.max_length} and are left out"
+            f"{self.rows:,}; tokens: mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, "
+            f"max {tokens['max']:.0f}; {lost if longer else f'all fit --max-length {self.max_length}'}; "
+            f"suggested: --max-length {self.suggested_max_length}"
         )
 
 
@@ -71,6 +77,14 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
             f"unasked); try --max-length {summary.suggested_max_length}, or --drop-long to train on the rest"
         )
     return kept
+
+
+def check_context(prompts: Iterable[Sequence[int]], folder: Path) -> None:
+    """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`)."""
+    limit = read_json(folder / "config.json").get("max_position_embeddings")
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if isinstance(limit, int) and longest >= limit:
+        raise DataError(f"a question of {longest:,} tokens is too long: this model reads {limit:,}; shorten it")
 
 
 def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:

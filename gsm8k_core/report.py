@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gsm8k_core import disagreements
 from gsm8k_core.answers import HEADLINE, RULES
 from gsm8k_core.evaluate import HEADLINE_RULE
 from gsm8k_core.stats import paired
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.tracking import Terminal, counted
 
 SIGNIFICANT = 0.05
 
@@ -25,12 +26,13 @@ def show_scores(terminal: Terminal, summary: Mapping[str, Any]) -> None:
     terminal.table(["rule", "correct", "accuracy (95 % interval)"], rows)
     terminal.say(_endings(summary))
     _show_held_out(terminal, summary)
+    terminal.table(*disagreements.table(summary["disagreements"]))
 
 
 def _endings(summary: Mapping[str, Any]) -> str:
     return (
-        f"{summary['n']} problems: {summary['stopped']} answers ended by themselves, {summary['cut']} were cut at "
-        f"{summary['max_new_tokens']} tokens, {summary['no_answer']} hold no number; "
+        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ended at an end token, "
+        f"{summary['cut']} cut at {summary['max_new_tokens']} tokens, {summary['no_answer']} without a number; "
         f"{summary['mean_tokens']:.0f} tokens on average"
     )
 

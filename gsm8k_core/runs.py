@@ -2,8 +2,11 @@
 
 run.json        config, versions, hashes, every automatic choice with its reason, the outcome
 metrics.jsonl   one event a line
-model/          the trained model, a Hugging Face folder
-checkpoints/    models saved on the way (--save-steps)
+model/          the trained model: a Hugging Face folder, or an adapter in PEFT's layout
+mlx-adapter/    the same adapter in mlx-lm's layout
+base/           qlora only: the 4-bit model that the adapter belongs to
+best/           the model with the best dev accuracy (--eval-steps)
+checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
 """
 
@@ -19,15 +22,18 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.folders import write_json
-from gsm8k_core.types import StorageError
+from filelock import FileLock, Timeout
+
+from gsm8k_core.folders import remove_folder, sync, write_json
+from gsm8k_core.types import StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = "run.json"
+LOCK = ".lock"
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
 
 
@@ -35,15 +41,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run folder, or None where there is none that can be read."""
     try:
         value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def run_of_model(folder: Path) -> Path | None:
-    """The run folder that a model folder belongs to (run/model, run/checkpoints/update-N), or None."""
+    """The run folder that a model folder belongs to (run/model, run/checkpoints/update-N/model), or None."""
     parents = folder.resolve().parents
-    return next((parent for parent in parents[:2] if (parent / MANIFEST).is_file()), None)
+    return next((parent for parent in parents[:3] if (parent / MANIFEST).is_file()), None)
 
 
 def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
@@ -83,12 +89,25 @@ def code_hash() -> str:
 class Run:
     """A claimed run folder."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], lock: FileLock | None = None) -> None:
         self.folder, self.manifest = folder, manifest
+        self._lock = lock  # held as long as this object lives
 
     @property
     def model(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def mlx_adapter(self) -> Path:
+        return self.folder / "mlx-adapter"
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
 
     @property
     def metrics(self) -> Path:
@@ -107,6 +126,72 @@ class Run:
         self.manifest.update(values)
         write_json(self.folder / MANIFEST, self.manifest)
 
+    def release(self) -> None:
+        """Let go of the folder before the process ends."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def begin_segment(self, config: Mapping[str, object], choices: Mapping[str, object], update: int) -> None:
+        """Note that the run goes on after `update`, and how."""
+        before = {key: self.manifest.get(key) for key in ("started", "command", "choices", "versions", "host", "code")}
+        self.record(
+            status="running", pid=os.getpid(), started=_now(), command=sys.argv, versions=versions(), host=host(),
+            code=code_hash(), config=dict(config), choices=dict(choices), resumed_after=update,
+            segments=[*self.manifest.get("segments", []), before],
+        )  # fmt: skip
+
+    def replace(self, target: Path, write: Callable[[Path], None]) -> None:
+        """Write a folder of the run whole, then let it take the place of an older one."""
+        fresh = target.with_name(f"{target.name}.new")
+        if fresh.exists():  # a kill came between writing and renaming
+            remove_folder(fresh)
+        write(fresh)
+        if target.exists():
+            remove_folder(target)
+        os.rename(fresh, target)
+        sync(self.folder)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _hold(folder: Path) -> FileLock:
+    """The run's lock. The system lets go of it when the process ends, however it ends."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        pid = (read_manifest(folder) or {}).get("pid", "unknown")
+        raise StorageError(
+            f"{folder} is in use by another process (pid {pid}); wait for it, or end it with kill {pid}"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+    return lock
+
+
+def reopen(folder: Path) -> Run:
+    """An existing run, to go on with. Raises UsageError where there is none, StorageError when another has it."""
+    if read_manifest(folder) is None:
+        what = "has no run.json that can be read" if folder.exists() else "does not exist"
+        raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")
+    check_writable(folder)
+    lock = _hold(folder)
+    run = Run(folder, read_manifest(folder) or {}, lock)
+    for target in (run.model, run.best, run.mlx_adapter):
+        fresh = target.with_name(f"{target.name}.new")
+        if fresh.is_dir() and not target.exists():  # a kill came between the two renames of `replace`
+            os.rename(fresh, target)
+    return run
+
+
+def newest_stopped(folder: Path) -> Path | None:
+    """The newest run under `folder` that began and is not complete."""
+    found = {path.parent: read_manifest(path.parent) for path in folder.glob(f"*/{MANIFEST}")}
+    open_ = {path: manifest for path, manifest in found.items() if manifest and manifest.get("status") != "done"}
+    return max(open_, key=lambda path: (str((open_[path] or {}).get("started")), path.name), default=None)
+
 
 def check_writable(folder: Path) -> None:
     """Raises StorageError unless files can be made in `folder`, or it can be made. Leaves nothing."""
@@ -120,28 +205,29 @@ def check_writable(folder: Path) -> None:
 
 def check_free(folder: Path) -> None:
     """Raises StorageError unless a run can be made in `folder`: absent or empty, and writable. Leaves nothing."""
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         taken = f"{folder} already holds {_what_is_in(folder)}" if folder.is_dir() else f"{folder} is a file"
-        raise StorageError(f"{taken}; give a new folder: --output-dir {_next(folder)}")
+        going_on = f", or go on with it: --resume {folder}" if os.path.lexists(folder / MANIFEST) else ""
+        raise StorageError(f"{taken}; give a new folder: --output-dir {_next(folder)}{going_on}")
     check_writable(folder)
 
 
 def create(folder: Path, first: Mapping[str, object]) -> Run:
     """Claim a new run folder. Raises StorageError when it holds anything, or cannot be written."""
     check_free(folder)
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = {
-        "schema": SCHEMA, "status": "running", "pid": os.getpid(), "started": started, "command": sys.argv,
+        "schema": SCHEMA, "status": "running", "pid": os.getpid(), "started": _now(), "command": sys.argv,
         "versions": versions(), "host": host(), "code": code_hash(), **first,
     }  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = _hold(folder)
         # O_EXCL: of two runs started at once, one gets the folder and the other the error.
         os.close(os.open(folder / MANIFEST, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         (folder / "logs").mkdir()
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    run = Run(folder, manifest)
+    run = Run(folder, manifest, lock)
     run.record()
     return run
 

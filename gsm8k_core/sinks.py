@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import netrc
 import os
 import re
 import signal
@@ -39,6 +40,10 @@ SINKS = {
 WAITING = 1000  # events that wait for a slow tracker; more are dropped
 LONGEST_REASON = 300
 LONGEST_KEY_FILE = 4096
+SHORTEST_SECRET = 8  # a shorter password in netrc is a word that any message may hold
+# A key, alone or as a shell or .env file sets it.
+KEY = re.compile(r"""(?:(?:export\s+)?WANDB_API_KEY\s*=\s*)?(["']?)([A-Za-z0-9_-]{40,})\1""")
+GIVEN_KEY = re.compile(r"""(?:export\s+)?(?:\w+\s*=\s*)?["']?\w[\w-]{31,}["']?""")  # a path has a / or a dot
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRACKIO_WRITE_TOKEN")
 TOLD = ("config", "model", "data", "rows", "plan", "choices", "versions", "host")  # parts of run.json a tracker gets
 
@@ -53,6 +58,7 @@ class Limits:
 
 def check_sinks(config: TrainConfig, say: Say) -> None:
     """Refuse at the door, before there is a run folder: a tracker that is not installed, a key that cannot be read."""
+    _refuse_key(config.wandb_key_file)  # first, whatever is reported to: the run folder keeps every setting
     for name in config.trackers:
         if not installed(name):
             raise UsageError(
@@ -72,26 +78,30 @@ def installed(name: str) -> bool:
     return found is not None and found.origin is not None
 
 
+def _refuse_key(path: Path | None) -> None:
+    if path is not None and GIVEN_KEY.fullmatch(str(path).strip()) and not os.path.exists(path):
+        raise UsageError("--wandb-key-file takes the path of a file, not the key itself; write the key into a file")
+
+
 def load_wandb_key(path: Path, say: Say) -> str:
-    """W&B's key: the first line of the file that is not empty. It is never shown, whatever is wrong."""
-    if re.fullmatch(r"\w[\w-]{31,}", str(path)) and not path.exists():
-        raise UsageError("--wandb-key-file takes the path of a file, not the key itself")
+    """W&B's key: the first line of the file that is not empty or a comment. It is never shown, whatever is wrong."""
+    _refuse_key(path)
     advice = "give a file with the key on its first line, or run wandb login"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"--wandb-key-file {path} is not a file; {advice}")
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 say(f"wandb    others can read {path}; chmod 600 {path}")
             lines = [line.strip() for line in file.read(LONGEST_KEY_FILE).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--wandb-key-file {path} cannot be read ({type(error).__name__}); {advice}") from None
-    key = next(filter(None, lines), "")
-    if not key:
+    line = next((line for line in lines if line and not line.startswith("#")), "")
+    if not line:
         raise UsageError(f"--wandb-key-file {path} is empty; {advice}")
-    if not re.fullmatch(r"[!-~]+", key):
-        raise UsageError(f"--wandb-key-file {path} holds no key on its first line; {advice}")
-    return key
+    if (key := KEY.fullmatch(line)) is None:
+        raise UsageError(f"--wandb-key-file {path} holds no W&B key (40 letters and digits, or more); {advice}")
+    return key[2]
 
 
 def open_sinks(config: TrainConfig, run: Run, say: Say, limits: Limits | None = None) -> Sinks:
@@ -127,6 +137,16 @@ def _environment(name: str, key: str | None) -> dict[str, str]:
     return environment
 
 
+def _secrets(environment: Mapping[str, str]) -> list[str]:
+    """What must not be shown: keys of the tracker's environment, and the passwords where W&B looks for its own."""
+    found = [environment[key] for key in SECRETS if environment.get(key)]
+    for place in filter(None, (environment.get("NETRC"), "~/.netrc", "~/_netrc")):
+        with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
+            entries = netrc.netrc(os.path.expanduser(place)).hosts.values()
+            found += [password for *_, password in entries if password and len(password) >= SHORTEST_SECRET]
+    return sorted(set(found), key=len, reverse=True)  # one may be a part of another
+
+
 class Sinks:
     """All trackers of a run; leaving the `with` closes them, a signal's way out at once."""
 
@@ -135,8 +155,8 @@ class Sinks:
 
     @property
     def reserve(self) -> float:
-        """Seconds that closing may take, for the run's budget."""
-        return max((feed.limits.close for feed in self._feeds), default=0.0)
+        """Seconds that closing may take, for the run's budget; a tracker that has not started yet has time for that."""
+        return max((feed.start_left() + feed.limits.close for feed in self._feeds), default=0.0)
 
     def event(self, event: StepEvent) -> None:
         for feed in self._feeds:
@@ -172,7 +192,7 @@ class Feed:
         self.where: str | None = None
         self.failure: str | None = None
         self._say = say
-        self._secrets = [environment[key] for key in SECRETS if environment.get(key)]
+        self._secrets = _secrets(environment)
         self._changed = threading.Condition()  # guards everything below and above; never held while waiting for a pipe
         self._ready = self._closing = self._closed = False
         self._close_from = 0.0
@@ -195,6 +215,12 @@ class Feed:
                 self._threads[-1].start()
         except (OSError, RuntimeError, ValueError) as error:
             self._fail(f"could not be started ({error})")
+
+    def start_left(self) -> float:
+        """Seconds that it may still take to start."""
+        with self._changed:
+            over = self._ready or self.failure is not None
+            return 0.0 if over else max(0.0, self._started + self.limits.start - time.monotonic())
 
     def offer(self, event: StepEvent) -> None:
         """Queue an event; when the queue is full or the tracker has failed, it is counted and dropped."""
@@ -313,9 +339,9 @@ class Feed:
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+        # Even where it has ended: its children are in its group, and may have stayed.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _line(value: Mapping[str, object]) -> bytes:

@@ -11,6 +11,7 @@ from gsm8k_core.models import cached_model, require_model
 from gsm8k_core.types import Choice
 
 AUTO = "auto"
+NAMED = "you named it"  # by a flag or in the --config file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ def choose_pair(model: str, data: str, config: str, announce: hub.Announce) -> P
         obstacle = _obstacle(model_missing, announce)
     # Chosen together, they fall back together: the small model on real problems, or the real one on
     # generated problems, would be neither the demonstration nor the real thing.
-    model_choice = _choice(model, model_missing, automatic, obstacle, (DEFAULT_MODEL, EMBEDDED_MODEL, "--model"))
-    data_choice = _choice(data, data_missing, automatic, obstacle, (DEFAULT_DATA, GENERATED_DATA, "--data"))
+    model_choice = _choice(model, model_missing, automatic, obstacle, (DEFAULT_MODEL, EMBEDDED_MODEL))
+    data_choice = _choice(data, data_missing, automatic, obstacle, (DEFAULT_DATA, GENERATED_DATA))
     demo = model == AUTO and model_choice.name == EMBEDDED_MODEL
     return Pair(model_choice.name, data_choice.name, model_choice, data_choice, demo)
 
@@ -58,10 +59,10 @@ def _obstacle(model_missing: bool, announce: hub.Announce) -> str | None:
     return None
 
 
-def _choice(given: str, missing: bool, automatic: bool, obstacle: str | None, names: tuple[str, str, str]) -> Choice:
-    real, fallback, flag = names
+def _choice(given: str, missing: bool, automatic: bool, obstacle: str | None, names: tuple[str, str]) -> Choice:
+    real, fallback = names
     if given != AUTO:
-        return Choice(given, f"given with {flag}")
+        return Choice(given, NAMED)
     if obstacle and (missing or automatic):
         return Choice(fallback, obstacle)
     return Choice(real, "the Hub answers" if missing else "it is in the Hub's cache")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import sys
+import textwrap
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gsm8k_core.types import StepEvent, StorageError
+
+INDENT = " " * 9  # under a line's label, such as "model    "
+COMMAND = re.compile(r"(?:python cli\.py|pip install) [^;\n]*")
+HELD = "\ue000"  # stands for a space that no line may be broken at
+FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
 def _strict(value: object) -> object:
@@ -42,15 +51,32 @@ class MetricsFile:
 
 
 class Terminal:
-    """Lines for a person: on stdout, or on stderr when stdout is kept for one JSON object."""
+    """Lines for a person: on stdout, or on stderr when stdout is kept for one JSON object.
 
-    def __init__(self, json_only: bool) -> None:
+    Lines are broken to the width of a terminal, or to COLUMNS where that is set; in a file or a pipe they stay whole.
+    """
+
+    def __init__(self, json_only: bool, out: IO[str] | None = None) -> None:
         self.json_only = json_only
+        self._out = out  # where the JSON object goes, when sys.stdout is not the place
+        self._said: set[str] = set()
         self.console = Console(stderr=json_only, highlight=False, soft_wrap=True)
         self._gone = False
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, width: int | None = None) -> None:
+        """One line or several, broken at `width` or as the terminal needs it."""
+        if width is None and (self.console.is_terminal or os.environ.get("COLUMNS")):
+            width = self.console.width
         # Text, not markup: a path or a model's words may hold square brackets.
+        self._print(Text(wrapped(printable(text), width) if width else printable(text)))
+
+    def say_again(self, text: str, short: str) -> None:
+        """`text` the first time, `short` from then on."""
+        self.say(short if text in self._said else text)
+        self._said.add(text)
+
+    def verbatim(self, text: str) -> None:
+        """A model's words or a question, broken only where they are."""
         self._print(Text(printable(text)))
 
     def _print(self, what: Text | Table) -> None:
@@ -68,21 +94,39 @@ class Terminal:
             table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
         for row in rows:
             table.add_row(*[Text(printable(cell)) for cell in row])
-        self._print(table)
+        with self.console.capture() as captured:
+            self.console.print(table)
+        self._print(Text.from_ansi(FILLING.sub(r"\1", captured.get().rstrip("\n"))))
 
     def result(self, value: Mapping[str, object]) -> None:
         """The one JSON object of --json."""
         if self.json_only:
-            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
-            sys.stdout.flush()
+            out = self._out or sys.stdout
+            out.write(json.dumps(value, allow_nan=False) + "\n")
+            out.flush()
 
     def progress(self, what: str, total: int) -> Steps:
         return Steps(what, total)
 
 
 def printable(text: str) -> str:
-    """Text without control characters: model output must not steer the terminal."""
-    return "".join(mark if mark.isprintable() or mark == "\n" else "\N{REPLACEMENT CHARACTER}" for mark in text)
+    """Text without control characters: model output must not steer the terminal. Tabs and wide spaces stay."""
+    return "".join(mark if _is_shown(mark) else "\N{REPLACEMENT CHARACTER}" for mark in text)
+
+
+def _is_shown(mark: str) -> bool:
+    return mark.isprintable() or mark in "\n\t" or unicodedata.category(mark) == "Zs"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` columns, the later ones indented. A word, a path or a command is never broken."""
+    return "\n".join(_fill(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def _fill(line: str, width: int) -> str:
+    held = COMMAND.sub(lambda command: command[0].replace(" ", HELD), line)
+    filled = textwrap.fill(held, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    return filled.replace(HELD, " ")
 
 
 class Steps:
@@ -122,6 +166,11 @@ class Steps:
                 self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}".rstrip()))
         except (OSError, SystemExit):  # the terminal is gone; the run is not
             self._bar, self._total = None, sys.maxsize
+
+
+def counted(count: int, noun: str) -> str:
+    """1 answer, 2 answers, 1,319 answers."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def clock(seconds: float) -> str:

@@ -159,6 +159,16 @@ class UpdateStats:
     rate: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainState:
+    """What an update needs from those before it: float32 arrays under Hugging Face's names (adapters: PEFT's)."""
+
+    step: int  # AdamW steps applied so far: t of the bias correction
+    parameters: Mapping[str, FloatArray]  # those that are trained
+    first_moments: Mapping[str, FloatArray]  # AdamW's m, the same names and shapes
+    second_moments: Mapping[str, FloatArray]  # AdamW's v
+
+
 @dataclass(frozen=True, slots=True)
 class Orders:
     """The pilot's answer after an update. `stop` is the reason to end this segment, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import netrc
 import os
 import subprocess
 import sys
@@ -110,12 +111,32 @@ class LeavesAChild(Good):
         time.sleep(AGES)
 
 
+class EndsWithAChild(Good):
+    """Ends as it should, and leaves a child of its own that does not."""
+
+    def close(self) -> None:
+        child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({AGES})"])
+        self.file.write_text(str(child.pid))
+
+
 class Leaks(Good):
     """Says the key that it was given, everywhere it can."""
 
+    def key(self) -> str:
+        return os.environ["WANDB_API_KEY"]
+
     def start(self, run: RunInfo) -> str:
-        key = os.environ["WANDB_API_KEY"]
+        key = self.key()
         for stream in (sys.stdout, sys.stderr):
             print(key, file=stream, flush=True)
         time.sleep(1)  # long enough to be seen in the list of processes
         raise RuntimeError(f"key {key} with hash {hashlib.sha256(key.encode()).hexdigest()[:8]} is refused")
+
+
+class LeaksNetrc(Leaks):
+    """The key comes from where `wandb login` keeps it."""
+
+    def key(self) -> str:
+        found = netrc.netrc(os.path.expanduser("~/.netrc")).authenticators("api.wandb.ai")
+        assert found
+        return found[2]

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import backends
-from gsm8k_core.config import EMBEDDED_MODEL, CompareConfig
+from gsm8k_core import hub
+from gsm8k_core.config import EMBEDDED_MODEL, CompareConfig, RunsConfig
 from gsm8k_core.folders import write_json
-from gsm8k_core.model_folder import folder_hash
-from gsm8k_core.models import Source, resolve_model
+from gsm8k_core.models import Source, identity, resolve_model
 from gsm8k_core.report import make_comparison, show_comparison
 from gsm8k_core.runs import read_manifest, run_of_model
 from gsm8k_core.sources import AUTO
@@ -27,14 +27,14 @@ def run(config: CompareConfig, context: Context) -> int:
     """The verb."""
     terminal = context.terminal
     if not config.trained_model:
-        raise UsageError("compare needs the trained model; add --trained-model runs/<your run>")
+        raise UsageError("compare needs the trained model; add --trained-model RUN (python cli.py runs lists them)")
     backend = backends.resolve(config.backend)
-    trained = resolve_model(config.trained_model, terminal.say)
-    base = _base(config, trained.folder, terminal)
+    trained = _resolve("--trained-model", config.trained_model, terminal)
+    base = _base(config, trained.found, terminal)
     if base.choice.name == EMBEDDED_MODEL:
-        banner(terminal, "the base of this comparison")
+        banner(terminal)
     problems = load_problems(config, trained, context)
-    folder = config.output_dir or run_of_model(trained.folder) or Path(".")
+    folder = config.output_dir or run_of_model(trained.found) or Path(".")
     place = Place(backend, config.device, config.dtype, folder)
     base_scored = score(config, place, base, problems, terminal)
     gc.collect()  # two models need not be in memory at once
@@ -48,22 +48,37 @@ def run(config: CompareConfig, context: Context) -> int:
     show_comparison(terminal, comparison)
     terminal.say(f"written  {folder / COMPARISON}")
     if base.choice.name == EMBEDDED_MODEL:
-        banner(terminal, "the base of this comparison")
+        banner(terminal)
     terminal.result({**comparison, "file": str(folder / COMPARISON)})
     return EXIT_OK
+
+
+def _resolve(flag: str, reference: str, terminal: Terminal) -> Source:
+    """The model; where there is none, an error in the words of this verb, which has no --model."""
+    advice = f"give a run or model folder with {flag} (python cli.py runs lists your runs)"
+    missing = reference != EMBEDDED_MODEL and hub.local_path(reference) is None
+    runs = str(RunsConfig().folder)
+    if missing and "/" in reference and (Path(reference).parent.is_dir() or reference.startswith(f"{runs}/")):
+        raise DataError(f"{flag} {reference}: there is no such folder; {advice}")
+    try:
+        return resolve_model(reference, terminal.say)
+    except DataError as error:
+        if not missing:
+            raise
+        raise DataError(f"{flag}: {str(error).partition('; ')[0]}; {advice}") from error
 
 
 def _base(config: CompareConfig, trained: Path, terminal: Terminal) -> Source:
     """The base that was named, or the one that the trained model's run began with, unchanged."""
     if config.base_model != AUTO:
-        return resolve_model(config.base_model, terminal.say)
+        return _resolve("--base-model", config.base_model, terminal)
     folder = run_of_model(trained)
     recorded = ((read_manifest(folder) or {}) if folder else {}).get("model") or {}
     name = recorded.get("name")
     if not isinstance(name, str):
         raise UsageError(f"{config.trained_model} is in no run folder that names its base; add --base-model MODEL")
     source = resolve_model(name, terminal.say)
-    if folder_hash(source.folder) != recorded.get("hash"):
+    if identity(source) != recorded.get("hash"):
         raise DataError(
             f"{name} is not what the run began with any more; add --base-model {name} to take it all the same"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from gsm8k_core.config import DEFAULT_DATA, DEFAULT_MODEL
+from gsm8k_core.sources import NAMED
 from gsm8k_core.tracking import Terminal
 
+SHORT = f"DEMO MODEL: SmolLM2-135M-Instruct; the real one is {DEFAULT_MODEL}"
 
-def banner(terminal: Terminal, reason: str) -> None:
-    """One line, said first and last."""
-    terminal.say(
-        f"DEMO MODEL (SmolLM2-135M-Instruct): {reason}. "
-        f"For the real one: python cli.py train --model {DEFAULT_MODEL} --data {DEFAULT_DATA}"
-    )
+
+def banner(terminal: Terminal, reason: str = NAMED) -> None:
+    """Said first and last: the reason and the way to the real thing once, where nobody asked for this model."""
+    why = f"{SHORT}\n{'':9}{reason}\nreal     python cli.py train --model {DEFAULT_MODEL} --data {DEFAULT_DATA}"
+    terminal.say_again(SHORT if reason == NAMED else why, SHORT)

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,10 +28,21 @@ from gsm8k_core.tracking import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError
 from verbs import Context
 
-IMPORT_SECONDS = 20.0  # about 8 on two slow cores; the first import after an installation takes longer
-MEASURE_SECONDS = 5.0
+IMPORT_SECONDS = 60.0  # about 8 on two slow cores; a busy machine, or the first import of all, takes far longer
+MEASURE_SECONDS = 20.0  # about 2
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
+REINSTALL = "pip install --force-reinstall -c constraints.txt"  # without the flag, a damaged package stays as it is
 UNKNOWN = Choice("unknown", "the backend could not be looked at")
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A backend's process that did not answer in time: nothing is known of it, good or bad."""
+
+    seconds: float
+
+
+Answer = Report | Late | str  # a str is what went wrong
 
 
 def run(config: DoctorConfig, context: Context) -> int:
@@ -43,7 +55,7 @@ def run(config: DoctorConfig, context: Context) -> int:
         pair_later = pool.submit(choose_pair, AUTO, AUTO, "main", lambda asked: None)
         hub_later = pool.submit(machine.reach_hub)
         reports = _reports(sorted(here.installed))
-    pair = pair_later.result()
+    pair = _plain(pair_later.result())
     findings = [*machine.system(here.rosetta), *machine.packages(), machine.memory()]
     findings.append(machine.disk(config.output_dir or Path("runs")))
     for name in backends.PROVIDERS:
@@ -63,7 +75,12 @@ def run(config: DoctorConfig, context: Context) -> int:
     return PreflightError.exit_code if problems else EXIT_OK
 
 
-def _auto(chosen: Choice, report: Report | str | None, pair: Pair) -> dict[str, Choice]:
+def _plain(pair: Pair) -> Pair:
+    model, data = (Choice(one.name, machine.plain(one.reason)) for one in (pair.model_choice, pair.data_choice))
+    return replace(pair, model_choice=model, data_choice=data)
+
+
+def _auto(chosen: Choice, report: Answer | None, pair: Pair) -> dict[str, Choice]:
     picks = report.choices if isinstance(report, Report) else {}
     return {
         "backend": chosen,
@@ -77,30 +94,31 @@ def _auto(chosen: Choice, report: Report | str | None, pair: Pair) -> dict[str, 
 # --- backends ---------------------------------------------------------------------------------------------------
 
 
-def _of_backend(
-    name: str, reports: Mapping[str, Report | str], here: backends.Machine, chosen: str
-) -> Sequence[Finding]:
+def _of_backend(name: str, reports: Mapping[str, Answer], here: backends.Machine, chosen: str) -> Sequence[Finding]:
     report = reports.get(name)
     if isinstance(report, Report):
         return report.findings
+    if isinstance(report, Late):
+        mend = "run doctor again when the machine is quiet"
+        return [Finding(name, "warning", "not known", f"no answer within {report.seconds:g} s", mend)]
     wanted = backends.choose(replace(here, installed=frozenset(backends.PROVIDERS))).name
     if report is None:
         status = "problem" if name == chosen else "warning" if name == wanted else "note"
         reason = f"it needs {' and '.join(backends.REQUIRES[name])}"
         return [Finding(name, status, "not installed", reason, backends.INSTALL[name])]
     works = [f"--backend {other}" for other, found in reports.items() if isinstance(found, Report)]
-    mend = "; meanwhile ".join([backends.INSTALL[name], *works])
+    mend = "; meanwhile ".join([backends.INSTALL[name].replace("pip install", REINSTALL), *works])
     return [Finding(name, "problem" if name == chosen else "warning", "does not work here", report, mend)]
 
 
-def _reports(names: Sequence[str]) -> dict[str, Report | str]:
+def _reports(names: Sequence[str]) -> dict[str, Answer]:
     """What each backend's own process found, or why it found nothing."""
     imported, turn = threading.Barrier(len(names)) if names else None, threading.Lock()
     with ThreadPoolExecutor(max(1, len(names))) as pool:
         return dict(zip(names, pool.map(lambda name: _ask(name, imported, turn), names), strict=True))
 
 
-def _ask(name: str, imported: threading.Barrier | None, turn: threading.Lock) -> Report | str:
+def _ask(name: str, imported: threading.Barrier | None, turn: threading.Lock) -> Answer:
     """Imports go on together; the rates are measured one after the other, when all imports are done."""
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         child = subprocess.Popen(
@@ -118,8 +136,7 @@ def _ask(name: str, imported: threading.Barrier | None, turn: threading.Lock) ->
         said.seek(0)
         words = said.read()
     if late.is_set() or later.is_set():
-        seconds = IMPORT_SECONDS if late.is_set() else MEASURE_SECONDS
-        return f"no answer within {seconds:g} s; the first import after an installation is slow: run doctor again"
+        return Late(IMPORT_SECONDS if late.is_set() else MEASURE_SECONDS)
     try:
         return machine.read_report(answer)
     except ValueError:
@@ -159,12 +176,20 @@ def _show(
     for name, choice in auto.items():
         picks.add_row(Text("auto"), Text(name), Text(f"{choice.name}\n{printable(choice.reason)}"))
     with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
-        terminal.console.print(table, soft_wrap=False)
+        _print(table, terminal.console)
         terminal.console.print(Text("\nWhat auto picks, and why:"))
-        terminal.console.print(picks, soft_wrap=False)
+        _print(picks, terminal.console)
     names = ", ".join(finding.name for finding in problems)
     start = "Training can start: python cli.py train"
     terminal.say(f"\n{f'Training cannot start; to be mended: {names}' if problems else start}")
+
+
+def _print(table: Table, console: Console) -> None:
+    """Line by line, without the spaces that fill a line up."""
+    for segments in console.render_lines(table, pad=False):
+        line = Text.assemble(*[(segment.text, segment.style or "") for segment in segments], no_wrap=True)
+        line.rstrip()
+        console.print(line)
 
 
 def _grid() -> Table:

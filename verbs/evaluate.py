@@ -17,15 +17,17 @@ from gsm8k_core.folders import write_json
 from gsm8k_core.generated import HELD_OUT
 from gsm8k_core.model_folder import folder_hash, vocabulary_size
 from gsm8k_core.models import Source, resolve_model
-from gsm8k_core.preflight import check_token_ids
+from gsm8k_core.preflight import check_context, check_token_ids
 from gsm8k_core.prompts import PROMPT_NAME, decode, load_tokenizer, prompt_tokens
 from gsm8k_core.report import show_scores
 from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
-from gsm8k_core.sources import AUTO, Pair, choose_pair
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.sources import AUTO, NAMED, Pair, choose_pair
+from gsm8k_core.tracking import Terminal, counted
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
+
+TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,11 @@ def run(config: EvalConfig, context: Context) -> int:
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
     source = resolve_model(pair.model if pair else config.model, terminal.say)
-    reason = pair.model_choice.reason if pair else "given with --model"
+    reason = pair.model_choice.reason if pair else NAMED
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     problems = load_problems(config, source, context, pair)
-    owner = run_of_model(source.folder)
+    owner = run_of_model(source.found)
     if config.output_dir is None and owner is not None:
         place = replace(place, folder=owner)
     scored = score(config, place, source, problems, terminal)
@@ -85,7 +87,10 @@ def load_problems(config: ScoreSettings, source: Source, context: Context, pair:
     recorded = _trained_on(source) if config.data == AUTO else None
     if recorded:
         _refuse_ambiguous(config, recorded[0], context)
-        (reference, data_config, seed), reason = recorded, "the model's run was trained on it"
+        (reference, data_config, seed), reason = (
+            recorded,
+            f"the run's own data; it trained on {TRAINED_ON[config.split]}",
+        )
     else:
         pair = pair or choose_pair(source.name, config.data, config.data_config, lambda asked: None)
         reference, data_config, seed, reason = pair.data, config.data_config, config.seed, pair.data_choice.reason
@@ -105,7 +110,7 @@ def _refuse_ambiguous(config: ScoreSettings, reference: str, context: Context) -
 
 
 def _trained_on(source: Source) -> tuple[str, str, int] | None:
-    folder = run_of_model(source.folder)
+    folder = run_of_model(source.found)
     manifest = (read_manifest(folder) or {}) if folder else {}
     try:
         return manifest["data"]["name"], manifest["config"]["data_config"], manifest["config"]["seed"]
@@ -119,8 +124,10 @@ def score(config: ScoreSettings, place: Place, source: Source, problems: Problem
     tokenizer = load_tokenizer(source.folder)
     prompts = prompt_tokens(tokenizer, problems.problems)
     check_token_ids(prompts, vocabulary_size(source.folder))
+    check_context(prompts, source.folder)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
-    terminal.say(f"problems {len(problems.problems)} of {problems.name}: {problems.reason}")
+    asked = counted(len(problems.problems), f"{config.split} problem")
+    terminal.say(f"problems {asked} of {problems.name}: {problems.reason}")
     backend = backends.open(place.backend.name, source.folder, place.device, place.dtype)
     choices = {"backend": place.backend, **backend.choices}
     key = Key(
@@ -148,7 +155,9 @@ def score(config: ScoreSettings, place: Place, source: Source, problems: Problem
             problems.problems, generate, key, place.folder / "logs", lambda done: steps.advance("", done=done)
         )
     if reused:
-        terminal.say(f"reused   {reused} of {count} records of the same model, problems and settings, from {path}")
+        terminal.say(
+            f"reused   {reused} of {counted(count, 'record')} of the same model, problems and settings: {path}"
+        )
     summary = {"model": source.name, "hash": key.model, **summarise(records, HELD_OUT), "data": problems.name}
     summary |= {"split": config.split, "backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"max_new_tokens": config.max_new_tokens, "records": str(path), "reused": reused}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import backends
 from backends.base import Backend, ignore_token
 from gsm8k_core.config import EMBEDDED_MODEL, GenerateConfig
 from gsm8k_core.data import strip_annotations
+from gsm8k_core.jsonl import STDIN, fields, is_text, parse, read_lines
 from gsm8k_core.model_folder import vocabulary_size
 from gsm8k_core.models import resolve_model
-from gsm8k_core.preflight import check_token_ids
+from gsm8k_core.preflight import check_context, check_token_ids
 from gsm8k_core.prompts import Tokenizer, decode, load_tokenizer, prompt_tokens
-from gsm8k_core.sources import AUTO, choose_pair
+from gsm8k_core.sources import AUTO, NAMED, choose_pair
 from gsm8k_core.tracking import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
@@ -23,72 +24,85 @@ from verbs.demo import banner
 
 
 def run(config: GenerateConfig, context: Context) -> int:
-    """The verb."""
-    terminal = context.terminal
+    """The verb. Answers go to stdout, and all else to stderr: `generate ... > answers.txt` keeps nothing but them."""
+    beside = Terminal(json_only=True)
     if config.question and config.file:
         raise UsageError("give a question or --file, not both")
     choice = backends.resolve(config.backend)
     questions = _questions(config)
     chosen = choose_pair(AUTO, AUTO, "main", lambda asked: None) if config.model == AUTO else None
-    source = resolve_model(chosen.model if chosen else config.model, terminal.say)
+    source = resolve_model(chosen.model if chosen else config.model, beside.say)
     if source.choice.name == EMBEDDED_MODEL:
-        banner(terminal, chosen.model_choice.reason if chosen else "given with --model")
+        banner(beside, chosen.model_choice.reason if chosen else NAMED)
     tokenizer = load_tokenizer(source.folder)
+    prompts = _prompts(tokenizer, questions or [], source.folder)  # refused before the weights are loaded
     backend = backends.open(choice.name, source.folder, config.device, config.dtype)
     if config.verbose:
-        say_choices(terminal, {"backend": choice, **backend.choices})
-    sampling = Sampling(
-        config.max_new_tokens, config.eval_batch_size, config.temperature, config.top_p, config.top_k, config.seed
-    )
-    vocabulary = vocabulary_size(source.folder)
+        say_choices(beside, {"backend": choice, **backend.choices})
+    writer = Answers(config, backend, tokenizer, context.terminal, beside)
     if questions is not None:
-        results = _answer(backend, tokenizer, questions, sampling, vocabulary, config, terminal)
-        terminal.result({"model": source.name, "answers": results})
+        context.terminal.result({"model": source.name, "answers": writer.answer(questions, prompts)})
         return EXIT_OK
-    for question in _typed(terminal):
-        _answer(backend, tokenizer, [question], sampling, vocabulary, config, terminal)
+    for question in _typed(context.terminal):
+        try:
+            writer.answer([question], _prompts(tokenizer, [question], source.folder))
+        except (DataError, UsageError) as error:  # this question cannot be answered; the next one may be
+            beside.say(f"error: {error}")
     return EXIT_OK
 
 
 def _questions(config: GenerateConfig) -> list[str] | None:
     """What to answer, or None for a prompt on the terminal."""
-    if config.question:
-        return [config.question]
-    if config.file:
-        return _read(config.file)
-    if not sys.stdin.isatty():
-        text = sys.stdin.read().strip()
-        if not text:
-            raise UsageError("no question was given; type one after generate, or use --file QUESTIONS")
-        return [text]
+    if config.question and config.question != str(STDIN):
+        return [_checked(config.question)]
+    piped = config.question == str(STDIN) or (not config.file and (sys.stdin is None or not sys.stdin.isatty()))
+    if piped or config.file:
+        return _read(STDIN if piped else config.file or STDIN)
     if config.json_:
         raise UsageError("--json needs a question or --file")
     return None
 
 
+def _checked(question: str) -> str:
+    if not question.strip():
+        raise UsageError("the question is blank; type one after generate, or use --file QUESTIONS")
+    if not is_text(question):
+        raise UsageError("the question is not UTF-8 text; type it again, or save it as UTF-8 and use --file")
+    return question
+
+
 def _read(path: Path) -> list[str]:
-    """Questions of a file: one a line, or JSONL with `question`."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); give a text file with a question on each line") from error
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
+    """Questions of a file or of stdin: one a line, or JSONL with `question`."""
+    give = 'give a question on each line, or {"question": "..."} in a .jsonl file'
+    name, questions = ("stdin" if path == STDIN else str(path)), []
+    is_jsonl = path.suffix.lower() == ".jsonl"
+    for where, line in read_lines(path, give):
+        # stdin has no name to go by, and no word problem begins with a brace.
+        if is_jsonl or (path == STDIN and line.lstrip().startswith("{")):
+            questions.append(_of_row(line, where, give))
+        else:
             questions.append(line.strip())
-            continue
-        try:
-            question = json.loads(line)["question"]
-        except (ValueError, KeyError, TypeError):
-            question = None
-        if not isinstance(question, str) or not question.strip():
-            raise DataError(f'{path}:{number}: needs an object with a "question"')
-        questions.append(question)
     if not questions:
-        raise DataError(f"{path} holds no question")
+        kind = UsageError if path == STDIN else DataError
+        raise kind(f"{name} holds no question; {give}")
     return questions
+
+
+def _of_row(line: str, where: str, give: str) -> str:
+    question = fields(parse(line, where, give), ("question",), where).get("question")
+    if type(question) is not str or not question.strip():
+        raise DataError(f'{where}: needs an object with a "question" that is a text; {give}')
+    if not is_text(question):
+        raise DataError(f"{where}: the question has a NUL or half a surrogate pair, which is not text; remove it")
+    return question
+
+
+def _prompts(tokenizer: Tokenizer, questions: Sequence[str], folder: Path) -> list[tuple[int, ...]]:
+    problems = [Problem(str(number), _checked(question), "", "") for number, question in enumerate(questions)]
+    prompts = prompt_tokens(tokenizer, problems)
+    check_token_ids(prompts, vocabulary_size(folder))
+    check_context(prompts, folder)
+    return prompts
 
 
 def _typed(terminal: Terminal) -> Iterator[str]:
@@ -103,40 +117,53 @@ def _typed(terminal: Terminal) -> Iterator[str]:
         yield question
 
 
-def _answer(
-    backend: Backend,
-    tokenizer: Tokenizer,
-    questions: Sequence[str],
-    sampling: Sampling,
-    vocabulary: int,
-    config: GenerateConfig,
-    terminal: Terminal,
-) -> list[dict[str, object]]:
-    problems = [Problem(str(number), question, "", "") for number, question in enumerate(questions)]
-    prompts = prompt_tokens(tokenizer, problems)
-    check_token_ids(prompts, vocabulary)
-    stream = len(questions) == 1 and not config.json_
-    writer = _Writer(tokenizer, config.annotations == "hide")
-    finished: dict[int, Completion] = {}
-    for index, completion in backend.generate(prompts, sampling, writer.token if stream else ignore_token):
-        finished[index] = completion
-    if stream:
-        writer.end()
-    show = strip_annotations if config.annotations == "hide" else _as_it_is
-    results: list[dict[str, object]] = []
-    for index, question in enumerate(questions):
-        text = show(decode(tokenizer, finished[index].tokens))
-        if len(questions) > 1:
-            terminal.say(f"? {question}\n{text}\n")
-        results.append({"question": question, "completion": text, "finish_reason": finished[index].finish_reason,
-                        "tokens": len(finished[index].tokens)})  # fmt: skip
-        if finished[index].finish_reason == "length":
-            terminal.say(f"(cut at --max-new-tokens {config.max_new_tokens})")
-    return results
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers questions: one as it is written, several each as soon as it and all before it are done."""
 
+    config: GenerateConfig
+    backend: Backend
+    tokenizer: Tokenizer
+    terminal: Terminal
+    beside: Terminal
 
-def _as_it_is(text: str) -> str:
-    return text
+    def answer(self, questions: Sequence[str], prompts: Sequence[Sequence[int]]) -> list[dict[str, object]]:
+        """The answers as JSON, in the questions' order; shown on the way."""
+        config = self.config
+        sampling = Sampling(
+            config.max_new_tokens, config.eval_batch_size, config.temperature, config.top_p, config.top_k, config.seed
+        )
+        stream = len(questions) == 1 and not config.json_
+        writer = _Writer(self.tokenizer, config.annotations == "hide")
+        finished: dict[int, Completion] = {}
+        results: list[dict[str, object]] = []
+        for index, completion in self.backend.generate(prompts, sampling, writer.token if stream else ignore_token):
+            finished[index] = completion
+            while len(results) in finished:
+                results.append(self._result(questions[len(results)], finished.pop(len(results))))
+                if len(questions) > 1:
+                    self._show(results[-1])
+        if stream:
+            writer.end()
+            if results[0]["finish_reason"] == "length":
+                self.beside.say(self._cut())
+        return results
+
+    def _result(self, question: str, completion: Completion) -> dict[str, object]:
+        text = decode(self.tokenizer, completion.tokens)
+        if self.config.annotations == "hide":
+            text = strip_annotations(text)
+        return {
+            "question": question, "completion": text, "finish_reason": completion.finish_reason,
+            "tokens": len(completion.tokens),
+        }  # fmt: skip
+
+    def _show(self, result: Mapping[str, object]) -> None:
+        cut = f"\n{self._cut()}" if result["finish_reason"] == "length" else ""
+        self.terminal.verbatim(f"? {result['question']}\n{result['completion']}{cut}\n")
+
+    def _cut(self) -> str:
+        return f"(cut at --max-new-tokens {self.config.max_new_tokens})"
 
 
 def _to_stdout(text: str) -> None:
@@ -163,11 +190,12 @@ class _Writer:
         text = decode(self._tokenizer, self._tokens)
         return strip_annotations(text) if self._hide else text
 
-    def _show(self, text: str) -> None:
-        if len(text) > self._shown and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+    def _show(self, text: str, whole: bool = False) -> None:
+        # A replacement character at the end is half of one that is still being written, until nothing follows.
+        if len(text) > self._shown and (whole or not text.endswith("\N{REPLACEMENT CHARACTER}")):
             self._write(printable(text[self._shown :]))
             self._shown = len(text)
 
     def end(self) -> None:
-        self._show(self._text())
+        self._show(self._text(), whole=True)
         self._write("\n")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.answers import RULES
-from gsm8k_core.completions import grade_rows, read_completions, refuse_existing, summarise, write_records
+from gsm8k_core.completions import check_records, grade_rows, read_completions, summarise, write_records
 from gsm8k_core.config import GradeConfig
+from gsm8k_core.disagreements import agreed, table
 from gsm8k_core.report import percent
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.tracking import Terminal, counted
 from gsm8k_core.types import EXIT_OK, UsageError
 from verbs import Context
 
@@ -18,9 +19,9 @@ def run(config: GradeConfig, context: Context) -> int:
     """The verb."""
     terminal = context.terminal
     if config.file is None:
-        raise UsageError("grade needs a file of completions; type python cli.py grade FILE.jsonl")
+        raise UsageError("grade needs a file of completions: python cli.py grade FILE.jsonl, or - to read stdin")
     if config.records is not None:
-        refuse_existing(config.records)
+        check_records(config.records)
     records = grade_rows(read_completions(config.file))
     summary = summarise(records)
     _show(terminal, summary)
@@ -37,16 +38,13 @@ def _named(records: Path | None) -> dict[str, str]:
 
 def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
     rules, disagreements = summary["rules"], summary["disagreements"]
-    terminal.say(f"{summary['n']:,} completion{'' if summary['n'] == 1 else 's'}")
+    terminal.say(counted(summary["n"], "completion"))
     terminal.table(
         ["rule", "correct", "accuracy (95 % interval)", "nothing read"],
         [[name, str(rules[name]["correct"]), percent(rules[name]), str(rules[name]["nothing_read"])] for name in RULES],
     )
-    if not any(count for row in disagreements.values() for count in row.values()):
+    if agreed(disagreements):
         terminal.say("The rules agree on every row.")
         return
     terminal.say("\nRows that the rule on the left calls right and the one above calls wrong:")
-    terminal.table(
-        ["", *RULES],
-        [[right, *["-" if right == wrong else str(disagreements[right][wrong]) for wrong in RULES]] for right in RULES],
-    )
+    terminal.table(*table(disagreements))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from rich.text import Text
 
-from gsm8k_core.config import EMBEDDED_MODEL, InspectConfig
-from gsm8k_core.data import load_data, strip_annotations
+from gsm8k_core.config import EMBEDDED_MODEL, InspectConfig, TrainConfig, with_profile
+from gsm8k_core.data import load_data, strip_annotations, training_rows
 from gsm8k_core.inspect import STYLES, histogram, percent, pieces, resolve_tokenizer, show_row
 from gsm8k_core.model_folder import end_token_ids
 from gsm8k_core.models import Source
 from gsm8k_core.preflight import Preflight, keep_whole, summarise
 from gsm8k_core.prompts import Tokenizer, load_tokenizer, make_examples
-from gsm8k_core.sources import AUTO, choose_pair
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.sources import AUTO, NAMED, choose_pair
+from gsm8k_core.tracking import Terminal, counted
 from gsm8k_core.types import EXIT_OK, Choice, DataError, Example, GSM8KError, Problem
 from verbs import Context
 
@@ -30,6 +29,8 @@ class Found:
 
     source: Source
     problems: Sequence[Problem]
+    taken: frozenset[str]  # ids of the rows that train would take; some may lie beyond `problems`
+    others: Sequence[Problem]  # those
     data: str
     reasons: dict[str, Choice]
 
@@ -37,13 +38,15 @@ class Found:
 def run(config: InspectConfig, context: Context) -> int:
     """The verb."""
     terminal = context.terminal
-    found = _find(config, terminal)
-    tokenizer = load_tokenizer(found.source.folder)
-    examples = make_examples(tokenizer, found.problems, end_token_ids(found.source.folder))
+    found = _find(config, context)
+    tokenizer, ends = load_tokenizer(found.source.folder), end_token_ids(found.source.folder)
+    every = make_examples(tokenizer, [*found.problems, *found.others], ends)
+    examples = every[: len(found.problems)]
     summary = summarise(examples, config.max_length)
-    refusal = _refusal(examples, summary)
-    _show_summary(summary, examples, refusal, terminal)
-    _show_rows(tokenizer, examples[: config.show], config.max_length, terminal)
+    _show_summary(summary, examples, terminal)
+    taken = [example for example in every if example.id in found.taken]
+    refusal = _verdict(taken, config.max_length, terminal) if taken else None
+    _show_rows(tokenizer, examples[: config.show], config, terminal)
     terminal.result(
         {
             "model": found.source.name,
@@ -51,6 +54,7 @@ def run(config: InspectConfig, context: Context) -> int:
             "split": config.split,
             **summary.as_json(),
             "supervised_tokens": sum(example.num_targets for example in examples),
+            "train_rows": len(taken),
             "train_would_refuse": refusal,
             "reasons": {name: asdict(choice) for name, choice in found.reasons.items()},
         }
@@ -58,12 +62,13 @@ def run(config: InspectConfig, context: Context) -> int:
     return EXIT_OK
 
 
-def _find(config: InspectConfig, terminal: Terminal) -> Found:
+def _find(config: InspectConfig, context: Context) -> Found:
+    terminal = context.terminal
     # A model that is given is looked for below, by its tokenizer only: choose_pair would ask for its weights.
     stand_in = AUTO if config.model == AUTO else EMBEDDED_MODEL
     pair = choose_pair(stand_in, config.data, config.data_config, lambda asked: None)
     automatic = config.model == AUTO
-    model_choice = pair.model_choice if automatic else Choice(config.model, "given with --model")
+    model_choice = pair.model_choice if automatic else Choice(config.model, NAMED)
     source = resolve_tokenizer(model_choice.name, terminal.say)
     data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=(config.split,))
     problems = data.train if config.split == "train" else data.test
@@ -73,29 +78,44 @@ def _find(config: InspectConfig, terminal: Terminal) -> Found:
         raise DataError(f"{pair.data} has no {config.split} problems; try another --split or --data")
     if config.annotations == "strip":
         problems = tuple(replace(problem, answer=strip_annotations(problem.answer)) for problem in problems)
-    _say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", terminal)
-    _say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", terminal)
-    return Found(source, problems, data.name, {"model": model_choice, "data": pair.data_choice})
+    taken, _ = training_rows(data.train, _train_samples(config, context, source), config.annotations)
+    others = [problem for problem in taken if problem.id not in {problem.id for problem in problems}]
+    terminal.say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", WIDTH)
+    terminal.say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", WIDTH)
+    reasons = {"model": model_choice, "data": pair.data_choice}
+    return Found(source, problems, frozenset(problem.id for problem in taken), others, data.name, reasons)
 
 
-def _refusal(examples: list[Example], summary: Preflight) -> str | None:
-    """The words with which `train` would refuse these rows, or None."""
+def _train_samples(config: InspectConfig, context: Context, source: Source) -> int:
+    """`train`'s --max-samples: the one given here, else its own default for this model."""
+    if "max_samples" in context.explicit:
+        return config.max_samples
+    return with_profile(TrainConfig(), demo=source.name == EMBEDDED_MODEL, explicit=()).max_samples
+
+
+def _verdict(taken: list[Example], max_length: int, terminal: Terminal) -> str | None:
+    """Says what `train` would do with its rows; the words with which it would refuse them, or None."""
+    summary = summarise(taken, max_length)
+    rows = f"{counted(len(taken), 'row')} (the dev split set aside, --max-samples as in train)"
     try:
-        keep_whole(examples, summary, drop_long=False)
+        kept = keep_whole(taken, summary, drop_long=False)
     except GSM8KError as error:
+        terminal.say(f"train    would take {rows} and refuse: {error}", WIDTH)
         return str(error)
+    rest = f"; {len(taken) - len(kept):,} longer would be left out" if len(kept) < len(taken) else ""
+    terminal.say(f"train    would take {rows} and accept this limit: {len(kept):,} fit whole{rest}", WIDTH)
     return None
 
 
-def _show_summary(summary: Preflight, examples: Sequence[Example], refusal: str | None, terminal: Terminal) -> None:
+def _show_summary(summary: Preflight, examples: Sequence[Example], terminal: Terminal) -> None:
     tokens, rows, limit = summary.tokens, summary.rows, summary.max_length
     trained = sum(example.num_targets for example in examples)
     longer, empty = summary.longer_than_max_length, summary.without_supervised_token
-    _say(f"rows     {rows:,}", terminal)
-    _say(
+    terminal.say(f"rows     {rows:,}")
+    terminal.say(
         f"tokens   mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, max "
         f"{tokens['max']:.0f}; {percent(trained, round(tokens['mean'] * rows))} trained, the rest masked",
-        terminal,
+        WIDTH,
     )
     bars = histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal))
     _print(Text("\n".join(bars)), terminal)
@@ -103,21 +123,19 @@ def _show_summary(summary: Preflight, examples: Sequence[Example], refusal: str 
         f"{longer:,} rows ({percent(longer, rows)}) are longer; cut there, they would lose their answer, and "
         f"{empty:,} ({percent(empty, rows)}) would keep no trained token at all"
     )
-    _say(f"limit    --max-length {limit}: {lost if longer else 'every row fits'}", terminal)
-    _say(f"suggest  --max-length {summary.suggested_max_length}", terminal)
-    rest = f", {longer:,} would be left out" if longer else ""
-    whole = f"would accept this limit: {rows - longer:,} rows fit whole{rest}"
-    _say(f"train    {f'would refuse: {refusal}' if refusal else whole}", terminal)
+    terminal.say(f"limit    --max-length {limit}: {lost if longer else 'every row fits'}", WIDTH)
+    terminal.say(f"suggest  --max-length {summary.suggested_max_length}")
 
 
-def _show_rows(tokenizer: Tokenizer, examples: Sequence[Example], limit: int, terminal: Terminal) -> None:
+def _show_rows(tokenizer: Tokenizer, examples: Sequence[Example], config: InspectConfig, terminal: Terminal) -> None:
     coloured = terminal.console.color_system is not None and not terminal.console.no_color
     if examples and coloured:
         _print(_legend(), terminal)
     for example in examples:
         size, masked = len(example.tokens), example.num_prompt
-        long = f"; longer than {limit}, train leaves it out" if size > limit else ""
-        terminal.say(f"\n{example.id}: {size} tokens, {masked} masked, {size - masked} trained{long}")
+        beyond = f"; longer than {config.max_length}" if size > config.max_length else ""
+        out = ", train leaves it out" if beyond and config.split == "train" else ""
+        terminal.say(f"\n{example.id}: {size} tokens, {masked} masked, {size - masked} trained{beyond}{out}", WIDTH)
         _print(show_row(pieces(tokenizer, example), coloured), terminal)
 
 
@@ -131,11 +149,6 @@ def _legend() -> Text:
 
 def _is_ascii(terminal: Terminal) -> bool:
     return not terminal.console.encoding.lower().startswith("utf")
-
-
-def _say(line: str, terminal: Terminal) -> None:
-    """A label and its words, which go on under themselves."""
-    terminal.say(textwrap.fill(line, WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False, break_long_words=False))
 
 
 def _print(text: Text, terminal: Terminal) -> None:

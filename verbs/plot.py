@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gsm8k_core.config import PlotConfig
-from gsm8k_core.curves import RunCurves, read_runs
+from gsm8k_core.curves import RunCurves, failed, read_runs, shown_loss
 from gsm8k_core.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
@@ -25,13 +26,12 @@ def run(config: PlotConfig, context: Context) -> int:
         check_picture(config.output)
     runs = read_runs(config.runs)
     drawn = [found for found in runs if found.curves]
-    for found in runs:
-        if not found.curves:
-            terminal.say(f"{found.name} has no update yet and is left out")
     if not drawn:
-        raise DataError(f"{config.runs[0]} has no update to draw yet; try again when it has trained a little")
+        raise DataError(_nothing_to_draw(next((found for found in runs if found.failure), runs[0])))
+    for remark in filter(None, map(_remark, runs)):
+        terminal.say(remark)
     for line in sketch(drawn, config.smooth):
-        terminal.say(line)
+        terminal.verbatim(line)
     _table(drawn, terminal)
     if config.output:
         save_picture(drawn, config.output, config.smooth)
@@ -44,12 +44,28 @@ def run(config: PlotConfig, context: Context) -> int:
     return EXIT_OK
 
 
+def _nothing_to_draw(run: RunCurves) -> str:
+    if run.failure:
+        return (
+            f"{run.name} {failed(run.failure)}; it has no update to draw: give another (python cli.py runs lists them)"
+        )
+    return f"{run.name} has no update to draw yet; try again when it has trained a little"
+
+
+def _remark(run: RunCurves) -> str | None:
+    """What the drawing does not show of a run."""
+    left_out = "" if run.curves else "; it has no update and is left out"
+    if run.failure:
+        return f"{run.name} {failed(run.failure)}{left_out}"
+    return f"{run.name} has no update yet and is left out" if left_out else None
+
+
 def _table(runs: Sequence[RunCurves], terminal: Terminal) -> None:
     rows = []
     for mark, found in zip(marks(len(runs)), runs, strict=True):
         said = found.summary()
-        losses = [said[key] for key in ("first_loss", "last_loss", "min_loss")]
-        numbers = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
+        losses: list[Any] = [said[key] for key in ("first_loss", "last_loss", "min_loss")]
+        numbers = [shown_loss(loss) for loss in losses]
         rows.append([f"{mark} {found.name}", str(said["updates"]), *numbers, str(said["not_finite"])])
     bad = any(row[-1] != "0" for row in rows)
     columns = ["run, and its loss", "updates", "first", "last", "lowest", "NaN"]

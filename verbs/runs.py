@@ -6,22 +6,26 @@ import datetime
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.cells import cell_len
 
 from gsm8k_core.config import RunsConfig
-from gsm8k_core.curves import METRICS, last_update
+from gsm8k_core.curves import METRICS, failed, last_update, shown_loss
 from gsm8k_core.runs import MANIFEST, read_manifest
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.tracking import Terminal, clock, printable
 from gsm8k_core.types import EXIT_OK, DataError
 from verbs import Context
 
 COMPARISON, SUMMARY = "model_comparison.json", "summary.json"
 RULE = "flexible"
 DEEPEST = 3  # folders below the one that is asked for
+WIDTH = 80
+OTHERS = {"checkpoints", "best", "base"}  # models of a run that are not what it ended with
 CLOCK_SLACK = 120.0  # seconds between a process and its manifest; a process younger than that is another one
 
 
@@ -65,6 +69,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "model": _text(_at(manifest or {}, "model", "name")) or _text(_at(manifest or {}, "config", "model")),
         "data": _text(_at(manifest or {}, "data", "name")) or _text(_at(manifest or {}, "config", "data")),
         "backend": _text(_at(manifest or {}, "choices", "backend", "name")),
+        "seconds": _number(_at(manifest or {}, "outcome", "seconds")) or _number(update.get("elapsed")),
         "reason": _text(_at(manifest or {}, "outcome", "reason")),
         "updates": _whole(update.get("update")) or 0,
         "planned": _whole(_at(manifest or {}, "plan", "updates")),
@@ -104,7 +109,7 @@ def _accuracy(folder: Path, base_hash: object) -> tuple[float, int] | None:
     for path in sorted((folder / "logs").glob(f"*/{SUMMARY}")):
         summary = _read(path)
         of_base = summary.get("hash") == base_hash
-        if not of_base and "checkpoints" not in Path(str(summary.get("model"))).parts and (score := _score(summary)):
+        if not of_base and not OTHERS & set(Path(str(summary.get("model"))).parts) and (score := _score(summary)):
             found.append((score[1], path.stat().st_mtime, score))
     return max(found)[2] if found else None
 
@@ -152,22 +157,50 @@ def _changed(folder: Path) -> str | None:
 
 
 def _show(runs: list[dict[str, Any]], folder: Path, terminal: Terminal) -> None:
-    rows = []
-    for run in runs:
-        path = Path(run["run"])
-        name = str(path.relative_to(folder)) if path != folder else path.name or str(path)
-        what = (
-            f"{_short(run['model'])} on {_short(run['data'])}"
-            if run["status"] != "damaged"
-            else f"no {MANIFEST} to read"
-        )
-        of = f"/{run['planned']}" if run["planned"] and run["planned"] != run["updates"] else ""
-        loss = "-" if run["last_loss"] is None else f"{run['last_loss']:.3f}"
-        accuracy = "-" if run["accuracy"] is None else f"{100 * run['accuracy']:.1f} %"
-        n = "-" if run["n"] is None else str(run["n"])
-        outcome = run["reason"] if run["status"] == "stopped" and run["reason"] else run["status"]
-        rows.append([f"{name}\n  {what}", outcome, f"{run['updates']}{of}", loss, accuracy, n])
-    terminal.table([f"runs under {folder}", "outcome", "updates", "loss", "accuracy", "n"], rows)
+    """A line of numbers for each run, and below it what it is and why it failed; no line is filled up with spaces."""
+    rows = [[f"runs under {folder}", "outcome", "updates", "loss", "accuracy", "n"]]
+    rows += [[printable(cell) for cell in _cells(run, folder)] for run in runs]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(1, len(rows[0]))]
+    most = WIDTH - sum(width + 2 for width in widths)
+    first = min(most, max(cell_len(row[0]) for row in rows))
+    for row, below in zip(rows, [[], *map(_below, runs)], strict=True):
+        name, *cells = row
+        if cell_len(name) > first:  # a long name stays whole, so that it can be copied
+            terminal.verbatim(name)
+            name = ""
+        padded = [" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True)]
+        terminal.verbatim("  ".join([name + " " * (first - cell_len(name)), *padded]))
+        for text in below:
+            for line in textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  "):
+                terminal.say(line)
+
+
+def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:
+    path = Path(run["run"])
+    name = str(path.relative_to(folder)) if path != folder else path.name or str(path)
+    of = f"/{run['planned']}" if run["planned"] and run["planned"] != run["updates"] else ""
+    accuracy = "-" if run["accuracy"] is None else f"{100 * run['accuracy']:.1f} %"
+    n = "-" if run["n"] is None else str(run["n"])
+    outcome = run["reason"] if run["status"] == "stopped" and run["reason"] else run["status"]
+    return [name, outcome, f"{run['updates']}{of}", shown_loss(run["last_loss"]), accuracy, n]
+
+
+def _below(run: Mapping[str, Any]) -> list[str]:
+    if run["status"] == "damaged":
+        return [f"no {MANIFEST} to read"]
+    parts = [f"{_short(run['model'])} on {_short(run['data'])}", run["backend"], _minute(run["started"])]
+    if run["seconds"] is not None:
+        parts.append(clock(run["seconds"]))
+    ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
+    return [printable(text) for text in (", ".join(filter(None, parts)), *ending)]
+
+
+def _minute(started: str | None) -> str | None:
+    """When, in the person's own time."""
+    try:
+        return datetime.datetime.fromisoformat(str(started)).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return None
 
 
 def _short(name: str | None) -> str:

@@ -5,99 +5,91 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import backends
-from gsm8k_core.batching import make_updates, num_updates, rows_hash
-from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig, with_profile
-from gsm8k_core.data import DataSet, carve_dev, load_data, strip_annotations
-from gsm8k_core.model_folder import end_token_ids, folder_hash, vocabulary_size
-from gsm8k_core.models import Source, resolve_model
+from gsm8k_core.checkpoints import prune, write
+from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig
+from gsm8k_core.dev import DevSet
+from gsm8k_core.folders import new_folder, remove_folder
+from gsm8k_core.lora import lora_spec, write_mlx_adapter
+from gsm8k_core.model_folder import folder_hash
 from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
-from gsm8k_core.preflight import Preflight, check_token_ids, keep_whole, summarise
-from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
-from gsm8k_core.runs import Run, check_free, create, default_folder
-from gsm8k_core.sinks import check_sinks, open_sinks
-from gsm8k_core.sources import choose_pair
-from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock
+from gsm8k_core.prompts import decode, load_tokenizer
+from gsm8k_core.quantized import cached_base, dequantized_folder, is_quantized, widths
+from gsm8k_core.runs import Run
+from gsm8k_core.sinks import open_sinks
+from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock, counted
 from gsm8k_core.types import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_STOPPED,
     Choice,
-    Example,
     GSM8KError,
     Outcome,
-    Problem,
     StepEvent,
-    Update,
+    StorageError,
     UsageError,
 )
 from verbs import Context, say_choices
 from verbs.demo import banner
+from verbs.job import Job, checked_base, new, resumed
 
 SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
+DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
+MEASURED = ("eval_problems", "eval_max_new_tokens")
+MOMENTS = 3  # a checkpoint of a whole model holds it three times: weights and two moments
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The training rows and what was set aside."""
+class Opened:
+    """The model on its backend, the choices made, and what an adapter of it says it belongs to."""
 
-    examples: list[Example]
-    num_dev: int
-    preflight: Preflight
+    backend: Any
+    choices: Mapping[str, Choice]
+    seconds: float  # that loading took
+    quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
 
 
 def run(config: TrainConfig, context: Context) -> int:
     """The verb."""
-    terminal = context.terminal
     _refuse_launcher()
-    choice = backends.resolve(config.backend)
-    check_sinks(config, terminal.say)
-    if config.output_dir is not None:
-        check_free(config.output_dir)
-    # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
-    pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
-    config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=context.explicit)
-    if pair.model == EMBEDDED_MODEL:
-        banner(terminal, pair.model_choice.reason)
-    source = resolve_model(pair.model, terminal.say)
-    data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
-    terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
-    terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
-    rows = _rows(config, source, data)
-    terminal.say(f"rows     {rows.preflight.line()}")
-    # Claimed only now: a mistyped name leaves no folder behind.
-    claimed = create(
-        config.output_dir or default_folder(pair.model),
-        {
-            "config": config.model_dump(mode="json"),
-            "choices": {"backend": asdict(choice)},
-            "model": {"name": _absolute(source.name), "source": source.choice.name, "hash": folder_hash(source.folder)},
-            "data": {"name": _absolute(data.name), "source": data.choice.name, "sha256": data.sha256},
-            "reasons": {"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
-            "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
-            "rows": {
-                "train": len(rows.examples), "dev": rows.num_dev, "sha256": rows_hash(rows.examples),
-                "preflight": rows.preflight.as_json(),
-            },
-        },
-    )  # fmt: skip
-    try:
-        code = _in_run(config, claimed, source, rows, choice, context)
-    except BaseException as error:
-        reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
-        claimed.record(status="failed", outcome={"reason": reason})
-        raise
-    if pair.model == EMBEDDED_MODEL:
-        banner(terminal, pair.model_choice.reason)
-    return code
+    job = resumed(config, context) if config.resume else new(config, context)
+    if job is None:
+        return EXIT_OK
+    with _signals() as interrupted:
+        opened = _open(job, context)
+        say_choices(context.terminal, opened.choices)
+        claimed = job.claim(opened.choices)
+        try:
+            with open_sinks(job.config, claimed, context.terminal.say) as sinks:
+                segment = Segment(job, opened, claimed, context, sinks, interrupted)
+                outcome, pilot = segment.train()
+                if outcome.reason == STOP_INTERRUPTED:
+                    context.terminal.say("stopping: the model is being saved; another signal quits at once")
+                segment.save_model()
+            result = _record_outcome(claimed, outcome, pilot, segment.elapsed())
+        except (SystemExit, KeyboardInterrupt):
+            claimed.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
+            claimed.record(status="failed", outcome={"reason": reason})
+            raise
+        finally:
+            claimed.release()
+    _say_outcome(job, claimed, result, pilot, context.terminal)
+    if job.source.choice.name == EMBEDDED_MODEL:
+        banner(context.terminal, job.reason)
+    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
 
 
 def _refuse_launcher() -> None:
@@ -105,89 +97,172 @@ def _refuse_launcher() -> None:
         raise UsageError("a run uses one process here; start it without accelerate launch or torchrun (WORLD_SIZE > 1)")
 
 
-def _in_run(config: TrainConfig, run: Run, source: Source, rows: Rows, choice: Choice, context: Context) -> int:
-    terminal, elapsed = context.terminal, context.elapsed
-    with _signals() as interrupted:
-        before = elapsed()
-        backend = backends.open(choice.name, source.folder, config.device, config.dtype)
-        choices = {"backend": choice, **backend.choices}
-        say_choices(terminal, choices)
-        run.record(choices={name: asdict(chosen) for name, chosen in choices.items()})
-        reserve = elapsed() - before + SAVE_RESERVE_SECONDS
-        outcome, pilot = _train(backend, config, run, rows, terminal, elapsed, reserve, interrupted)
-        if outcome.reason == STOP_INTERRUPTED:
-            terminal.say("stopping: the model is being saved; another signal quits at once")
-        backend.save(run.model)
-        result = _record_outcome(run, outcome, pilot, elapsed)
-    _say_outcome(config, run, source, result, terminal)
-    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
+def _open(job: Job, context: Context) -> Opened:
+    before, config = context.elapsed(), job.config
+    folder, quantized = job.source.folder, None
+    if config.method == "qlora":
+        quantized = _quantized_base(job, context.terminal)
+        folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
+    backend = backends.open(job.backend.name, folder, config.device, config.dtype)
+    if config.dtype == "auto" and (first := next(job.updates(), None)):
+        backend.choose_dtype(first.micro_batches[0], config)
+    return Opened(backend, {"backend": job.backend, **backend.choices}, context.elapsed() - before, quantized)
 
 
-def _absolute(reference: str) -> str:
-    """A path stays right when a later command runs in another folder; a name stays a name."""
-    return str(Path(reference).resolve()) if Path(reference).exists() else reference
+def _quantized_base(job: Job, terminal: Terminal) -> Path:
+    """The 4-bit base: a new run's from the cache, a resumed one's from its own folder."""
+    if job.run is not None and (job.checkpoint is not None or "base" in job.run.manifest):
+        return checked_base(job.run)
+    made_from = job.source.made_from
+    if made_from is not None and is_quantized(made_from):
+        terminal.say(f"base     the {widths(made_from)} weights as they are")
+        return made_from
+    terminal.say("base     4-bit weights are made of the model, by mlx-lm")
+    return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))
 
 
-def _rows(config: TrainConfig, source: Source, data: DataSet) -> Rows:
-    train, dev = carve_dev(data.train)
-    if config.max_samples >= 0:
-        train = train[: config.max_samples]
-    if config.annotations == "strip":
-        train = tuple(Problem(p.id, p.question, strip_annotations(p.answer), p.gold, p.template) for p in train)
-    examples = make_examples(load_tokenizer(source.folder), train, end_token_ids(source.folder))
-    check_token_ids((example.tokens for example in examples), vocabulary_size(source.folder))
-    summary = summarise(examples, config.max_length)
-    return Rows(keep_whole(examples, summary, config.drop_long), len(dev), summary)
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One process's part of a run: from the start or a checkpoint to the end or a stop."""
 
+    job: Job
+    opened: Opened
+    run: Run
+    context: Context
+    sinks: Any
+    interrupted: Callable[[], bool]
 
-def _train(
-    backend: Any, config: TrainConfig, run: Run, rows: Rows, terminal: Terminal,
-    elapsed: Callable[[], float], reserve: float, interrupted: Callable[[], bool],
-) -> tuple[Outcome, RunPilot]:  # fmt: skip
-    total = num_updates(len(rows.examples), config.update_size, config.num_epochs)
-    budget = config.budget_seconds
-    terminal.say(
-        f"plan     {total} updates of {config.update_size} rows, {config.num_epochs} epoch(s), rate "
-        f"{config.learning_rate:g}, at most {clock(budget)}; folder {run.folder}"
-    )
-    run.record(plan={"updates": total, "update_size": config.update_size, "budget_seconds": budget})
-    metrics = MetricsFile(run.metrics)
-    with terminal.progress("update", total) as steps, open_sinks(config, run, terminal.say) as sinks:
+    def elapsed(self) -> float:
+        """Seconds of the whole run."""
+        return self.job.seconds + self.context.elapsed()
 
-        def emit(event: StepEvent) -> None:
-            metrics(event)
-            sinks.event(event)
-            _show(event, steps, budget)
+    def train(self) -> tuple[Outcome, RunPilot[Any]]:
+        job, config, terminal = self.job, self.job.config, self.context.terminal
+        self._prepare_base()
+        metrics = MetricsFile(self.run.metrics)
+        with terminal.progress("update", job.events[-1].total) as steps:
 
-        emit(StepEvent("start", {"updates": total, "rows": len(rows.examples), "elapsed": elapsed()}))
-        pilot = RunPilot(
-            config, total, emit=emit, elapsed=elapsed, reserve=reserve + sinks.reserve, interrupted=interrupted,
-            checkpoints=run.checkpoints,
+            def emit(event: StepEvent) -> None:
+                metrics(event)
+                self.sinks.event(event)
+                _show(event, steps, config.budget_seconds, terminal)
+
+            pilot = self._pilot(emit)
+            self._say_plan(pilot)
+            values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
+            emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
+            state = job.checkpoint.state() if job.checkpoint else None
+            try:
+                outcome = self.opened.backend.train(job.updates(), self._trained_config(), pilot, state)
+                emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
+            except GSM8KError as error:
+                with suppress(StorageError):  # which may be the very error
+                    emit(StepEvent("failed", {"reason": str(error), "elapsed": self.elapsed()}))
+                raise
+            finally:
+                metrics.close()
+        return outcome, pilot
+
+    def save_model(self) -> None:
+        """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
+        backend, spec = self.opened.backend, lora_spec(self.job.config)
+        self.run.replace(self.run.model, backend.save)
+        if spec is not None:
+            values, base = backend.state().parameters, self._trained_config().model
+            self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
+
+    def _prepare_base(self) -> None:
+        source, base = self.opened.quantized, self.run.base
+        if source is not None and source != base:
+            if base.exists():  # a kill came before it was noted
+                remove_folder(base)
+            with new_folder(base) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+            self.run.record(base={"hash": folder_hash(base), "made_by": "mlx-lm", "folder": base.name})
+
+    def _trained_config(self) -> TrainConfig:
+        """The settings with the name that an adapter gives its base."""
+        base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
+        return self.job.config.model_copy(update={"model": base})
+
+    def _pilot(self, emit: Callable[[StepEvent], None]) -> RunPilot[Any]:
+        job, config = self.job, self.job.config
+        reserve = self.opened.seconds + SAVE_RESERVE_SECONDS + self.sinks.reserve
+
+        def save(update: int, live: Any) -> Path:
+            kept = pilot.as_json()
+            folder = write(
+                self.run.checkpoints, live, update=update, elapsed=self.elapsed(), events=kept["events"],
+                losses=kept["losses"], facts={"best": kept["best"], "hashes": dict(job.hashes), "config": as_json},
+            )  # fmt: skip
+            prune(self.run.checkpoints, config.save_total_limit)
+            return folder
+
+        def keep_best(update: int, live: Any) -> Path:
+            self.run.replace(self.run.best, live.save)
+            self.run.record(best={"update": update})
+            return self.run.best
+
+        as_json = config.model_dump(mode="json")
+        dev = self._dev_set()
+        pilot: RunPilot[Any] = RunPilot(
+            config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=save,
+            keep_best=keep_best, evaluate=dev.measure if dev else None, reserve=reserve,
+            save_reserve=reserve if config.uses_adapter else MOMENTS * reserve,
+            losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(),
         )  # fmt: skip
-        try:
-            outcome = backend.train(_updates(config, rows.examples), config, pilot)
-            emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": elapsed()}))
-        finally:
-            metrics.close()
-    return outcome, pilot
+        return pilot
+
+    def _best(self) -> Mapping[str, Any] | None:
+        """The best so far, where best/ still holds it and it was measured on the same problems."""
+        facts = self.job.checkpoint.facts if self.job.checkpoint else {}
+        best, before = facts.get("best"), facts.get("config", {})
+        same = all(before.get(name) == getattr(self.job.config, name) for name in MEASURED)
+        held = (self.run.manifest.get("best") or {}).get("update")
+        return best if best and same and held == best["update"] and self.run.best.is_dir() else None
+
+    def _dev_set(self) -> DevSet | None:
+        config, pairs = self.job.config, self.job.rows.dev
+        if not pairs:
+            if config.eval_steps:
+                self.context.terminal.say("dev      these rows have no dev split, so --eval-steps measures nothing")
+            return None
+        tokenizer = load_tokenizer(self.job.source.folder)
+        return DevSet(
+            [example for _, example in pairs], [problem for problem, _ in pairs], partial(decode, tokenizer),
+            batch_size=config.batch_size, eval_batch_size=min(config.eval_problems, DEV_BATCH),
+            max_new_tokens=config.eval_max_new_tokens,
+        )  # fmt: skip
+
+    def _say_plan(self, pilot: RunPilot[Any]) -> None:
+        config = self.job.config
+        what = "" if config.method == "full" else f", {config.method} of rank {config.lora_rank}"
+        after = f" after the first {self.job.done}" if self.job.done else ""
+        self.context.terminal.say(
+            f"plan     {counted(pilot.total, 'update')} of {counted(config.update_size, 'row')}{after}, "
+            f"{counted(config.num_epochs, 'epoch')}{what}, "
+            f"rate {config.learning_rate:g}, at most {clock(config.budget_seconds)}; folder {self.run.folder}"
+        )
+        self.run.record(
+            plan={
+                "updates": pilot.total, "update_size": config.update_size, "budget_seconds": config.budget_seconds
+            }
+        )  # fmt: skip
 
 
-def _updates(config: TrainConfig, examples: list[Example]) -> Iterator[Update]:
-    return make_updates(
-        examples,
-        batch_size=config.batch_size,
-        update_size=config.update_size,
-        num_epochs=config.num_epochs,
-        seed=config.seed,
-    )
-
-
-def _show(event: StepEvent, steps: Steps, budget: float) -> None:
+def _show(event: StepEvent, steps: Steps, budget: float, terminal: Terminal) -> None:
+    values: Any = event.values
     if event.name == "update":
-        values: Any = event.values
         left = clock(budget - values["elapsed"])
         note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s, {clock(values['eta'])} to go, budget {left}"
         steps.advance(note, done=values["update"])
+    elif event.name == "dev":
+        terminal.say(
+            f"dev      update {values['update']}: loss {values['loss']:.3f}, {values['correct']} of "
+            f"{values['problems']} right, {values['stopped']} ended by themselves ({values['seconds']:.0f} s)"
+        )
+    elif event.name == "dev_skipped":
+        terminal.say(f"dev      update {values['update']}: not measured ({values['reason']})")
 
 
 @contextmanager
@@ -204,7 +279,9 @@ def _signals() -> Iterator[Callable[[], bool]]:
             os.write(2, b"\nfinishing this update, then saving the model; the same again quits at once\n")
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    old = {name: signal.signal(getattr(signal, name), note) for name in names}
+    # One that is ignored stays so: nohup asks for that, and a shell does for what it starts with &.
+    wanted = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+    old = {name: signal.signal(getattr(signal, name), note) for name in wanted}
     try:
         yield lambda: bool(seen)
     finally:
@@ -216,33 +293,41 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot, elapsed: Callable[[], float]) -> dict[str, Any]:
-    result = {
+def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: float) -> dict[str, Any]:
+    result: dict[str, Any] = {
         "reason": outcome.reason,
-        "updates": outcome.update,
-        "seconds": elapsed(),
+        "updates": len(pilot.losses),
+        "seconds": elapsed,
         "first_loss": pilot.losses[0],
         "last_loss": pilot.losses[-1],
         "first_four": _mean(pilot.losses[:4]),
         "last_four": _mean(pilot.losses[-4:]),
     }
+    if pilot.best is not None:
+        update, best = pilot.best
+        result["best"] = {"update": update, "accuracy": best.accuracy, "loss": best.loss, "folder": str(run.best)}
     run.record(status="done" if outcome.reason == "done" else "stopped", outcome=result)
     return result
 
 
-def _say_outcome(config: TrainConfig, run: Run, source: Source, result: dict[str, Any], terminal: Terminal) -> None:
+def _say_outcome(job: Job, run: Run, result: dict[str, Any], pilot: RunPilot[Any], terminal: Terminal) -> None:
     why = {
-        STOP_BUDGET: f"ended by the time budget ({config.max_time})",
+        STOP_BUDGET: f"ended by the time budget ({job.config.max_time})",
         STOP_INTERRUPTED: "stopped by a signal",
     }.get(result["reason"], "done")
     enough = result["updates"] >= 8
     first, last = ("first_four", "last_four") if enough else ("first_loss", "last_loss")
     terminal.say(
-        f"{why} after {result['updates']} updates in {clock(result['seconds'])}: loss {result[first]:.3f} -> "
-        f"{result[last]:.3f}{' (means of four)' if enough else ''}; model in {run.model}"
+        f"{why} after {counted(result['updates'], 'update')} in {clock(result['seconds'])}: "
+        f"loss {result[first]:.3f} -> {result[last]:.3f}{' (means of four)' if enough else ''}; model in {run.model}"
     )
+    if (best := result.get("best")) and best["update"] != result["updates"]:
+        terminal.say(f"best     on the dev split after update {best['update']} ({best['accuracy']:.0%}): {run.best}")
+    if result["reason"] != "done":
+        more = ["--max-time", f"{int(2 * result['seconds'] / 60) + 1}m"] if result["reason"] == STOP_BUDGET else []
+        terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(run.folder), *more])}")
     follow = shlex.join(
-        ["python", "cli.py", "compare", "--base-model", source.name, "--trained-model", str(run.folder)]
+        ["python", "cli.py", "compare", "--base-model", job.config.model, "--trained-model", str(run.folder)]
     )
     terminal.say(f"next     {follow}")
     terminal.result({"run": str(run.folder), "model": str(run.model), "next": follow, **result})

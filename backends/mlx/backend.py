@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.mlx import blas
 
+# float32 is float32: MLX would round products to TF32 on CUDA and on newer Macs. Read once, at the first product.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 BLAS = blas.preload()  # before the first import of mlx, or it comes too late
 COMPILER = blas.compiler()
 
@@ -22,18 +26,32 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
 from backends.base import Capabilities, OnToken, Pilot, ignore_token  # noqa: E402
+from backends.mlx.adapter import add_adapter, from_mlx, to_mlx  # noqa: E402
+from backends.mlx.blocks import wrapped_blocks  # noqa: E402
 from backends.mlx.generate import generate, score  # noqa: E402
-from backends.mlx.loss import head, hidden_states  # noqa: E402
-from backends.mlx.train import train  # noqa: E402
+from backends.mlx.loss import head, hidden_states, target_positions  # noqa: E402
+from backends.mlx.train import (  # noqa: E402
+    AdamW,
+    check_fit,
+    freeze,
+    global_norm,
+    loss_scale,
+    scaled_loss,
+    set_working,
+    train,
+)
 from gsm8k_core.folders import read_json  # noqa: E402
+from gsm8k_core.lora import LoraSpec, lora_spec, write_adapter  # noqa: E402
 from gsm8k_core.model_folder import (  # noqa: E402
     check_folder,
     end_token_ids,
     rope_theta,
     tied_head,
+    weight_files,
     with_both_rope_keys,
     write_model_folder,
 )
+from gsm8k_core.precision import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each  # noqa: E402
 from gsm8k_core.types import (  # noqa: E402
     Batch,
     Choice,
@@ -43,6 +61,7 @@ from gsm8k_core.types import (  # noqa: E402
     OutOfMemoryError,
     PreflightError,
     Sampling,
+    TrainState,
     Update,
 )
 
@@ -50,7 +69,11 @@ if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
     from gsm8k_core.types import FloatArray
 
-CAPABILITIES = Capabilities(devices=("cpu", "gpu"), dtypes=("float32",))
+CAPABILITIES = Capabilities(
+    devices=("cpu", "gpu"),
+    dtypes=("float32", "bfloat16", "float16"),
+    methods=("full", "lora", "dora", "qlora"),
+)
 SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
 # Names that a Hugging Face folder may hold and the model does not need: a tied head, and saved RoPE tables.
 _SPARE = ("lm_head.weight", "rotary_emb.inv_freq")
@@ -67,11 +90,34 @@ def choose_device(asked: str, has_gpu: bool) -> Choice:
     return Choice("gpu", "mlx finds a GPU") if has_gpu else Choice("cpu", "mlx finds no GPU here")
 
 
-def choose_dtype(asked: str) -> Choice:
-    """float32. Raises PreflightError for another dtype."""
+def choose_dtype(asked: str, device: str) -> Choice:
+    """The compute dtype on loading. Raises PreflightError for another dtype."""
+    if asked == "float16" and device == "cpu":
+        raise PreflightError("--dtype float16 is for a GPU (mlx on the CPU has float32, bfloat16); try --dtype float32")
     if asked not in ("auto", *CAPABILITIES.dtypes):
-        raise PreflightError(f"--dtype {asked} is not available on mlx (it has float32); try --dtype float32")
-    return Choice("float32", "the dtype that mlx has here" if asked == "auto" else f"--dtype {asked}")
+        raise PreflightError(
+            f"--dtype {asked} is not mlx's (it has {', '.join(CAPABILITIES.dtypes)}); try --dtype float32"
+        )
+    if asked != "auto":
+        return Choice(asked, f"--dtype {asked}")
+    if device == "cpu":
+        return Choice("float32", "mlx has no fast bfloat16 on a CPU")
+    return Choice("float32", "every model alike, so that their scores can be compared; --dtype bfloat16 may be faster")
+
+
+@cache
+def _gflops() -> float:
+    """Measured once a process."""
+    return blas.measure_gflops()
+
+
+def check(device: str, dtype: str) -> None:
+    """Raises PreflightError for a device or a dtype that is not there."""
+    choose_dtype(dtype, choose_device(device, _has_gpu()).name)
+
+
+def _has_gpu() -> bool:
+    return bool(mx.metal.is_available() or mx.cuda.is_available())
 
 
 def _weight_names(folder: Path) -> set[str]:
@@ -82,7 +128,7 @@ def _weight_names(folder: Path) -> set[str]:
     return names
 
 
-def _load(folder: Path) -> Any:
+def load(folder: Path) -> Any:
     """The model in float32, with the RoPE base and the head of its folder whichever library wrote it."""
     config = read_json(folder / "config.json")
     # mlx-lm reads only the top-level rope_theta, and takes an absent tie_word_embeddings for true.
@@ -96,10 +142,19 @@ def _load(folder: Path) -> Any:
         raise DataError(f"mlx-lm cannot load {folder}: {error}; try --backend torch") from error
     if not plain or not hasattr(getattr(model, "model", None), "embed_tokens"):
         raise PreflightError(f"model type {config.get('model_type')} is not available on mlx here; try --backend torch")
-    model.update(tree_map(lambda array: array.astype(mx.float32), model.parameters()))
-    mx.eval(model.parameters())
+    cast(model, mx.float32)
     _check_loaded(model, config, folder)
     return model
+
+
+def cast(model: Any, dtype: mx.Dtype) -> None:
+    """Every floating-point parameter in `dtype`; packed 4-bit weights stay as they are."""
+    model.update(tree_map(partial(_as, dtype), model.parameters()))
+    mx.eval(model.parameters())
+
+
+def _as(dtype: mx.Dtype, array: mx.array) -> mx.array:
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def _check_loaded(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
@@ -145,21 +200,80 @@ class MLXBackend:
     capabilities = CAPABILITIES
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
-        has_gpu = mx.metal.is_available() or mx.cuda.is_available()
-        chosen = choose_device(device, has_gpu)
-        self.choices = {"device": chosen, "dtype": choose_dtype(dtype), "compile": COMPILER}
-        check_folder(folder)
+        chosen = choose_device(device, _has_gpu())
+        self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name), "compile": COMPILER}
+        check_folder(folder, quantized=True)
         mx.set_default_device(mx.gpu if chosen.name == "gpu" else mx.cpu)
         if chosen.name == "cpu":
-            self.choices["blas"] = blas.rated(BLAS, blas.measure_gflops())
+            self.choices["blas"] = blas.rated(BLAS, _gflops())
         self._folder = folder
         self._end_ids = frozenset(end_token_ids(folder))
+        self._base = str(folder)  # what an adapter of this model says it belongs to
+        self._spec: LoraSpec | None = None
+        self._masters: dict[str, mx.array] = {}  # what is trained, in float32
+        self._optimizer: AdamW | None = None
         with _memory():
-            self._model = _load(folder)
+            self._model = load(folder)
+            if self._dtype != mx.float32:
+                cast(self._model, self._dtype)
 
-    def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
+    @property
+    def _dtype(self) -> mx.Dtype:
+        return getattr(mx, self.choices["dtype"].name)
+
+    def train(
+        self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
+    ) -> Outcome:
         with _memory():
-            return train(self._model, updates, config, pilot, self)
+            self._prepare(config)
+            self._optimizer = AdamW(config, self._masters)
+            if resume is not None:
+                self._restore(resume, self._optimizer)
+            set_working(self._model, self._masters, self._dtype)
+            return train(self._model, self._masters, self._optimizer, updates, config, pilot, self, self._dtype)
+
+    def _prepare(self, config: TrainConfig) -> None:
+        """Choose what is trained: an adapter, made now unless it is there, or the model's own weights."""
+        spec = lora_spec(config)
+        if self._spec is not None and spec != self._spec:
+            raise PreflightError("this model already carries another adapter; open it again")
+        if spec is None:
+            if any(isinstance(module, nn.QuantizedLinear) for module in self._model.modules()):
+                raise PreflightError("--method full cannot train 4-bit weights; try --method lora")
+            freeze(self._model, config.trainable)
+            trained = {name for name, _ in tree_flatten(self._model.trainable_parameters())}
+            whole = self._whole()
+            self._masters = {name: whole[name] for name in sorted(trained)}
+        elif self._spec is None:
+            self._spec, self._base = spec, self._base if config.model == "auto" else config.model
+            self._masters = add_adapter(self._model, spec)
+
+    def _whole(self) -> dict[str, mx.array]:
+        """The whole model in float32: from memory, or in part from the folder again."""
+        if self._dtype == mx.float32:
+            return dict(tree_flatten(self._model.parameters())) | self._masters
+        names = {name for name, _ in tree_flatten(self._model.parameters())}
+        stored = {name: value for path in weight_files(self._folder) for name, value in mx.load(str(path)).items()}
+        return {name: stored[name].astype(mx.float32) for name in names} | self._masters
+
+    def _restore(self, resume: TrainState, optimizer: AdamW) -> None:
+        to_ours = to_mlx if self._spec else (lambda values: {name: mx.array(value) for name, value in values.items()})
+        parameters = to_ours(resume.parameters)
+        check_fit(self._masters, parameters)
+        self._masters.update(parameters)
+        optimizer.restore(resume.step, to_ours(resume.first_moments), to_ours(resume.second_moments))
+
+    def _to_state(self, arrays: dict[str, mx.array]) -> dict[str, FloatArray]:
+        mx.eval(arrays)
+        if self._spec is not None:
+            return from_mlx(arrays)
+        return {name: np.asarray(array) for name, array in arrays.items()}
+
+    def state(self) -> TrainState:
+        if self._optimizer is None:
+            raise RuntimeError("there is no state before train()")
+        first, second = (self._to_state(self._optimizer.moments(which)) for which in ("m", "v"))
+        return TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
@@ -172,12 +286,53 @@ class MLXBackend:
             return score(self._model, batch.tokens)
 
     def save(self, directory: Path) -> None:
-        arrays = {name: np.array(array) for name, array in tree_flatten(self._model.parameters())}
+        if self._spec is not None:
+            write_adapter(directory, self._to_state(self._masters), self._spec, self._base)
+            return
+        arrays = {name: np.asarray(array) for name, array in self._whole().items()}
         write_model_folder(
             self._folder,
             directory,
             lambda target: save_file(arrays, str(target / "model.safetensors"), metadata={"format": "pt"}),
         )
+
+    def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
+        if self.choices["device"].name == "cpu":
+            return self.choices["dtype"]
+        with _memory():
+            # float16 is Metal's: M1 and M2 have no bfloat16 products. A step that is not finite is never applied.
+            more = ("float16",) if mx.metal.is_available() else ()
+            return self.choose_among(("float32", "bfloat16", *more), batch, config)
+
+    def choose_among(self, candidates: Sequence[str], batch: Batch, config: TrainConfig) -> Choice:
+        """The fastest of `candidates` on one micro-batch, from now on the compute dtype."""
+        self._prepare(config)
+        parameters = self._model.parameters()  # in float32: a cast there and back would round them
+        loss_and_grad = nn.value_and_grad(self._model, scaled_loss)
+
+        def compute_in(dtype: str) -> None:
+            self._model.update(tree_map(partial(_as, getattr(mx, dtype)), parameters))
+
+        def step(dtype: str) -> str:
+            compute_in(dtype)
+            self._model.train()
+            try:
+                with _memory():
+                    scale = loss_scale(getattr(mx, dtype), batch.num_targets)
+                    loss, gradients = loss_and_grad(
+                        self._model, scale, mx.array(batch.tokens), *target_positions(batch)
+                    )
+                    norm = global_norm({name: value.astype(mx.float32) for name, value in tree_flatten(gradients)})
+                    return "" if mx.isfinite(loss + norm).item() else NOT_FINITE
+            except OutOfMemoryError:
+                return OUT_OF_MEMORY
+
+        with wrapped_blocks(self._model, None, config.gradient_checkpointing):
+            choice = fastest(time_each(candidates, step))
+        self.choices["dtype"] = choice
+        compute_in(choice.name)
+        mx.eval(self._model.parameters())
+        return choice
 
 
 def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> MLXBackend:

@@ -17,7 +17,8 @@ SIZES = {"cpu": 1024, "gpu": 4096}  # a GPU needs a larger product to show its r
 def choices() -> dict[str, Choice]:
     """What `auto` picks here."""
     has_gpu = mx.metal.is_available() or mx.cuda.is_available()
-    return {"device": backend.choose_device("auto", has_gpu), "dtype": backend.choose_dtype("auto")}
+    device = backend.choose_device("auto", has_gpu)
+    return {"device": device, "dtype": backend.choose_dtype("auto", device.name)}
 
 
 def findings() -> list[Finding]:

@@ -1,13 +1,13 @@
 """The training loop in MLX: one update in a few lines, made for unified memory.
 
 Each micro-batch is sent to the device as soon as it is built, so the graph of only one is alive; each update
-blocks once, to read its loss and norm.
+blocks once, to read its loss and norm. The model computes in its own dtype; what is trained is kept in float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from backends.base import Live, Pilot
+from backends.mlx.blocks import wrapped_blocks
 from backends.mlx.loss import loss_sum, sum_all, target_positions
-from gsm8k_core.types import DivergedError, Outcome, Update, UpdateStats
+from gsm8k_core.lora import dropout_seed
+from gsm8k_core.types import DataError, DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
@@ -46,7 +48,7 @@ def _optimizer(config: TrainConfig, weight_decay: float) -> optim.AdamW:
 
 
 class AdamW:
-    """AdamW over named arrays; weight decay on those with two or more dimensions."""
+    """AdamW over named float32 arrays; weight decay on those with two or more dimensions."""
 
     def __init__(self, config: TrainConfig, parameters: Arrays) -> None:
         self._decays = frozenset(name for name, value in parameters.items() if value.ndim >= 2)
@@ -73,14 +75,68 @@ class AdamW:
             optimizer.learning_rate = rate
         return self._apply(gradients, parameters, mx.array(factor))
 
+    def moments(self, which: str) -> Arrays:
+        """The first ("m") or second ("v") moments by parameter name."""
+        return {
+            name: value[which] for state in self.state for name, value in state.items() if isinstance(value, Mapping)
+        }
+
+    @property
+    def num_steps(self) -> int:
+        """Steps applied so far."""
+        return max(int(optimizer.step.item()) for optimizer in self._optimizers)
+
+    def restore(self, step: int, first: Arrays, second: Arrays) -> None:
+        """Go on from these. Raises DataError when names or shapes are not those of the parameters."""
+        for state in self.state:
+            state["step"] = mx.array(step, mx.uint64)
+        for which, moments in (("m", first), ("v", second)):
+            check_fit(self.moments(which), moments)
+            for state in self.state:
+                for name, value in state.items():
+                    if isinstance(value, Mapping):
+                        value[which] = moments[name]
+
+
+def check_fit(wanted: Arrays, given: Arrays) -> None:
+    """Raises DataError unless both have the same names and shapes."""
+    strange = set(wanted) ^ set(given) or {name for name in wanted if wanted[name].shape != given[name].shape}
+    if strange:
+        raise DataError(f"the checkpoint does not fit this model: {min(strange)} differs; resume with the run's model")
+
+
+def set_working(model: Any, masters: Arrays, dtype: mx.Dtype) -> None:
+    """Put the float32 parameters into the model, in its compute dtype. Lazy."""
+    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in masters.items()]))
+
+
+def loss_scale(dtype: mx.Dtype, num_targets: int) -> float:
+    """What the loss sum is multiplied by before its gradient is taken: 1, but for float16.
+
+    float16 ends at 65,504 and loses what is below 6e-8. The gradient of a sum over thousands of targets comes near the
+    one end, that of their mean near the other: it gets 128 times the mean.
+    """
+    return 128 / max(num_targets, 1) if dtype == mx.float16 else 1.0
+
+
+def scaled_loss(model: Any, scale: float, *batch: Any) -> mx.array:
+    """loss_sum times `scale`."""
+    return loss_sum(model, *batch) * scale
+
 
 def update_gradients(
-    loss_and_grad: Callable[..., tuple[mx.array, Any]], model: Any, update: Update
-) -> tuple[mx.array, Any]:
-    """Loss sum and gradient sum over the micro-batches of one update, started but not waited for."""
+    loss_and_grad: Callable[..., tuple[mx.array, Any]], model: Any, update: Update, scale: float,
+    seed: Callable[[int], None],
+) -> tuple[mx.array, Any]:  # fmt: skip
+    """Sums of loss and float32 gradient, both times `scale`, over the micro-batches of one update; not waited for.
+
+    `seed` is called with each micro-batch's place before it.
+    """
     total, gradients = mx.array(0.0), None
-    for batch in update.micro_batches:
-        loss, part = loss_and_grad(model, mx.array(batch.tokens), *target_positions(batch))
+    for place, batch in enumerate(update.micro_batches):
+        seed(place)
+        loss, part = loss_and_grad(model, scale, mx.array(batch.tokens), *target_positions(batch))
+        part = tree_map(lambda gradient: gradient.astype(mx.float32), part)
         gradients = part if gradients is None else tree_map(mx.add, gradients, part)
         total = total + loss
         mx.async_eval(total, gradients)
@@ -92,30 +148,54 @@ def global_norm(gradients: Arrays) -> mx.array:
     return mx.sqrt(mx.stack([sum_all(mx.square(gradient)) for gradient in gradients.values()]).sum())
 
 
-def train(model: Any, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live) -> Outcome:
-    """One segment over `updates`; see Backend.train."""
-    freeze(model, config.trainable)
-    model.train()
-    loss_and_grad = nn.value_and_grad(model, loss_sum)
-    optimizer = AdamW(config, dict(tree_flatten(model.trainable_parameters())))
+class Dropout:
+    """The seed of the micro-batch at hand, for the blocks to draw from."""
+
+    def __init__(self, seed: int) -> None:
+        self._run, self._update, self.now = seed, 0, 0
+
+    def begin(self, update: int) -> None:
+        """Before an update's first micro-batch."""
+        self._update = update
+
+    def micro_batch(self, place: int) -> None:
+        """Before each micro-batch."""
+        self.now = dropout_seed(self._run, self._update, place)
+
+
+def train(
+    model: Any, masters: Arrays, optimizer: AdamW, updates: Iterable[Update], config: TrainConfig, pilot: Pilot,
+    live: Live, dtype: mx.Dtype,
+) -> Outcome:  # fmt: skip
+    """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update."""
+    loss_and_grad = nn.value_and_grad(model, scaled_loss)
+    dropout = Dropout(config.seed)
+    seed = (lambda: dropout.now) if config.lora_dropout and config.uses_adapter else None
     number = 0
-    for update in updates:
-        number = update.number
-        total, tree = update_gradients(loss_and_grad, model, update)
-        gradients = dict(tree_flatten(tree))
-        norm = global_norm(gradients)
-        mx.eval(total, norm)  # the update's only blocking call
-        num_targets = max(update.num_targets, 1)
-        loss, grad_norm = total.item() / num_targets, norm.item() / num_targets
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(f"update {number}: loss {loss}, gradient norm {grad_norm}; the step was not applied")
-        clip = min(1.0, config.max_grad_norm / (grad_norm + 1e-6))
-        parameters = dict(tree_flatten(model.trainable_parameters()))
-        rate = pilot.rate(number)
-        model.update(tree_unflatten(list(optimizer.step(gradients, parameters, clip / num_targets, rate).items())))
-        del tree, gradients, parameters  # the old weights go as soon as the new ones are there
-        mx.async_eval(model.parameters(), optimizer.state)
-        stats = UpdateStats(number, loss, update.num_targets, update.num_tokens, grad_norm, rate)
-        if (reason := pilot.after(stats, live).stop) is not None:
-            return Outcome(reason, number)
+    with wrapped_blocks(model, seed, config.gradient_checkpointing):
+        for update in updates:
+            number = update.number
+            model.train()  # the pilot may have generated
+            dropout.begin(number)
+            scale = loss_scale(dtype, update.num_targets)
+            total, tree = update_gradients(loss_and_grad, model, update, scale, dropout.micro_batch)
+            gradients = dict(tree_flatten(tree))
+            norm = global_norm(gradients)
+            mx.eval(total, norm)  # the update's only blocking call
+            divisor = max(update.num_targets, 1) * scale
+            loss, grad_norm = total.item() / divisor, norm.item() / divisor
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise DivergedError(
+                    f"update {number}: loss {loss}, gradient norm {grad_norm}; the step was not applied; "
+                    "try a lower --learning-rate, or --dtype float32"
+                )
+            clip = min(1.0, config.max_grad_norm / (grad_norm + 1e-6))
+            rate = pilot.rate(number)
+            masters.update(optimizer.step(gradients, masters, clip / divisor, rate))
+            set_working(model, masters, dtype)
+            del tree, gradients  # they go before the next update's are there
+            mx.async_eval(masters, model.parameters(), optimizer.state)
+            stats = UpdateStats(number, loss, update.num_targets, update.num_tokens, grad_norm, rate)
+            if (reason := pilot.after(stats, live).stop) is not None:
+                return Outcome(reason, number)
     return Outcome("done", number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,28 +14,37 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from backends.base import Capabilities, OnToken, Pilot, ignore_token
+from backends.base import Capabilities, Live, OnToken, Pilot, ignore_token
+from backends.torch.adapter import add_adapter
 from backends.torch.generate import generate, score
-from backends.torch.train import train
+from backends.torch.loss import LossModel, to_device
+from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
 from gsm8k_core.folders import read_json
+from gsm8k_core.lora import LoraSpec, lora_spec, write_adapter
 from gsm8k_core.model_folder import check_folder, end_token_ids, rope_theta, write_model_folder
+from gsm8k_core.precision import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each
 from gsm8k_core.types import (
     Batch,
     Choice,
     Completion,
     DataError,
+    Orders,
     Outcome,
     OutOfMemoryError,
     PreflightError,
     Sampling,
+    TrainState,
     Update,
+    UpdateStats,
 )
 
 if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
     from gsm8k_core.types import FloatArray
 
-CAPABILITIES = Capabilities(devices=("cpu", "cuda", "mps", "gpu"), dtypes=("float32", "bfloat16"))
+CAPABILITIES = Capabilities(
+    devices=("cpu", "cuda", "mps", "gpu"), dtypes=("float32", "bfloat16"), methods=("full", "lora", "dora")
+)
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5
 SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
@@ -94,6 +103,13 @@ def choose_dtype(asked: str, device: str) -> Choice:
     return Choice("bfloat16" if half > FASTER * single else "float32", rates)
 
 
+def check(device: str, dtype: str) -> None:
+    """Raises PreflightError for a device or a dtype that is not there."""
+    chosen = choose_device(device, devices_here())
+    if dtype != "auto":  # which would be measured
+        choose_dtype(dtype, chosen.name)
+
+
 def _load(folder: Path, device: str) -> Any:
     """The model in float32, every weight from the folder, without dropout."""
     config = read_json(folder / "config.json")
@@ -130,7 +146,23 @@ def _memory() -> Iterator[None]:
         text = str(error).lower()
         if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
             raise
-        raise OutOfMemoryError(f"torch ran out of memory; {SMALLER} ({str(error).splitlines()[0]})") from error
+        raise OutOfMemoryError(
+            f"torch ran out of memory; {SMALLER} ({(str(error).splitlines() or ['no detail'])[0]})"
+        ) from error
+
+
+class _Forgetting:
+    """A pilot whose updates make the weights that were cast for generating out of date."""
+
+    def __init__(self, pilot: Pilot, forget: Callable[[], None]) -> None:
+        self.rate, self._pilot, self._forget = pilot.rate, pilot, forget
+
+    def after(self, stats: UpdateStats, live: Live) -> Orders:
+        self._forget()
+        try:
+            return self._pilot.after(stats, live)
+        finally:
+            self._forget()
 
 
 class TorchBackend:
@@ -147,21 +179,83 @@ class TorchBackend:
         self._end_ids = frozenset(end_token_ids(folder))
         with _memory():
             self._model = _load(folder, chosen.name)
+        self._base = str(folder)  # what an adapter of this model says it belongs to
+        self._spec: LoraSpec | None = None
+        self._trained: dict[str, torch.nn.Parameter] = {}  # under Hugging Face's (PEFT's) names
+        self._optimizer: torch.optim.AdamW | None = None
         self._cast: Any = None  # the weights in the compute dtype, made when first needed
 
     def _compute_model(self) -> Any:
         """The model for generating and scoring: cast once, not in every forward as autocast would."""
+        dtype = getattr(torch, self.choices["dtype"].name)
+        if dtype == torch.float32:
+            return self._model.eval()
         if self._cast is None:
-            dtype = getattr(torch, self.choices["dtype"].name)
-            same = dtype == torch.float32
-            self._cast = self._model if same else copy.deepcopy(self._model).to(dtype)
+            self._cast = copy.deepcopy(self._model).to(dtype)
         return self._cast.eval()
 
-    def train(self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot) -> Outcome:
-        self._cast = None
+    def train(
+        self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
+    ) -> Outcome:
         device, dtype = self.choices["device"].name, self.choices["dtype"].name
+        self._forget()
         with _memory():
-            return train(self._model, updates, config, pilot, self, device, dtype)
+            self._prepare(config)
+            self._optimizer = make_optimizer(self._trained, config)
+            if resume is not None:
+                restore(self._trained, self._optimizer, resume)
+            steered = _Forgetting(pilot, self._forget)
+            return train(self._model, self._optimizer, updates, config, steered, self, device, dtype)
+
+    def _forget(self) -> None:
+        self._cast = None
+
+    def _prepare(self, config: TrainConfig) -> None:
+        """Choose what is trained: an adapter, made now unless it is there, or the model's own weights."""
+        spec = lora_spec(config)
+        if self._spec is not None and spec != self._spec:
+            raise PreflightError("this model already carries another adapter; open it again")
+        if spec is None:
+            freeze(self._model, config.trainable)
+            self._trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        elif self._spec is None:
+            self._spec, self._base = spec, self._base if config.model == "auto" else config.model
+            self._trained = add_adapter(self._model, spec)
+
+    def state(self) -> TrainState:
+        if self._optimizer is None:
+            raise RuntimeError("there is no state before train()")
+        return state_of(self._trained, self._optimizer)
+
+    def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
+        if self.choices["device"].name == "cpu":
+            return self.choices["dtype"]
+        with _memory():
+            return self.choose_among(("float32", "bfloat16"), batch, config)
+
+    def choose_among(self, candidates: Sequence[str], batch: Batch, config: TrainConfig) -> Choice:
+        """The fastest of `candidates` on one micro-batch, from now on the compute dtype."""
+        self._prepare(config)
+        enable_checkpointing(self._model, config)
+        device = torch.device(self.choices["device"].name)
+        model = LossModel(self._model).train()
+
+        def step(dtype: str) -> str:
+            try:
+                with _memory():
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+                        loss = model(**to_device(batch, device))
+                    loss.backward()
+                    norms = torch.stack([p.grad.norm() for p in self._trained.values() if p.grad is not None])
+                    return "" if torch.isfinite(loss + norms.sum()).item() else NOT_FINITE
+            except OutOfMemoryError:
+                return OUT_OF_MEMORY
+            finally:
+                model.zero_grad()
+
+        self._cast = None
+        self.choices["dtype"] = fastest(time_each(candidates, step))
+        return self.choices["dtype"]
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
@@ -174,6 +268,10 @@ class TorchBackend:
             return score(self._compute_model(), batch.tokens)
 
     def save(self, directory: Path) -> None:
+        if self._spec is not None:
+            values = {name: to_numpy(parameter) for name, parameter in self._trained.items()}
+            write_adapter(directory, values, self._spec, self._base)
+            return
         tied = bool(self._model.config.tie_word_embeddings)
         state = {
             name: tensor.detach().cpu().contiguous()

@@ -7,8 +7,10 @@ order of clip, step and schedule. Nothing is saved or logged by it.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from backends.base import Live, Pilot
 from backends.torch.loss import LossModel, to_device
-from gsm8k_core.types import DivergedError, Outcome, Update, UpdateStats
+from gsm8k_core.lora import dropout_seed
+from gsm8k_core.types import DataError, DivergedError, Outcome, TrainState, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
@@ -33,9 +36,9 @@ def freeze(model: Any, trainable: str) -> None:
         model.get_decoder().layers.requires_grad_(True)
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(trained: Mapping[str, torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a base rate of 1, so that the scheduler's factor is the rate itself."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = list(trained.values())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -47,6 +50,41 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
         eps=config.adam_epsilon,
         fused=True,
     )
+
+
+def restore(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW, resume: TrainState) -> None:
+    """Set weights and moments. Raises DataError when names or shapes are not those of the parameters."""
+    for part in (resume.parameters, resume.first_moments, resume.second_moments):
+        strange = set(trained) ^ set(part) or {name for name in part if part[name].shape != trained[name].shape}
+        if strange:
+            raise DataError(
+                f"the checkpoint does not fit this model: {min(strange)} differs; resume with the run's model"
+            )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(torch.from_numpy(resume.parameters[name]))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(resume.step), device=parameter.device),
+                "exp_avg": torch.empty_like(parameter).copy_(torch.from_numpy(resume.first_moments[name])),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(torch.from_numpy(resume.second_moments[name])),
+            }
+
+
+def state_of(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW) -> TrainState:
+    """Weights and moments; before the first step the moments are zero."""
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
+
+    def moments(which: str) -> dict[str, Any]:
+        return {name: to_numpy(state.get(which, torch.zeros_like(trained[name]))) for name, state in states.items()}
+
+    step = max((int(state["step"]) for state in states.values() if state), default=0)
+    parameters = {name: to_numpy(parameter) for name, parameter in trained.items()}
+    return TrainState(step, parameters, moments("exp_avg"), moments("exp_avg_sq"))
+
+
+def to_numpy(tensor: torch.Tensor) -> Any:
+    """A float32 array; on a CPU it shares the tensor's memory."""
+    return tensor.detach().cpu().contiguous().numpy()
 
 
 class _AskPilot(TrainerCallback):
@@ -78,9 +116,9 @@ class UpdateTrainer(Trainer):
 
     def __init__(
         self, model: LossModel, args: TrainingArguments, first: Update, rest: Iterator[Update], config: TrainConfig,
-        pilot: Pilot,
+        pilot: Pilot, optimizer: torch.optim.AdamW,
     ) -> None:  # fmt: skip
-        super().__init__(model=model, args=args)
+        super().__init__(model=model, args=args, optimizers=(optimizer, None))
         self.remove_callback(PrinterCallback)
         self.first, self.rest, self.config, self.pilot = first, rest, config, pilot
         self.update = first
@@ -95,10 +133,6 @@ class UpdateTrainer(Trainer):
             self.control.should_training_stop = True
         return samples, None
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        self.optimizer = make_optimizer(self.model, self.config)
-        return self.optimizer
-
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         first = self.first.number
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -112,7 +146,8 @@ class UpdateTrainer(Trainer):
         self.update = inputs["update"]
         num_targets = max(self.update.num_targets, 1)
         total = torch.zeros((), device=self.args.device)
-        for batch in self.update.micro_batches:
+        for place, batch in enumerate(self.update.micro_batches):
+            torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
             with self.compute_loss_context_manager():
                 loss = model(**to_device(batch, self.args.device))
             self.accelerator.backward(loss / num_targets)
@@ -126,7 +161,8 @@ class UpdateTrainer(Trainer):
         if not (math.isfinite(self.loss) and math.isfinite(self.norm)):
             # Trainer steps right after this; raising here leaves the weights as they were.
             raise DivergedError(
-                f"update {self.update.number}: loss {self.loss}, gradient norm {self.norm}; the step was not applied"
+                f"update {self.update.number}: loss {self.loss}, gradient norm {self.norm}; the step was not applied; "
+                "try a lower --learning-rate, or --dtype float32"
             )
         return norm
 
@@ -135,6 +171,28 @@ class UpdateTrainer(Trainer):
         update = self.update
         rate = pilot.rate(update.number)
         return UpdateStats(update.number, self.loss, update.num_targets, update.num_tokens, self.norm, rate)
+
+
+@contextmanager
+def _precision(dtype: str) -> Iterator[None]:
+    """Only we choose the precision: a variable that a launcher left would win over TrainingArguments."""
+    name = "ACCELERATE_MIXED_PRECISION"
+    before = os.environ.get(name)
+    os.environ[name] = "bf16" if dtype == "bfloat16" else "no"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def enable_checkpointing(model: Any, config: TrainConfig) -> None:
+    """Compute each block again in the backward pass, where the run asks for it."""
+    if config.gradient_checkpointing:
+        # transformers renamed it in 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
 
 def _arguments(folder: str, config: TrainConfig, device: str, dtype: str) -> TrainingArguments:
@@ -160,17 +218,18 @@ def _arguments(folder: str, config: TrainConfig, device: str, dtype: str) -> Tra
 
 
 def train(
-    model: Any, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live, device: str, dtype: str
-) -> Outcome:
+    model: Any, optimizer: torch.optim.AdamW, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live,
+    device: str, dtype: str,
+) -> Outcome:  # fmt: skip
     """One segment over `updates`; see Backend.train."""
     rest = iter(updates)
     first = next(rest, None)
     if first is None:
         return Outcome("done", 0)
-    freeze(model, config.trainable)
-    with tempfile.TemporaryDirectory() as folder:  # Trainer wants one; nothing is written there
+    enable_checkpointing(model, config)
+    with tempfile.TemporaryDirectory() as folder, _precision(dtype):  # Trainer wants one; nothing is written there
         arguments = _arguments(folder, config, device, dtype)
-        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot)
+        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot, optimizer)
         ask = _AskPilot(trainer, pilot, live)
         trainer.add_callback(ask)
         trainer.train()

@@ -1,11 +1,13 @@
-"""Both backends compute the same thing. Every tolerance was measured first (the figure is beside it), is at most
-ten times that, and has a control at least ten times outside it."""
+"""Both backends compute the same thing: the whole ladder on both tiny models, and what no rung says.
+
+The tolerances, what was measured for each, and the controls are gsm8k_core's (ladder.py).
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,68 @@ import numpy as np
 import pytest
 
 import backends
+from gsm8k_core import ladder
 from gsm8k_core.batching import make_updates, pad
 from gsm8k_core.config import TrainConfig
-from gsm8k_core.types import IGNORE_INDEX, Batch, Example, Sampling, Update
+from gsm8k_core.ladder import MARGIN, RUNGS, Reading, climb
+from gsm8k_core.sides import NATS, Bench, Side
+from gsm8k_core.types import IGNORE_INDEX, Example, Update
+from tests import tiny
 from tests.backends.conftest import FakePilot
 
 pytestmark = pytest.mark.skipif(
     not all(backends.installed(name) for name in backends.PROVIDERS), reason="parity needs both backends"
 )
 
-SCORE_TOLERANCE = 3e-5  # measured: 3.4e-6 nats, the largest of all positions
-LOSS_TOLERANCE = 5e-6  # measured: 6e-7 nats per target, the first update
-CURVE_TOLERANCE = 6e-5  # measured: 7.7e-6 nats per target, the largest of nine updates
-NORM_TOLERANCE = 6e-5  # measured: 1e-5
+# Each is the candidate once, so that every control is seen to fail on each.
+ROLES = {"qwen2": ("torch", "mlx"), "llama": ("mlx", "torch")}
+# Every rung has all of these, or it was not climbed.
+VARIANTS = {
+    0: {""},
+    1: {""},
+    2: {""},
+    3: {"full", "blocks", "lora", "dora"},
+    4: {"weights", "moments"},
+    5: {"full, loss", "full, weights", "lora, loss", "lora, weights"},
+    6: {"both", "batched, one by one"},
+    7: {f"{method}, {way}" for method in ("lora", "dora") for way in ("torch -> mlx", "mlx -> torch")},
+    8: {f"{method}, {name}" for method in ("full", "lora", "dora") for name in ("torch", "mlx")},
+    9: {f"{method}, {way}" for method in ("full", "lora", "dora") for way in ("torch -> mlx", "mlx -> torch")},
+}
+
+
+def tolerance(number: int) -> float:
+    return RUNGS[number].tolerances[NATS]
+
+
+def side(name: str) -> Side:
+    return Side(name, lambda folder: backends.open(name, folder, "cpu", "float32"))
+
+
+@pytest.fixture(scope="session")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Reading]]]:
+    """Every reading with each tiny model, taken once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GSM8K_CACHE", str(tmp_path_factory.mktemp("cache")))
+        rows, found = tiny.make_rows(), {}
+        prompts = [example.tokens[: 5 + index] for index, example in enumerate(rows[:6])]
+        for kind, (reference, candidate) in ROLES.items():
+            scratch = tmp_path_factory.mktemp(kind)
+            model = tiny.make(scratch / "model", kind)
+            bench = Bench(side(reference), side(candidate), model, rows, prompts, scratch)
+            found[kind] = list(climb(bench, frozen=True))
+        yield found
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("number", sorted(ladder.ALL))
+def test_the_rung_holds_and_its_control_fails(climbed: dict[str, list[Reading]], kind: str, number: int) -> None:
+    readings = [reading for reading in climbed[kind] if reading.number == number]
+    assert {reading.variant for reading in readings} == VARIANTS[number]
+    for reading in readings:
+        assert reading.tolerance is not None
+        assert reading.error <= reading.tolerance, reading
+        assert reading.control > MARGIN * reading.tolerance, reading
 
 
 def opened(folder: Path) -> dict[str, Any]:
@@ -42,27 +93,6 @@ def train(folder: Path, name: str, updates: list[Update], **settings: Any) -> tu
     return backend, pilot
 
 
-def test_score_is_the_same(tiny_model: Path, examples: list[Example]) -> None:
-    batch = pad(examples[:4])
-    both = [backend.score(batch) for backend in opened(tiny_model).values()]
-    assert both[0].shape == (4, batch.tokens.shape[1] - 1)
-    assert both[0].dtype == np.float32
-    assert np.abs(both[0] - both[1]).max() < SCORE_TOLERANCE
-
-
-def test_a_wrong_rope_base_is_seen(tiny_model: Path, tmp_path: Path, examples: list[Example]) -> None:
-    wrong = tmp_path / "wrong"
-    shutil.copytree(tiny_model, wrong)
-    config = json.loads((wrong / "config.json").read_text())
-    base = config["rope_theta"] * 10
-    config |= {"rope_theta": base, "rope_parameters": {"rope_type": "default", "rope_theta": base}}
-    (wrong / "config.json").write_text(json.dumps(config))
-    batch = pad(examples[:4])
-    right = backends.open("torch", tiny_model, "cpu", "float32").score(batch)
-    for name in backends.PROVIDERS:
-        assert np.abs(backends.open(name, wrong, "cpu", "float32").score(batch) - right).max() > 10 * SCORE_TOLERANCE
-
-
 @pytest.mark.parametrize("missing", ["rope_theta", "rope_parameters"])
 def test_a_folder_with_either_rope_key_loads_rightly(
     tiny_model: Path, tmp_path: Path, examples: list[Example], missing: str
@@ -74,72 +104,33 @@ def test_a_folder_with_either_rope_key_loads_rightly(
     (half / "config.json").write_text(json.dumps(config))
     batch = pad(examples[:4])
     right = backends.open("torch", tiny_model, "cpu", "float32").score(batch)
-    for name in backends.PROVIDERS:
-        assert np.abs(backends.open(name, half, "cpu", "float32").score(batch) - right).max() < SCORE_TOLERANCE
+    for backend in opened(half).values():
+        assert np.abs(backend.score(batch) - right).max() < tolerance(1)
 
 
-def test_first_loss_and_target_count_are_the_same(tiny_model: Path, examples: list[Example]) -> None:
-    updates = updates_of(examples)[:1]
-    first = [train(tiny_model, name, updates)[1].stats[0] for name in backends.PROVIDERS]
-    assert (
-        first[0].num_targets == first[1].num_targets == sum(e.num_targets for e in examples if e.id in updates[0].rows)
-    )
-    assert abs(first[0].loss - first[1].loss) < LOSS_TOLERANCE
+def test_scores_have_the_shape_and_type_of_the_interface(tiny_model: Path, examples: list[Example]) -> None:
+    batch = pad(examples[:4])
+    for backend in opened(tiny_model).values():
+        scores = backend.score(batch)
+        assert scores.shape == (4, batch.tokens.shape[1] - 1)
+        assert scores.dtype == np.float32
 
 
-def test_the_loss_is_minus_the_mean_score_of_the_targets(tiny_model: Path, examples: list[Example]) -> None:
+def test_what_is_reported_of_an_update(tiny_model: Path, examples: list[Example]) -> None:
+    """The loss is minus the mean score of the targets, and both report the same gradient norm."""
     update = updates_of(examples)[0]
-    for name, backend in opened(tiny_model).items():
+    norms = []
+    for backend in opened(tiny_model).values():
         total = sum(
             float(-backend.score(batch)[batch.labels[:, 1:] != IGNORE_INDEX].sum()) for batch in update.micro_batches
         )
-        loss = train(tiny_model, name, [update])[1].stats[0].loss
-        assert abs(loss - total / update.num_targets) < LOSS_TOLERANCE
-
-
-def pad_counted(batch: Batch) -> Batch:
-    """The peers' bug: the first pad after the end of a row is trained."""
-    labels = batch.labels.copy()
-    for row in range(len(labels)):
-        after = int(np.flatnonzero(labels[row] != IGNORE_INDEX)[-1]) + 1
-        if after < labels.shape[1]:
-            labels[row, after] = batch.tokens[row, after]
-    return Batch(batch.tokens, labels)
-
-
-def test_a_counted_pad_is_seen(tiny_model: Path, examples: list[Example]) -> None:
-    update = updates_of(examples)[0]
-    wrong = replace(update, micro_batches=tuple(pad_counted(batch) for batch in update.micro_batches))
-    for name in backends.PROVIDERS:
-        right = train(tiny_model, name, [update])[1].stats[0]
-        control = train(tiny_model, name, [wrong])[1].stats[0]
-        assert control.num_targets != right.num_targets
-        assert abs(control.loss - right.loss) > 10 * LOSS_TOLERANCE
-
-
-def test_a_mean_of_means_is_seen(tiny_model: Path, examples: list[Example]) -> None:
-    update = updates_of(examples)[0]
-    for name in backends.PROVIDERS:
-        right = train(tiny_model, name, [update])[1].stats[0].loss
-        means = [
-            train(tiny_model, name, [replace(update, micro_batches=(batch,))])[1].stats[0].loss
-            for batch in update.micro_batches
-        ]
-        assert abs(sum(means) / len(means) - right) > 10 * LOSS_TOLERANCE
-
-
-@pytest.mark.parametrize("trainable", ["all", "blocks"])
-def test_nine_updates_follow_the_same_curve(tiny_model: Path, examples: list[Example], trainable: str) -> None:
-    runs = [train(tiny_model, name, updates_of(examples), trainable=trainable)[1].stats for name in backends.PROVIDERS]
-    assert max(abs(a.loss - b.loss) for a, b in zip(*runs, strict=True)) < CURVE_TOLERANCE
-    assert max(abs(a.grad_norm - b.grad_norm) for a, b in zip(*runs, strict=True)) < NORM_TOLERANCE
-
-
-def test_another_beta_is_seen_on_the_curve(tiny_model: Path, examples: list[Example]) -> None:
-    right = train(tiny_model, "torch", updates_of(examples))[1].stats
-    for name in backends.PROVIDERS:
-        other = train(tiny_model, name, updates_of(examples), adam_beta2=0.99)[1].stats
-        assert max(abs(a.loss - b.loss) for a, b in zip(right, other, strict=True)) > 10 * CURVE_TOLERANCE
+        pilot = FakePilot()
+        backend.train([update], TrainConfig(), pilot)
+        reported = pilot.stats[0]
+        assert abs(reported.loss - total / update.num_targets) < tolerance(2)
+        assert reported.num_targets == sum(row.num_targets for row in examples if row.id in update.rows)
+        norms.append(reported.grad_norm)
+    assert abs(norms[0] - norms[1]) < 6e-5  # measured: 1e-5 over nine updates
 
 
 def test_weight_decay_spares_norms_and_biases_on_both(
@@ -149,21 +140,14 @@ def test_weight_decay_spares_norms_and_biases_on_both(
 
     saved = {}
     for name in backends.PROVIDERS:
-        backend, _ = train(tiny_model, name, updates_of(examples), weight_decay=30.0)
+        backend, _ = train(tiny_model, name, updates_of(examples)[:3], weight_decay=90.0)
         backend.save(tmp_path / name)
         saved[name] = load_file(tmp_path / name / "model.safetensors")
     before = load_file(tiny_model / "model.safetensors")
     for tensors in saved.values():
-        assert np.abs(tensors["model.norm.weight"] - before["model.norm.weight"]).max() < 0.02  # nine steps of 1e-3
+        assert np.abs(tensors["model.norm.weight"] - before["model.norm.weight"]).max() < 0.01  # three steps of 1e-3
         shrunk = np.abs(tensors["model.layers.0.mlp.up_proj.weight"]).mean()
         assert shrunk < 0.9 * np.abs(before["model.layers.0.mlp.up_proj.weight"]).mean()
-
-
-def test_greedy_tokens_are_the_same(tiny_model: Path, examples: list[Example]) -> None:
-    prompts = [example.tokens[: 5 + index] for index, example in enumerate(examples[:6])]
-    both = [dict(backend.generate(prompts, Sampling(24, 4))) for backend in opened(tiny_model).values()]
-    assert both[0] == both[1]
-    assert any(completion.finish_reason == "length" for completion in both[0].values())
 
 
 def test_what_one_saves_the_other_opens(tiny_model: Path, examples: list[Example], tmp_path: Path) -> None:
@@ -171,6 +155,5 @@ def test_what_one_saves_the_other_opens(tiny_model: Path, examples: list[Example
     for name in backends.PROVIDERS:
         backend, _ = train(tiny_model, name, updates_of(examples)[:2])
         backend.save(tmp_path / name)
-        for other in backends.PROVIDERS:
-            found = backends.open(other, tmp_path / name, "cpu", "float32").score(batch)
-            assert np.abs(found - backend.score(batch)).max() < SCORE_TOLERANCE
+        for other in opened(tmp_path / name).values():
+            assert np.abs(other.score(batch) - backend.score(batch)).max() < tolerance(1)

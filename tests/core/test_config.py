@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
 import cli
-from gsm8k_core.config import DEMO_PROFILE, TrainConfig, parse_duration, with_profile
+import gsm8k_core
+from gsm8k_core.config import DEMO_PROFILE, EvalConfig, TrainConfig, with_profile
+from gsm8k_core.settings import parse_duration
 from gsm8k_core.types import UsageError
 
 
@@ -52,14 +55,17 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
     ("line", "says"),
     [
         ("train --max-sample 3", "no flag --max-sample; did you mean --max-samples?"),
-        ("train --max-samples x", "Error parsing --max-samples"),
+        ("train --max-samples x", "--max-samples must be a whole number (got 'x')"),
         ("train --max-samples -2", "--max-samples must be greater than zero, or -1 for all (got -2)"),
-        ("train --dtype float16", "invalid choice 'float16'"),
+        ("train --dtype float61", "--dtype takes 'auto', 'float32', 'bfloat16', 'float16' (got 'float61')"),
         ("train --max-time soon", "--max-time"),
         ("train --learning-rate nan", "--learning-rate"),
         ("trian", "there is no verb 'trian' (there are train"),
-        ("eval --max-samples", "Missing value for argument '--max-samples'"),
-        ("train surplus", "surplus"),
+        ("eval --max-samples", "--max-samples needs a value"),
+        ("train surplus", "there is no place for surplus"),
+        ("train --learning-rate x", "--learning-rate must be a number (got 'x')"),
+        ("train --config gone.yaml", "--config gone.yaml cannot be read (No such file or directory)"),
+        ("eval --max-samples 3 --all", "give --max-samples or --all, not both"),
     ],
 )
 def test_a_bad_line_is_one_clear_line(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,9 +80,12 @@ def test_a_bad_line_is_one_clear_line(line: str, says: str, capsys: pytest.Captu
     ("text", "says"),
     [
         ("max_sampels: 3", "there is no setting 'max_sampels'; did you mean max_samples?"),
-        ("max_samples: many", "--max-samples"),
+        ("max_samples: many", "c.yaml: max_samples must be a whole number (got 'many')"),
+        ("max_samples:", "c.yaml: max_samples must be a whole number (got nothing)"),
+        ("zebra: 1", "there is no setting 'zebra'; train has adam_beta1, adam_beta2, "),
         ("- 1", "must hold keys and values"),
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML (line 1: "),
+        ("[" * 3000, "is not YAML"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +94,51 @@ def test_a_bad_file_is_one_clear_line(text: str, says: str, tmp_path: Path, caps
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_a_file_that_is_not_text_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"model: \xff")
+    assert cli.main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "c.yaml is not UTF-8 text; save it as UTF-8" in capsys.readouterr().err
+
+
+def test_a_flag_stands_against_the_other_way_to_say_it_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("all: true\nseed: 3\n")
+    config, _ = cli.parse(["eval", "--config", str(tmp_path / "c.yaml"), "--max-samples", "7"])
+    assert isinstance(config, EvalConfig)
+    assert (config.num_problems, config.seed) == (7, 3)
+    (tmp_path / "c.yaml").write_text("max_samples: 3\n")
+    config, _ = cli.parse(["eval", "--config", str(tmp_path / "c.yaml"), "--all"])
+    assert isinstance(config, EvalConfig)
+    assert config.num_problems is None
+
+
+@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+def test_help_fits_in_80_columns_and_names_no_none(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        cli.main(["help", verb] if verb else ["help"])
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: python cli.py {verb}")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "None" not in out
+    assert "(default: )" not in out
+    assert "''" not in out
+
+
+def test_help_names_the_values_of_the_demo_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, value in DEMO_PROFILE.items():
+        assert f"--{name.replace('_', '-')} {value}" in out
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gsm8k-finetune {gsm8k_core.__version__}\n"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7200", 7200), ("90s", 90), ("1.5h", 5400), ("10m", 600)])

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.curves import Curve, last_update, metrics_file, read_curves, read_runs
+from gsm8k_core.curves import (
+    Curve,
+    failed,
+    last_update,
+    metrics_file,
+    read_curves,
+    read_failure,
+    read_runs,
+    shown_loss,
+)
 from gsm8k_core.types import DataError
 
 LINES = [
@@ -73,9 +82,39 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     assert len(str(error.value)) < 300
 
 
-def test_numbers_that_no_float_holds_are_not_finite(tmp_path: Path) -> None:
-    path = write(tmp_path, [f'{{"event": "update", "update": 1, "loss": 1{"0" * 400}, "rate": 1e999}}'])
-    assert all(math.isnan(curve.values[0]) for curve in read_curves(path).values())
+def test_numbers_that_no_float32_holds_are_not_finite(tmp_path: Path) -> None:
+    line = f'{{"event": "update", "update": 1, "loss": 1{"0" * 400}, "rate": 1e999, "grad_norm": -1.7e308}}'
+    assert all(math.isnan(curve.values[0]) for curve in read_curves(write(tmp_path, [line])).values())
+
+
+def test_the_largest_numbers_can_be_smoothed(tmp_path: Path) -> None:
+    lines = [f'{{"event": "update", "update": {n}, "loss": 3.4e38}}' for n in (1, 2, 3)]
+    assert read_curves(write(tmp_path, lines))["loss"].smooth(3).values == pytest.approx([3.4e38] * 3)
+
+
+def test_why_a_run_failed_is_read_from_its_events(tmp_path: Path) -> None:
+    fell = [*LINES, '{"event": "failed", "reason": "update 4: loss\\nnan", "elapsed": 3.0}']
+    assert read_failure(write(tmp_path, fell)) == "update 4: loss nan"
+    assert read_failure(write(tmp_path, [*fell, '{"event": "resume", "update": 3}'])) is None
+    assert read_failure(write(tmp_path, [*LINES, '{"event": "failed"}'])) is None
+
+
+def test_why_a_run_failed_is_read_from_its_manifest(tmp_path: Path) -> None:
+    path = write(tmp_path, LINES)
+    (tmp_path / "run.json").write_text('{"status": "failed", "outcome": {"reason": "MemoryError"}}')
+    assert read_failure(path) == "MemoryError"
+    (tmp_path / "run.json").write_text('{"status": "done", "outcome": {"reason": "done"}}')
+    assert read_failure(path) is None
+
+
+def test_a_failure_in_words() -> None:
+    assert failed("update 1: loss nan") == "failed at update 1: loss nan"
+    assert failed("the disk is full") == "failed: the disk is full"
+
+
+def test_a_loss_in_a_column_stays_narrow() -> None:
+    shown = [shown_loss(loss) for loss in (None, 0.12345, 99999.0, -3.4e38, 1.7e308)]
+    assert shown == ["-", "0.123", "99999.000", "-3.40e+38", "1.70e+308"]
 
 
 def test_smoothing_is_a_mean_over_what_went_before() -> None:
@@ -89,8 +128,8 @@ def test_the_summary_counts_what_is_not_finite(tmp_path: Path) -> None:
     write(tmp_path / "a", LINES)
     (run,) = read_runs([tmp_path / "a"])
     assert run.summary() == {
-        "run": str(tmp_path / "a"), "name": "a", "updates": 3, "not_finite": 1, "first_loss": 3.0, "last_loss": 1.0,
-        "min_loss": 1.0, "dev_accuracy": 0.25,
+        "run": str(tmp_path / "a"), "name": "a", "failure": None, "updates": 3, "not_finite": 1, "first_loss": 3.0,
+        "last_loss": 1.0, "min_loss": 1.0, "dev_accuracy": 0.25,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from gsm8k_core.data import (
     read_jsonl,
     require_data,
     strip_annotations,
+    training_rows,
 )
 from gsm8k_core.types import DataError, Problem
 
@@ -138,10 +139,10 @@ def test_odd_but_legal_characters_are_kept(tmp_path: Path) -> None:
 GOOD = b'{"question": "q", "answer": "#### 1"}\n'
 BAD: dict[str, tuple[bytes, str]] = {
     "cut": (b'{"question": "q", "ans\n', "not valid JSON"),
-    "array": (b"[1]\n", "not a JSON object"),
-    "number": (b"3\n", "not a JSON object"),
+    "array": (b"[1]\n", ", not an object"),
+    "number": (b"3\n", ", not an object"),
     "deep": (b"[" * 100_000 + b"\n", "not valid JSON"),
-    "digits": (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}\n", "not valid JSON"),
+    "digits": (b'{"question": "q", "answer": ' + b"9" * 5000 + b"}\n", "'answer' is a number, not a text"),
     "nan": (b'{"question": "q", "answer": NaN}\n', "NaN is not JSON"),
     "key twice": (b'{"question": "q", "question": "r", "answer": "#### 1"}\n', "a key stands twice"),
     "nul": (b'{"question": "q\0", "answer": "#### 1"}\n', "a NUL byte"),
@@ -151,9 +152,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "utf-16": ('{"question": "q"}\n'.encode("utf-16"), "a NUL byte"),
     "no question": (b'{"answer": "#### 1"}\n', "no 'question'"),
     "no answer": (b'{"question": "q"}\n', "no 'answer'"),
-    "null": (b'{"question": null, "answer": "#### 1"}\n', "'question' is NoneType, not text"),
-    "answer a number": (b'{"question": "q", "answer": 1}\n', "'answer' is int, not text"),
-    "question a list": (b'{"question": ["q"], "answer": "#### 1"}\n', "'question' is list, not text"),
+    "null": (b'{"question": null, "answer": "#### 1"}\n', "'question' is null, not a text"),
+    "answer a number": (b'{"question": "q", "answer": 1}\n', "'answer' is a number, not a text"),
+    "question a list": (b'{"question": ["q"], "answer": "#### 1"}\n', "'question' is a list, not a text"),
     "blank question": (b'{"question": " ", "answer": "#### 1"}\n', "'question' is empty"),
     "no gold": (b'{"question": "q", "answer": "one"}\n', ""),
     "two golds": (b'{"question": "q", "answer": "#### 1\\n#### 2"}\n', ""),
@@ -313,3 +314,12 @@ def test_the_real_gsm8k_loads_whole() -> None:
     assert all(float(problem.gold).is_integer() for problem in (*data.train, *data.test))
     assert not any("<<" in strip_annotations(problem.answer) for problem in data.train)
     assert len(carve_dev(data.train)[1]) == 200
+
+
+def test_train_takes_the_first_rows_after_the_dev_split() -> None:
+    problems = [Problem(f"train-{n}", f"q {n}", f"<<1+{n}={1 + n}>>\n#### {n}", str(n)) for n in range(400)]
+    train, dev = carve_dev(problems)
+    assert dev
+    assert training_rows(problems, -1, "keep") == (train, dev)
+    assert training_rows(problems, 5, "keep") == (train[:5], dev)
+    assert [problem.answer for problem in training_rows(problems, 1, "strip")[0]] == [f"\n#### {train[0].gold}"]

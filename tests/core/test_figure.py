@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 
 from gsm8k_core.curves import Curve, RunCurves
-from gsm8k_core.figure import SEVERAL, check_picture, save_picture, sketch
+from gsm8k_core.figure import MOST_RUNS, SEVERAL, _look, check_picture, save_picture, sketch
 from gsm8k_core.types import PreflightError, StorageError, UsageError
 
 
@@ -71,6 +72,7 @@ def test_a_picture_of_many_odd_runs(tmp_path: Path) -> None:
     names = ["_hidden", "$x$", "<script>alert(1)</script>", "\x1b[31m", "日本", *(f"run-{n}" for n in range(5))]
     runs = [falling(name, 3 + n, 2.0 + n) for n, name in enumerate(names)]
     runs.append(RunCurves("empty", Path("empty"), {"loss": Curve([1], [math.nan])}))
+    (tmp_path / "new").mkdir()
     for name in ("new/plot.png", "new/plot.svg", "new/plot.svg"):
         save_picture(runs, tmp_path / name, smooth=3)
     assert (tmp_path / "new/plot.png").read_bytes().startswith(b"\x89PNG")
@@ -85,3 +87,22 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="give another --output"):
         save_picture([falling("a", 3)], tmp_path / "file" / "plot.png", smooth=1)
+
+
+def test_a_picture_needs_a_folder_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    for name, says in (
+        ("gone/a.png", "gone does not exist; make it first"), ("file/a.png", "file is not a folder; make it first"),
+        ("folder.png", "folder.png is a folder; give a file"),
+    ):  # fmt: skip
+        with pytest.raises(StorageError, match=says):
+            check_picture(tmp_path / name)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_equal_runs_can_be_told_apart() -> None:
+    """The next run's line has gaps where the last one's has none, and no two look the same."""
+    looks = [(_look(number)["color"], _look(number)["linestyle"]) for number in range(MOST_RUNS)]
+    assert len(set(looks)) == MOST_RUNS
+    assert all(one[1] != other[1] for one, other in itertools.pairwise(looks))

@@ -53,6 +53,8 @@ def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:
     run = create(tmp_path / "run", {})
     assert run_of_model(run.folder / "model") == run.folder
     assert run_of_model(run.folder / "checkpoints" / "update-000002") == run.folder
+    assert run_of_model(run.folder / "checkpoints" / "update-000002" / "model") == run.folder
+    assert run_of_model(run.folder / "checkpoints" / "update-000002" / "model" / "deeper") is None
     assert run_of_model(tmp_path) is None
 
 
@@ -60,6 +62,12 @@ def test_the_default_folder_tells_when_and_which_model() -> None:
     now = datetime.datetime(2026, 11, 22, 9, 5, 1)
     assert default_folder("Qwen/Qwen2.5-0.5B-Instruct", now) == Path("runs/20261122-090501-Qwen2.5-0.5B-Instruct")
     assert default_folder("../a b/", now) == Path("runs/20261122-090501-a-b")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"status": "run', b"\xff", b"[" * 200_000])
+def test_a_damaged_manifest_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    assert read_manifest(tmp_path) is None
 
 
 def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from gsm8k_core.config import TrainConfig
 from gsm8k_core.runs import Run, create
-from gsm8k_core.sinks import WAITING, Limits, Sinks, check_sinks, installed, load_wandb_key, open_sinks
+from gsm8k_core.sinks import WAITING, Limits, Sinks, _secrets, check_sinks, installed, load_wandb_key, open_sinks
 from gsm8k_core.trackers import measures
 from gsm8k_core.types import StepEvent, UsageError
 from tests import stub_sinks
@@ -133,6 +133,36 @@ def test_its_own_children_are_ended_with_it(run: Run, monkeypatch: pytest.Monkey
     assert said == ["wandb    kept in stub.json"]  # ended with the run: nothing to say
 
 
+def test_a_child_that_outlives_its_tracker_is_ended(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(run, monkeypatch, stub_sinks.EndsWithAChild, [], Limits(20, 20)) as sinks:
+        sinks.event(UPDATES[0])
+    assert run.manifest["trackers"]["wandb"]["failure"] is None
+    pid = int((run.folder / "stub.json").read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and is_alive(psutil.Process(pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not (psutil.pid_exists(pid) and is_alive(psutil.Process(pid)))
+
+
+def test_the_reserve_holds_what_is_left_of_the_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sinks = opened(run, monkeypatch, stub_sinks.Good, said := [], Limits(start=30.0, close=7.0))
+    assert 30.0 < sinks.reserve <= 37.0
+    deadline = time.monotonic() + 20
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert sinks.reserve == 7.0
+    sinks.close()
+
+
+def test_passwords_where_wandb_looks_for_its_key_are_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password in-dot-netrc\n")
+    (tmp_path / "_netrc").write_text("machine broken password\n")  # what cannot be read is W&B's to complain about
+    (tmp_path / "other").write_text("machine a login b password in-other-netrc\nmachine c login d password short\n")
+    found = _secrets({"NETRC": str(tmp_path / "other"), "WANDB_API_KEY": "in-environment", "PATH": "/bin"})
+    assert sorted(found) == ["in-dot-netrc", "in-environment", "in-other-netrc"]
+
+
 def test_what_cannot_be_started_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("sys.executable", "/nowhere/python")
@@ -171,6 +201,9 @@ def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest
     assert installed("json")
 
 
+KEY = "local-0123456789abcdef0123456789abcdef01234567"
+
+
 def key_file(tmp_path: Path, content: bytes, mode: int = 0o600) -> Path:
     path = tmp_path / "key"
     path.write_bytes(content)
@@ -178,12 +211,28 @@ def key_file(tmp_path: Path, content: bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_the_key_is_the_first_line_that_is_not_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{key}",
+        "\n  \r\n {key} \nother\n",
+        "\ufeff{key}\r\n",
+        "# my key\n\n{key}",
+        "WANDB_API_KEY={key}",
+        "\ufeff# of W&B\nexport WANDB_API_KEY='{key}'\n",
+        'WANDB_API_KEY = "{key}"',
+    ],
+)
+def test_the_key_is_the_first_line_that_says_anything(tmp_path: Path, content: str) -> None:
     said: list[str] = []
-    assert load_wandb_key(key_file(tmp_path, b"\n  \r\n abc123 \nother\n"), said.append) == "abc123"
+    assert load_wandb_key(key_file(tmp_path, content.format(key=KEY).encode()), said.append) == KEY
     assert said == []
-    path = key_file(tmp_path, b"abc123", 0o644)
-    assert load_wandb_key(path, said.append) == "abc123"
+
+
+def test_a_key_that_others_can_read_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = key_file(tmp_path, KEY.encode(), 0o644)
+    assert load_wandb_key(path, said.append) == KEY
     assert said == [f"wandb    others can read {path}; chmod 600 {path}"]
 
 
@@ -192,8 +241,13 @@ def test_the_key_is_the_first_line_that_is_not_empty(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"s3cret key", "holds no key"),
-        (b"s3cret\x00", "holds no key"),
+        (b"\xef\xbb\xbf# only a comment\n", "is empty"),
+        (b"s3cret key", "holds no W&B key"),
+        (b"s3cret\x00", "holds no W&B key"),
+        (b"s3cret-too-short", "holds no W&B key"),
+        (b"HF_TOKEN=hf_s3cret0123456789abcdef0123456789abcdef", "holds no W&B key"),
+        (b"WANDB_API_KEY='s3cret0123456789abcdef0123456789abcdef012", "holds no W&B key"),
+        ("s3cret\u00e90123456789abcdef0123456789abcdef012".encode(), "holds no W&B key"),
         (b"s3cret\xff\xfe", "cannot be read"),
     ],
 )
@@ -211,8 +265,14 @@ def test_a_bad_key_file_is_refused_and_not_shown(
 def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a file"):
         load_wandb_key(tmp_path / "gone", print)
+
+
+@pytest.mark.parametrize("given", [KEY, f"WANDB_API_KEY={KEY}", f"export WANDB_API_KEY='{KEY}'", KEY * 20])
+@pytest.mark.parametrize("settings", [{}, {"report_to": "wandb", "no_wandb": True}, {"report_to": "wandb"}])
+def test_the_key_itself_is_refused_whatever_is_reported_to(given: str, settings: dict[str, object]) -> None:
+    """The run folder keeps every setting, and the command: it must not get that far."""
     with pytest.raises(UsageError, match="not the key itself") as error:
-        load_wandb_key(Path("0123456789abcdef0123456789abcdef01234567"), print)
+        check_sinks(TrainConfig(wandb_key_file=Path(given), **settings), print)
     assert "0123" not in str(error.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
-from gsm8k_core.sources import Pair, choose_pair
+from gsm8k_core.sources import NAMED, Pair, choose_pair
 from gsm8k_core.types import DataError
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -77,7 +77,7 @@ def test_they_fall_back_together(cached: str, hub: Any) -> None:
 def test_a_given_name_stays(hub: Any) -> None:
     pair = choose(QWEN, GSM8K)
     assert names(pair) == (QWEN, GSM8K, False)
-    assert (pair.model_choice.reason, pair.data_choice.reason) == ("given with --model", "given with --data")
+    assert (pair.model_choice.reason, pair.data_choice.reason) == (NAMED, NAMED)
     hub.stop()
     assert names(choose("embedded", "generated")) == ("embedded", "generated", False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.tracking import MetricsFile, Terminal, clock, printable
+from gsm8k_core.tracking import MetricsFile, Terminal, clock, counted, printable, wrapped
 from gsm8k_core.types import StepEvent
 
 
@@ -28,6 +28,53 @@ def test_each_event_is_one_line_of_strict_json(tmp_path: Path) -> None:
 
 def test_control_characters_are_replaced() -> None:
     assert printable("a\x1b[31mb\n\x07c") == "a\N{REPLACEMENT CHARACTER}[31mb\n\N{REPLACEMENT CHARACTER}c"
+
+
+def test_tabs_and_spaces_of_any_width_are_text() -> None:
+    kept = "1\N{NO-BREAK SPACE}000\t\N{NARROW NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}"
+    assert printable(kept) == kept
+    assert printable("\N{LINE SEPARATOR}\N{RIGHT-TO-LEFT OVERRIDE}") == 2 * "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_long_line_goes_on_under_its_words() -> None:
+    assert wrapped("model    one two three", 16) == "model    one two\n         three"
+    assert wrapped("short\n\n  and indented", 16) == "short\n\n  and indented"
+
+
+def test_a_path_and_a_command_are_never_broken() -> None:
+    path = "runs/" + "x" * 30
+    assert wrapped(f"model    in {path}", 20).splitlines()[-1].strip() == path
+    command = "python cli.py compare --trained-model runs/a"
+    assert wrapped(f"next     {command}; more", 20).splitlines()[1] == f"         {command};"
+
+
+def test_lines_are_broken_for_a_terminal_and_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    line = "model    " + "word " * 40 + "end"
+    Terminal(json_only=False).say(line)
+    assert capsys.readouterr().out == line + "\n"
+    monkeypatch.setenv("COLUMNS", "80")
+    Terminal(json_only=False).say(line)
+    assert 70 < max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_table_has_no_spaces_at_the_ends_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(json_only=False).table(["run", "loss"], [["a", "1.5"], ["a longer one", ""]])
+    assert [line for line in capsys.readouterr().out.splitlines() if line != line.rstrip()] == []
+
+
+def test_what_was_said_in_full_is_said_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(json_only=False)
+    for _ in range(2):
+        terminal.say_again("all of it", "short")
+    assert capsys.readouterr().out == "all of it\nshort\n"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 answers"), (1, "1 answer"), (1319, "1,319 answers")])
+def test_one_is_not_many(count: int, text: str) -> None:
+    assert counted(count, "answer") == text
 
 
 def test_json_mode_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str]) -> None:

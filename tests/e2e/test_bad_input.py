@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from gsm8k_core.types import DivergedError
 from tests import tiny
 from tests.e2e.conftest import ROOT, Run
 
@@ -25,7 +27,7 @@ TRAIN = ("train", "--model", "{model}", "--data", "{data}")
         (("train", "--data", "missing.jsonl", "--model", "{model}"), 4, "missing.jsonl"),
         (("train", "--data", "some/unknown-data", "--model", "{model}"), 4, "some/unknown-data"),
         ((*TRAIN, "--backend", "mlx", "--device", "cuda"), 3, "--device cuda"),
-        ((*TRAIN, "--backend", "mlx", "--dtype", "bfloat16"), 3, "--dtype bfloat16"),
+        ((*TRAIN, "--backend", "torch", "--device", "cpu", "--dtype", "float16"), 3, "--dtype float16"),
         (("train", "--max-samples", "0"), 2, "greater than zero"),
         (("train", "--seed", "5000000000"), 2, "--seed"),
         (("train", "--weight-decay", "inf"), 2, "--weight-decay"),
@@ -34,6 +36,14 @@ TRAIN = ("train", "--model", "{model}", "--data", "{data}")
         (("eval", "--model", "{data}"), 4, "config.json"),
         (("compare",), 2, "--trained-model"),
         (("compare", "--trained-model", "{model}", "--data", "{data}"), 2, "--base-model"),
+        (("compare", "--trained-model", "./gone/run"), 4, "--trained-model (python cli.py runs lists your runs)"),
+        (
+            ("compare", "--trained-model", "some/gone", "--data", "{data}"),
+            4,
+            "error: --trained-model: model 'some/gone'",
+        ),
+        (("compare", "--trained-model", "runs/nope"), 4, "runs/nope: there is no such folder; give"),
+        (("compare", "--trained-model", "{data}/nope"), 4, "data/nope: there is no such folder; give"),
     ],
 )
 def test_one_clear_line_and_the_documented_code(
@@ -89,17 +99,21 @@ def test_an_output_folder_with_anything_in_it_is_refused_and_left_alone(run: Run
 
 
 def test_a_run_that_fails_later_says_so_in_its_manifest(
-    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend_name: str, run: Run, data: Path, tmp_path: Path
 ) -> None:
-    import backends
-
-    def broken(*unused: object) -> None:
-        raise DivergedError("update 3: loss nan")
-
-    monkeypatch.setattr(backends, "open", broken)
-    assert run("train", "--model", model, "--data", data, "--output-dir", "out").returncode == 5
+    broken = tiny.make(tmp_path / "broken", "llama")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    done = run(
+        "train", "--model", broken, "--data", data, "--backend", backend_name, "--dtype", "float32",
+        "--device", "cpu", "--output-dir", "out",
+    )  # fmt: skip
     manifest = json.loads((tmp_path / "out/run.json").read_text())
-    assert (manifest["status"], manifest["outcome"]["reason"]) == ("failed", "update 3: loss nan")
+    assert done.returncode == 5
+    assert manifest["status"] == "failed"
+    assert manifest["outcome"]["reason"] in done.stderr
+    assert "nan" in manifest["outcome"]["reason"]
 
 
 def test_a_launcher_with_several_processes_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +143,49 @@ def test_help_imports_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_json_keeps_stdout_whatever_a_library_prints(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from verbs import runs
+
+    def noisy(config: object, context: Any) -> int:
+        print("[INFO] from Python")
+        os.write(1, b"from below Python\n")
+        subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
+        context.terminal.result({"a": 1})
+        return 0
+
+    monkeypatch.setattr(runs, "run", noisy)
+    done = run("runs", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"a": 1})
+    assert {"[INFO] from Python", "from below Python", "from a child"} <= set(done.stderr.splitlines())
+    assert "[INFO] from Python" in run("runs").stdout  # and only with --json
+
+
+def test_json_is_json_with_wandb_offline(model: Path, data: Path, tmp_path: Path) -> None:
+    """transformers greets on stdout when it is imported with this variable set."""
+    command = [sys.executable, str(ROOT / "cli.py"), "eval", "--model", str(model), "--data", str(data)]
+    done = subprocess.run(
+        [*command, "--backend", "torch", "--max-samples", "1", "--max-new-tokens", "2", "--json"],
+        cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["n"] == 1
+    assert "WANDB offline" in done.stderr  # or this proves nothing
+
+
+def test_a_stdout_that_is_not_utf8_is_written_to_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "runs", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"],
+        cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"no runs under caf?" in done.stdout
+
+
+def test_reasons_do_not_blame_a_flag_for_what_the_file_says(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"model: {model}\ndata: {data}\n")
+    done = run("inspect", "--config", "c.yaml")
+    assert "train: you named it;" in " ".join(done.stdout.split())
+    assert "--data" not in done.stdout

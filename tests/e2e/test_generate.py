@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gsm8k_core.config import GenerateConfig
+from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import Completion
 from tests.e2e.conftest import Run
+from verbs.demo import banner
+from verbs.generate import Answers, _Writer
 
 QUESTION = "Tom has 4 apples . he buys 3 more . how many ?"
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
 def answers(run: Run, *arguments: object) -> list[dict[str, object]]:
@@ -44,13 +55,74 @@ def test_sampling_is_the_same_for_the_same_seed_on_both_backends(run: Run, model
 
 
 def test_a_piped_question_is_read(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(QUESTION + "\n"))
-    assert answers(run, "--model", model)[0]["question"] == QUESTION
+    pipe(monkeypatch, QUESTION.encode() + b"\n\nhow many apples ?\n")
+    assert [answer["question"] for answer in answers(run, "--model", model)] == [QUESTION, "how many apples ?"]
+    for way in (("-",), ("--file", "-")):
+        pipe(monkeypatch, json.dumps({"question": QUESTION}).encode())
+        assert [answer["question"] for answer in answers(run, *way, "--model", model)] == [QUESTION]
+
+
+def test_stdout_holds_answers_and_nothing_else(run: Run, model: Path) -> None:
+    done = run("generate", QUESTION, "--model", model, "--max-new-tokens", 1, "-v", "--dtype", "float32")
+    assert "backend" not in done.stdout
+    assert "cut at --max-new-tokens 1" not in done.stdout
+    assert "(cut at --max-new-tokens 1)" in done.stderr
+    assert done.stderr.startswith("backend")
+
+
+def test_each_answer_is_shown_as_soon_as_it_can_be() -> None:
+    shown: list[str] = []
+
+    class Terminal:
+        def verbatim(self, text: str) -> None:
+            shown.append(text)
+
+    class Letters:
+        def decode(self, tokens: list[int], **unused: object) -> str:
+            return "".join(map(chr, tokens))
+
+    class Backend:
+        def generate(self, *unused: object) -> Iterator[tuple[int, Completion]]:
+            yield 1, Completion((98,), "stop")
+            assert shown == []
+            yield 0, Completion((97,), "length")
+            assert shown == ["? first\na\n(cut at --max-new-tokens 512)\n", "? second\nb\n"]
+            raise KeyboardInterrupt
+
+    made: Any = (GenerateConfig(), Backend(), Letters(), Terminal(), Terminal())
+    with pytest.raises(KeyboardInterrupt):
+        Answers(*made).answer(["first", "second", "third"], [(1,), (1,), (1,)])
+    assert len(shown) == 2
+
+
+def test_a_character_that_is_never_finished_is_shown_at_the_end() -> None:
+    class Half:
+        def decode(self, tokens: list[int], **unused: object) -> str:
+            return "x" * len(tokens) + "\N{REPLACEMENT CHARACTER}"
+
+    written: list[str] = []
+    writer = _Writer(Half(), hide=False, write=written.append)  # type: ignore[arg-type]
+    writer.token(0, 1)
+    writer.end()
+    assert "".join(written) == "x\N{REPLACEMENT CHARACTER}\n"
+
+
+def test_the_demo_model_is_named_once_on_stderr_and_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    banner(Terminal(json_only=True))
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert len(err) <= 81
+
+
+def test_the_way_to_the_real_model_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(json_only=False)
+    banner(terminal, "the Hub could not be reached")
+    assert "python cli.py train --model Qwen" in capsys.readouterr().out
+    banner(terminal, "the Hub could not be reached")
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_marks_can_be_hidden_while_streaming(capsys: pytest.CaptureFixture[str]) -> None:
-    from verbs.generate import _Writer
-
     class Letters:
         def decode(self, tokens: list[int], **unused: object) -> str:
             return "".join(map(chr, tokens))
@@ -71,12 +143,34 @@ def test_marks_can_be_hidden_while_streaming(capsys: pytest.CaptureFixture[str])
         (("--file", "gone.txt"), 4, "gone.txt"),
         (("--file", "bad.jsonl"), 4, "bad.jsonl:1"),
         (("x", "--temperature", "-1"), 2, "--temperature"),
+        (("   ",), 2, "the question is blank"),
+        (("Tom \udcff has",), 2, "not UTF-8 text"),
+        (("--file", "half.jsonl"), 4, "half.jsonl:1: the question has a NUL or half a surrogate pair"),
+        (("--file", "bad.JSONL"), 4, "bad.JSONL:1"),
+        (("--file", "bytes.txt"), 4, "bytes.txt:1: not UTF-8 (byte 5"),
+        (("many " * 600,), 4, "is too long: this model reads 512"),
     ],
 )
 def test_bad_input_is_one_clear_line(
     run: Run, model: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"q": 1}\n')
+    (tmp_path / "bad.JSONL").write_text('{"q": 1}\n')
+    (tmp_path / "half.jsonl").write_text('{"question": "\\ud800"}\n')
+    (tmp_path / "bytes.txt").write_bytes(b"Tom \xff\xfe has")
     done = run("generate", *arguments, "--model", model)
-    assert done.returncode == code
+    assert done.returncode == code, done.stderr
     assert says in done.stderr
+
+
+def test_a_line_separator_does_not_end_a_question(run: Run, model: Path, tmp_path: Path) -> None:
+    question = "Tom has \N{LINE SEPARATOR} 4 apples"
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": question}, ensure_ascii=False), encoding="utf-8")
+    assert [answer["question"] for answer in answers(run, "--file", "q.jsonl", "--model", model)] == [question]
+
+
+def test_piped_bytes_that_are_no_text_are_refused(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, b"Tom \xff\xfe has")
+    done = run("generate", "--model", model)
+    assert done.returncode == 4
+    assert "stdin:1: not UTF-8" in done.stderr

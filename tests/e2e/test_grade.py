@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -84,7 +85,29 @@ def test_a_utf8_mark_crlf_and_blank_lines_do_no_harm(run: Run, tmp_path: Path) -
     assert json.loads(run("grade", "c.jsonl", "--json").stdout)["rules"]["strict"]["correct"] == 1
 
 
-@pytest.mark.parametrize("gold", ["18", "18.0", "1.8e1", '"18"', '" 18 "', '"#### 18"'])
+def test_fields_that_are_not_used_may_hold_anything(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"completion": "#### 5", "gold": 5, "logprob": -Infinity, "x": 1, "x": 2}')
+    done = run("grade", "c.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rules"]["strict"]["correct"] == 1
+
+
+def test_a_dash_is_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"completion": "#### 5", "gold": 5}\n{}\n')))
+    assert "stdin:2: no 'completion'" in run("grade", "-").stderr
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"completion": "#### 5", "gold": 5}\n')))
+    assert json.loads(run("grade", "-", "--json").stdout)["n"] == 1
+
+
+def test_a_missing_folder_is_refused_before_anything_is_graded(run: Run, tmp_path: Path) -> None:
+    done = run("grade", write(tmp_path / "c.jsonl", ROWS), "--records", "gone/out.jsonl")
+    assert done.returncode == 7
+    assert "there is no folder gone" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("gold", ["18", "18.0", "1.8e1", '"18"', '" 18 "', '"#### 18"', '"18.0"', '"$18"'])
 def test_a_gold_can_be_written_in_several_ways(run: Run, tmp_path: Path, gold: str) -> None:
     (tmp_path / "c.jsonl").write_text(f'{{"completion": "#### 18", "gold": {gold}}}')
     rules = json.loads(run("grade", "c.jsonl", "--json").stdout)["rules"]

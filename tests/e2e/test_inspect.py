@@ -33,8 +33,31 @@ def test_it_reports_even_when_everything_would_be_lost(run: Run, tokenizer_folde
     done = run("inspect", "--model", tokenizer_folder, "--data", data, "--max-length", "16", "--show", "1")
     assert done.returncode == 0
     assert "60 rows (100 %) are longer" in done.stdout
-    assert "train    would refuse: every row is longer than --max-length 16" in done.stdout
+    assert "and refuse: every row is longer than --max-length 16" in " ".join(done.stdout.split())
     assert "longer than 16, train leaves it out" in done.stdout
+
+
+def test_the_verdict_is_about_the_rows_that_train_takes(run: Run, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Train takes 1,500 of these rows, all short; most of the 3,200 are long."""
+    lines = []
+    for n in range(3200):
+        words = " apples" * (0 if n < 1600 else 200)
+        lines.append(json.dumps({"question": f"how many {n}{words} ?", "answer": f"{n}\n#### {n}"}) + "\n")
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    done = run("inspect", "--model", tokenizer_folder, "--data", "rows.jsonl", "--max-length", 64, "--json")
+    result = json.loads(done.stdout)
+    assert (result["rows"], result["longer_than_max_length"]) == (3200, 1600)
+    assert (result["train_rows"], result["train_would_refuse"]) == (1500, None)
+    assert "would take 1,500 rows" in done.stderr
+    less = run("inspect", "--model", tokenizer_folder, "--data", "rows.jsonl", "--max-samples", 5, "--json")
+    assert (json.loads(less.stdout)["rows"], json.loads(less.stdout)["train_rows"]) == (5, 5)
+
+
+def test_nothing_is_said_of_train_where_test_is_looked_at(run: Run, tokenizer_folder: Path, data: Path) -> None:
+    done = run("inspect", "--model", tokenizer_folder, "--data", data, "--split", "test", "--max-length", 16)
+    assert "train    " not in done.stdout
+    assert "leaves it out" not in done.stdout
+    assert "longer than 16" in done.stdout
 
 
 def test_rows_read_without_colours_in_80_columns(run: Run, tokenizer_folder: Path, data: Path) -> None:

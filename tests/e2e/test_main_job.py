@@ -40,10 +40,12 @@ def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp
     assert len(updates) == manifest["plan"]["updates"] == result["updates"]
     assert updates[-1]["loss"] < updates[0]["loss"]
     assert {"update", "loss", "num_targets", "grad_norm", "rate", "seconds"} <= set(updates[0])
-    assert (tmp_path / "out/checkpoints/update-000003/model.safetensors").exists()
+    assert (tmp_path / "out/checkpoints/update-000003/model/model.safetensors").exists()
 
     scored = run("eval", "--model", "out", "--backend", other, "--max-new-tokens", 24, "--json")
     assert scored.returncode == 0, scored.stderr
+    assert "problems 8 test problems of " in scored.stderr
+    assert "the run's own data; it trained on the train split, and not on these" in scored.stderr
     summary = json.loads(scored.stdout)
     records = [json.loads(line) for line in Path(tmp_path / summary["records"]).read_text().splitlines()]
     assert summary["n"] == len(records) == 8

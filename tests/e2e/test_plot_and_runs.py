@@ -24,10 +24,11 @@ def make_run(folder: Path, minutes: int = 0, losses: tuple[float, ...] = (4.0, 2
         "status": "done", "pid": os.getpid(), "plan": {"updates": 3}, "outcome": {"reason": "done"},
         "started": (NOW + datetime.timedelta(minutes=minutes)).isoformat(timespec="seconds"),
         "model": {"name": "Qwen/Qwen2.5-0.5B-Instruct", "hash": "base"}, "data": {"name": "openai/gsm8k"},
+        "choices": {"backend": {"name": "mlx", "reason": "it is there"}},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(base | manifest))
     lines = [
-        json.dumps({"event": "update", "update": n, "loss": loss, "rate": 1e-4, "grad_norm": 2.0 * loss})
+        json.dumps({"event": "update", "update": n, "loss": loss, "rate": 1e-4, "grad_norm": 2.0, "elapsed": 20.0 + n})
         for n, loss in enumerate(losses, 1)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(["", *lines, '{"event": "upd']))
@@ -42,6 +43,7 @@ def test_plot_draws_a_sketch_and_a_picture(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     make_run(tmp_path / "runs/one")
     make_run(tmp_path / "runs/two", losses=(3.0, 2.5))
+    (tmp_path / "out").mkdir()
     done = run("plot", "runs/one", "runs/two", "--smooth", 2, "--output", "out/plot.svg")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -63,6 +65,65 @@ def test_plot_as_json(run: Run, tmp_path: Path) -> None:
         ("one", 3, 1.0), ("new", 0, None)
     ]  # fmt: skip
     assert "new has no update yet and is left out" in done.stderr
+
+
+NAN = "update 3: loss nan, gradient norm nan; the step was not applied"
+
+
+def make_failed(folder: Path, losses: tuple[float, ...] = (), event: bool = True) -> Path:
+    made = make_run(folder, losses=losses, status="failed", outcome={"reason": NAN})
+    if event:
+        lines = (made / "metrics.jsonl").read_text().splitlines()[:-1]
+        last = json.dumps({"event": "failed", "reason": NAN, "elapsed": 5.0})
+        (made / "metrics.jsonl").write_text("\n".join([*lines, last, ""]))
+    return made
+
+
+@pytest.mark.parametrize("event", [True, False])
+def test_plot_says_which_run_failed(run: Run, tmp_path: Path, event: bool) -> None:
+    make_run(tmp_path / "one")
+    make_failed(tmp_path / "nan1", event=event)
+    make_failed(tmp_path / "nan2", (2.0, 3.0), event=event)
+    done = run("plot", "one", "nan1", "nan2")
+    assert done.returncode == 0, done.stderr
+    assert f"nan1 failed at {NAN}; it has no update and is left out" in done.stdout.splitlines()
+    assert f"nan2 failed at {NAN}" in done.stdout.splitlines()
+    said = run("plot", "one", "nan1", "--json")
+    assert [each["failure"] for each in json.loads(said.stdout)["runs"]] == [None, NAN]
+    alone = run("plot", "nan1")
+    assert alone.returncode == 4
+    says = "it has no update to draw: give another (python cli.py runs lists them)"
+    assert alone.stderr == f"error: nan1 failed at {NAN}; {says}\n"
+
+
+def test_a_narrow_terminal_breaks_no_drawing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "runs/one")
+    drawn, listed = (run(*words).stdout.splitlines() for words in (("plot", "runs/one"), ("runs",)))
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("plot", "runs/one").stdout.splitlines()[:20] == drawn[:20]
+    assert run("runs").stdout.splitlines()[:2] == listed[:2]
+
+
+def test_plot_makes_no_folder(run: Run, tmp_path: Path) -> None:
+    make_run(tmp_path / "one")
+    done = run("plot", "one", "--output", "gone/plot.svg")
+    assert done.returncode == 7
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: --output gone/plot.svg: the folder gone does not exist; make it first, or give another file\n"
+    )
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("loss", [1.7e308, -1.7e308, 3.4e38])
+def test_losses_too_large_to_be_added_are_drawn_or_counted(run: Run, tmp_path: Path, loss: float) -> None:
+    make_run(tmp_path / "runs/huge", losses=(loss, loss, loss, 1.0))
+    done = run("plot", "runs/huge", "--smooth", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["runs"]
+    assert (found["not_finite"], found["last_loss"]) == (0 if loss == 3.4e38 else 3, 1.0)
+    for words in (("plot", "runs/huge"), ("runs",)):
+        assert max(len(line) for line in run(*words).stdout.splitlines()) <= 80
 
 
 def test_the_sketch_needs_no_matplotlib(tmp_path: Path) -> None:
@@ -129,9 +190,12 @@ def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
         ("runs/first", "done", 0.355, 1319, 1.0),
     ]
     table = run("runs").stdout.splitlines()
-    assert max(len(line.rstrip()) for line in table) <= 80
+    assert max(len(line) for line in table) <= 80
+    assert [line for line in table if line != line.rstrip()] == []
     assert table[1].split() == ["deeper/second", "budget", "3", "1.000", "25.0", "%", "200"]
-    assert table[2].strip() == "Qwen2.5-0.5B-Instruct on gsm8k"
+    started = (NOW + datetime.timedelta(minutes=1)).astimezone().strftime("%Y-%m-%d %H:%M")
+    assert table[2] == f"  Qwen2.5-0.5B-Instruct on gsm8k, mlx, {started}, 23 s"  # no outcome: up to its last update
+    assert [each["seconds"] for each in found] == [23.0, 23.0]
 
 
 def test_runs_that_ended_badly_are_shown(run: Run, tmp_path: Path) -> None:
@@ -153,6 +217,27 @@ def test_runs_that_ended_badly_are_shown(run: Run, tmp_path: Path) -> None:
         "metrics": "done",
     }  # fmt: skip
     assert "no run.json to read" in run("runs").stdout
+
+
+def test_a_failed_run_says_why(run: Run, tmp_path: Path) -> None:
+    make_failed(tmp_path / "runs/nan1")
+    make_run(tmp_path / f"runs/{'long-' * 18}name", 1, outcome={"reason": "done", "seconds": 185.0})
+    lines = run("runs").stdout.splitlines()
+    assert lines[1] == f"{'long-' * 18}name"  # whole, so that it can be copied
+    assert lines[2].split() == ["done", "3", "1.000", "-", "-"]
+    assert lines[3].endswith("3 min 05 s")
+    assert lines[4].split() == ["nan1", "failed", "0/3", "-", "-", "-"]
+    assert " ".join(" ".join(lines[6:]).split()) == f"failed at {NAN}"
+    assert max(len(line) for line in lines[2:]) <= 80
+
+
+def test_a_manifest_that_is_too_deep_hides_no_other_run(run: Run, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/good")
+    (make_run(tmp_path / "runs/deep") / "run.json").write_text("[" * 200_000)
+    done = run("runs", "--json")
+    assert done.returncode == 0, done.stderr
+    found = {Path(each["run"]).name: each["status"] for each in json.loads(done.stdout)["runs"]}
+    assert found == {"good": "done", "deep": "damaged"}
 
 
 def test_no_runs_yet(run: Run) -> None:

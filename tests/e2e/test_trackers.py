@@ -87,6 +87,19 @@ def test_what_cannot_work_is_refused_before_there_is_a_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("tracked", [(), ("--report-to", "wandb", "--no-wandb"), ("--report-to", "wandb")])
+def test_a_key_in_place_of_its_file_goes_nowhere(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracked: tuple[str, ...]
+) -> None:
+    use({"wandb": "Good"}, monkeypatch)
+    arguments = ("--wandb-key-file", CANARY, "--output-dir", "out", "-v")
+    done = run("train", "--model", model, "--data", data, *SHORT, *tracked, *arguments)
+    assert done.returncode == 2
+    assert "takes the path of a file, not the key itself" in done.stderr
+    assert CANARY not in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @contextmanager
 def command_lines() -> Iterator[list[str]]:
     """Every argument list that this process and its children have while the block runs."""
@@ -115,13 +128,13 @@ def command_lines() -> Iterator[list[str]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="argument lists are read from /proc")
-@pytest.mark.parametrize("tracker", ["wandb offline", "Leaks"])
+@pytest.mark.parametrize("tracker", ["wandb offline", "Leaks", "LeaksNetrc"])
 def test_the_key_is_nowhere(
     run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
-    """Real W&B where it is installed, and a stub that says its key everywhere it can."""
-    if tracker == "Leaks":
-        use({"wandb": "Leaks"}, monkeypatch)
+    """Real W&B where it is installed, and stubs that say their key everywhere they can."""
+    if tracker.startswith("Leaks"):
+        use({"wandb": tracker}, monkeypatch)
     elif not installed("wandb"):
         pytest.skip("wandb is not installed")
     else:
@@ -130,15 +143,18 @@ def test_the_key_is_nowhere(
     for name, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    key = tmp_path / "key-file"
-    key.write_text(f"\n{CANARY}\n")
+    monkeypatch.delenv("NETRC", raising=False)
+    of_netrc = tracker == "LeaksNetrc"
+    key = tmp_path / ("home/.netrc" if of_netrc else "key-file")
+    key.write_text(f"machine api.wandb.ai login user password {CANARY}\n" if of_netrc else f"\n{CANARY}\n")
     key.chmod(0o600)
-    arguments = ("--report-to", "wandb", "--wandb-key-file", key, "--output-dir", "out", "-v")
+    named = () if of_netrc else ("--wandb-key-file", key)
+    arguments = ("--report-to", "wandb", *named, "--output-dir", "out", "-v")
     with command_lines() as lines:
         done = run("train", "--model", model, "--data", data, *SHORT, *arguments)
     assert done.returncode == 0, done.stderr
     failure = json.loads((tmp_path / "out/run.json").read_text())["trackers"]["wandb"]["failure"]
-    if tracker == "Leaks":  # the control: the key has reached the tracker, and what it says of it is masked
+    if tracker.startswith("Leaks"):  # the control: the key has reached the tracker, and what it says of it is masked
         digest = hashlib.sha256(CANARY.encode()).hexdigest()[:8]
         assert failure == f"RuntimeError: key *** with hash {digest} is refused"
     else:

@@ -1,0 +1,48 @@
+"""LoRA and DoRA in PyTorch: PEFT's layers, with the names and first values of gsm8k_core.lora."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+
+from gsm8k_core.adapters import PEFT_PREFIX
+from gsm8k_core.lora import BLOCK_NAME, LoraSpec, first_values, target_modules
+
+ADAPTER = "default"
+
+
+def add_adapter(model: Any, spec: LoraSpec) -> dict[str, torch.nn.Parameter]:
+    """Give the model its adapter in place, all else frozen; returns its parameters under PEFT's file names."""
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and BLOCK_NAME.fullmatch(name)
+    }
+    chosen = target_modules(spec, sorted(linear))
+    first = first_values(spec, {name: linear[name].weight.detach().float().cpu().numpy() for name in chosen})
+    model.requires_grad_(False)
+    # rslora, bias and the rest stay PEFT's defaults, which are "off".
+    settings = LoraConfig(
+        r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=list(chosen), use_dora=spec.dora
+    )
+    inject_adapter_in_model(settings, model)
+    parameters = adapter_parameters(model)
+    if set(parameters) != set(first):
+        raise RuntimeError("PEFT's adapter layers have other parameters than expected; please report this")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(True)
+            parameter.copy_(torch.from_numpy(first[name]))
+    return parameters
+
+
+def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters under the names of PEFT's adapter file."""
+    return {
+        PEFT_PREFIX + name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
+        .replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if f".{ADAPTER}." in name
+    }  # fmt: skip

@@ -1,0 +1,108 @@
+"""What every verb's settings share: frozen, no unknown keys, and a bad value is one line in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+import tyro
+from pydantic import Field
+
+from gsm8k_core.types import UsageError
+
+
+def flag(name: str) -> str:
+    """The flag of a field: `max_samples` -> `--max-samples`."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from "7200", "90s", "120m" or "2h". Raises ValueError for anything else."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smh]?)", text.strip())
+    if not found:
+        raise ValueError("must be a number of seconds, or a number with s, m or h, such as 90m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _checked_duration(text: str) -> str:
+    if parse_duration(text) <= 0:
+        raise ValueError("must be greater than zero")
+    return text
+
+
+def _checked_count(count: int) -> int:
+    if count == 0 or count < -1:
+        raise ValueError("must be greater than zero, or -1 for all")
+    return count
+
+
+Count = Annotated[int, pydantic.AfterValidator(_checked_count)]
+Duration = Annotated[
+    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_duration), tyro.conf.arg(metavar="TIME")
+]
+
+
+def without_none(default: str) -> str:
+    """What `--help` says of a default; nothing where there is none."""
+    return "" if default in ("None", "", "''") else f"(default: {default})"
+
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint=without_none)]
+OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=without_none)]
+
+# The start of pydantic's name for what is wrong -> our words; elsewhere its own are plain enough.
+WORDS = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string_type": "must be a text",
+    "path": "must be a path",
+    "tuple": "must be a list",
+}
+
+
+def one_line(error: pydantic.ValidationError, name: Callable[[str], str] = flag) -> str:
+    """What is wrong with some settings; `name` makes a field's name what the person wrote."""
+    parts = []
+    for item in error.errors():
+        place = ".".join(str(piece) for piece in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"there is no setting {place!r}")
+            continue
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = next((ours for kind, ours in WORDS.items() if item["type"].startswith(kind)), message)
+        got = "nothing" if item["input"] is None else repr(item["input"])
+        parts.append(f"{name(place) if place else 'settings'} {message} (got {got})")
+    return "; ".join(parts)
+
+
+class Settings(pydantic.BaseModel):
+    """The base of every verb's settings: frozen, no unknown keys, a bad value is one clear line."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()  # fields that say the same thing: one of them is given
+
+    config: Annotated[OptionalFile, Field(description="YAML file with these same keys; a flag wins over it")] = None
+    json_: Annotated[
+        bool, tyro.conf.arg(name="json"), Field(description="print one JSON object on stdout, all else on stderr")
+    ] = False
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")] = False
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise UsageError(one_line(error)) from error

@@ -1,0 +1,276 @@
+"""What a training run is made of, before it begins: a new run, or one to go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import backends
+from gsm8k_core.batching import make_updates, num_updates, rows_hash
+from gsm8k_core.checkpoints import Checkpoint, newest
+from gsm8k_core.config import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, with_profile
+from gsm8k_core.data import DataSet, load_data, training_rows
+from gsm8k_core.lora import lora_spec, target_modules
+from gsm8k_core.model_folder import end_token_ids, folder_hash, linear_layers, tokenizer_hash, vocabulary_size
+from gsm8k_core.models import Source, identity, resolve_model
+from gsm8k_core.pilot import PlanEvent
+from gsm8k_core.preflight import Preflight, check_token_ids, keep_whole, summarise
+from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
+from gsm8k_core.resume import check, cut_metrics
+from gsm8k_core.runs import Run, check_free, create, default_folder, newest_stopped, reopen
+from gsm8k_core.sinks import check_sinks
+from gsm8k_core.sources import AUTO, choose_pair
+from gsm8k_core.tracking import Terminal, clock
+from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
+from verbs import Context
+from verbs.demo import banner
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The training rows, the dev rows in order, and what was set aside."""
+
+    examples: list[Example]
+    dev: list[tuple[Problem, Example]]
+    num_dev: int
+    preflight: Preflight
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that can begin. `claim` makes or reopens its folder: until then, nothing is left behind."""
+
+    config: TrainConfig
+    backend: Choice
+    source: Source  # the model that training starts from, before any checkpoint
+    rows: Rows
+    hashes: Mapping[str, str]
+    claim: Callable[[Mapping[str, Choice]], Run]
+    reason: str  # why this model
+    run: Run | None = None  # the one to go on with, held already
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def total(self) -> int:
+        """Updates in the whole run, as first planned."""
+        return num_updates(len(self.rows.examples), self.config.update_size, self.config.num_epochs)
+
+    @property
+    def events(self) -> list[PlanEvent]:
+        """The plan so far."""
+        recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
+        return recorded or [PlanEvent(0, self.total)]
+
+    @property
+    def done(self) -> int:
+        """Updates that the checkpoint holds."""
+        return self.checkpoint.update if self.checkpoint else 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run took before this process."""
+        return self.checkpoint.elapsed if self.checkpoint else 0.0
+
+    def updates(self) -> Iterator[Update]:
+        """The updates that are left, in order."""
+        config = self.config
+        every = make_updates(
+            self.rows.examples, batch_size=config.batch_size, update_size=config.update_size,
+            num_epochs=config.num_epochs, seed=config.seed,
+        )  # fmt: skip
+        return (update for update in every if update.number > self.done)
+
+
+def new(config: TrainConfig, context: Context) -> Job:
+    """A run from the start."""
+    terminal = context.terminal
+    choice = backends.resolve(config.backend)
+    check_sinks(config, terminal.say)
+    if config.output_dir is not None:
+        check_free(config.output_dir)
+    # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
+    pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
+    config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=context.explicit)
+    if pair.model == EMBEDDED_MODEL:
+        banner(terminal, pair.model_choice.reason)
+    backends.check(choice.name, config.device, config.dtype, config.method)
+    source = resolve_model(pair.model, terminal.say)
+    if (spec := lora_spec(config)) is not None:
+        target_modules(spec, linear_layers(source.folder))  # a name that no layer has
+    data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
+    terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
+    # A later command, or another machine, may choose otherwise: what was chosen is what is recorded.
+    config = config.model_copy(update={"model": _absolute(source.name), "data": _absolute(data.name)})
+    rows = _rows(config, source, data, terminal)
+    hashes = _hashes(source, data, rows)
+    manifest = {
+        "config": config.model_dump(mode="json"),
+        "hashes": dict(hashes),
+        "model": {"name": config.model, "source": source.choice.name, "hash": hashes["model"]},
+        "data": {"name": config.data, "source": data.choice.name, "sha256": data.sha256},
+        "reasons": {"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
+        "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
+        "rows": {
+            "train": len(rows.examples), "dev": rows.num_dev, "sha256": hashes["rows"],
+            "preflight": rows.preflight.as_json(),
+        },
+    }  # fmt: skip
+    folder = config.output_dir or default_folder(pair.model)
+    return Job(
+        config, choice, source, rows, hashes,
+        lambda choices: create(folder, {**manifest, "choices": _as_json(choices)}), pair.model_choice.reason,
+    )  # fmt: skip
+
+
+def resumed(config: TrainConfig, context: Context) -> Job | None:
+    """A run to go on with, held from now on; None when nothing is left of it to do."""
+    terminal = context.terminal
+    run = reopen(_folder(config, context))
+    if run.manifest.get("status") == "done":
+        updates = run.manifest.get("outcome", {}).get("updates")
+        run.release()
+        terminal.say(f"run {run.folder} is complete ({updates} updates); nothing is left to do")
+        return None
+    recorded = _recorded(run)
+    given = {name: getattr(config, name) for name in context.explicit}
+    # `auto` is the run's own, wherever it goes on; backend and device are this machine's.
+    asked = {name: value for name, value in given.items() if value != AUTO or name in ("backend", "device")}
+    paths = {name: _absolute(asked[name]) for name in ("model", "data") if name in asked}
+    config = TrainConfig(**{**dict(recorded), **asked, **paths})
+    choice = backends.resolve(config.backend)
+    check_sinks(config, terminal.say)
+    _check_backend(choice.name, config, "dtype" in asked)
+    source = _source_of(run, config, terminal)
+    data = load_data(config.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    rows = _rows(config, source, data, terminal)
+    hashes = _hashes(source, data, rows)
+    if source.folder == run.base:  # checked by its own hash; the model that it was made of may be gone
+        hashes["model"] = _hashes_of(run)["model"]
+    for difference in check(recorded, config, _hashes_of(run), hashes, config.force):
+        terminal.say(f"force    {difference}")
+    checkpoint = newest(run.checkpoints, terminal.say)
+    if checkpoint is not None:
+        _check_own(checkpoint, config, hashes)
+    _refuse_spent(config, checkpoint)
+    dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
+    where = f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else "its beginning: it has no checkpoint"
+    undone = f"; {dropped} later lines of metrics.jsonl will be written again" if dropped else ""
+    terminal.say(f"resume   {run.folder} from {where}{undone}")
+
+    def claim(choices: Mapping[str, Choice]) -> Run:
+        run.begin_segment(config.model_dump(mode="json"), _as_json(choices), checkpoint.update if checkpoint else 0)
+        return run
+
+    job = Job(config, choice, source, rows, hashes, claim, "it is the run's own")
+    return replace(job, run=run, checkpoint=checkpoint)
+
+
+def _folder(config: TrainConfig, context: Context) -> Path:
+    if config.resume != LATEST:
+        return Path(config.resume)
+    if "output_dir" in context.explicit and config.output_dir is not None:
+        return config.output_dir
+    found = newest_stopped(Path("runs"))
+    if found is None:
+        raise UsageError("--resume: no stopped run under runs/; give its folder, as in --resume runs/NAME")
+    return found
+
+
+def _recorded(run: Run) -> TrainConfig:
+    """The run's settings, with the compute dtype that was chosen for it."""
+    try:
+        return TrainConfig(**{**run.manifest["config"], "dtype": run.manifest["choices"]["dtype"]["name"]})
+    except (KeyError, TypeError):
+        raise UsageError(f"{run.folder} ended before its training began; start a new run") from None
+
+
+def _hashes_of(run: Run) -> Mapping[str, str]:
+    hashes = run.manifest.get("hashes")
+    if not isinstance(hashes, dict):
+        raise UsageError(f"{run.folder} was begun by an older version, without hashes; start a new run")
+    return hashes
+
+
+def _check_own(checkpoint: Checkpoint, config: TrainConfig, hashes: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that another run wrote."""
+    try:
+        check(TrainConfig(**checkpoint.facts["config"]), config, checkpoint.facts["hashes"], hashes, force=True)
+    except (KeyError, TypeError, UsageError) as error:
+        raise DataError(f"{checkpoint.folder} is another run's ({str(error).split(';')[0]}); move it away") from None
+
+
+def _check_backend(name: str, config: TrainConfig, asked: bool) -> None:
+    # An adapter of 4-bit weights goes on everywhere: its base is there already, or its de-quantised copy.
+    method = "lora" if config.method == "qlora" else config.method
+    try:
+        backends.check(name, config.device, config.dtype, method)
+    except PreflightError:
+        if asked:
+            raise
+        backends.check(name, config.device, AUTO, method)  # the device, too, may be what is missing
+        raise PreflightError(
+            f"the run computes in {config.dtype}, which {name} has not here; to go on in float32: "
+            "--dtype float32 --force"
+        ) from None
+
+
+def _source_of(run: Run, config: TrainConfig, terminal: Terminal) -> Source:
+    """The model that the run began with. qlora needs no more than the 4-bit base in the run."""
+    if config.method == "qlora" and (run.manifest.get("base") or {}).get("hash"):
+        return Source(config.model, checked_base(run), Choice("folder", "the 4-bit base of the run"))
+    return resolve_model(config.model, terminal.say)
+
+
+def checked_base(run: Run) -> Path:
+    """The run's 4-bit base. Raises DataError when it is not the one that the run began with."""
+    wanted = (run.manifest.get("base") or {}).get("hash")
+    if not run.base.is_dir() or folder_hash(run.base) != wanted:
+        raise DataError(f"{run.base} is not the 4-bit base that the run began with; bring it back, or start a new run")
+    return run.base
+
+
+def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is not None and checkpoint.elapsed >= config.budget_seconds - 1:
+        raise UsageError(
+            f"the run has used {clock(checkpoint.elapsed)} of its {config.max_time}; "
+            f"give it more in all, such as --max-time {int(2 * checkpoint.elapsed / 60) + 1}m"
+        )
+
+
+def _as_json(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    return {name: asdict(choice) for name, choice in choices.items()}
+
+
+def _absolute(reference: str) -> str:
+    """A path stays right when a later command runs in another folder; a name stays a name."""
+    if reference in (EMBEDDED_MODEL, GENERATED_DATA):
+        return reference
+    return str(Path(reference).resolve()) if Path(reference).exists() else reference
+
+
+def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
+    files = hashlib.sha256(json.dumps(dict(data.sha256), sort_keys=True).encode()).hexdigest()
+    prompt = hashlib.sha256(f"{PROMPT_NAME}\0{SYSTEM_PROMPT}".encode()).hexdigest()
+    return {
+        "model": identity(source), "tokenizer": tokenizer_hash(source.folder), "data": files,
+        "rows": rows_hash(rows.examples), "prompt": prompt,
+    }  # fmt: skip
+
+
+def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal) -> Rows:
+    train, dev = training_rows(data.train, config.max_samples, config.annotations)
+    tokenizer, ends = load_tokenizer(source.folder), end_token_ids(source.folder)
+    examples = make_examples(tokenizer, train, ends)
+    check_token_ids((example.tokens for example in examples), vocabulary_size(source.folder))
+    summary = summarise(examples, config.max_length)
+    terminal.say(f"rows     {summary.line()}")  # before a refusal, too
+    asked = dev[: config.eval_problems] if config.eval_steps else ()
+    pairs = list(zip(asked, make_examples(tokenizer, asked, ends), strict=True)) if asked else []
+    return Rows(keep_whole(examples, summary, config.drop_long), pairs, len(dev), summary)
