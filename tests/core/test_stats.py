@@ -1,15 +1,32 @@
-"""The interval of an accuracy and the paired test, against literals and against exact arithmetic."""
+"""Intervals, the paired test, power, pass@k: against literals, exact arithmetic, simulation, SciPy and statsmodels."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from fractions import Fraction
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 
-from gsm8k_core.stats import Paired, mcnemar_exact, paired, wilson
+from gsm8k_core.stats import (
+    EXACT_UP_TO,
+    Paired,
+    Spread,
+    _normal_power,
+    bootstrap_difference,
+    cannot_show,
+    majority,
+    mcnemar_exact,
+    mcnemar_power,
+    paired,
+    pass_at_k,
+    smallest_effect,
+    spread,
+    wilson,
+)
 
 # --- wilson -------------------------------------------------------------------------------------------------
 
@@ -152,7 +169,8 @@ def test_counts_are_not_negative(won: int, lost: int) -> None:
 def test_each_problem_falls_into_one_of_four_cells() -> None:
     base = [True, True, True, False, False, False, False]
     trained = [True, True, False, True, True, True, False]
-    assert paired(base, trained) == Paired(won=3, lost=1, both=2, neither=1, p=0.625)
+    result = paired(base, trained)
+    assert (result.won, result.lost, result.both, result.neither, result.p) == (3, 1, 2, 1, 0.625)
 
 
 def test_swapping_the_models_swaps_won_and_lost_and_keeps_p() -> None:
@@ -165,10 +183,228 @@ def test_swapping_the_models_swaps_won_and_lost_and_keeps_p() -> None:
 
 
 def test_equal_models_differ_by_chance_only() -> None:
-    assert paired([True, False], [True, False]) == Paired(won=0, lost=0, both=1, neither=1, p=1.0)
+    assert paired([True, False], [True, False]) == Paired(
+        0, 0, both=1, neither=1, p=1.0, difference=0.0, interval=(0.0, 0.0)
+    )
 
 
 @pytest.mark.parametrize(("base", "trained"), [([], []), ([True], []), ([True], [True, False])])
 def test_a_comparison_needs_one_result_per_problem_from_both(base: list[bool], trained: list[bool]) -> None:
     with pytest.raises(ValueError, match="one result per problem"):
         paired(base, trained)
+
+
+# --- SciPy and statsmodels as oracles -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 5), (7, 20), (20, 20), (475, 1319)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_the_interval_is_that_of_statsmodels(correct: int, n: int, confidence: float) -> None:
+    from statsmodels.stats.proportion import proportion_confint  # slow to import
+
+    expected = proportion_confint(correct, n, alpha=1 - confidence, method="wilson")
+    assert wilson(correct, n, confidence) == pytest.approx(expected, abs=1e-13)  # measured 2e-16
+
+
+@pytest.mark.parametrize(("won", "lost"), [(140, 100), (130, 100), (6, 0), (1, 5), (0, 0), (3, 3)])
+def test_p_is_that_of_statsmodels(won: int, lost: int) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    expected = mcnemar([[50, lost], [won, 60]], exact=True).pvalue
+    assert mcnemar_exact(won, lost) == pytest.approx(expected, abs=1e-12)
+
+
+# --- the interval of the difference -------------------------------------------------------------------------
+
+
+def test_a_comparison_has_the_difference_and_its_interval() -> None:
+    result = paired([False] * 40 + [True] * 60, [True] * 30 + [False] * 30 + [True] * 40)
+    assert (result.won, result.lost, result.difference) == (30, 20, 0.1)
+    assert result.interval == bootstrap_difference(30, 20, 100)
+    assert result.interval[0] < 0 < 0.1 < result.interval[1]
+
+
+@pytest.mark.parametrize(("won", "lost", "n"), [(140, 100, 1319), (30, 10, 100), (3, 1, 20)])
+def test_the_interval_is_that_of_scipys_paired_bootstrap(won: int, lost: int, n: int) -> None:
+    from scipy.stats import bootstrap
+
+    base = np.array([0] * won + [1] * lost + [0] * (n - won - lost))
+    trained = np.array([1] * won + [0] * lost + [0] * (n - won - lost))
+    oracle = bootstrap(
+        (base, trained), lambda old, new, axis: new.mean(axis) - old.mean(axis), paired=True, vectorized=True,
+        n_resamples=10_000, method="percentile", rng=1, batch=500,
+    ).confidence_interval  # fmt: skip
+    # The standard error of a 2.5 % quantile of 10,000 normal draws is 0.027 deviations; two of them, four times.
+    error = 4 * math.sqrt(2) * 0.027 * math.sqrt(won + lost - (won - lost) ** 2 / n) / n
+    room = max(error, 1.001 / n)  # the difference is a whole number of problems
+    assert bootstrap_difference(won, lost, n) == pytest.approx((oracle.low, oracle.high), abs=room)
+    unpaired = 1.96 * math.sqrt(2 * 0.25 / n)
+    assert abs((oracle.high - oracle.low) / 2 - unpaired) > room or n == 20
+
+
+def test_the_interval_of_the_difference_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    tables = rng.multinomial(400, [0.12, 0.08, 0.80], size=400)
+    inside = [
+        low <= 0.04 <= high
+        for low, high in (bootstrap_difference(won, lost, 400, draws=1000) for won, lost, _ in tables)
+    ]
+    assert 0.91 < sum(inside) / 400 < 0.985  # 0.95 is 4 standard errors of 0.011 from either
+
+
+def test_the_same_seed_is_the_same_interval_and_swapped_models_mirror_it() -> None:
+    assert bootstrap_difference(14, 10, 100) == bootstrap_difference(14, 10, 100, seed=0)
+    assert bootstrap_difference(14, 10, 1000, draws=999) != bootstrap_difference(14, 10, 1000, draws=999, seed=1)
+    low, high = bootstrap_difference(14, 10, 100)
+    assert bootstrap_difference(10, 14, 100) == pytest.approx((-high, -low), abs=0.011)
+    assert bootstrap_difference(14, 10, 100, 0.99)[1] > high
+
+
+def test_equal_answers_leave_no_width() -> None:
+    assert bootstrap_difference(0, 0, 20) == (0.0, 0.0)
+    assert bootstrap_difference(20, 0, 20) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("won", "lost", "n"), [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
+def test_the_interval_needs_a_table(won: int, lost: int, n: int) -> None:
+    with pytest.raises(ValueError, match="won \\+ lost <= n"):
+        bootstrap_difference(won, lost, n)
+
+
+# --- power --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "discordance", "difference"),
+    [(20, 0.4, 0.4), (20, 0.2, 0.05), (100, 0.3, 0.15), (1319, 0.2, 0.035), (50, 1, 0.3)],
+)
+def test_power_is_the_sum_over_all_tables(n: int, discordance: float, difference: float) -> None:
+    from scipy.stats import binom
+
+    expected = 0.0
+    for differing in range(n + 1):
+        won = np.arange(differing + 1)
+        p = np.minimum(1, 2 * binom.cdf(np.minimum(won, differing - won), differing, 0.5))
+        shares = binom.pmf(won, differing, (1 + difference / discordance) / 2)
+        expected += binom.pmf(differing, n, discordance) * shares[p < 0.05].sum()
+    assert mcnemar_power(n, discordance, difference) == pytest.approx(expected, abs=1e-11)  # measured 2e-12
+
+
+def test_power_is_how_often_simulated_runs_are_significant() -> None:
+    rng = np.random.default_rng(3)
+    tables = rng.multinomial(400, [0.135, 0.065, 0.80], size=4000)
+    share = sum(mcnemar_exact(int(won), int(lost)) < 0.05 for won, lost, _ in tables) / 4000
+    assert mcnemar_power(400, 0.2, 0.07) == pytest.approx(share, abs=0.025)  # 4 standard errors of 0.0063
+    assert abs(mcnemar_power(400, 0.2, 0.05) - share) > 0.25  # and would be seen to be wrong
+
+
+def test_no_difference_is_found_at_most_as_often_as_the_level() -> None:
+    assert 0.03 < mcnemar_power(1319, 0.2, 0.0) < 0.05
+    assert mcnemar_power(20, 0.0, 0.0) == 0.0
+    assert mcnemar_power(5, 1.0, 1.0) == 0.0
+    assert mcnemar_power(6, 1.0, 1.0) == pytest.approx(1.0)
+
+
+def test_power_does_not_know_which_model_is_better() -> None:
+    assert mcnemar_power(100, 0.3, 0.1) == pytest.approx(mcnemar_power(100, 0.3, -0.1), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "effect"), [(20, 0.37), (100, 0.13), (400, 0.064), (1319, 0.035)])
+def test_the_smallest_effect_has_the_power_and_a_smaller_one_has_not(n: int, effect: float) -> None:
+    found = smallest_effect(n)
+    assert found == pytest.approx(effect, rel=0.03)
+    assert mcnemar_power(n, max(0.2, found), found) >= 0.8
+    assert mcnemar_power(n, max(0.2, found - 2e-4), found - 2e-4) < 0.8
+
+
+def test_the_normal_approximation_meets_the_exact_sum_where_it_takes_over() -> None:
+    exact, approximate = smallest_effect(EXACT_UP_TO), smallest_effect(EXACT_UP_TO + 1)
+    assert exact is not None
+    assert approximate == pytest.approx(exact, rel=0.02)
+    # Where n is small it would promise too much.
+    assert _normal_power(20, 0.3, 0.3, 0.05) > mcnemar_power(20, 0.3, 0.3) + 0.1
+
+
+def test_more_changed_answers_hide_a_difference() -> None:
+    few, many = smallest_effect(400, 0.1), smallest_effect(400, 0.4)
+    assert few is not None
+    assert many is not None
+    assert few < many
+
+
+def test_one_line_says_what_a_run_cannot_show() -> None:
+    assert cannot_show(20) == (
+        "20 problems cannot show a difference under about 37 points "
+        "(80 % power at p < 0.05, if 37 % of the answers change)"
+    )
+    assert "under about 3.5 points" in cannot_show(1319)
+    assert cannot_show(5) == (
+        "5 problems cannot show any difference: even if all go one way, chance alone has p = 0.062"
+    )
+    assert cannot_show(1).startswith("1 problem cannot")
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(0, 0.2), (10, 0.0), (10, 1.1)])
+def test_a_plan_needs_problems_and_a_share(n: int, discordance: float) -> None:
+    with pytest.raises(ValueError, match="shares"):
+        smallest_effect(n, discordance)
+    with pytest.raises(ValueError, match="power needs"):
+        mcnemar_power(max(n, 1), 0.2, 0.3)
+
+
+# --- many answers, many runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(5, 2, 1), (5, 2, 3), (5, 0, 2), (5, 5, 5), (6, 4, 3)])
+def test_pass_at_k_is_the_share_of_all_draws_with_a_correct_one(n: int, correct: int, k: int) -> None:
+    draws = list(itertools.combinations([True] * correct + [False] * (n - correct), k))
+    assert pass_at_k(n, correct, k) == sum(any(draw) for draw in draws) / len(draws)
+
+
+def test_pass_at_k_is_unbiased_and_the_plain_estimate_is_not() -> None:
+    chance, n, k = 0.3, 8, 4
+    weights = [math.comb(n, c) * chance**c * (1 - chance) ** (n - c) for c in range(n + 1)]
+    unbiased = sum(weight * pass_at_k(n, c, k) for c, weight in enumerate(weights))
+    plain = sum(weight * (1 - (1 - c / n) ** k) for c, weight in enumerate(weights))
+    assert unbiased == pytest.approx(1 - 0.7**4, abs=1e-12)
+    assert abs(plain - (1 - 0.7**4)) > 0.03
+
+
+def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
+    assert pass_at_k(10_000, 100, 1) == 0.01
+    assert 0.63 < pass_at_k(10_000, 100, 100) < 0.64
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(5, 6, 1), (5, -1, 1), (5, 2, 6), (5, 2, 0)])
+def test_pass_at_k_needs_k_samples(n: int, correct: int, k: int) -> None:
+    with pytest.raises(ValueError, match="pass@k"):
+        pass_at_k(n, correct, k)
+
+
+@pytest.mark.parametrize(
+    ("answers", "winner"),
+    [
+        (["18", "20", "18"], "18"),
+        (["20", "18", "18", "20"], "20"),  # a tie: the first
+        (["18", "20", "20", "18"], "18"),
+        ([None, None, "7"], "7"),
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_the_majority_is_the_most_frequent_answer_and_of_these_the_first(
+    answers: list[str | None], winner: str | None
+) -> None:
+    assert majority(answers) == winner
+
+
+def test_repeats_have_a_mean_and_the_samples_deviation() -> None:
+    found = spread([0.30, 0.32, 0.34])
+    assert found.deviation == pytest.approx(float(np.std([0.30, 0.32, 0.34], ddof=1)), abs=1e-15)
+    assert (found.runs, found.mean, found.lowest, found.highest) == (3, pytest.approx(0.32), 0.30, 0.34)
+
+
+def test_one_run_has_no_deviation_and_none_has_nothing() -> None:
+    assert spread([0.3]) == Spread(1, 0.3, None, 0.3, 0.3)
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])
