@@ -1,0 +1,191 @@
+"use strict";
+// Filters, search and opening of rows. Text goes to the page through textContent only.
+(() => {
+  const find = (id) => document.getElementById(id);
+  const data = JSON.parse(find("data").textContent);
+  const two = data.models.length === 2;
+  const rows = [...document.querySelectorAll("#rows > .item")].map((item, place) => {
+    const text = item.nextElementSibling;
+    const [verdicts, cut, silent] = data.rows[place];
+    const button = item.querySelector("button");
+    button.disabled = false;
+    return { item, text, button, verdicts, cut, silent, tag: item.querySelector(".tag"),
+      cells: [...item.querySelectorAll("td.num:not(.gold)")], words: null, outcome: "" };
+  });
+  const outcomes = [...document.querySelectorAll("input[name=outcome]")];
+  const [search, rule, ending, pairButton] = ["search", "rule", "ending", "pair"].map(find);
+  let pair = null; // {model, right, wrong}: chosen in the matrix of disagreements
+  const number = new Intl.NumberFormat("en");
+
+  const isRight = (row, model, name) => row.verdicts[model][name] % 2;
+  const outcomeOf = (row, name) => two
+    ? ["neither", "lost", "won", "both"][isRight(row, 0, name) + 2 * isRight(row, 1, name)]
+    : ["wrong", "right"][isRight(row, 0, name)];
+  const chosen = () => outcomes.find((input) => input.checked).value;
+
+  function applyRule() {
+    const name = Number(rule.value);
+    for (const row of rows) {
+      row.outcome = outcomeOf(row, name);
+      row.tag.className = `tag ${row.outcome}`;
+      row.tag.textContent = row.outcome;
+      row.cells.forEach((cell, model) => {
+        const verdict = row.verdicts[model][name];
+        cell.textContent = data.answers[verdict >> 1] ?? "none";
+        cell.className = `num ${verdict % 2 ? "ok" : "no"}`;
+      });
+    }
+  }
+
+  function wordsOf(row) {
+    row.words ??= `${row.item.textContent}\n${row.text.textContent}`.toLowerCase();
+    return row.words;
+  }
+
+  function matches(row, wanted) {
+    if (wanted.ending && !row[wanted.ending.slice(1)][wanted.ending[0]]) return false;
+    if (pair && !(isRight(row, pair.model, pair.right) && !isRight(row, pair.model, pair.wrong))) return false;
+    return wanted.terms.every((term) => wordsOf(row).includes(term));
+  }
+
+  function update() {
+    const wanted = { ending: ending.value, terms: search.value.toLowerCase().split(/\s+/).filter(Boolean) };
+    const counts = { all: 0 };
+    const only = chosen();
+    let shown = 0;
+    for (const row of rows) {
+      const fits = matches(row, wanted);
+      if (fits) { counts.all += 1; counts[row.outcome] = (counts[row.outcome] ?? 0) + 1; }
+      const visible = fits && (only === "all" || only === row.outcome);
+      shown += visible;
+      row.item.hidden = !visible;
+      row.text.hidden = !visible;
+    }
+    for (const label of document.querySelectorAll("[data-count]")) label.textContent = number.format(counts[label.dataset.count] ?? 0);
+    find("shown").textContent = shown === rows.length ? `All ${number.format(shown)} problems` : `${number.format(shown)} of ${number.format(rows.length)} problems`;
+    find("nothing").hidden = shown > 0;
+    pairButton.hidden = !pair;
+    if (pair) pairButton.textContent = `${data.models[pair.model]}: ${data.rules[pair.right]} right, ${data.rules[pair.wrong]} wrong`;
+    find("clear").hidden = !(pair || wanted.ending || wanted.terms.length || only !== "all");
+    labelOpen();
+    highlight(wanted.terms);
+  }
+
+  function setOpen(row, open) {
+    row.item.classList.toggle("open", open);
+    row.text.classList.toggle("open", open);
+    row.button.setAttribute("aria-expanded", String(open));
+  }
+  const visibleRows = () => rows.filter((row) => !row.item.hidden);
+  const isOpen = (row) => row.item.classList.contains("open");
+  function labelOpen() {
+    const seen = visibleRows();
+    find("open-all").hidden = !seen.length;
+    find("open-all").textContent = seen.length && seen.every(isOpen) ? "Close all shown" : "Open all shown";
+  }
+
+  // The found words are marked without touching the text, where the browser can do that.
+  function highlight(terms) {
+    if (!globalThis.CSS?.highlights) return;
+    CSS.highlights.delete("found");
+    if (!terms.length) return;
+    const marks = new Highlight();
+    for (const row of visibleRows().slice(0, 200)) {
+      for (const part of isOpen(row) ? [row.item, row.text] : [row.item]) mark(part, terms, marks);
+    }
+    CSS.highlights.set("found", marks);
+  }
+  function mark(part, terms, marks) {
+    const walker = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+      const words = node.data.toLowerCase();
+      if (words.length !== node.data.length) continue; // a few letters change their length
+      for (const term of terms) {
+        for (let at = words.indexOf(term); at >= 0; at = words.indexOf(term, at + term.length)) {
+          const range = new Range();
+          range.setStart(node, at);
+          range.setEnd(node, at + term.length);
+          marks.add(range);
+        }
+      }
+    }
+  }
+  const currentTerms = () => search.value.toLowerCase().split(/\s+/).filter(Boolean);
+
+  function show(outcome) {
+    outcomes.find((input) => input.value === outcome).checked = true;
+    update();
+  }
+  function goToProblems() {
+    find("problems").scrollIntoView();
+    find("problems").focus({ preventScroll: true });
+  }
+  function clear() {
+    pair = null;
+    search.value = "";
+    ending.value = "";
+    show("all");
+    search.focus();
+  }
+  function openTarget() {
+    const row = rows.find(({ item }) => `#${item.id}` === location.hash);
+    if (!row) return;
+    if (row.item.hidden) clear();
+    setOpen(row, true);
+    row.button.focus();
+    row.item.scrollIntoView({ block: "center" });
+  }
+  // A number in a table becomes a button that shows the problems behind it.
+  function jump(cell, label, action) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "jump";
+    button.setAttribute("aria-label", label);
+    button.append(...cell.childNodes);
+    cell.append(button);
+    button.addEventListener("click", () => { action(); goToProblems(); });
+  }
+  for (const cell of document.querySelectorAll("[data-outcome]")) {
+    jump(cell, `Show the problems: ${cell.textContent.trim()}`, () => {
+      pair = null; search.value = ""; ending.value = "";
+      rule.value = String(data.rules.indexOf(data.rule));
+      applyRule();
+      show(cell.dataset.outcome);
+    });
+  }
+  for (const cell of document.querySelectorAll("[data-right]")) {
+    const model = Number(cell.closest("table").dataset.model);
+    const [right, wrong] = [Number(cell.dataset.right), Number(cell.dataset.wrong)];
+    const label = `${cell.textContent}: ${data.models[model]}, ${data.rules[right]} right and ${data.rules[wrong]} wrong; show them`;
+    jump(cell, label, () => { pair = { model, right, wrong }; search.value = ""; ending.value = ""; show("all"); });
+  }
+
+  find("rows").addEventListener("click", (event) => {
+    const item = event.target.closest(".item");
+    if (!item || String(getSelection())) return;
+    const row = rows.find((one) => one.item === item);
+    setOpen(row, !isOpen(row));
+    labelOpen();
+    highlight(currentTerms());
+  });
+  find("open-all").addEventListener("click", () => {
+    const seen = visibleRows();
+    const open = !seen.every(isOpen);
+    for (const row of seen) setOpen(row, open);
+    labelOpen();
+    highlight(currentTerms());
+  });
+  search.addEventListener("input", update);
+  search.addEventListener("keydown", (event) => { if (event.key === "Escape") { search.value = ""; update(); } });
+  for (const input of outcomes) input.addEventListener("change", update);
+  rule.addEventListener("change", () => { applyRule(); update(); });
+  ending.addEventListener("change", update);
+  pairButton.addEventListener("click", () => { pair = null; update(); search.focus(); });
+  find("clear").addEventListener("click", clear);
+  find("clear-all").addEventListener("click", clear);
+  addEventListener("hashchange", openTarget);
+  rule.value = String(data.rules.indexOf(data.rule)); // a reload keeps older choices
+  applyRule();
+  update();
+  openTarget();
+})();
