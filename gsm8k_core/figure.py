@@ -99,6 +99,7 @@ def _panel(axes: Any, name: str, runs: Sequence[RunCurves], smooth: int) -> None
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     elif name == "dev accuracy":
         axes.yaxis.set_major_formatter(lambda value, place: f"{100 * value:.4g} %")
+        axes.set_ylim(bottom=0)
     axes.set_title(title)
 
 
