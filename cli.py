@@ -282,6 +282,7 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
     except SystemExit as stop:
         if not stop.code:
             usage, _, rest = shown.getvalue().partition("\n")
+            usage = re.sub(r"\x1b\[[0-9;]*m", "", usage)  # its colours would be broken in two
             whole = re.sub(r"\[[^]]*\]", lambda part: part[0].replace(" ", "\0"), usage)  # [--output PATH] in one line
             lines = textwrap.fill(whole, shutil.get_terminal_size().columns, subsequent_indent=" " * 4)
             print(lines.replace("\0", " "), rest, sep="\n")

@@ -358,5 +358,6 @@ def with_profile(config: TrainConfig, demo: bool, explicit: Collection[str]) -> 
     defaults = DEMO_PROFILE if name == "demo" else {}
     changes = {key: value for key, value in defaults.items() if key not in explicit}
     if config.uses_adapter and "learning_rate" not in explicit:
-        changes["learning_rate"] = ADAPTER_RATE * float(str(changes.get("learning_rate", config.learning_rate)))
+        rate = ADAPTER_RATE * float(str(changes.get("learning_rate", config.learning_rate)))
+        changes["learning_rate"] = float(f"{rate:.12g}")  # 0.0003, not 0.00030000000000000003
     return TrainConfig(**{**dict(config), **changes, "profile": name})

@@ -76,7 +76,7 @@ def one_line(error: pydantic.ValidationError, name: Callable[[str], str] = flag)
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         message = next((ours for kind, ours in WORDS.items() if item["type"].startswith(kind)), message)
         got = "nothing" if item["input"] is None else repr(item["input"])
-        parts.append(f"{name(place) if place else 'settings'} {message} (got {got})")
+        parts.append(f"{name(place)} {message} (got {got})" if place else message)
     return "; ".join(parts)
 
 

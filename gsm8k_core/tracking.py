@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from types import TracebackType
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from gsm8k_core.types import StepEvent, StorageError
@@ -106,7 +107,8 @@ class Terminal:
             out.flush()
 
     def progress(self, what: str, total: int) -> Steps:
-        return Steps(what, total)
+        # On one terminal, lines and bar go through one console, or each would write over the other.
+        return Steps(what, total, self.console if self.console.is_terminal else None)
 
 
 def printable(text: str) -> str:
@@ -130,17 +132,18 @@ def _fill(line: str, width: int) -> str:
 
 
 class Steps:
-    """A progress bar on a terminal; elsewhere a plain line now and then. Always on stderr."""
+    """A progress bar on a terminal; elsewhere a plain line now and then, on stderr."""
 
     LINES = 20  # plain lines in a whole run
 
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._console = console
+    def __init__(self, what: str, total: int, console: Console | None = None) -> None:
+        self._what, self._total, self._done, self._begun = what, total, 0, time.monotonic()
+        self._console = console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        whole = Column(no_wrap=True, overflow="ignore")
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
+            TextColumn("{task.description}", table_column=whole), BarColumn(bar_width=None),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)), console=console,
         ) if console.is_terminal else None  # fmt: skip
         self._task = self._bar.add_task(what, total=total, note="") if self._bar else None
 
@@ -161,11 +164,15 @@ class Steps:
         due = self._done // every > before // every or self._done == self._total or before == 0
         try:
             if self._bar and self._task is not None:
-                self._bar.update(self._task, completed=self._done, note=note)
+                self._bar.update(self._task, completed=self._done, note=note or self._left())
             elif due:
                 self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}".rstrip()))
         except (OSError, SystemExit):  # the terminal is gone; the run is not
             self._bar, self._total = None, sys.maxsize
+
+    def _left(self) -> str:
+        seconds = (time.monotonic() - self._begun) / max(self._done, 1) * (self._total - self._done)
+        return f"{clock(seconds)} to go"
 
 
 def counted(count: int, noun: str) -> str:

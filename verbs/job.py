@@ -12,7 +12,7 @@ from typing import Any
 import backends
 from gsm8k_core.batching import make_updates, num_updates, rows_hash
 from gsm8k_core.checkpoints import Checkpoint, newest
-from gsm8k_core.config import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, with_profile
+from gsm8k_core.config import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, flag, with_profile
 from gsm8k_core.data import DataSet, load_data, training_rows
 from gsm8k_core.lora import lora_spec, target_modules
 from gsm8k_core.model_folder import end_token_ids, folder_hash, linear_layers, tokenizer_hash, vocabulary_size
@@ -24,7 +24,7 @@ from gsm8k_core.resume import check, cut_metrics
 from gsm8k_core.runs import Run, check_free, create, default_folder, newest_stopped, reopen
 from gsm8k_core.sinks import check_sinks
 from gsm8k_core.sources import AUTO, choose_pair
-from gsm8k_core.tracking import Terminal, clock
+from gsm8k_core.tracking import Terminal, clock, counted
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
 from verbs import Context
 from verbs.demo import banner
@@ -90,6 +90,7 @@ class Job:
 def new(config: TrainConfig, context: Context) -> Job:
     """A run from the start."""
     terminal = context.terminal
+    _refuse_idle(config, context)
     choice = backends.resolve(config.backend)
     check_sinks(config, terminal.say)
     if config.output_dir is not None:
@@ -129,21 +130,31 @@ def new(config: TrainConfig, context: Context) -> Job:
     )  # fmt: skip
 
 
+def _refuse_idle(config: TrainConfig, context: Context) -> None:
+    """Refuse flags that would change nothing."""
+    if config.force:
+        raise UsageError("--force is for --resume; leave it out for a new run")
+    idle = sorted({"lora_rank", "lora_alpha", "lora_dropout", "target_modules"} & context.explicit)
+    if idle and not config.uses_adapter:
+        raise UsageError(f"{flag(idle[0])} is for an adapter, and --method full trains the model; add --method lora")
+
+
 def resumed(config: TrainConfig, context: Context) -> Job | None:
     """A run to go on with, held from now on; None when nothing is left of it to do."""
     terminal = context.terminal
     run = reopen(_folder(config, context))
-    if run.manifest.get("status") == "done":
-        updates = run.manifest.get("outcome", {}).get("updates")
-        run.release()
-        terminal.say(f"run {run.folder} is complete ({updates} updates); nothing is left to do")
-        return None
     recorded = _recorded(run)
     given = {name: getattr(config, name) for name in context.explicit}
     # `auto` is the run's own, wherever it goes on; backend and device are this machine's.
     asked = {name: value for name, value in given.items() if value != AUTO or name in ("backend", "device")}
     paths = {name: _absolute(asked[name]) for name in ("model", "data") if name in asked}
     config = TrainConfig(**{**dict(recorded), **asked, **paths})
+    if run.manifest.get("status") == "done":
+        check(recorded, config, {}, {}, force=True)  # more epochs, say, would be another run
+        run.release()
+        updates = counted(run.manifest.get("outcome", {}).get("updates", 0), "update")
+        terminal.say(f"run {run.folder} is complete ({updates}); nothing is left to do")
+        return None
     choice = backends.resolve(config.backend)
     check_sinks(config, terminal.say)
     _check_backend(choice.name, config, "dtype" in asked)
@@ -160,8 +171,10 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
         _check_own(checkpoint, config, hashes)
     _refuse_spent(config, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
-    where = f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else "its beginning: it has no checkpoint"
-    undone = f"; {dropped} later lines of metrics.jsonl will be written again" if dropped else ""
+    where = (
+        f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else "its beginning: no checkpoint is whole"
+    )
+    undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""
     terminal.say(f"resume   {run.folder} from {where}{undone}")
 
     def claim(choices: Mapping[str, Choice]) -> Run:

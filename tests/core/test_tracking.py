@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -89,3 +90,16 @@ def test_json_mode_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("seconds", "text"), [(9.4, "9 s"), (65, "1 min 05 s"), (3720, "1 h 02 min"), (-3, "0 s")])
 def test_times_read_well(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_on_a_terminal_the_bar_and_the_lines_share_one_console() -> None:
+    from rich.console import Console
+
+    terminal = Terminal(json_only=False)
+    out = io.StringIO()
+    terminal.console = Console(file=out, force_terminal=True, width=80)
+    with terminal.progress("update", 300) as steps:
+        terminal.say("plan")
+        steps.advance("loss 3.832  0.3 s, 34 s to go, budget 1 h 59 min", done=32)
+    assert "\r\x1b[2Kplan" in out.getvalue()  # the bar was wiped before the line
+    assert " 32/300" in out.getvalue()  # and has room for its numbers beside a long note

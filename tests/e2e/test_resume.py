@@ -136,7 +136,7 @@ def test_without_a_checkpoint_it_begins_again(run: Any, train: Any, tmp_path: Pa
     assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
     folder = killed(tmp_path / "whole", 0, tmp_path / "killed")
     result = run("train", "--resume", str(folder))
-    assert "it has no checkpoint" in result.stdout
+    assert "there is no whole checkpoint" in result.stdout
     assert losses(folder) == losses(tmp_path / "whole")
 
 
@@ -262,7 +262,10 @@ def test_flags_of_the_start_may_be_repeated(run: Any, train: Any, tmp_path: Path
     ("flags", "said"),
     [
         (("--method", "lora", "--target-modules", "nope"), "no linear layer of this model is called so"),
-        (("--method", "lora", "--trainable", "blocks"), "--trainable blocks is for --method full"),
+        (
+            ("--method", "lora", "--trainable", "blocks"),
+            "error: --trainable blocks is for --method full; an adapter trains itself alone\n",
+        ),
         (("--method", "lora", "--target-modules", "all-linear,q_proj"), "takes all-linear alone"),
     ],
 )
@@ -394,3 +397,23 @@ def test_qlora_is_refused_where_it_cannot_be_trained(train: Any, tmp_path: Path)
     assert result.returncode == 3
     assert "--method qlora is not available on torch (it has full, lora, dora)" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_complete_run_refuses_to_become_another(run: Any, train: Any, tmp_path: Path) -> None:
+    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    result = run("train", "--resume", tmp_path / "whole", "--num-epochs", "5")
+    assert (result.returncode, "num_epochs: 1 -> 5" in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--lora-rank", "8"), "--lora-rank is for an adapter, and --method full trains the model"),
+        (("--force",), "--force is for --resume"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(
+    train: Any, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    result = train(tmp_path / "run", "--backend", "torch", *flags)
+    assert (result.returncode, said in result.stderr, "{" in result.stderr) == (2, True, False), result.stderr
