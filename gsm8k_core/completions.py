@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core import disagreements
-from gsm8k_core.answers import MAX_DIGITS, RULES, gold_number, grade
+from gsm8k_core.answers import MAX_DIGITS, gold_number, grade
 from gsm8k_core.jsonl import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
 from gsm8k_core.stats import wilson
 from gsm8k_core.types import DataError, StorageError
@@ -60,7 +60,7 @@ def grade_rows(rows: Sequence[Answered]) -> list[Record]:
 def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
     """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and disagreements.summary."""
     rules = {}
-    for name in RULES:
+    for name in disagreements.rules_of(records):
         verdicts = [record["rules"][name] for record in records]
         correct = sum(verdict["correct"] for verdict in verdicts)
         rules[name] = {

@@ -14,7 +14,18 @@ import pydantic
 import tyro
 from pydantic import Field
 
-from gsm8k_core.settings import Count, Duration, OptionalFile, OptionalPath, Settings, parse_duration, without_none
+from gsm8k_core.settings import ALL_LINEAR as ALL_LINEAR
+from gsm8k_core.settings import (
+    Count,
+    Duration,
+    Modules,
+    OptionalFile,
+    OptionalPath,
+    Settings,
+    Trackers,
+    parse_duration,
+    without_none,
+)
 from gsm8k_core.settings import flag as flag
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -26,33 +37,6 @@ MethodName = Literal["full", "lora", "dora", "qlora"]
 BackendName = Literal["auto", "mlx", "torch"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-TRACKERS = ("wandb", "trackio", "tensorboard")
-
-
-def _checked_trackers(text: str) -> str:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if names in ([], ["none"]):
-        return "none"
-    if unknown := [name for name in names if name not in TRACKERS]:
-        raise ValueError(f"takes {', '.join(TRACKERS)} with commas between, or none; not {', '.join(unknown)}")
-    return ",".join(names)
-
-
-Trackers = Annotated[str, pydantic.AfterValidator(_checked_trackers)]
-
-ALL_LINEAR = "all-linear"
-
-
-def _checked_modules(text: str) -> str:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names or (ALL_LINEAR in names and len(names) > 1):
-        raise ValueError(f"takes {ALL_LINEAR} alone, or names of layers with commas between, such as q_proj,v_proj")
-    return ",".join(names)
-
-
-Modules = Annotated[str, pydantic.AfterValidator(_checked_modules)]
 
 
 class BackendSettings(Settings):
@@ -78,6 +62,14 @@ class ProblemSettings(Settings):
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
     ] = 0
+
+
+class DrawSettings(Settings):
+    """How a token is chosen."""
+
+    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
 
 
 class DataSettings(ProblemSettings, BackendSettings):
@@ -217,7 +209,7 @@ class TrainConfig(DataSettings, RowSettings):
         return self.method != "full"
 
 
-class ScoreSettings(DataSettings):
+class ScoreSettings(DataSettings, DrawSettings):
     """Which problems are answered, and how."""
 
     alternatives = (("max_samples", "all_"),)
@@ -227,6 +219,16 @@ class ScoreSettings(DataSettings):
     split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
     eval_batch_size: Annotated[int, Field(gt=0, description="problems answered together")] = 64
+    sample_seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="with --temperature: the same seed draws the same answers")
+    ] = 0
+    samples: Annotated[
+        int, Field(gt=0, le=256, description="answers to each problem; from 2 on, also maj@K and pass@K")
+    ] = 1
+    shots: Annotated[int, Field(ge=0, le=64, description="solved train problems before each question")] = 0
+    shot_annotations: Annotated[
+        Literal["keep", "strip"], Field(description="show GSM8K's <<48/2=24>> marks in the shots, or leave them out")
+    ] = "keep"
     output_dir: Annotated[
         OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
     ] = None
@@ -241,10 +243,21 @@ class EvalConfig(ScoreSettings):
     """Score a model on the test problems, under every extraction rule."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
+    check_batching: Annotated[
+        bool, Field(description="answer the first 32 problems again, one by one, and list where the texts part")
+    ] = False
+    repeat: Annotated[
+        int, Field(gt=0, le=1000, description="evaluate so many times, each with the next --sample-seed: the spread")
+    ] = 1
+
+
+SlowRules = Annotated[
+    bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
+]
 
 
 class CompareConfig(ScoreSettings):
-    """Tell base from trained; writes model_comparison.json."""
+    """Tell base from trained: numbers, report.html and model_card.md."""
 
     base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = (
         "auto"
@@ -254,9 +267,13 @@ class CompareConfig(ScoreSettings):
         tyro.conf.arg(help_behavior_hint=without_none),
         Field(description="the model after training: its folder, or its run folder"),
     ] = ""
+    slow_rules: SlowRules = False
+    open_: Annotated[
+        bool, tyro.conf.arg(name="open"), Field(description="open report.html in the browser at the end")
+    ] = False
 
 
-class GenerateConfig(BackendSettings):
+class GenerateConfig(BackendSettings, DrawSettings):
     """Answer a question, a file of questions, or what you type."""
 
     question: Annotated[
@@ -272,9 +289,6 @@ class GenerateConfig(BackendSettings):
         "show"
     )
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
-    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
     eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64
 
@@ -323,6 +337,7 @@ class GradeConfig(Settings):
     records: Annotated[
         OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
     ] = None
+    slow_rules: SlowRules = False
 
 
 class DoctorConfig(Settings):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gsm8k_core.answers import HEADLINE, grade
 from gsm8k_core.batching import micro_batches
-from gsm8k_core.evaluate import HEADLINE_RULE
+from gsm8k_core.headline import HEADLINE_RULE
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
 
 if TYPE_CHECKING:

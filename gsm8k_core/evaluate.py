@@ -1,4 +1,4 @@
-"""Problems + a `generate` function -> a record per problem -> accuracy under every rule.
+"""Problems + a `generate` function -> a record per answer -> accuracy under every rule.
 
 Records are appended as completions finish. A stopped evaluation goes on where it was, a finished one is
 reused; both only under the same key.
@@ -14,14 +14,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core import disagreements
-from gsm8k_core.answers import RULES, grade
+from gsm8k_core import disagreements, samples
+from gsm8k_core.answers import grade
 from gsm8k_core.folders import write_json
-from gsm8k_core.stats import wilson
+from gsm8k_core.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
-Generate = Callable[[Sequence[Problem]], Iterator[tuple[int, Completion, str]]]
-HEADLINE_RULE = "flexible"  # the rule of the paired test
+STOP_RULE = "end-tokens"  # an answer ends before the first of model_folder.end_token_ids, and at no text
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One answer that is wanted: the problem, and which of its samples."""
+
+    problem: Problem
+    sample: int
+
+    @property
+    def key(self) -> int:
+        """Of its noise: the same whatever else is asked, in whatever order."""
+        return noise_key(self.problem.id, self.sample)
+
+
+Generate = Callable[[Sequence[Draw]], Iterator[tuple[int, Completion, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +45,20 @@ class Key:
 
     model: str  # folder hash
     data: str  # problems_hash
-    prompt: str
+    prompt: str  # prompts.Shots.prompt_name
     max_new_tokens: int
     backend: str
     device: str
     dtype: str
     code: str  # runs.code_hash
     versions: str  # of the frameworks
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0  # of the noise
+    samples: int = 1
+    repeat: int = 0  # greedy only: the same again, to see whether it is the same
+    stop: str = STOP_RULE
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -50,11 +72,12 @@ def problems_hash(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def make_record(problem: Problem, completion: Completion, text: str) -> dict[str, Any]:
+def make_record(problem: Problem, completion: Completion, text: str, sample: int = 0) -> dict[str, Any]:
     """One line of records.jsonl."""
     rules = {name: asdict(verdict) for name, verdict in grade(text, problem.answer).items()}
     return {
         "id": problem.id,
+        "sample": sample,
         "question": problem.question,
         "gold": problem.gold,
         "answer": problem.answer,
@@ -62,12 +85,21 @@ def make_record(problem: Problem, completion: Completion, text: str) -> dict[str
         "completion": text,
         "rules": rules,
         "tokens": len(completion.tokens),
+        "token_ids": list(completion.tokens),
         "finish_reason": completion.finish_reason,
     }
 
 
-def _read_records(path: Path, wanted: frozenset[str]) -> dict[str, dict[str, Any]]:
-    """Finished records by id. A last line that a kill cut short is cut off the file."""
+def completion_of(record: Mapping[str, Any]) -> Completion:
+    """What was generated for a record."""
+    return Completion(tuple(record["token_ids"]), record["finish_reason"])
+
+
+Name = tuple[str, int]  # problem id, sample
+
+
+def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, Any]]:
+    """Finished records by name. A last line that a kill cut short is cut off the file."""
     if not path.exists():
         return {}
     content = path.read_bytes()
@@ -78,8 +110,8 @@ def _read_records(path: Path, wanted: frozenset[str]) -> dict[str, dict[str, Any
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             record = json.loads(line)
-            if record["id"] in wanted:
-                records[record["id"]] = record
+            if (name := (record["id"], record["sample"])) in wanted:
+                records[name] = record
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: damaged record; remove the file to evaluate again") from error
     return records
@@ -92,48 +124,48 @@ def evaluate(
     logs: Path,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[dict[str, Any]], Path, int]:
-    """Records in the order of `problems`, their file, and how many of them were there before."""
+    """Records in the order of `problems`, each's samples together; their file; how many were there before."""
     folder = logs / f"eval-{key.digest()[:12]}"
     path = folder / "records.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "key.json", asdict(key))
-        records = _read_records(path, frozenset(problem.id for problem in problems))
+        draws = {(problem.id, sample): Draw(problem, sample) for problem in problems for sample in range(key.samples)}
+        records = _read_records(path, frozenset(draws))
         reused = len(records)
-        left = [problem for problem in problems if problem.id not in records]
+        left = [draw for name, draw in draws.items() if name not in records]
         with path.open("a", encoding="utf-8") as file:
             for index, completion, text in generate(left) if left else ():
-                record = make_record(left[index], completion, text)
+                record = make_record(left[index].problem, completion, text, left[index].sample)
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
                 file.flush()
-                records[record["id"]] = record
+                records[record["id"], record["sample"]] = record
                 progress(len(records))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    return [records[problem.id] for problem in problems], path, reused
-
-
-def _rates(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, object]]:
-    scores: dict[str, dict[str, object]] = {}
-    for name in RULES:
-        correct = sum(record["rules"][name]["correct"] for record in records)
-        low, high = wilson(correct, len(records))
-        scores[name] = {"correct": correct, "accuracy": correct / len(records), "interval": [low, high]}
-    return scores
+    return [records[name] for name in draws], path, reused
 
 
 def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) -> dict[str, Any]:
-    """Counts and accuracies, also apart for problems from templates that training never shows."""
+    """Counts and accuracies, also apart for problems from templates that training never shows.
+
+    `n` counts problems; with several samples all other counts are over the answers, and an accuracy is their mean.
+    """
+    n = len(samples.by_problem(records))
+    # A row behind a disagreement is one answer.
+    named = records if n == len(records) else [{**each, "row": f"{each['id']}/{each['sample']}"} for each in records]
     summary: dict[str, Any] = {
-        "n": len(records),
-        "rules": _rates(records),
+        "n": n,
+        "samples": len(records) // n,
+        "rules": samples.rates(records),
         "stopped": sum(record["finish_reason"] == "stop" for record in records),
         "cut": sum(record["finish_reason"] == "length" for record in records),
         "no_answer": sum(record["rules"]["robust"]["extracted"] is None for record in records),
         "mean_tokens": sum(record["tokens"] for record in records) / len(records),
-        **disagreements.summary(records),
+        **samples.summary(records),
+        **disagreements.summary(named),
     }
     apart = [record for record in records if record["template"] in held_out]
     if apart:
-        summary["held_out_templates"] = {"n": len(apart), "rules": _rates(apart)}
+        summary["held_out_templates"] = {"n": len(samples.by_problem(apart)), "rules": samples.rates(apart)}
     return summary

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
-SIGNIFICANT = 0.05
+from gsm8k_core.stats import LEVEL
+
+HEADLINE_RULE = "flexible"  # the rule of the paired test
 # The keys of the Hub, of W&B and of the big providers, a password in a URL, and what a flag or a variable calls one.
 _SECRETS = (
     (re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{16,}|\bwandb_v1_\w+|\bgh[pousr]_\w{16,}|\bAKIA[0-9A-Z]{12,}"), "[secret]"),
@@ -54,7 +56,7 @@ class Headline:
     @property
     def better(self) -> str:
         """trained, base or neither."""
-        if self.p >= SIGNIFICANT:
+        if self.p >= LEVEL:
             return "neither"
         return "trained" if self.won > self.lost else "base"
 
@@ -71,11 +73,12 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
     rule = test["rule"]
     base, trained = comparison["base"]["rules"][rule], comparison["trained"]["rules"][rule]
     won, lost = test["won"], test["lost"]
-    both = base["correct"] - lost
+    # With several samples `correct` counts answers, and the test is over the votes.
+    both = test["both"] if "both" in test else base["correct"] - lost
     interval = test.get("interval") or paired_interval(won, lost, n)
     return Headline(
         rule, n, base["accuracy"], tuple(base["interval"]), trained["accuracy"], tuple(trained["interval"]),
-        trained["accuracy"] - base["accuracy"], (interval[0], interval[1]),
+        test.get("difference", trained["accuracy"] - base["accuracy"]), (interval[0], interval[1]),
         won, lost, both, n - both - won - lost, test["p"],
     )  # fmt: skip
 

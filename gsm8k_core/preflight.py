@@ -79,12 +79,18 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
     return kept
 
 
-def check_context(prompts: Iterable[Sequence[int]], folder: Path) -> None:
+def check_context(prompts: Iterable[Sequence[int]], folder: Path, shots: int = 0) -> None:
     """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`)."""
     limit = read_json(folder / "config.json").get("max_position_embeddings")
     longest = max((len(prompt) for prompt in prompts), default=0)
     if isinstance(limit, int) and longest >= limit:
-        raise DataError(f"a question of {longest:,} tokens is too long: this model reads {limit:,}; shorten it")
+        what = (
+            f"a question of {longest:,} tokens, --shots {shots} included,"
+            if shots
+            else f"a question of {longest:,} tokens"
+        )
+        advice = "try fewer --shots" if shots else "shorten it"
+        raise DataError(f"{what} is too long: this model reads {limit:,}; {advice}")
 
 
 def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gsm8k_core.lora import B as LORA_B
 from gsm8k_core.model_folder import end_token_ids
+from gsm8k_core.partings import closed, first_difference
 from gsm8k_core.sides import (
     NATS,
     OF_RMS,
@@ -248,18 +249,13 @@ def partings(model: Model, bench: Bench, right: Texts, found: Texts) -> list[Par
     ends = end_token_ids(bench.folder)
     places = []
     for index, prompt in enumerate(bench.prompts):
-        ours, theirs = _closed(right[index]), _closed(found[index])
-        at = next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+        ours, theirs = closed(right[index]), closed(found[index])
+        at = first_difference(ours, theirs)
         if at is not None:
             prefix = [*prompt, *(token for token in ours[:at] if token is not None)]
             chances = [_chance(model, prefix, ends if pick is None else (pick,)) for pick in (ours[at], theirs[at])]
             places.append(Parting(index, at, abs(chances[0] - chances[1])))
     return places
-
-
-def _closed(completion: Completion) -> tuple[int | None, ...]:
-    """The tokens, with None for the end token that a completion leaves out."""
-    return (*completion.tokens, None) if completion.finish_reason == "stop" else completion.tokens
 
 
 def _chance(model: Model, prefix: Sequence[int], tokens: Sequence[int]) -> float:

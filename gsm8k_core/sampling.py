@@ -1,13 +1,15 @@
 """Drawing a token from logits: temperature, top-k, top-p, and noise that depends on nothing but its place.
 
 The noise of a draw comes from (seed, key of the prompt, position), so batching, resuming and refilling change no
-text, and both backends draw the same token from the same logits.
+text, and both backends draw the same token from the same logits. In an evaluation the key comes from the problem's id
+and the number of the sample (`noise_key`), so other problems beside it change nothing either.
 
 Axes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ import numpy as np
 from gsm8k_core.types import Sampling
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from gsm8k_core.types import FloatArray
 
 
@@ -35,14 +39,23 @@ def kept(logits_V: FloatArray, sampling: Sampling) -> FloatArray:
     return scaled.astype(np.float32)
 
 
+def noise_key(problem_id: str, sample: int) -> int:
+    """The key of one answer: 64 bits of sha256 over the problem's id and the number of the sample."""
+    return int.from_bytes(hashlib.sha256(f"{problem_id}\0{sample}".encode()).digest()[:8], "big")
+
+
+def noise(sampling: Sampling, key: int, position: int, size: int) -> npt.NDArray[np.float64]:
+    """Gumbel noise of the first `size` tokens of the vocabulary: (size,) float64."""
+    return np.random.default_rng([sampling.seed, key, position]).gumbel(size=size)
+
+
 def draw(logits_V: FloatArray, sampling: Sampling, key: int, position: int) -> int:
     """One token id, by the Gumbel-max trick: the argmax of logits plus noise has the softmax's distribution."""
-    noise_V = np.random.default_rng([sampling.seed, key, position]).gumbel(size=len(logits_V))
-    return int(np.argmax(kept(logits_V, sampling) + noise_V))
+    return int(np.argmax(kept(logits_V, sampling) + noise(sampling, key, position, len(logits_V))))
 
 
 def draw_rows(logits_BV: FloatArray, sampling: Sampling, keys: Sequence[int], positions: Sequence[int]) -> list[int]:
-    """One token id for each row: `keys` are the prompts' numbers, `positions` count the tokens written so far."""
+    """One token id for each row: `keys` are the prompts' keys, `positions` count the tokens written so far."""
     return [
         draw(row_V, sampling, key, position) for row_V, key, position in zip(logits_BV, keys, positions, strict=True)
     ]

@@ -45,6 +45,33 @@ Duration = Annotated[
 ]
 
 
+TRACKERS = ("wandb", "trackio", "tensorboard")
+
+
+def _checked_trackers(text: str) -> str:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if names in ([], ["none"]):
+        return "none"
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"takes {', '.join(TRACKERS)} with commas between, or none; not {', '.join(unknown)}")
+    return ",".join(names)
+
+
+Trackers = Annotated[str, pydantic.AfterValidator(_checked_trackers)]
+
+ALL_LINEAR = "all-linear"
+
+
+def _checked_modules(text: str) -> str:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or (ALL_LINEAR in names and len(names) > 1):
+        raise ValueError(f"takes {ALL_LINEAR} alone, or names of layers with commas between, such as q_proj,v_proj")
+    return ",".join(names)
+
+
+Modules = Annotated[str, pydantic.AfterValidator(_checked_modules)]
+
+
 def without_none(default: str) -> str:
     """What `--help` says of a default; nothing where there is none."""
     return "" if default in ("None", "", "''") else f"(default: {default})"

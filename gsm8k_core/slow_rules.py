@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from gsm8k_core.answers import Verdict, gold_number
-from gsm8k_core.types import UsageError
+from gsm8k_core.types import PreflightError
 
 NAME = "math-verify"
 INSTALL = "pip install -c constraints.txt -e '.[bench]'"
@@ -38,12 +38,18 @@ def missing() -> str | None:
     return f"math-verify is not installed; {INSTALL}"
 
 
+def require() -> None:
+    """Raises PreflightError where math-verify cannot be used: it was asked for."""
+    if reason := missing():
+        raise PreflightError(f"--slow-rules: {reason}")
+
+
 class MathVerify:
     """`with MathVerify() as rule: rule.judge(completion, answer)`. `hung` and `crashed` count the rows lost so."""
 
     def __init__(self, limit: float = LIMIT, command: Sequence[str] = WORKER) -> None:
         if tuple(command) == WORKER and (reason := missing()):
-            raise UsageError(reason)
+            raise PreflightError(reason)
         self._limit, self._command = limit, command
         self._worker: subprocess.Popen[bytes] | None = None
         self.hung = self.crashed = 0
@@ -91,7 +97,7 @@ class MathVerify:
             self._line(worker, START_LIMIT)
         except (OSError, TimeoutError) as error:
             self._stop()
-            raise UsageError(f"math-verify does not start ({error}); {INSTALL}") from None
+            raise PreflightError(f"math-verify does not start ({error}); {INSTALL}") from None
         return worker
 
     @staticmethod

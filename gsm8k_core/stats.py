@@ -31,9 +31,10 @@ class Paired:
     interval: tuple[float, float]  # 95 %, of the difference
 
 
-def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Lower and upper bound of an accuracy, as fractions from 0 to 1, for `correct` of `n` problems.
 
+    They are counts; an effective sample size (samples.interval) need not be whole.
     Source: Wilson, JASA 22 (1927), the score interval, without continuity correction.
     """
     if not 0 <= correct <= n or n == 0:

@@ -10,6 +10,9 @@ import pytest
 from backends import INSTALL, PROVIDERS, installed
 
 
+os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-backends",

@@ -1,8 +1,9 @@
-"""`compare`: base and trained over the same problems, the paired test, model_comparison.json."""
+"""`compare`: base and trained over the same problems, the paired test, its numbers, its page and its card."""
 
 from __future__ import annotations
 
 import gc
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,46 +12,77 @@ from gsm8k_core import hub
 from gsm8k_core.config import EMBEDDED_MODEL, CompareConfig, RunsConfig
 from gsm8k_core.folders import write_json
 from gsm8k_core.models import Source, identity, resolve_model
-from gsm8k_core.report import make_comparison, show_comparison
+from gsm8k_core.report import make_comparison, show_comparison, with_every_rule
 from gsm8k_core.runs import read_manifest, run_of_model
+from gsm8k_core.slow_rules import judge_records, require
 from gsm8k_core.sources import AUTO
+from gsm8k_core.stats import cannot_show
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
-from verbs import Context
+from verbs import Context, checks
 from verbs.demo import banner
-from verbs.evaluate import Place, load_problems, score
+from verbs.evaluate import Place, Problems, Scored, load_problems, score
+from verbs.results import Made, one_a_problem, write_both
 
 COMPARISON = "model_comparison.json"
 
 
 def run(config: CompareConfig, context: Context) -> int:
     """The verb."""
+    checks.refuse(config)
     terminal = context.terminal
     if not config.trained_model:
         raise UsageError("compare needs the trained model; add --trained-model RUN (python cli.py runs lists them)")
+    if config.slow_rules:
+        require()
     backend = backends.resolve(config.backend)
     trained = _resolve("--trained-model", config.trained_model, terminal)
     base = _base(config, trained.found, terminal)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
     problems = load_problems(config, trained, context)
-    folder = config.output_dir or run_of_model(trained.found) or Path(".")
+    terminal.say(f"limits   {cannot_show(len(problems.problems))}")
+    owner = run_of_model(trained.found)
+    folder = config.output_dir or owner or Path(".")
     place = Place(backend, config.device, config.dtype, folder)
-    base_scored = score(config, place, base, problems, terminal)
+    base_scored = _scored(config, place, base, problems, terminal)
     gc.collect()  # two models need not be in memory at once
     # `auto` was settled by the base: both are scored on the same device in the same precision.
     place = replace(place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"])
-    trained_scored = score(config, place, trained, problems, terminal)
-    comparison = make_comparison(
-        base_scored.summary, trained_scored.summary, base_scored.records, trained_scored.records
-    )
-    write_json(folder / COMPARISON, comparison)
-    show_comparison(terminal, comparison)
-    terminal.say(f"written  {folder / COMPARISON}")
+    trained_scored = _scored(config, place, trained, problems, terminal)
+    made = Made("compare", config, context.explicit, problems.problems, owner)
+    page = _finish(made, folder, base_scored, trained_scored, terminal)
+    if config.open_:
+        _open(page, terminal)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
-    terminal.result({**comparison, "file": str(folder / COMPARISON)})
     return EXIT_OK
+
+
+def _scored(config: CompareConfig, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Scored:
+    """With one answer a problem, and under every rule that was asked for."""
+    scored = score(config, place, source, problems, terminal)
+    if config.slow_rules:
+        terminal.say(judge_records(scored.records))
+    summary = one_a_problem(scored.summary, scored.records)
+    return replace(scored, summary=with_every_rule(summary, scored.records))
+
+
+def _finish(made: Made, folder: Path, base: Scored, trained: Scored, terminal: Terminal) -> Path:
+    """The numbers first: whatever happens to the page, they are there."""
+    comparison = make_comparison(base.summary, trained.summary, base.records, trained.records)
+    write_json(folder / COMPARISON, comparison)
+    show_comparison(terminal, comparison)
+    page, card = write_both(made, folder, comparison, (base.records, trained.records), terminal.say)
+    terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}\ncard     {card}")
+    terminal.result({**comparison, "file": str(folder / COMPARISON), "page": str(page), "card": str(card)})
+    return page
+
+
+def _open(page: Path, terminal: Terminal) -> None:
+    """In the browser of this machine, where there is one."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        terminal.say(f"there is no browser here; open {page} in one")
 
 
 def _resolve(flag: str, reference: str, terminal: Terminal) -> Source:

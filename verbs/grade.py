@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.answers import RULES
 from gsm8k_core.completions import check_records, grade_rows, read_completions, summarise, write_records
 from gsm8k_core.config import GradeConfig
-from gsm8k_core.disagreements import agreed, table
-from gsm8k_core.report import percent
+from gsm8k_core.report import percent, show_disagreements
+from gsm8k_core.slow_rules import judge_records, require
 from gsm8k_core.tracking import Terminal, counted
 from gsm8k_core.types import EXIT_OK, UsageError
 from verbs import Context
@@ -22,7 +21,11 @@ def run(config: GradeConfig, context: Context) -> int:
         raise UsageError("grade needs a file of completions: python cli.py grade FILE.jsonl, or - to read stdin")
     if config.records is not None:
         check_records(config.records)
+    if config.slow_rules:
+        require()
     records = grade_rows(read_completions(config.file))
+    if config.slow_rules:
+        terminal.say(judge_records(records))
     summary = summarise(records)
     _show(terminal, summary)
     if config.records is not None:
@@ -37,14 +40,10 @@ def _named(records: Path | None) -> dict[str, str]:
 
 
 def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
-    rules, disagreements = summary["rules"], summary["disagreements"]
+    rules = summary["rules"]
     terminal.say(counted(summary["n"], "completion"))
     terminal.table(
         ["rule", "correct", "accuracy (95 % interval)", "nothing read"],
-        [[name, str(rules[name]["correct"]), percent(rules[name]), str(rules[name]["nothing_read"])] for name in RULES],
+        [[name, str(rule["correct"]), percent(rule), str(rule["nothing_read"])] for name, rule in rules.items()],
     )
-    if agreed(disagreements):
-        terminal.say("The rules agree on every row.")
-        return
-    terminal.say("\nRows that the rule on the left calls right and the one above calls wrong:")
-    terminal.table(*table(disagreements))
+    show_disagreements(terminal, summary["disagreements"], "row")

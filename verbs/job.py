@@ -172,7 +172,9 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     _refuse_spent(config, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
     where = (
-        f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else "its beginning: no checkpoint is whole"
+        f"update {checkpoint.update}, {checkpoint.folder}"
+        if checkpoint
+        else "its beginning: there is no whole checkpoint"
     )
     undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""
     terminal.say(f"resume   {run.folder} from {where}{undone}")

@@ -276,10 +276,11 @@ class MLXBackend:
         return TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
-    ) -> Iterator[tuple[int, Completion]]:
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
         with _memory():
-            yield from generate(self._model, prompts, sampling, self._end_ids, on_token)
+            yield from generate(self._model, prompts, sampling, self._end_ids, on_token, keys)
 
     def score(self, batch: Batch) -> FloatArray:
         with _memory():

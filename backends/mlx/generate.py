@@ -45,12 +45,13 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]
 def _decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
     keys: Sequence[int],
     sampling: Sampling,
     end_ids: frozenset[int],
     on_token: OnToken,
 ) -> Iterator[tuple[int, Completion]]:
-    """Complete one batch; yields (row, completion)."""
+    """Complete one batch; yields (index, completion)."""
     tokens_BT, padding = _left_padded(prompts)
     cache = [BatchKVCache(padding) for _ in model.layers]
     written: list[list[int]] = [[] for _ in prompts]
@@ -59,7 +60,7 @@ def _decode(
         picked = _pick(_next_logits(model, tokens_BT, cache), sampling, [keys[row] for row in active], position)
         places = [place for place, token in enumerate(picked) if token not in end_ids]
         for row in (row for row, token in zip(active, picked, strict=True) if token in end_ids):
-            yield row, Completion(tuple(written[row]), "stop")
+            yield indices[row], Completion(tuple(written[row]), "stop")
         if len(places) < len(active):
             active, picked = [active[place] for place in places], [picked[place] for place in places]
             if not active:
@@ -68,23 +69,23 @@ def _decode(
                 layer.filter(mx.array(places))
         for row, token in zip(active, picked, strict=True):
             written[row].append(token)
-            on_token(keys[row], token)
+            on_token(indices[row], token)
         tokens_BT = mx.array(picked)[:, None]
     for row in active:
-        yield row, Completion(tuple(written[row]), "length")
+        yield indices[row], Completion(tuple(written[row]), "length")
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken
-) -> Iterator[tuple[int, Completion]]:
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken,
+    keys: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Completion]]:  # fmt: skip
     """See Backend.generate."""
     model.eval()
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), sampling.batch_size):
         chunk = order[start : start + sampling.batch_size]
-        batch = _decode(model, [prompts[index] for index in chunk], chunk, sampling, end_ids, on_token)
-        for row, completion in batch:
-            yield chunk[row], completion
+        theirs = chunk if keys is None else [keys[index] for index in chunk]
+        yield from _decode(model, [prompts[index] for index in chunk], chunk, theirs, sampling, end_ids, on_token)
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -258,10 +258,11 @@ class TorchBackend:
         return self.choices["dtype"]
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token
-    ) -> Iterator[tuple[int, Completion]]:
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
         with _memory():
-            yield from generate(self._compute_model(), prompts, sampling, self._end_ids, on_token)
+            yield from generate(self._compute_model(), prompts, sampling, self._end_ids, on_token, keys)
 
     def score(self, batch: Batch) -> FloatArray:
         with _memory():

@@ -49,12 +49,13 @@ def _pick(logits_BV: torch.Tensor, sampling: Sampling, keys: Sequence[int], posi
 def _decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
     keys: Sequence[int],
     sampling: Sampling,
     end_ids: frozenset[int],
     on_token: OnToken,
 ) -> Iterator[tuple[int, Completion]]:
-    """Complete one batch; yields (row, completion)."""
+    """Complete one batch; yields (index, completion)."""
     tokens_BT, mask_BS = _left_padded(prompts, model.device)
     positions_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
@@ -65,7 +66,7 @@ def _decode(
         picked = _pick(logits_BV, sampling, [keys[row] for row in active], position)
         places = [place for place, token in enumerate(picked) if token not in end_ids]
         for row in (row for row, token in zip(active, picked, strict=True) if token in end_ids):
-            yield row, Completion(tuple(written[row]), "stop")
+            yield indices[row], Completion(tuple(written[row]), "stop")
         positions_B = positions_BT[:, -1] + 1
         if len(places) < len(active):
             active, picked = [active[place] for place in places], [picked[place] for place in places]
@@ -76,23 +77,23 @@ def _decode(
             cache.batch_select_indices(kept)
         for row, token in zip(active, picked, strict=True):
             written[row].append(token)
-            on_token(keys[row], token)
+            on_token(indices[row], token)
         tokens_BT, positions_BT = torch.tensor(picked, device=model.device)[:, None], positions_B[:, None]
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(active), 1)], dim=-1)
     for row in active:
-        yield row, Completion(tuple(written[row]), "length")
+        yield indices[row], Completion(tuple(written[row]), "length")
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken
-) -> Iterator[tuple[int, Completion]]:
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken,
+    keys: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Completion]]:  # fmt: skip
     """See Backend.generate. `model` is already in the compute dtype."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), sampling.batch_size):
         chunk = order[start : start + sampling.batch_size]
-        batch = _decode(model, [prompts[index] for index in chunk], chunk, sampling, end_ids, on_token)
-        for row, completion in batch:
-            yield chunk[row], completion
+        theirs = chunk if keys is None else [keys[index] for index in chunk]
+        yield from _decode(model, [prompts[index] for index in chunk], chunk, theirs, sampling, end_ids, on_token)
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:

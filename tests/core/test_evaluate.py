@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.evaluate import Key, evaluate, summarise
+from gsm8k_core.evaluate import Draw, Key, completion_of, evaluate, summarise
 from gsm8k_core.report import make_comparison, verdict
 from gsm8k_core.types import Completion, Problem
 
@@ -23,14 +23,14 @@ class Model:
     def __init__(self, right_below: int = 99, dies_after: int = 99) -> None:
         self.right_below, self.dies_after, self.asked = right_below, dies_after, 0
 
-    def __call__(self, problems: Sequence[Problem]) -> Iterator[tuple[int, Completion, str]]:
-        for index in reversed(range(len(problems))):
+    def __call__(self, draws: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
+        for index in reversed(range(len(draws))):
             if self.asked == self.dies_after:
                 raise KeyboardInterrupt
             self.asked += 1
-            gold = int(problems[index].gold)
+            gold = int(draws[index].problem.gold) + draws[index].sample % 3  # of three samples, one is right
             text = f"#### {gold if gold < self.right_below else gold + 1}"
-            yield index, Completion((1, 2), "stop"), text
+            yield index, Completion((1, draws[index].key % 1000), "stop"), text
 
 
 def test_records_come_back_in_the_order_of_the_problems(tmp_path: Path) -> None:
@@ -51,6 +51,25 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_score(tmp_path: Path
     assert records == evaluate(PROBLEMS, Model(), KEY, tmp_path / "whole")[0]
 
 
+def test_a_killed_sampled_evaluation_goes_on_in_the_midst_of_a_problem(tmp_path: Path) -> None:
+    key = replace(KEY, samples=4, temperature=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(PROBLEMS, Model(dies_after=10), key, tmp_path)
+    model = Model()
+    records, _, reused = evaluate(PROBLEMS, model, key, tmp_path)
+    assert (reused, model.asked) == (10, 14)
+    assert [(record["id"], record["sample"]) for record in records[:5]] == [
+        *(("test-0", n) for n in range(4)),
+        ("test-1", 0),
+    ]
+    assert records == evaluate(PROBLEMS, Model(), key, tmp_path / "whole")[0]
+
+
+def test_a_record_holds_the_tokens(tmp_path: Path) -> None:
+    records, _, _ = evaluate(PROBLEMS[:1], Model(), KEY, tmp_path)
+    assert completion_of(records[0]) == Completion((1, Draw(PROBLEMS[0], 0).key % 1000), "stop")
+
+
 def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
     evaluate(PROBLEMS, Model(), KEY, tmp_path)
     model = Model()
@@ -61,7 +80,7 @@ def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", list(Key.__slots__))
 def test_anything_else_in_the_key_is_asked_again(tmp_path: Path, field: str) -> None:
     evaluate(PROBLEMS, Model(), KEY, tmp_path)
-    other = replace(KEY, **{field: 65 if field == "max_new_tokens" else "other"})
+    other = replace(KEY, **{field: "other" if isinstance(getattr(KEY, field), str) else 3})
     assert evaluate(PROBLEMS, Model(), other, tmp_path)[2] == 0
 
 
@@ -80,6 +99,6 @@ def test_the_comparison_counts_wins_and_losses_by_problem(tmp_path: Path) -> Non
     base, _, _ = evaluate(PROBLEMS, Model(right_below=2), KEY, tmp_path)
     trained, _, _ = evaluate(PROBLEMS, Model(right_below=5), replace(KEY, model="b"), tmp_path)
     made = make_comparison(summarise(base, frozenset()), summarise(trained, frozenset()), base, trained)
-    assert made["paired"] == {"rule": "flexible", "won": 3, "lost": 0, "p": 0.25}
+    assert made["paired"] == made["paired"] | {"rule": "flexible", "won": 3, "lost": 0, "p": 0.25}
     assert verdict(made) == "not distinguishable at n = 6: 3 won, 0 lost, p = 0.25 by the flexible rule"
     json.dumps(made, allow_nan=False)

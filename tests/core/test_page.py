@@ -108,12 +108,12 @@ def data_of(text: str) -> Any:
 def everything_evil() -> str:
     values: Mapping[str, object] = {"model": EVIL, "data": EVIL, "hash": EVIL, "split": EVIL, "device": EVIL}
     old, new = records("rw", EVIL, EVIL), records("wr", EVIL, EVIL)
+    comparison = make_comparison(summary(old, **values), summary(new, **values), old, new)
     for record in (*old, *new):
         record |= {"id": EVIL, "gold": EVIL, "answer": EVIL}
         record["rules"]["flexible"]["extracted"] = EVIL
     for number, (left, right) in enumerate(zip(old, new, strict=True)):
         left["id"] = right["id"] = f"{EVIL}{number}"
-    comparison = make_comparison(summary(old, **values), summary(new, **values), old, new)
     table = {EVIL: EVIL}
     return page.render_page(
         comparison, old, new, diagnosis=[{"category": EVIL, "base": 1, "trained": 2}],

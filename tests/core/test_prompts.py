@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.prompts import SYSTEM_PROMPT, decode, load_tokenizer, make_examples, prompt_tokens
+from gsm8k_core.data import carve_dev
+from gsm8k_core.prompts import (
+    NO_SHOTS,
+    PROMPT_NAME,
+    SYSTEM_PROMPT,
+    choose_shots,
+    decode,
+    load_tokenizer,
+    make_examples,
+    messages,
+    prompt_tokens,
+)
 from gsm8k_core.types import DataError, Problem
 from tests import tiny
 
@@ -29,6 +40,72 @@ def test_the_prompt_is_the_same_in_training_and_evaluation(folder: Path) -> None
     (example,) = make_examples(tokenizer, [PROBLEM], [1])
     (prompt,) = prompt_tokens(tokenizer, [PROBLEM])
     assert example.tokens[: example.num_prompt] == prompt
+
+
+TRAIN = [Problem(f"train-{n}", f"how many , {n} ?", f"{n} = <<{n}={n}>>{n}\n#### {n}", str(n)) for n in range(60)]
+
+
+def test_no_shots_are_the_prompt_of_training(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    assert choose_shots(TRAIN, 0, "keep") == NO_SHOTS
+    assert prompt_tokens(tokenizer, [PROBLEM], NO_SHOTS) == [example.tokens[: example.num_prompt]]
+    assert NO_SHOTS.prompt_name == PROMPT_NAME
+
+
+def test_shots_are_turns_before_the_question(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    shots = choose_shots(TRAIN, 2, "keep")
+    first, second = shots.before(PROBLEM)
+    turns = messages(PROBLEM, shots=(first, second))
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [turn["content"] for turn in turns[1:4]] == [first.question, first.answer, second.question]
+    (few,), (zero,) = prompt_tokens(tokenizer, [PROBLEM], shots), prompt_tokens(tokenizer, [PROBLEM])
+    asked = len(PROBLEM.question.split()) + 5  # with the marks of its turn and the start of the answer's
+    assert few[-asked:] == zero[-asked:]
+    assert len(few) > len(zero)
+
+
+def test_shots_are_the_same_for_every_question_but_never_the_question_itself() -> None:
+    shots = choose_shots(TRAIN, 3, "keep")
+    usual = shots.before(PROBLEM)
+    assert usual == choose_shots(TRAIN[::-1], 3, "keep").before(TRAIN[0]) or TRAIN[0] in usual
+    for problem in TRAIN:
+        found = shots.before(problem)
+        assert len(found) == 3
+        assert problem not in found
+        assert found == usual or problem in usual
+    assert usual != choose_shots(TRAIN, 3, "keep", seed=1).before(PROBLEM)
+
+
+def test_shots_are_never_dev_problems() -> None:
+    train, dev = carve_dev(TRAIN)
+    assert dev
+    assert {shot.id for shot in choose_shots(TRAIN, len(train), "keep").pool} == {problem.id for problem in train}
+
+
+def test_more_shots_than_train_problems_are_refused() -> None:
+    with pytest.raises(DataError, match="--shots 9: there are only 3 train problems; try --shots 3"):
+        choose_shots(TRAIN[:3], 9, "keep")
+    with pytest.raises(DataError, match="train-0: there are only 2 other train problems; try --shots 2"):
+        choose_shots(TRAIN[:3], 3, "keep").before(TRAIN[0])
+
+
+def test_the_prompts_name_changes_with_all_that_decides_its_words() -> None:
+    names = [
+        choose_shots(*arguments).prompt_name
+        for arguments in [
+            (TRAIN, 0, "keep"), (TRAIN, 1, "keep"), (TRAIN, 2, "keep"), (TRAIN, 2, "strip"), (TRAIN[:30], 2, "keep"),
+            (TRAIN, 2, "keep", 1),
+        ]
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert choose_shots(TRAIN, 2, "keep").prompt_name == choose_shots(TRAIN[::-1], 2, "keep").prompt_name
+
+
+def test_marks_can_be_left_out_of_the_shots() -> None:
+    assert all("<<" in shot.answer for shot in choose_shots(TRAIN, 2, "keep").pool)
+    assert not any("<<" in shot.answer for shot in choose_shots(TRAIN, 2, "strip").pool)
 
 
 def test_the_answer_and_the_end_token_are_supervised(folder: Path) -> None:

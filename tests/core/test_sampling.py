@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gsm8k_core.sampling import draw, draw_rows, kept
+from gsm8k_core.sampling import draw, draw_rows, kept, noise, noise_key
 from gsm8k_core.types import Sampling
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
@@ -44,3 +44,14 @@ def test_noise_depends_on_seed_key_and_position_only() -> None:
         tuple(draw(LOGITS, sampling(seed=seed), key, place) for place in range(20)) for seed in (0, 1) for key in (0, 1)
     ]
     assert len(set(many)) == 4
+
+
+def test_a_key_is_of_problem_and_sample_and_frozen() -> None:
+    assert noise_key("test-0", 0) == 0x4F5D5832DAF53CA1  # frozen: records of one evaluation may come from two versions
+    assert len({noise_key(f"test-{n}", sample) for n in range(200) for sample in range(8)}) == 1600
+    assert noise_key("test-1", 11) != noise_key("test-11", 1)
+
+
+def test_the_noise_of_fewer_tokens_is_the_start_of_that_of_more() -> None:
+    place = (sampling(seed=3), noise_key("test-0", 0), 5)
+    assert noise(*place, 10).tolist() == noise(*place, 1000)[:10].tolist()

@@ -11,7 +11,7 @@ import pytest
 from gsm8k_core import slow_rules
 from gsm8k_core.answers import Verdict
 from gsm8k_core.slow_rules import MathVerify, judge_records
-from gsm8k_core.types import UsageError
+from gsm8k_core.types import PreflightError
 
 FAKE = """
 import json, os, signal, sys, time
@@ -52,7 +52,7 @@ def test_no_worker_stays_behind() -> None:
 
 
 def test_a_worker_that_does_not_start_is_an_error() -> None:
-    with MathVerify(command=(sys.executable, "-c", "")) as rule, pytest.raises(UsageError, match="does not start"):
+    with MathVerify(command=(sys.executable, "-c", "")) as rule, pytest.raises(PreflightError, match="does not start"):
         rule.judge("18", "18")
 
 
@@ -60,5 +60,5 @@ def test_an_absent_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert slow_rules.missing() == "math-verify is not installed; pip install -c constraints.txt -e '.[bench]'"
     assert judge_records([]) == slow_rules.missing()
-    with pytest.raises(UsageError, match="not installed"):
+    with pytest.raises(PreflightError, match="not installed"):
         MathVerify()

@@ -1,0 +1,316 @@
+"""eval and compare through the command line: the files that they leave, hostile answers, --json, exit codes.
+
+Two tiny models; their words are put into their mouths, so that it is known what is right.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import cli
+from gsm8k_core import slow_rules
+from gsm8k_core.config import CompareConfig, TrainConfig
+from gsm8k_core.stats import cannot_show
+from tests import tiny
+from tests.e2e.conftest import Run
+from verbs.results import command, training_command
+
+EVIL = (
+    "<img src=x onerror=alert(1)></script><script>alert(2)</script> <a href='javascript:alert(3)'>x</a> "
+    '"><svg onload=alert(4)> \x1b[31mred\x1b[0m \u202egnorw <!-- {{ 7 * 7 }}'
+)
+PLACE = ("--backend", "torch", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", 2)
+FAKE_MATH_VERIFY = """
+import json, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    row = json.loads(line)
+    print(json.dumps({"extracted": "1", "correct": row["completion"].endswith(row["gold"])}), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("other") / "tiny", "llama", seed=1)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, other: Path, model: Path, data: Path) -> Path:
+    """A finished run: its manifest, its metrics, its model."""
+    folder = tmp_path / "runs" / "mine"
+    shutil.copytree(other, folder / "model")
+    config = TrainConfig(
+        model=str(model), data=str(data), eval_steps=2, learning_rate=1e-2, wandb_project="hf_" + "a" * 30
+    )
+    manifest = {"status": "done", "pid": 1, "config": config.model_dump(mode="json"), "data": {"name": str(data)}}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    events: list[dict[str, object]] = [{"event": "update", "update": n, "loss": 3 / n} for n in (1, 2, 3)]
+    events += [{"event": "dev", "update": 2, "accuracy": 0.25, "loss": 1.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """`words(base, trained)`: what the models answer; `{n}` is the gold of every other problem."""
+    from verbs import evaluate
+
+    def say(base: str, trained: str) -> None:
+        turns = {False: base, True: trained}
+        asked: list[int] = []
+
+        def decode(*_: object) -> str:
+            asked.append(1)
+            return turns[len(asked) > 8].replace("{n}", "4")
+
+        monkeypatch.setattr(evaluate, "decode", decode)
+
+    return say
+
+
+class Read(HTMLParser):
+    """The tags of a page, its words, and the attributes that load or run something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.words = ""
+        self.live: list[tuple[str, str, str | None]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.live += [
+            (tag, name, value)
+            for name, value in attributes
+            if name.startswith("on") or (name in {"src", "href", "action"} and not (value or "").startswith("#"))
+        ]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def compare(run: Run, model: Path, trained: Path, data: Path, *more: object) -> Any:
+    return run("compare", "--base-model", model, "--trained-model", trained, "--data", data, *PLACE, *more)
+
+
+# --- what compare leaves ----------------------------------------------------------------------------------------------
+
+
+def test_compare_leaves_numbers_a_page_and_a_card(
+    run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words("2 + 2 = 5\n#### 5", "2 + 2 = 4\n#### 4")
+    done = compare(run, model, trained, data)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((trained / "model_comparison.json").read_text())
+    test = made["paired"]
+    gold = [json.loads(line)["answer"] for line in (data / "test.jsonl").read_text().splitlines()]
+    right, were = (sum(answer.endswith(f"#### {n}") for answer in gold) for n in (4, 5))
+    assert (test["won"], test["lost"], test["both"]) == (right, were, 0)
+    assert test["difference"] == pytest.approx((right - were) / 8)
+    assert test["interval"][0] <= test["difference"] <= test["interval"][1]
+    assert {"diagnosis", "steps", "breakdown"} <= set(made)
+    page, card = (trained / "report.html").read_text(), (trained / "model_card.md").read_text()
+    for text in (page, card):
+        assert "hf_aaa" not in text
+        assert made["trained"]["hash"] in text
+    shown = " ".join(Read(page).words.split())
+    for part in ("What went wrong", "Accuracy by number of steps", "Loss (nats per target)", "arithmetic slip"):
+        assert part in shown
+    assert "python cli.py train " in shown
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["model-index"][0]["name"] == "mine"
+    lines, said = done.stdout.splitlines(), " ".join(done.stdout.split())
+    assert any("what went wrong" in line and "trained" in line for line in lines)
+    for name, label in (("model_comparison.json", "written"), ("report.html", "page"), ("model_card.md", "card")):
+        assert f"{label} {trained / name}" in said
+    assert [
+        line for line in lines if len(line) > 80 and str(trained.parent) not in line and str(data) not in line
+    ] == []
+    assert said.count(cannot_show(8)) == 1
+    assert done.stdout.index("cannot show") < done.stdout.index("what went wrong")
+
+
+def test_hostile_answers_stay_text(
+    run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None]
+) -> None:
+    words(EVIL, f"{EVIL}\n#### 4")
+    done = compare(run, model, trained, data)
+    assert done.returncode == 0, done.stderr
+    page = (trained / "report.html").read_text()
+    read = Read(page)
+    assert not {"img", "a ", "iframe", "object", "embed", "link", "form"} & set(read.tags)
+    assert read.tags.count("script") == 3
+    assert read.live == []
+    for part in ("<img src=x onerror=alert(1)>", "</script><script>alert(2)", "{{ 7 * 7 }}", "⟨ESC⟩[31m", "⟨U+202E⟩"):
+        assert part in read.words
+    for text in (page, (trained / "model_card.md").read_text(), done.stdout, done.stderr):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+
+
+def test_json_is_one_object_with_the_files(
+    run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None]
+) -> None:
+    words(EVIL, "#### 4")
+    done = compare(run, model, trained, data, "--json")
+    result = json.loads(done.stdout)
+    assert [Path(result[key]).name for key in ("file", "page", "card")] == [
+        "model_comparison.json",
+        "report.html",
+        "model_card.md",
+    ]
+    assert all(Path(result[key]).is_file() for key in ("file", "page", "card"))
+    assert "limits   8 problems cannot show" in done.stderr
+
+
+def test_damaged_metrics_cost_the_curves_and_nothing_else(
+    run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None]
+) -> None:
+    words("#### 5", "#### 4")
+    (trained / "metrics.jsonl").write_text("no json\n{}\n")
+    done = compare(run, model, trained, data)
+    assert done.returncode == 0, done.stderr
+    assert "no curves on the page" in done.stdout
+    assert "Loss (nats" not in (trained / "report.html").read_text()
+
+
+def test_two_plain_folders_leave_their_files_where_it_was_asked(
+    run: Run, model: Path, other: Path, data: Path, tmp_path: Path, words: Callable[[str, str], None]
+) -> None:
+    words("#### 5", "#### 4")
+    done = compare(run, model, other, data, "--output-dir", "out", "--max-samples", 5)
+    assert done.returncode == 0, done.stderr
+    assert "5 problems cannot show any difference" in done.stdout
+    assert {"report.html", "model_card.md", "model_comparison.json"} <= {path.name for path in Path("out").iterdir()}
+    assert "Loss (nats per target)" not in Path("out/report.html").read_text()
+
+
+# --- --open -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    urls: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: urls.append(url) or "no-browser" not in url)
+    return urls
+
+
+def test_open_opens_the_page_and_only_then(
+    run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None], opened: list[str]
+) -> None:
+    words("#### 5", "#### 4")
+    assert compare(run, model, trained, data).returncode == 0
+    assert opened == []
+    done = compare(run, model, trained, data, "--open")
+    assert done.returncode == 0, done.stderr
+    assert opened == [(trained / "report.html").as_uri()]
+    done = compare(run, model, trained, data, "--open", "--output-dir", "no-browser")
+    assert done.returncode == 0, done.stderr
+    assert "there is no browser here; open no-browser/report.html in one" in done.stdout
+
+
+# --- eval -------------------------------------------------------------------------------------------------------------
+
+
+def test_eval_leaves_a_page_beside_its_records_and_says_what_it_cannot_show(
+    run: Run, trained: Path, data: Path, words: Callable[[str, str], None]
+) -> None:
+    words(EVIL, "")
+    done = run("eval", "--model", trained, "--data", data, "--max-samples", 6, *PLACE)
+    assert done.returncode == 0, done.stderr
+    assert f"limits   {cannot_show(6)}" in done.stdout.splitlines()
+    page = next(trained.glob("logs/eval-*/report.html"))
+    assert f"page     {page}" in done.stdout.splitlines()
+    read = Read(page.read_text())
+    assert read.live == []
+    assert "<img src=x onerror=alert(1)>" in read.words
+    assert "python cli.py eval --backend torch" in read.words
+    assert "Loss (nats per target)" in read.words
+    again = run("eval", "--model", trained, "--data", data, "--max-samples", 6, *PLACE, "--json")
+    assert json.loads(again.stdout)["page"] == str(page)
+
+
+# --- slow rules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in: right where the completion ends in the gold."""
+    worker = (sys.executable, "-c", FAKE_MATH_VERIFY)
+    original = slow_rules.MathVerify
+    monkeypatch.setattr(slow_rules, "missing", lambda: None)
+    monkeypatch.setattr(slow_rules, "MathVerify", lambda limit: original(limit, command=worker))
+
+
+@pytest.mark.usefixtures("math_verify")
+def test_compare_and_grade_take_math_verify_too(
+    run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    words("#### 5", "it is \\frac{8}{2}, or 4")
+    done = compare(run, model, trained, data, "--slow-rules", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("math-verify judged 8 rows in ") == 2
+    made = json.loads(done.stdout)
+    assert made["paired_by_rule"]["math-verify"]["won"] == made["trained"]["rules"]["math-verify"]["correct"] > 0
+    assert "math-verify" in made["base"]["disagreements"]
+    assert "math-verify" in Read((trained / "report.html").read_text()).words
+    (tmp_path / "c.jsonl").write_text('{"completion": "so 4", "gold": 4}\n{"completion": "5 ", "gold": 5}\n')
+    graded = run("grade", "c.jsonl", "--slow-rules")
+    assert "math-verify judged 2 rows in " in graded.stdout
+    assert "math-verify        1" in graded.stdout
+
+
+@pytest.mark.parametrize("verb", [("grade", "c.jsonl"), ("compare", "--trained-model", "gone")])
+def test_math_verify_that_is_not_here_is_said_with_the_line_that_brings_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    Path("c.jsonl").write_text('{"completion": "4", "gold": 4}\n')
+    done = run(*verb, "--slow-rules")
+    assert done.returncode == 3
+    assert "math-verify is not installed; pip install -c constraints.txt -e '.[bench]'" in done.stderr
+
+
+# --- the commands on the page -----------------------------------------------------------------------------------------
+
+
+def test_a_command_gives_back_the_settings_it_was_made_from() -> None:
+    config = CompareConfig(
+        trained_model="runs/it's mine",
+        max_samples=-1,
+        all_=True,
+        eval_batch_size=3,
+        seed=0,
+        slow_rules=True,
+        split="train",
+    )
+    values = {name: value for name, value in config.model_dump(mode="json").items() if name != "max_samples"}
+    line = command("compare", CompareConfig, values)
+    assert cli.parse(shlex.split(line)[2:])[0] == config
+    assert "--seed 0" in line
+
+
+def test_the_training_command_gives_back_the_runs_settings(tmp_path: Path) -> None:
+    config = TrainConfig(
+        max_samples=-1, save_steps=0, resume="latest", report_to="wandb", no_wandb=True, warmup_ratio=0
+    )
+    (tmp_path / "run.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
+    line = training_command(tmp_path)
+    assert line is not None
+    assert cli.parse(shlex.split(line)[2:])[0] == config.model_copy(update={"resume": ""})
+    (tmp_path / "run.json").write_text("{}")
+    assert training_command(tmp_path) is None

@@ -1,0 +1,140 @@
+"""`eval` with samples, shots, checks and repeats, through the command line; and one that is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Run
+
+HOT = ("--temperature", "1.2", "--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32")
+COLD = ("--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32")
+
+
+def summary_of(run: Run, *arguments: object) -> dict[str, Any]:
+    done = run("eval", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def records_of(summary: dict[str, Any], folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    lines = (folder / summary["records"]).read_text().splitlines()
+    return {(record["id"], record["sample"]): record for record in map(json.loads, lines)}
+
+
+def test_samples_are_the_same_beside_fewer_problems_in_other_batches_and_on_both_backends(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
+    arguments = ("--model", model, "--data", data, *HOT, "--backend", "torch")
+    whole = summary_of(run, *arguments, "--samples", 4)
+    assert (whole["n"], whole["samples"], whole["answers"]) == (8, 4, 32)
+    assert set(whole["pass_at_k"]["robust"]) == {"1", "2", "3", "4"}
+    assert whole["pass_at_k"]["robust"]["1"] == pytest.approx(whole["rules"]["robust"]["accuracy"])
+    assert whole["sampling"] == {"temperature": 1.2, "top_p": 1.0, "top_k": 0, "seed": 0}
+    right = {name: record["completion"] for name, record in records_of(whole, tmp_path).items()}
+    assert len(set(right.values())) > 8
+    for more in (("--max-samples", 3, "--eval-batch-size", 2), ("--backend", "mlx")):
+        other = records_of(summary_of(run, *arguments, "--samples", 3, *more), tmp_path)
+        assert {name: record["completion"] for name, record in other.items()} == {name: right[name] for name in other}
+    other_seed = records_of(summary_of(run, *arguments, "--sample-seed", 1), tmp_path)
+    assert any(record["completion"] != right[name] for name, record in other_seed.items())
+
+
+def test_a_killed_sampled_evaluation_goes_on_bit_for_bit(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(model), "--data", str(data), *HOT, "--backend", "torch", "--samples", "24"]
+    arguments += ["--eval-batch-size", "1", "--output-dir"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "eval", *arguments, "killed"],
+        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(tmp_path.glob("killed/logs/*/records.jsonl"))
+        if found and found[0].read_bytes().count(b"\n") >= 20:
+            break
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    before = next(tmp_path.glob("killed/logs/*/records.jsonl")).read_bytes().count(b"\n")
+    assert 20 <= before < 192
+    killed, whole = (summary_of(run, *arguments, folder) for folder in ("killed", "whole"))
+    assert (killed["reused"], whole["reused"]) == (before, 0)
+    assert records_of(killed, tmp_path) == records_of(whole, tmp_path)
+    assert all(killed[name] == whole[name] for name in ("rules", "pass_at_k", "majority", "disagreement_rows"))
+
+
+def test_batches_are_checked_and_listed(backend_name: str, run: Run, model: Path, data: Path) -> None:
+    arguments = ("--model", model, "--data", data, "--backend", backend_name, "--check-batching")
+    for more in (COLD, HOT):
+        found = summary_of(run, *arguments, *more)["batching"]
+        assert (found["problems"], found["equal"] + found["within_eps"], found["beyond_eps"]) == (8, 8, 0)
+    done = run("eval", *arguments, *COLD)
+    assert "8 of 8 answers are the same tokens when answered one by one" in " ".join(done.stdout.split())
+
+
+def test_a_repeat_is_another_seed_and_the_spread_is_said(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ("--model", model, "--data", data, "--backend", "torch")
+    found = summary_of(run, *arguments, *HOT, "--repeat", 3)["repeat"]
+    third = summary_of(run, *arguments, *HOT, "--sample-seed", 2)
+    assert found["runs"] == 3
+    assert third["records"] == found["records"][2]
+    assert third["reused"] == 8
+    assert {"mean", "deviation", "lowest", "highest"} <= set(found["rules"]["flexible"])
+    greedy = summary_of(run, *arguments, *COLD, "--repeat", 2)["repeat"]
+    assert len(set(greedy["records"])) == 2
+    assert greedy["texts_changed"] == 0
+    assert greedy["rules"]["flexible"]["deviation"] == 0
+
+
+def test_shots_change_the_prompt_and_the_key(run: Run, model: Path, data: Path) -> None:
+    arguments = ("--model", model, "--data", data, "--backend", "torch", *COLD)
+    zero, two, bare = (
+        summary_of(run, *arguments, *more)
+        for more in ((), ("--shots", 2), ("--shots", 2, "--shot-annotations", "strip"))
+    )
+    assert zero["prompt"] == "gsm8k-chat-v1"
+    assert len({found["prompt"] for found in (zero, two, bare)}) == 3
+    assert len({found["records"] for found in (zero, two, bare)}) == 3
+    assert summary_of(run, *arguments, "--shots", 2)["reused"] == 8
+
+
+def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    done = run(
+        "compare", "--base-model", model, "--trained-model", model, "--data", data, "--backend", "torch", *HOT,
+        "--samples", 3, "--output-dir", "out", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    paired = json.loads(done.stdout)["paired"]
+    assert (paired["won"], paired["lost"], paired["both"] + paired["neither"]) == (0, 0, 8)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "test-7" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--samples", "4"), 2, "--samples 4 has no effect on greedy decoding"),
+        (("--top-p", "0.9"), 2, "--top-p 0.9 has no effect on greedy decoding"),
+        (("--sample-seed", "3"), 2, "add a --temperature above 0"),
+        (("--samples", "0", "--temperature", "1"), 2, "--samples"),
+        (("--shot-annotations", "strip"), 2, "--shot-annotations strip is for --shots"),
+        (("--check-batching", "--eval-batch-size", "1"), 2, "--check-batching needs batches"),
+        (("--shots", "60"), 4, "--shots 60: there are only 5"),
+        (("--shots", "40"), 4, "--shots 40 included, is too long: this model reads 512; try fewer --shots"),
+        (("--data", "{data}/test.jsonl", "--shots", "2"), 2, "is a single file; give --data a folder"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_line(
+    run: Run, model: Path, data: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = run("eval", "--model", model, "--data", data, *(argument.format(data=data) for argument in arguments))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert (done.returncode, len(errors)) == (code, 1), done.stderr
+    assert says in errors[0]
