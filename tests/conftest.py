@@ -9,7 +9,6 @@ import pytest
 
 from backends import INSTALL, PROVIDERS, installed
 
-
 os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
 
 
