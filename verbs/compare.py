@@ -51,12 +51,21 @@ def run(config: CompareConfig, context: Context) -> int:
     place = replace(place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"])
     trained_scored = _scored(config, place, trained, problems, terminal)
     made = Made("compare", config, context.explicit, problems.problems, owner)
-    page = _finish(made, folder, base_scored, trained_scored, terminal)
+    page = _finish(made, config.output_dir or _results(owner, trained.found), base_scored, trained_scored, terminal)
     if config.open_:
         _open(page, terminal)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
     return EXIT_OK
+
+
+def _results(owner: Path | None, found: Path) -> Path:
+    """Where the files go: best/ and checkpoints have a folder of their own, and do not replace the run's."""
+    if owner is None or (found.resolve().parent == owner and found.name in ("model", "mlx-adapter")):
+        return owner or Path(".")
+    folder = owner / "compare" / (found.parent.name if found.name == "model" else found.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _scored(config: CompareConfig, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Scored:

@@ -116,7 +116,8 @@ def run(config: EvalConfig, context: Context) -> int:
     page = write_one(made, scored.summary, scored.records, found, terminal.say)
     terminal.say(f"\nrecords  {scored.summary['records']}\npage     {page}")
     if owner is not None:
-        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', str(owner)])}")
+        model = str(owner) if source.found == owner / "model" else source.name
+        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model])}")
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     terminal.result({**scored.summary, "page": str(page)})

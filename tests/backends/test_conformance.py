@@ -287,3 +287,35 @@ def test_running_out_of_memory_has_its_own_error(qwen2: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "train", fail)
     with pytest.raises(OutOfMemoryError, match="--batch-size"):
         backends.open("torch", qwen2, "cpu", "float32").train([], TrainConfig(), FakePilot())
+
+
+def test_a_model_with_a_window_is_decoded_as_transformers_does(tmp_path: Path, examples: list[Example]) -> None:
+    """And with a window as long as its texts, as one without."""
+    if not backends.installed("torch"):
+        pytest.skip("backend torch is not installed here")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    window = {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["sliding_attention"] * 2}
+    prompts = [example.tokens[: 9 + 3 * index] for index, example in enumerate(examples[:5])]
+    short = tiny.make(tmp_path / "short", "qwen2", sliding_window=6, **window)
+    found = dict(open_it("torch", short).generate(prompts, Sampling(12, 3)))
+    model = AutoModelForCausalLM.from_pretrained(short, dtype=torch.float32)
+    for index, prompt in enumerate(prompts):
+        theirs = model.generate(torch.tensor([list(prompt)]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
+        ours = found[index].tokens
+        assert tuple(theirs.tolist()[: len(ours)]) == ours
+    plain = dict(open_it("torch", tiny.make(tmp_path / "plain", "qwen2")).generate(prompts, Sampling(12, 3)))
+    long = tiny.make(tmp_path / "long", "qwen2", sliding_window=256, **window)
+    assert dict(open_it("torch", long).generate(prompts, Sampling(12, 3))) == plain
+    assert found != plain  # the control: a window that is used changes the texts
+
+
+def test_places_are_filled_again(backend_name: str, tiny_model: Path, examples: list[Example]) -> None:
+    """More prompts than places, of uneven length and with uneven answers, in any batch size: the same texts."""
+    prompts = [example.tokens[: 4 + index % 9] for index, example in enumerate(examples)]
+    backend = open_it(backend_name, tiny_model)
+    alone = dict(backend.generate(prompts, Sampling(40, 1)))
+    assert len({len(completion.tokens) for completion in alone.values()}) > 3
+    for size in (3, 8, 64):
+        assert dict(backend.generate(prompts, Sampling(40, size))) == alone

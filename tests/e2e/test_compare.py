@@ -188,6 +188,22 @@ def test_damaged_metrics_cost_the_curves_and_nothing_else(
     assert "Loss (nats" not in (trained / "report.html").read_text()
 
 
+def test_the_best_model_does_not_replace_what_the_run_left(
+    run: Run, model: Path, trained: Path, words: Callable[[str, str], None]
+) -> None:
+    words("#### 1", "#### {n}")
+    shutil.copytree(trained / "model", trained / "best")
+    shutil.copytree(trained / "model", trained / "checkpoints/update-000002/model")
+    left = {"": trained, "best": trained / "compare/best"}
+    left["checkpoints/update-000002/model"] = trained / "compare/update-000002"
+    for name, folder in left.items():
+        done = run("compare", "--base-model", model, "--trained-model", trained / name, "--max-samples", 4, *PLACE)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((folder / "model_comparison.json").read_text())["trained"]["model"] == str(trained / name)
+    scored = run("eval", "--model", trained / "best", "--max-samples", 4, *PLACE)
+    assert f"--trained-model {trained / 'best'}" in scored.stdout
+
+
 def test_two_plain_folders_leave_their_files_where_it_was_asked(
     run: Run, model: Path, other: Path, data: Path, tmp_path: Path, words: Callable[[str, str], None]
 ) -> None:
