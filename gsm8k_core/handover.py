@@ -31,6 +31,7 @@ from gsm8k_core.sides import (
     copied,
     curve_gap,
     largest,
+    most,
     nothing,
     real_scores,
     settings,
@@ -142,7 +143,7 @@ def _forgotten(state: TrainState) -> TrainState:
 
 def _apart(whole: Run[TrainState], rest: Run[TrainState]) -> float:
     """Zero only when losses and weights are equal to the last bit: the larger of both gaps, losses in nats."""
-    return max(curve_gap(whole.losses, rest.losses), weights_gap(whole.found, rest.found, RATE * ALL_UPDATES))
+    return most(curve_gap(whole.losses, rest.losses), weights_gap(whole.found, rest.found, RATE * ALL_UPDATES))
 
 
 def moved(bench: Bench) -> Iterator[Measured]:

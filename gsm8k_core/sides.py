@@ -6,6 +6,7 @@ A model is opened for one question and let go of. Differences are taken in float
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -244,7 +245,12 @@ def largest(right: FloatArray, found: FloatArray) -> float:
 
 def curve_gap(right: Mapping[int, float], found: Mapping[int, float]) -> float:
     """The largest difference over the updates that both have."""
-    return max(abs(right[number] - found[number]) for number in right.keys() & found.keys())
+    return most(*(abs(right[number] - found[number]) for number in right.keys() & found.keys()))
+
+
+def most(*figures: float) -> float:
+    """The largest, or NaN where one is NaN: Python's max would drop it, and a broken device would pass."""
+    return float(np.max(figures))
 
 
 def weights_gap(right: TrainState, found: TrainState, scale: float) -> float:
@@ -266,4 +272,4 @@ def worst(right: Mapping[str, FloatArray], found: Mapping[str, FloatArray]) -> t
             continue
         apart, scale = rms(right[name] - found[name]), rms(right[name])
         figures.append((apart / scale if scale else float(apart > 0), name))
-    return max(figures)
+    return max(figures, key=lambda figure: (math.isnan(figure[0]), *figure))

@@ -15,7 +15,7 @@ import pytest
 from gsm8k_core import ladder
 from gsm8k_core.ladder import Reading, Rung, climb
 from gsm8k_core.rungs import identical_batches, pad_counted, partings
-from gsm8k_core.sides import NATS, UPDATES, Bench, Measured, Side, curve_gap, worst
+from gsm8k_core.sides import NATS, UPDATES, Bench, Measured, Side, curve_gap, most, worst
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, DataError, DivergedError, Example
 from tests import tiny
 
@@ -149,3 +149,17 @@ def test_an_end_is_a_token_too(bench: Bench) -> None:
     found = {0: completion([7, 8], end=True), 1: completion([7, 8, 5])}
     places = partings(Likely(), bench, right, found)  # type: ignore[arg-type]
     assert [(place.prompt, place.position, place.gap) for place in places] == [(1, 2, 4.0)]  # the end token is 1
+
+
+def test_no_figure_drops_a_nan() -> None:
+    """A device that computes NaN must not pass: Python's max would keep whichever came first."""
+    nan = math.nan
+    for right, found in (({1: 1.0, 2: 1.0}, {1: 1.0, 2: nan}), ({1: 1.0, 2: 1.0}, {1: nan, 2: 1.0})):
+        assert math.isnan(curve_gap(right, found))
+    assert math.isnan(most(0.5, nan))
+    assert math.isnan(most(nan, 0.5))
+    whole, broken = np.ones(3, np.float32), np.full(3, nan, np.float32)
+    for names in (("a", "b"), ("b", "a")):
+        figure, name = worst({"a": whole, "b": whole}, {names[0]: whole, names[1]: broken})
+        assert math.isnan(figure)
+        assert name == names[1]
