@@ -9,7 +9,6 @@ m x (W + scale x B A) / |W + scale x B A| by output row (Liu et al. 2024).
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gsm8k_core import hub
-from gsm8k_core.embedded import cache_folder
+from gsm8k_core.cache import made_once, short_hash
 from gsm8k_core.folders import file_hash, read_json
 from gsm8k_core.model_folder import weight_files, write_model_folder
 from gsm8k_core.quantized import read_tensors
-from gsm8k_core.types import DataError, StorageError
+from gsm8k_core.types import DataError
 
 if TYPE_CHECKING:
     from gsm8k_core.types import FloatArray
@@ -81,14 +80,10 @@ def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
     """
     deltas = read_deltas(adapter)
     hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
-    target = cache_folder() / "merged" / hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
-    if not target.is_dir():
-        try:
-            write_model_folder(base, target, lambda folder: _write(base, deltas, folder))
-        except StorageError:
-            if not target.is_dir():  # another process may have made it meanwhile
-                raise
-    return target
+    return made_once(
+        "merged", short_hash("".join(hashes)),
+        lambda target: write_model_folder(base, target, lambda folder: _write(base, deltas, folder)),
+    )  # fmt: skip
 
 
 def _weights(adapter: Path) -> Path:

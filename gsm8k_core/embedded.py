@@ -6,18 +6,16 @@ rebuilt as SmolLM2's own tokenizer.json (transformers' GGUF loader leaves the di
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import os
-import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsm8k_core.cache import made_once, short_hash
 from gsm8k_core.folders import file_hash, new_folder, write_json
 from gsm8k_core.model_folder import check_folder, write_config
-from gsm8k_core.types import DataError, PreflightError, StorageError
+from gsm8k_core.types import DataError, PreflightError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,18 +45,7 @@ BLOCK_TENSORS = {  # GGUF's name -> Hugging Face's
 def embedded_folder() -> Path:
     """The embedded model's folder; the first call writes it (a few seconds, 540 MB)."""
     source = gguf_file()
-    folder = cache_folder() / "embedded" / _key(source)
-    if folder.is_dir():
-        try:
-            check_folder(folder)
-            return folder
-        except DataError:  # damaged since it was written: it is only a cache, so write it again
-            shutil.rmtree(folder, ignore_errors=True)
-    try:
-        convert(source, folder)
-    except StorageError as error:
-        if not folder.is_dir():  # else another process was first, and wrote the same
-            raise StorageError(f"{error} (GSM8K_CACHE names the cache)") from error
+    folder = made_once("embedded", _key(source), partial(convert, source))
     check_folder(folder)
     return folder
 
@@ -74,16 +61,6 @@ def gguf_file() -> Path:
         if path.suffix == ".gguf" and path.is_file():
             return path
     raise PreflightError(f"the embedded model is in the wheel {WHEEL}, which is not installed; type: {INSTALL}")
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $GSM8K_CACHE, else the platform's cache."""
-    if chosen := os.environ.get("GSM8K_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gsm8k-finetune"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "gsm8k-finetune"
 
 
 def convert(source: Path, directory: Path) -> None:
@@ -109,7 +86,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def _key(source: Path) -> str:
     identity = f"{source.stat().st_size} {file_hash(source)} {CONVERTER_VERSION}"
-    return "smollm2-135m-instruct-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return "smollm2-135m-instruct-" + short_hash(identity)
 
 
 def _config(fields: dict[str, Any]) -> dict[str, Any]:

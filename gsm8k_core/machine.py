@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from gsm8k_core import hub
+from gsm8k_core.cache import cache_folder
 from gsm8k_core.config import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
 from gsm8k_core.data import cached_data
-from gsm8k_core.embedded import INSTALL, cache_folder, gguf_file
+from gsm8k_core.embedded import INSTALL, gguf_file
 from gsm8k_core.model_folder import missing_files
 from gsm8k_core.models import cached_model
 from gsm8k_core.runs import PACKAGES

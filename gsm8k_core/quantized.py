@@ -9,30 +9,28 @@ Axes: W words of 32 bits, G groups.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gsm8k_core.embedded import cache_folder
+from gsm8k_core.cache import made_once, short_hash
 from gsm8k_core.folders import read_json
 from gsm8k_core.model_folder import (
     QUANTISED_KEYS,
     affine,
-    check_folder,
     check_safetensors,
     folder_hash,
     weight_files,
     write_config,
     write_model_folder,
 )
-from gsm8k_core.types import DataError, StorageError
+from gsm8k_core.types import DataError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,33 +63,13 @@ def widths(folder: Path) -> str:
 
 def dequantized_folder(folder: Path) -> Path:
     """The same model in float32, from the cache or made now. Raises DataError for what is not mlx-lm's affine."""
-    identity = f"{folder_hash(folder)} {VERSION}"
-    target = cache_folder() / "dequantized" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if target.is_dir():
-        try:
-            check_folder(target)
-            return target
-        except DataError:  # damaged since it was written: it is only a cache, so write it again
-            shutil.rmtree(target, ignore_errors=True)
-    try:
-        write_model_folder(folder, target, lambda new: _write(folder, new))
-    except StorageError as error:
-        if not target.is_dir():  # else another process was first, and wrote the same
-            raise StorageError(f"{error} (GSM8K_CACHE names the cache)") from error
-    return target
+    name = short_hash(f"{folder_hash(folder)} {VERSION}")
+    return made_once("dequantized", name, lambda target: write_model_folder(folder, target, partial(_write, folder)))
 
 
 def cached_base(source: Path, quantize: Callable[[Path], None]) -> Path:
     """The 4-bit form of the model in `source`, from the cache, or written now by `quantize` (into a new folder)."""
-    identity = f"{folder_hash(source)} {VERSION}"
-    target = cache_folder() / "quantized" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if not target.is_dir():
-        try:
-            quantize(target)
-        except StorageError:
-            if not target.is_dir():  # another process may have made it meanwhile
-                raise
-    return target
+    return made_once("quantized", short_hash(f"{folder_hash(source)} {VERSION}"), quantize, quantized=True)
 
 
 def dequantize(weight: Words, scales: Array, biases: Array, bits: int, group_size: int) -> FloatArray:

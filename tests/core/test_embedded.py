@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core import embedded
+from gsm8k_core.cache import cache_folder
 from gsm8k_core.model_folder import check_folder, end_token_ids
 from gsm8k_core.models import resolve_model
 from gsm8k_core.types import DataError, PreflightError
@@ -221,7 +222,7 @@ def test_the_cache_is_where_the_platform_keeps_caches(
     monkeypatch.setattr(sys, "platform", system)
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
-    assert embedded.cache_folder() == Path(expected)
+    assert cache_folder() == Path(expected)
 
 
 def _fake_gguf(folder: Path) -> Path:

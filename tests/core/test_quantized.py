@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gsm8k_core import checkpoints, quantized
-from gsm8k_core.embedded import cache_folder
+from gsm8k_core.cache import cache_folder
 from gsm8k_core.model_folder import affine, check_folder
 from gsm8k_core.models import Source, resolve_model
 from gsm8k_core.quantized import BITS, dequantize, dequantized_folder, is_quantized, read_tensors, widths
