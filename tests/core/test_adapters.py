@@ -88,6 +88,13 @@ def test_a_merged_adapter_is_made_once(base: Path, tmp_path: Path) -> None:
     assert (first / "model.safetensors").stat().st_mtime_ns == made
 
 
+def test_a_damaged_merged_folder_is_made_again(base: Path, tmp_path: Path) -> None:
+    theirs = peft_adapter(base, tmp_path / "adapter")
+    weights = resolve_model(str(tmp_path / "adapter"), print).folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert np.abs(scores(tmp_path / "adapter") - theirs).max() < 2e-5
+
+
 def test_what_is_not_read_is_refused_by_name(base: Path, tmp_path: Path) -> None:
     peft_adapter(base, tmp_path / "adapter")
     path = tmp_path / "adapter/adapter_model.safetensors"
