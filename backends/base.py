@@ -26,7 +26,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +35,7 @@ from gsm8k_core.types import (
     Batch,
     Choice,
     Completion,
+    OnToken,
     Orders,
     Outcome,
     Sampling,
@@ -56,9 +57,6 @@ class Capabilities:
     dtypes: tuple[str, ...]
     methods: tuple[str, ...]
     trainable: tuple[str, ...] = ("all", "blocks")
-
-
-OnToken = Callable[[int, int], None]
 
 
 def ignore_token(index: int, token: int) -> None:

@@ -13,7 +13,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # `--help` stays fast: numpy costs more than everything else 
     FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 IGNORE_INDEX = -100
+OnToken = Callable[[int, int], None]  # called with (index of the prompt, token) as each token is written
 
 EXIT_OK = 0
 EXIT_STOPPED = 75

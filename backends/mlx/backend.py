@@ -25,7 +25,7 @@ from mlx_lm.utils import load_model  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
-from backends.base import Capabilities, OnToken, Pilot, ignore_token  # noqa: E402
+from backends.base import Capabilities, Pilot, ignore_token  # noqa: E402
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx  # noqa: E402
 from backends.mlx.blocks import wrapped_blocks  # noqa: E402
 from backends.mlx.generate import generate, score  # noqa: E402
@@ -57,6 +57,7 @@ from gsm8k_core.types import (  # noqa: E402
     Choice,
     Completion,
     DataError,
+    OnToken,
     Outcome,
     OutOfMemoryError,
     PreflightError,

@@ -12,10 +12,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import BatchKVCache
 
-from backends.base import OnToken
 from backends.mlx.loss import head, hidden_states, logsumexp
 from gsm8k_core.sampling import draw_rows
-from gsm8k_core.types import Completion, DivergedError, Sampling
+from gsm8k_core.types import Completion, DivergedError, OnToken, Sampling
 
 
 def _next_logits(model: Any, tokens_BT: mx.array, cache: list[BatchKVCache]) -> mx.array:

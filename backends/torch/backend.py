@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from backends.base import Capabilities, Live, OnToken, Pilot, ignore_token
+from backends.base import Capabilities, Live, Pilot, ignore_token
 from backends.torch.adapter import add_adapter
 from backends.torch.generate import generate, score
 from backends.torch.loss import LossModel, to_device
@@ -28,6 +28,7 @@ from gsm8k_core.types import (
     Choice,
     Completion,
     DataError,
+    OnToken,
     Orders,
     Outcome,
     OutOfMemoryError,

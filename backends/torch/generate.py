@@ -1,87 +1,122 @@
-"""Greedy decoding in PyTorch: prompts of similar length together, finished rows leave the batch.
+"""Decoding in PyTorch: a batch whose seats are taken again as answers end, over a cache that copies nothing.
 
-Axes: B rows, T tokens, S cached positions, V vocabulary.
+Axes: B rows, T new tokens, S cached positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
-from backends.base import OnToken
+from backends.torch.cache import ATTENTION, SeatCache, Span
 from gsm8k_core.sampling import draw_rows
-from gsm8k_core.types import Completion, DivergedError, Sampling
+from gsm8k_core.seats import GROUP, Seat, Seats, shared_length
+from gsm8k_core.types import Completion, DivergedError, OnToken, PreflightError, Sampling
+
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (B, T) padded on the left, and the attention mask (B, T)."""
-    longest = max(map(len, prompts))
-    rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    masks = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
+@contextmanager
+def _attention(model: Any, name: str) -> Iterator[None]:
+    """transformers looks the function up in the config in each forward; training keeps its own."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
-@torch.no_grad()
-def _next_logits(
-    model: Any, tokens_BT: torch.Tensor, mask_BS: torch.Tensor, positions_BT: torch.Tensor, cache: DynamicCache
-) -> torch.Tensor:
-    """Logits of the next token, (B, V) float32. Raises DivergedError where a row's are not finite."""
-    output = model(
-        input_ids=tokens_BT, attention_mask=mask_BS, position_ids=positions_BT, past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
-    logits_BV = output.logits[:, -1].float()
-    if not torch.isfinite(logits_BV.amax(dim=-1)).all():
+class _Decoder:
+    """A model, its cache, and what each forward is given."""
+
+    def __init__(self, model: Any, num_rows: int) -> None:
+        self._model, self._cache = model, SeatCache(num_rows)
+        kinds = set(getattr(model.config, "layer_types", None) or ())
+        if kinds - {FULL, SLIDING}:
+            raise PreflightError(
+                f"model type {model.config.model_type} has layers of {', '.join(sorted(kinds - {FULL, SLIDING}))}; "
+                "full and sliding attention can be decoded here; try another model"
+            )
+        self._mixed = SLIDING in kinds  # such a model takes a mask for each kind of layer
+        self._window = None if kinds == {FULL} else getattr(model.config, "sliding_window", None)
+        stock = model.config._attn_implementation
+        ours = stock == "sdpa" and self._window is None and model.device.type == "cpu"
+        self._attention = ATTENTION if ours and model._supports_attention_backend else stock
+
+    def _mask(self, positions_BT: torch.Tensor, width: int, num_rows: int) -> Any:
+        """0 where the token at a position may look, the lowest number elsewhere: (rows, 1, T, S)."""
+        behind_BTS = positions_BT[:, :, None] - torch.arange(width, device=positions_BT.device)
+        dtype = self._model.dtype
+
+        def additive(allowed_BTS: torch.Tensor) -> torch.Tensor:
+            zero_BTS = torch.zeros(allowed_BTS.shape, dtype=dtype, device=allowed_BTS.device)
+            mask_BTS = zero_BTS.masked_fill_(~allowed_BTS, torch.finfo(dtype).min)
+            return mask_BTS[:, None].expand(num_rows, -1, -1, -1)
+
+        seen = behind_BTS >= 0
+        near = seen if self._window is None else seen & (behind_BTS < self._window)
+        return {FULL: additive(seen), SLIDING: additive(near)} if self._mixed else additive(near)
+
+    @torch.no_grad()
+    def prefill(
+        self, rows: slice, prompts: Sequence[Sequence[int]], prefix: _Decoder | None = None, shared: int = 0
+    ) -> torch.Tensor:
+        """Read the prompts into `rows`, their first `shared` tokens from `prefix`; the logits after each, (B, V)."""
+        longest, count, device = max(map(len, prompts)), len(prompts), self._model.device
+        tokens_BT = torch.tensor([[*prompt[shared:], *[0] * (longest - len(prompt))] for prompt in prompts])
+        last_BT = torch.zeros(tokens_BT.shape, dtype=torch.bool)
+        last_BT[torch.arange(count), torch.tensor([len(prompt) - 1 - shared for prompt in prompts])] = True
+        positions_1T = torch.arange(shared, longest, device=device)[None]
+        self._cache.at(rows, shared, longest)
+        if prefix is not None:
+            self._cache.share(rows, prefix._cache, shared)
+        logits = self._model(
+            input_ids=tokens_BT.to(device), position_ids=positions_1T.expand(count, -1),
+            attention_mask=self._mask(positions_1T, longest, count), past_key_values=self._cache, use_cache=True,
+            logits_to_keep=last_BT.to(device),
+        ).logits  # fmt: skip
+        return logits.reshape(count, -1)
+
+    @torch.no_grad()
+    def step(self, seats: Sequence[Seat]) -> torch.Tensor:
+        """Read each seat's last token; the next logits, (B, V)."""
+        cached, device = [seat.num_cached for seat in seats], self._model.device
+        positions_B1 = torch.tensor(cached, device=device)[:, None]
+        tokens_B1 = torch.tensor([seat.written[-1] for seat in seats], device=device)[:, None]
+        width = max(cached) + 1
+        self._cache.at(slice(0, len(seats)), positions_B1[:, 0], width)
+        with _attention(self._model, self._attention):
+            return self._model(
+                input_ids=tokens_B1, position_ids=positions_B1,
+                attention_mask=self._mask(positions_B1, width, len(seats)), past_key_values=self._cache,
+                use_cache=True, logits_to_keep=1, **({"spans": _spans(cached)} if self._attention == ATTENTION else {}),
+            ).logits[:, -1]  # fmt: skip
+
+    def reorder(self, order: Sequence[int], width: int) -> None:
+        """See SeatCache.reorder."""
+        self._cache.reorder(order, width)
+
+
+def _spans(cached: Sequence[int]) -> list[Span]:
+    """Groups of neighbours, and how many positions each needs."""
+    starts = range(0, len(cached), GROUP)
+    return [(start, min(start + GROUP, len(cached)), max(cached[start : start + GROUP]) + 1) for start in starts]
+
+
+def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) -> list[int]:
+    """The next token of each row. Raises DivergedError where a row's logits are not finite."""
+    largest_B, tokens_B = logits_BV.max(dim=-1)
+    if not torch.isfinite(largest_B).all():
         raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
-    return logits_BV
-
-
-def _pick(logits_BV: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> list[int]:
     if sampling.temperature == 0:
-        return [int(token) for token in logits_BV.argmax(dim=-1).tolist()]
-    return draw_rows(logits_BV.cpu().numpy(), sampling, keys, [position] * len(keys))
-
-
-def _decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    indices: Sequence[int],
-    keys: Sequence[int],
-    sampling: Sampling,
-    end_ids: frozenset[int],
-    on_token: OnToken,
-) -> Iterator[tuple[int, Completion]]:
-    """Complete one batch; yields (index, completion)."""
-    tokens_BT, mask_BS = _left_padded(prompts, model.device)
-    positions_BT = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    written: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))
-    for position in range(sampling.max_new_tokens):
-        logits_BV = _next_logits(model, tokens_BT, mask_BS, positions_BT, cache)
-        picked = _pick(logits_BV, sampling, [keys[row] for row in active], position)
-        places = [place for place, token in enumerate(picked) if token not in end_ids]
-        for row in (row for row, token in zip(active, picked, strict=True) if token in end_ids):
-            yield indices[row], Completion(tuple(written[row]), "stop")
-        positions_B = positions_BT[:, -1] + 1
-        if len(places) < len(active):
-            active, picked = [active[place] for place in places], [picked[place] for place in places]
-            if not active:
-                return
-            kept = torch.tensor(places, device=model.device)
-            positions_B, mask_BS = positions_B[kept], mask_BS[kept]
-            cache.batch_select_indices(kept)
-        for row, token in zip(active, picked, strict=True):
-            written[row].append(token)
-            on_token(indices[row], token)
-        tokens_BT, positions_BT = torch.tensor(picked, device=model.device)[:, None], positions_B[:, None]
-        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(active), 1)], dim=-1)
-    for row in active:
-        yield indices[row], Completion(tuple(written[row]), "length")
+        return [int(token) for token in tokens_B.tolist()]
+    positions = [len(seat.written) for seat in seats]
+    return draw_rows(logits_BV.float().cpu().numpy(), sampling, [seat.key for seat in seats], positions)
 
 
 def generate(
@@ -89,11 +124,24 @@ def generate(
     keys: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
     """See Backend.generate. `model` is already in the compute dtype."""
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    for start in range(0, len(order), sampling.batch_size):
-        chunk = order[start : start + sampling.batch_size]
-        theirs = chunk if keys is None else [keys[index] for index in chunk]
-        yield from _decode(model, [prompts[index] for index in chunk], chunk, theirs, sampling, end_ids, on_token)
+    if not prompts:
+        return
+    seats = Seats(prompts, sampling, end_ids, on_token, keys)
+    decoder, shared = _Decoder(model, min(sampling.batch_size, len(prompts))), shared_length(prompts)
+    prefix = _Decoder(model, 1) if shared else None
+    if prefix is not None:
+        prefix.prefill(slice(0, 1), [prompts[0][:shared]])
+    while seats:
+        first = len(seats.taken)
+        if first:
+            yield from seats.write(0, _pick(decoder.step(seats.taken), sampling, seats.taken))
+        while arrived := seats.arrivals():
+            rows = slice(first, first + len(arrived))
+            logits_BV = decoder.prefill(rows, [seat.prompt for seat in arrived], prefix, shared)
+            yield from seats.write(first, _pick(logits_BV, sampling, arrived))
+            first = rows.stop
+        longest = max(seat.num_cached for seat in seats.taken)
+        decoder.reorder(seats.order(), longest)
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
