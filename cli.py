@@ -26,11 +26,8 @@ from pydantic import ValidationError
 from gsm8k_core import __version__
 from gsm8k_core.bench_config import HarnessConfig
 from gsm8k_core.config import (
-    CompareConfig,
     DoctorConfig,
-    EvalConfig,
     GenerateConfig,
-    GradeConfig,
     InspectConfig,
     ParityConfig,
     PlotConfig,
@@ -38,6 +35,7 @@ from gsm8k_core.config import (
     Settings,
     TrainConfig,
 )
+from gsm8k_core.score_config import CompareConfig, EvalConfig, GradeConfig
 from gsm8k_core.settings import flag, one_line
 from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 

@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.answers import HEADLINE
-from gsm8k_core.config import EvalConfig, ScoreSettings, flag
+from gsm8k_core.config import flag
 from gsm8k_core.evaluate import Draw, Key, completion_of
 from gsm8k_core.model_folder import end_token_ids
 from gsm8k_core.partings import EPS, Answered, compare
+from gsm8k_core.score_config import EvalConfig, ScoreSettings
 from gsm8k_core.stats import spread
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import UsageError

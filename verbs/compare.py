@@ -9,11 +9,12 @@ from pathlib import Path
 
 import backends
 from gsm8k_core import hub
-from gsm8k_core.config import EMBEDDED_MODEL, CompareConfig, RunsConfig
+from gsm8k_core.config import EMBEDDED_MODEL, RunsConfig
 from gsm8k_core.folders import write_json
 from gsm8k_core.models import Source, identity, resolve_model
 from gsm8k_core.report import make_comparison, show_comparison, with_every_rule
 from gsm8k_core.runs import read_manifest, run_of_model
+from gsm8k_core.score_config import CompareConfig
 from gsm8k_core.slow_rules import judge_records, require
 from gsm8k_core.sources import AUTO
 from gsm8k_core.stats import cannot_show

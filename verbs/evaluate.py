@@ -11,7 +11,7 @@ from typing import Any
 
 import backends
 from backends.base import Backend
-from gsm8k_core.config import EMBEDDED_MODEL, EvalConfig, ScoreSettings, flag
+from gsm8k_core.config import EMBEDDED_MODEL, flag
 from gsm8k_core.data import is_single_file, load_data
 from gsm8k_core.diagnose import breakdown
 from gsm8k_core.evaluate import Draw, Key, evaluate, problems_hash, summarise
@@ -24,6 +24,7 @@ from gsm8k_core.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode,
 from gsm8k_core.report import show_scores
 from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
 from gsm8k_core.samples import voted
+from gsm8k_core.score_config import EvalConfig, ScoreSettings
 from gsm8k_core.sources import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.stats import cannot_show
 from gsm8k_core.tracking import Terminal, counted

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.completions import check_records, grade_rows, read_completions, summarise, write_records
-from gsm8k_core.config import GradeConfig
 from gsm8k_core.report import percent, show_disagreements
+from gsm8k_core.score_config import GradeConfig
 from gsm8k_core.slow_rules import judge_records, require
 from gsm8k_core.tracking import Terminal, counted
 from gsm8k_core.types import EXIT_OK, UsageError

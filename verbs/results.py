@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.card import write_card
-from gsm8k_core.config import ScoreSettings, TrainConfig, flag
+from gsm8k_core.config import TrainConfig, flag
 from gsm8k_core.curves import METRICS, Curve, read_curves
 from gsm8k_core.evaluate import problems_hash, summarise
 from gsm8k_core.generated import HELD_OUT
@@ -17,6 +17,7 @@ from gsm8k_core.headline import Facts
 from gsm8k_core.page import write_page
 from gsm8k_core.report import diagnosis_rows, steps_rows
 from gsm8k_core.runs import code_hash, read_manifest, versions
+from gsm8k_core.score_config import ScoreSettings
 from gsm8k_core.settings import Settings
 from gsm8k_core.types import DataError, Problem
 

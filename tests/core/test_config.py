@@ -9,7 +9,8 @@ import pytest
 
 import cli
 import gsm8k_core
-from gsm8k_core.config import DEMO_PROFILE, EvalConfig, TrainConfig, with_profile
+from gsm8k_core.config import DEMO_PROFILE, TrainConfig, with_profile
+from gsm8k_core.score_config import EvalConfig
 from gsm8k_core.settings import parse_duration
 from gsm8k_core.types import UsageError
 

@@ -19,7 +19,8 @@ import yaml
 
 import cli
 from gsm8k_core import slow_rules
-from gsm8k_core.config import CompareConfig, TrainConfig
+from gsm8k_core.config import TrainConfig
+from gsm8k_core.score_config import CompareConfig
 from gsm8k_core.stats import cannot_show
 from tests import tiny
 from tests.e2e.conftest import Run

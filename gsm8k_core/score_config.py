@@ -1,0 +1,90 @@
+"""Settings of the verbs that score: eval, compare and grade; config.py says how settings work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from gsm8k_core.config import DataSettings, DrawSettings
+from gsm8k_core.settings import Count, OptionalPath, Settings, without_none
+
+
+class ScoreSettings(DataSettings, DrawSettings):
+    """Which problems are answered, and how."""
+
+    alternatives = (("max_samples", "all_"),)
+
+    max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
+    all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
+    split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
+    eval_batch_size: Annotated[int, Field(gt=0, description="problems answered together")] = 64
+    sample_seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="with --temperature: the same seed draws the same answers")
+    ] = 0
+    samples: Annotated[
+        int, Field(gt=0, le=256, description="answers to each problem; from 2 on, also maj@K and pass@K")
+    ] = 1
+    shots: Annotated[int, Field(ge=0, le=64, description="solved train problems before each question")] = 0
+    shot_annotations: Annotated[
+        Literal["keep", "strip"], Field(description="show GSM8K's <<48/2=24>> marks in the shots, or leave them out")
+    ] = "keep"
+    output_dir: Annotated[
+        OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
+    ] = None
+
+    @property
+    def num_problems(self) -> int | None:
+        """How many problems, or None for all."""
+        return None if self.all_ or self.max_samples < 0 else self.max_samples
+
+
+class EvalConfig(ScoreSettings):
+    """Score a model on the test problems, under every extraction rule."""
+
+    model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
+    check_batching: Annotated[
+        bool, Field(description="answer the first 32 problems again, one by one, and list where the texts part")
+    ] = False
+    repeat: Annotated[
+        int, Field(gt=0, le=1000, description="evaluate so many times, each with the next --sample-seed: the spread")
+    ] = 1
+
+
+SlowRules = Annotated[
+    bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
+]
+
+
+class CompareConfig(ScoreSettings):
+    """Tell base from trained: numbers, report.html and model_card.md."""
+
+    base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = (
+        "auto"
+    )
+    trained_model: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="the model after training: its folder, or its run folder"),
+    ] = ""
+    slow_rules: SlowRules = False
+    open_: Annotated[
+        bool, tyro.conf.arg(name="open"), Field(description="open report.html in the browser at the end")
+    ] = False
+
+
+class GradeConfig(Settings):
+    """Score anyone's completions under every extraction rule."""
+
+    file: Annotated[
+        tyro.conf.Positional[Path | None],
+        tyro.conf.arg(metavar="[FILE]", help_behavior_hint=without_none),
+        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}; - is stdin'),
+    ] = None
+    records: Annotated[
+        OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
+    ] = None
+    slow_rules: SlowRules = False
