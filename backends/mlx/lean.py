@@ -76,8 +76,8 @@ def attention(q_BHTD: mx.array, k_BKSD: mx.array, v_BKSD: mx.array, scale: float
 
     The R queries of a key head are one matrix, so its keys and values are read once.
     """
-    B, H, T, D = q_BHTD.shape  # noqa: N806
-    K, S = k_BKSD.shape[1:3]  # noqa: N806
+    B, H, T, D = q_BHTD.shape
+    K, S = k_BKSD.shape[1:3]
     scores = (q_BHTD * scale).reshape(B, K, H // K * T, D) @ k_BKSD.swapaxes(-1, -2)
     if mask is not None:
         scores = (scores.reshape(B, H, T, S) + mask).reshape(B, K, H // K * T, S)
@@ -93,7 +93,7 @@ class _Attention:
 
     def __call__(self, x_BTC: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
         theirs = self._theirs
-        B, T, _ = x_BTC.shape  # noqa: N806
+        B, T, _ = x_BTC.shape
 
         def by_head(projection: Any, num_heads: int) -> mx.array:
             return projection(x_BTC).reshape(B, T, num_heads, -1).transpose(0, 2, 1, 3)

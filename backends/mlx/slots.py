@@ -4,7 +4,8 @@ mlx-lm's models ask a cache for `offset` (where RoPE begins), `make_mask` and `u
 BatchKVCache keeps all rows at one position: a row that leaves or joins copies every key and value of the others
 (0.9 GB for 64 rows of SmolLM2). Here each row starts at 0 and has its own length, so nothing is ever shifted.
 
-Axes: B places, N rows in use (the first N places), G rows read together, H key heads, S positions, T tokens, D of a head.
+Axes: B places, N rows in use (the first N places), G rows read together, H key heads, S positions, T tokens, D of a
+head.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Slots:
     """B places in every layer. `begin_step` is called before each step, for all layers at once."""
 
     def __init__(self, num_places: int, prefix: Sequence[PromptLayer] | None, num_layers: int) -> None:
-        self.lengths_B = np.zeros(num_places, np.int32)  # positions in use, counted on the host: they grow by one a step
+        self.lengths_B = np.zeros(
+            num_places, np.int32
+        )  # positions in use, counted on the host: they grow by one a step
         self.layers = [Slot(num_places, None if prefix is None else prefix[place]) for place in range(num_layers)]
 
     def put(self, place: int, prompt: Sequence[PromptLayer], row: int, num_tokens: int) -> None:
