@@ -1,77 +1,167 @@
-"""Greedy decoding in MLX: prompts of similar length together, finished rows leave the batch.
+"""Decoding in MLX: one loop over a batch whose places are filled again as soon as rows end.
 
-Axes: B rows, T tokens, V vocabulary.
+The prompts' common beginning is read once. The longest prompts come first: the keys reach their full size at the
+start, and what is left alone at the end is short. Greedy picks stay on the device, and the next step is launched
+before the host looks at them; a row that has ended is seen one step late, and its last token is thrown away.
+
+Axes: B rows, T tokens, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import BatchKVCache
 
-from backends.mlx.loss import head, hidden_states, logsumexp
+from backends.mlx import lean
+from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
+from backends.mlx.slots import PromptLayer, Slots, causal
 from gsm8k_core.sampling import draw_rows
+from gsm8k_core.seats import shared_length
 from gsm8k_core.types import Completion, DivergedError, OnToken, Sampling
 
-
-def _next_logits(model: Any, tokens_BT: mx.array, cache: list[BatchKVCache]) -> mx.array:
-    """Logits of the next token, (B, V) float32, not yet computed."""
-    # The body takes its cache as the second argument; only the last position needs the head.
-    return head(model, model.model(tokens_BT, cache)[:, -1, :])
+READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
 
-def _pick(logits_BV: mx.array, sampling: Sampling, keys: Sequence[int], position: int) -> list[int]:
-    """The next tokens. Raises DivergedError where a row's logits are not finite."""
-    tokens_B, largest_B = mx.argmax(logits_BV, axis=-1), logits_BV.max(axis=-1)
-    mx.eval(tokens_B, largest_B)
-    if not np.isfinite(np.array(largest_B)).all():
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One prompt on its way."""
+
+    index: int
+    key: int
+    prompt: Sequence[int]
+    launched: int = 0  # tokens asked of the device, those that the host has not seen included
+    written: list[int] = field(default_factory=list)
+    done: bool = False
+
+
+class _Picks(NamedTuple):
+    """One token for each of some rows, perhaps not computed yet."""
+
+    rows: list[_Row]
+    tokens_B: mx.array
+    largest_B: mx.array  # each row's largest logit
+
+
+class _Decoder:
+    """The rows in the first places of `slots`, those that wait, and the next input of each place."""
+
+    def __init__(self, model: Any, rows: list[_Row], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken):
+        self._model, self._sampling, self._end_ids, self._on_token = model, sampling, end_ids, on_token
+        self._lean = lean.applies(model)
+        self._body = lean.body(model) if self._lean else model.model
+        self._dtype = model.layers[0].input_layernorm.weight.dtype
+        self._waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.index)))
+        self._active: list[_Row] = []
+        self._num_places = min(sampling.batch_size, len(rows))
+        self._num_shared = shared_length([row.prompt for row in rows])
+        self._prefix = self._read([rows[0].prompt[: self._num_shared]], None)[1] if self._num_shared else None
+        self._slots = Slots(self._num_places, self._prefix, len(model.layers))
+        self._inputs_B = mx.zeros(self._num_places, mx.int32)
+
+    def run(self) -> Iterator[tuple[int, Completion]]:
+        flying: deque[_Picks] = deque()
+        # Drawing needs the logits on the host, so nothing can be launched before.
+        ahead = 1 if self._sampling.temperature == 0 else 0
+        while self._active or self._waiting or flying:
+            flying.extend(self._turn_over())
+            if self._active:
+                flying.append(self._step())
+            while len(flying) > (ahead if self._active else 0):
+                yield from self._land(flying.popleft())
+
+    def _turn_over(self) -> Iterator[_Picks]:
+        """Rows that need no more steps leave; waiting ones take their places, the last ones close the holes."""
+        limit = self._sampling.max_new_tokens
+        free = [place for place, row in enumerate(self._active) if row.done or row.launched >= limit]
+        free += range(len(self._active), self._num_places)
+        num_new = min(len(free), len(self._waiting))
+        yield from self._admit([self._waiting.popleft() for _ in range(num_new)], free[:num_new])
+        for hole in reversed([place for place in free[num_new:] if place < len(self._active)]):
+            last = self._active.pop()
+            if hole < len(self._active):
+                self._active[hole] = last
+                self._slots.move(len(self._active), hole)
+                self._inputs_B[hole] = self._inputs_B[len(self._active)]
+
+    def _admit(self, rows: list[_Row], places: list[int]) -> Iterator[_Picks]:
+        """Read the rows' prompts, some at a time, and give each its place. Both in the order of length."""
+        while rows:
+            longest = len(rows[0].prompt) - self._num_shared
+            size = max(1, READ_TOKENS // longest)
+            group, rows, taken, places = rows[:size], rows[size:], places[:size], places[size:]
+            yield self._begin(group, taken)
+
+    def _begin(self, rows: list[_Row], places: list[int]) -> _Picks:
+        own = [row.prompt[self._num_shared :] for row in rows]
+        hidden_BTH, layers = self._read(own, self._prefix)
+        last_BH = hidden_BTH[mx.arange(len(own)), mx.array([len(tokens) - 1 for tokens in own])]
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            self._slots.put(place, layers, number, len(own[number]))
+            if place < len(self._active):
+                self._active[place] = row
+            else:
+                self._active.append(row)
+        picks = self._pick(last_BH, rows)
+        self._inputs_B[mx.array(places)] = picks.tokens_B
+        return picks
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], prefix: list[PromptLayer] | None
+    ) -> tuple[mx.array, list[PromptLayer]]:
+        """States (B, T, H) and keys of prompts behind `prefix`. Padded on the right: no token sees what follows it."""
+        tokens_BT = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
+        for row_T, prompt in zip(tokens_BT, prompts, strict=True):
+            row_T[: len(prompt)] = prompt
+        mask = causal(tokens_BT.shape[1], prefix[0].keys.shape[2] if prefix else 0) if self._lean else "causal"
+        layers = [PromptLayer(prefix[place] if prefix else None, mask) for place in range(len(self._model.layers))]
+        return self._body(mx.array(tokens_BT), layers), layers
+
+    def _step(self) -> _Picks:
+        num_rows = len(self._active)
+        self._slots.begin_step(num_rows, self._dtype)
+        hidden_B1H = self._body(self._inputs_B[:num_rows, None], self._slots.layers)
+        picks = self._pick(hidden_B1H[:, 0], list(self._active))
+        self._inputs_B[:num_rows] = picks.tokens_B
+        return picks
+
+    def _pick(self, hidden_BH: mx.array, rows: list[_Row]) -> _Picks:
+        """The rows' next tokens: the likeliest ones, on the device, or drawn on the host."""
+        logits_BV = raw_head(self._model, hidden_BH)
+        picks = _Picks(rows, mx.argmax(logits_BV, axis=-1).astype(mx.int32), logits_BV.max(axis=-1))
+        if self._sampling.temperature > 0:
+            _check_finite(picks)
+            keys, positions = [row.key for row in rows], [row.launched for row in rows]
+            drawn = draw_rows(np.array(logits_BV.astype(mx.float32)), self._sampling, keys, positions)
+            picks = picks._replace(tokens_B=mx.array(drawn, mx.int32))
+        for row in rows:
+            row.launched += 1
+        mx.async_eval(picks.tokens_B, picks.largest_B)
+        return picks
+
+    def _land(self, picks: _Picks) -> Iterator[tuple[int, Completion]]:
+        """The host learns tokens; yields the rows that end with them."""
+        _check_finite(picks)
+        for row, token in zip(picks.rows, picks.tokens_B.tolist(), strict=True):
+            if row.done:
+                continue
+            row.done = token in self._end_ids
+            if not row.done:
+                row.written.append(token)
+                self._on_token(row.index, token)
+                if len(row.written) < self._sampling.max_new_tokens:
+                    continue
+            yield row.index, Completion(tuple(row.written), "stop" if row.done else "length")
+            row.done = True
+
+
+def _check_finite(picks: _Picks) -> None:
+    if not np.isfinite(np.array(picks.largest_B.astype(mx.float32))).all():
         raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
-    if sampling.temperature == 0:
-        return [int(token) for token in tokens_B.tolist()]
-    return draw_rows(np.array(logits_BV), sampling, keys, [position] * len(keys))
-
-
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-    return mx.array(np.asarray(rows, dtype=np.int32)), padding
-
-
-def _decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    indices: Sequence[int],
-    keys: Sequence[int],
-    sampling: Sampling,
-    end_ids: frozenset[int],
-    on_token: OnToken,
-) -> Iterator[tuple[int, Completion]]:
-    """Complete one batch; yields (index, completion)."""
-    tokens_BT, padding = _left_padded(prompts)
-    cache = [BatchKVCache(padding) for _ in model.layers]
-    written: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))
-    for position in range(sampling.max_new_tokens):
-        picked = _pick(_next_logits(model, tokens_BT, cache), sampling, [keys[row] for row in active], position)
-        places = [place for place, token in enumerate(picked) if token not in end_ids]
-        for row in (row for row, token in zip(active, picked, strict=True) if token in end_ids):
-            yield indices[row], Completion(tuple(written[row]), "stop")
-        if len(places) < len(active):
-            active, picked = [active[place] for place in places], [picked[place] for place in places]
-            if not active:
-                return
-            for layer in cache:
-                layer.filter(mx.array(places))
-        for row, token in zip(active, picked, strict=True):
-            written[row].append(token)
-            on_token(indices[row], token)
-        tokens_BT = mx.array(picked)[:, None]
-    for row in active:
-        yield indices[row], Completion(tuple(written[row]), "length")
 
 
 def generate(
@@ -80,11 +170,9 @@ def generate(
 ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
     """See Backend.generate."""
     model.eval()
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    for start in range(0, len(order), sampling.batch_size):
-        chunk = order[start : start + sampling.batch_size]
-        theirs = chunk if keys is None else [keys[index] for index in chunk]
-        yield from _decode(model, [prompts[index] for index in chunk], chunk, theirs, sampling, end_ids, on_token)
+    rows = [_Row(index, index if keys is None else keys[index], prompt) for index, prompt in enumerate(prompts)]
+    if rows:
+        yield from _Decoder(model, rows, sampling, end_ids, on_token).run()
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:

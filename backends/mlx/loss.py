@@ -20,12 +20,16 @@ def hidden_states(model: Any, tokens_BT: mx.array) -> mx.array:
     return model.model(tokens_BT)
 
 
+def raw_head(model: Any, hidden: mx.array) -> mx.array:
+    """Logits in the dtype of the products: (..., H) -> (..., V)."""
+    tied = not hasattr(model, "lm_head")
+    return model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden)
+
+
 def head(model: Any, hidden: mx.array) -> mx.array:
     """Logits in float32: (..., H) -> (..., V)."""
-    tied = not hasattr(model, "lm_head")
-    logits = model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden)
     # On the CPU the reduction runs in the logits' dtype; in bfloat16 that is off in the third digit.
-    return logits.astype(mx.float32)
+    return raw_head(model, hidden).astype(mx.float32)
 
 
 def sum_all(array: mx.array) -> mx.array:

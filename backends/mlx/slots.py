@@ -1,0 +1,124 @@
+"""Keys and values while decoding: a place for each row, filled again in place; and those of a prompt being read.
+
+mlx-lm's models ask a cache for `offset` (where RoPE begins), `make_mask` and `update_and_fetch`. mlx-lm's own
+BatchKVCache keeps all rows at one position: a row that leaves or joins copies every key and value of the others
+(0.9 GB for 64 rows of SmolLM2). Here each row starts at 0 and has its own length, so nothing is ever shifted.
+
+Axes: B places, N rows in use (the first N places), G rows read together, H key heads, S positions, T tokens, D of a
+head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+GROW = 128  # positions added at once, when the longest row needs one more
+
+
+class PromptLayer:
+    """One layer's keys and values while G prompts are read, (G, H, T, D), behind a prefix that they share."""
+
+    def __init__(self, prefix: PromptLayer | None, mask: mx.array | str | None) -> None:
+        self.keys: Any = None
+        self.values: Any = None
+        self.offset = 0 if prefix is None else prefix.keys.shape[2]
+        self._prefix, self._mask = prefix, mask
+
+    def make_mask(self, *unused: Any, **named: Any) -> mx.array | str | None:
+        return self._mask
+
+    def update_and_fetch(self, keys_GHTD: mx.array, values_GHTD: mx.array) -> tuple[mx.array, mx.array]:
+        self.keys, self.values = keys_GHTD, values_GHTD
+        if self._prefix is None:
+            return keys_GHTD, values_GHTD
+        return _behind(self._prefix.keys, keys_GHTD), _behind(self._prefix.values, values_GHTD)
+
+
+def _behind(prefix_1HPD: mx.array, new_GHTD: mx.array) -> mx.array:
+    shape = (new_GHTD.shape[0], *prefix_1HPD.shape[1:])
+    return mx.concatenate([mx.broadcast_to(prefix_1HPD, shape), new_GHTD], axis=2)
+
+
+def causal(num_tokens: int, num_before: int) -> mx.array:
+    """The mask of `num_tokens` behind `num_before` others, to be added to scores: (T, S) float32, 0 or -inf."""
+    query_T1, key_S = mx.arange(num_tokens)[:, None] + num_before, mx.arange(num_before + num_tokens)
+    return mx.where(key_S > query_T1, -mx.inf, 0.0).astype(mx.float32)
+
+
+class Slots:
+    """B places in every layer. `begin_step` is called before each step, for all layers at once."""
+
+    def __init__(self, num_places: int, prefix: Sequence[PromptLayer] | None, num_layers: int) -> None:
+        self.lengths_B = np.zeros(
+            num_places, np.int32
+        )  # positions in use, counted on the host: they grow by one a step
+        self.layers = [Slot(num_places, None if prefix is None else prefix[place]) for place in range(num_layers)]
+
+    def put(self, place: int, prompt: Sequence[PromptLayer], row: int, num_tokens: int) -> None:
+        """Give `place` the keys and values of row `row` of a prompt that was read: `num_tokens` behind its prefix."""
+        self.lengths_B[place] = prompt[0].offset + num_tokens
+        for slot, layer in zip(self.layers, prompt, strict=True):
+            slot.put(place, layer.offset, layer.keys[row, :, :num_tokens], layer.values[row, :, :num_tokens])
+
+    def move(self, source: int, target: int) -> None:
+        """Row `source` takes the place of one that left."""
+        length = int(self.lengths_B[source])
+        self.lengths_B[target] = length
+        for slot in self.layers:
+            slot.put(target, 0, slot.keys[source, :, :length], slot.values[source, :, :length])
+
+    def begin_step(self, num_rows: int, dtype: mx.Dtype) -> None:
+        """The first `num_rows` places get one token more."""
+        lengths_N = mx.array(self.lengths_B[:num_rows])
+        longest = int(self.lengths_B[:num_rows].max()) + 1
+        hidden_NS = mx.arange(longest) > lengths_N[:, None]  # what an earlier row left there counts for nothing
+        mask_N11S = mx.where(hidden_NS, -mx.inf, 0.0).astype(dtype)[:, None, None, :]
+        for slot in self.layers:
+            slot.offset, slot.mask, slot.longest = lengths_N, mask_N11S, longest
+        self.lengths_B[:num_rows] += 1
+
+
+class Slot:
+    """One layer's keys and values, (B, H, S, D) with as many positions as the longest row ever needed."""
+
+    def __init__(self, num_places: int, prefix: PromptLayer | None) -> None:
+        self.offset: Any = None  # (N,) int32
+        self.mask: Any = None  # (N, 1, 1, S), added to scores
+        self.longest = 0  # the longest of the N rows, this step's token included
+        self.keys: Any = None
+        self.values: Any = None
+        self._num_places = num_places
+        if prefix is not None:  # every place keeps it, whichever rows come and go
+            shape = (num_places, *prefix.keys.shape[1:])
+            self.keys, self.values = mx.broadcast_to(prefix.keys, shape), mx.broadcast_to(prefix.values, shape)
+
+    def make_mask(self, *unused: Any, **named: Any) -> mx.array:
+        return self.mask
+
+    def update_and_fetch(self, keys_NH1D: mx.array, values_NH1D: mx.array) -> tuple[mx.array, mx.array]:
+        num_rows = keys_NH1D.shape[0]
+        self._room_for(self.longest, keys_NH1D)
+        rows_N = mx.arange(num_rows)
+        self.keys[rows_N, :, self.offset] = keys_NH1D[:, :, 0]
+        self.values[rows_N, :, self.offset] = values_NH1D[:, :, 0]
+        return self.keys[:num_rows, :, : self.longest], self.values[:num_rows, :, : self.longest]
+
+    def put(self, place: int, start: int, keys_HTD: mx.array, values_HTD: mx.array) -> None:
+        end = start + keys_HTD.shape[1]
+        self._room_for(end, keys_HTD[None])
+        self.keys[place, :, start:end] = keys_HTD
+        self.values[place, :, start:end] = values_HTD
+
+    def _room_for(self, num_positions: int, like_NHTD: mx.array) -> None:
+        there = 0 if self.keys is None else self.keys.shape[2]
+        if there >= num_positions:
+            return
+        _, num_heads, _, size = like_NHTD.shape
+        more = -(-(num_positions - there) // GROW) * GROW
+        room = mx.zeros((self._num_places, num_heads, more, size), like_NHTD.dtype)
+        self.keys = room if self.keys is None else mx.concatenate([self.keys, room], axis=2)
+        self.values = room if self.values is None else mx.concatenate([self.values, room], axis=2)

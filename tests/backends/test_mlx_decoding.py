@@ -1,0 +1,182 @@
+"""MLX's decoding loop: rows that come and go beside each other keep their own texts, on every path through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import backends
+from gsm8k_core.types import Completion, DivergedError, Example, Sampling
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(not backends.installed("mlx"), reason="backend mlx is not installed here")
+
+SHARED = (4, 9, 14, 19, 24)
+
+
+def prompts_of(examples: list[Example]) -> list[tuple[int, ...]]:
+    """22 prompts of 6 to 14 tokens, of which all share the first five."""
+    return [SHARED + example.tokens[: 1 + index % 9] for index, example in enumerate(examples)]
+
+
+def texts(backend: Any, prompts: list[tuple[int, ...]], size: int, max_new_tokens: int = 40) -> dict[int, Completion]:
+    return dict(backend.generate(prompts, Sampling(max_new_tokens, size)))
+
+
+def quantized(folder: Path) -> Path:
+    from backends.mlx.quantize import quantize_folder
+
+    quantize_folder(tiny.make(folder / "whole", intermediate_size=128), folder / "small")
+    return folder / "small"
+
+
+def untied(folder: Path) -> Path:
+    made = tiny.make(folder / "untied", tie_word_embeddings=False)
+    tensors = load_file(made / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"][::-1].copy()
+    save_file(tensors, str(made / "model.safetensors"), metadata={"format": "pt"})
+    return made
+
+
+@pytest.mark.parametrize("is_lean", [True, False], ids=["lean", "plain"])
+def test_both_kinds_of_blocks_write_the_same_texts(
+    tiny_model: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch, is_lean: bool
+) -> None:
+    """Those that a GPU runs, and those of the CPU: against a model that reads the whole text for each token."""
+    import mlx.core as mx
+
+    from backends.mlx import lean
+
+    backend, prompts = backends.open("mlx", tiny_model, "cpu", "float32"), prompts_of(examples)
+    assert lean.applies(backend._model)
+    if not is_lean:
+        monkeypatch.setattr(lean, "applies", lambda model: False)
+    found = texts(backend, prompts, 5, 12)
+    for index, prompt in enumerate(prompts):
+        row = list(prompt)
+        for token in found[index].tokens:
+            assert token == mx.argmax(backend._model(mx.array([row]))[0, -1]).item()
+            row.append(token)
+
+
+def test_lean_blocks_compute_what_mlx_lms_do(tiny_model: Path) -> None:
+    import mlx.core as mx
+
+    from backends.mlx import lean
+    from backends.mlx.slots import PromptLayer, causal
+
+    model = backends.open("mlx", tiny_model, "cpu", "float32")._model
+    tokens = mx.arange(4, 34)[None]
+
+    def error(mask: mx.array) -> float:
+        layers = [PromptLayer(None, mask) for _ in model.layers]
+        return float(mx.abs(lean.body(model)(tokens, layers) - model.model(tokens)).max())
+
+    # Measured: 3.1e-6 at most. The control: one token more is seen.
+    assert error(causal(30, 0)) < 1e-5
+    assert error(mx.roll(causal(30, 0), 1, axis=0)) > 1e-2
+
+
+def test_exp_is_exact_and_nan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlx.core as mx
+
+    from backends.mlx import lean
+
+    values = np.linspace(-80, 80, 100_001, dtype=np.float32)
+    exact = np.exp(values.astype(np.float64))
+
+    def error(found: mx.array) -> float:
+        return float(np.abs(np.array(found) / exact - 1).max())
+
+    # Measured: 9.1e-8. The control: a series that ends three terms earlier.
+    assert error(lean.exp(mx.array(values))) < 4e-7
+    power = lean._bits(mx.array(values)).view(mx.float32)
+    monkeypatch.setattr(lean, "DEGREE", 4)
+    assert error(lean._series(mx.array(values), power)) > 4e-6
+    assert np.isnan(np.array(lean.exp(mx.array([np.nan])))).all()
+    assert lean.exp(mx.array([-np.inf])).item() < 1e-37
+
+
+def test_control_a_wrong_mask_is_seen(qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row sees every position, and so what an earlier row left in its place."""
+    import mlx.core as mx
+
+    from backends.mlx import slots
+
+    backend, prompts = backends.open("mlx", qwen2, "cpu", "float32"), prompts_of(examples)
+    right, begin = texts(backend, prompts, 3), slots.Slots.begin_step
+
+    def wrong(self: Any, num_rows: int, dtype: Any) -> None:
+        begin(self, num_rows, dtype)
+        for layer in self.layers:
+            layer.mask = mx.zeros_like(layer.mask)
+
+    monkeypatch.setattr(slots.Slots, "begin_step", wrong)
+    assert texts(backend, prompts, 3) != right
+
+
+def test_control_a_wrong_prefix_is_seen(qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of the common beginning are zero in the places."""
+    from backends.mlx import slots
+
+    backend, prompts = backends.open("mlx", qwen2, "cpu", "float32"), prompts_of(examples)
+    right, init = texts(backend, prompts, 3), slots.Slot.__init__
+
+    def wrong(self: Any, num_places: int, prefix: Any) -> None:
+        init(self, num_places, prefix)
+        self.keys = self.keys * 0
+
+    monkeypatch.setattr(slots.Slot, "__init__", wrong)
+    assert texts(backend, prompts, 3) != right
+
+
+@pytest.mark.parametrize("make", [quantized, untied])
+def test_four_bit_weights_and_untied_heads(
+    make: Callable[[Path], Path], tmp_path: Path, examples: list[Example]
+) -> None:
+    backend, prompts = backends.open("mlx", make(tmp_path), "cpu", "float32"), prompts_of(examples)
+    assert texts(backend, prompts, 4, 12) == texts(backend, prompts, 1, 12)
+
+
+def test_bfloat16_is_decoded_by_mlx_lms_blocks(qwen2: Path, examples: list[Example]) -> None:
+    from backends.mlx import lean
+
+    backend, prompts = backends.open("mlx", qwen2, "cpu", "bfloat16"), prompts_of(examples)
+    assert not lean.applies(backend._model)
+    found = texts(backend, prompts, 4, 12)
+    assert sorted(found) == list(range(22))
+    # Its first tokens are those of whole prompts in one piece, where no near tie lies between.
+    whole = texts(backends.open("mlx", qwen2, "cpu", "float32"), prompts, 4, 12)
+    assert sum(found[index].tokens[:1] == whole[index].tokens[:1] for index in found) >= 18
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_no_token_too_many(qwen2: Path, examples: list[Example], limit: int) -> None:
+    """Though the next step is launched before the host looks."""
+    prompts, told = prompts_of(examples), []
+    backend = backends.open("mlx", qwen2, "cpu", "float32")
+    found = dict(backend.generate(prompts, Sampling(limit, 4), lambda index, token: told.append((index, token))))
+    longer = texts(backend, prompts, 4, limit + 5)
+    for index, completion in found.items():
+        assert completion.tokens == longer[index].tokens[:limit]
+        assert (completion.finish_reason == "length") == (len(completion.tokens) == limit)
+        assert [token for place, token in told if place == index] == list(completion.tokens)
+
+
+def test_damage_that_only_a_later_row_meets_is_named(tmp_path: Path, examples: list[Example]) -> None:
+    """A token whose embedding is NaN stands in one prompt, which has to wait for its place."""
+    folder = tiny.make(tmp_path / "nan", tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.embed_tokens.weight"][41] = np.nan
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    prompts = [(5, 6, 7, 8), (5, 9, 10), (5, 41)]
+    stream = backends.open("mlx", folder, "cpu", "float32").generate(prompts, Sampling(6, 1))
+    assert next(stream)[0] == 0
+    with pytest.raises(DivergedError, match="not finite"):
+        list(stream)
