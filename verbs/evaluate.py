@@ -243,7 +243,7 @@ def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scor
     """The evaluation, with what --check-batching and --repeat add to its summary."""
     scored = answer(opened, terminal, opened.key)
     if config.check_batching:
-        scored.summary["batching"] = checks.check_batching(opened, scored.answers, terminal)
+        scored.summary["batching"] = checks.check_batching(opened, scored, terminal)
     if config.repeat > 1:
         scored.summary["repeat"] = checks.repeat(opened, config.repeat, scored, answer, terminal)
     write_json(Path(scored.summary["records"]).parent / "summary.json", scored.summary)
