@@ -25,6 +25,7 @@ from gsm8k_core.report import show_scores
 from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
 from gsm8k_core.samples import voted
 from gsm8k_core.score_config import EvalConfig, ScoreSettings
+from gsm8k_core.slow_rules import judge_records, require
 from gsm8k_core.sources import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.stats import cannot_show
 from gsm8k_core.tracking import Terminal, counted
@@ -96,6 +97,8 @@ class Place:
 def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
     checks.refuse(config)
+    if config.slow_rules:
+        require()
     terminal = context.terminal
     place = Place(backends.resolve(config.backend), config.device, config.dtype, config.output_dir or Path("."))
     pair = None
@@ -240,8 +243,12 @@ def answer(opened: Opened, terminal: Terminal, key: Key) -> Scored:
 
 
 def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scored:
-    """The evaluation, with what --check-batching and --repeat add to its summary."""
+    """The evaluation, with what --slow-rules, --check-batching and --repeat add to its summary."""
     scored = answer(opened, terminal, opened.key)
+    if config.slow_rules:
+        terminal.say(judge_records(scored.answers))
+        summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
+        scored = Scored(summary, voted(scored.answers), scored.answers)
     if config.check_batching:
         scored.summary["batching"] = checks.check_batching(opened, scored, terminal)
     if config.repeat > 1:
