@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 from gsm8k_core.stats import LEVEL
@@ -72,26 +70,11 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
     test, n = comparison["paired"], comparison["base"]["n"]
     rule = test["rule"]
     base, trained = comparison["base"]["rules"][rule], comparison["trained"]["rules"][rule]
-    won, lost = test["won"], test["lost"]
-    # With several samples `correct` counts answers, and the test is over the votes.
-    both = test["both"] if "both" in test else base["correct"] - lost
-    interval = test.get("interval") or paired_interval(won, lost, n)
     return Headline(
         rule, n, base["accuracy"], tuple(base["interval"]), trained["accuracy"], tuple(trained["interval"]),
-        test.get("difference", trained["accuracy"] - base["accuracy"]), (interval[0], interval[1]),
-        won, lost, both, n - both - won - lost, test["p"],
+        test["difference"], tuple(test["interval"]),
+        test["won"], test["lost"], test["both"], test["neither"], test["p"],
     )  # fmt: skip
-
-
-def paired_interval(won: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of trained minus base, as fractions, for a comparison that brings none.
-
-    Source: Bonett and Price, J. Educ. Behav. Stat. 37 (2012): Wald's, after adding one to both counts.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
 def percent(share: float) -> str:

@@ -19,7 +19,6 @@ from gsm8k_core.headline import (
     Facts,
     headline,
     p_value,
-    paired_interval,
     percent,
     points,
     visible,
@@ -235,13 +234,6 @@ def test_an_interval_that_the_comparison_brings_is_shown() -> None:
     comparison, old, new = compared("rrww-", "rwrrw")
     comparison["paired"]["interval"] = [-0.1234, 0.4567]
     assert "−12.3 to 45.7" in Read(page.render_page(comparison, old, new)).text
-
-
-def test_paired_interval_is_the_published_one() -> None:
-    # Bonett and Price with one added to each count: (won + 1 - lost - 1) / (n + 2) in the middle.
-    low, high = paired_interval(40, 20, 198)
-    assert (low + high) / 2 == pytest.approx(0.1)
-    assert high - low == pytest.approx(2 * 1.959964 * ((0.205 + 0.105 - 0.1**2) / 200) ** 0.5)
 
 
 def test_disagreements_are_counted_in_records() -> None:

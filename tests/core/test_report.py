@@ -20,7 +20,7 @@ from gsm8k_core.report import (
     steps_rows,
     verdict,
 )
-from gsm8k_core.stats import bootstrap_difference, cannot_show, smallest_effect
+from gsm8k_core.stats import adjusted_difference, bootstrap_difference, cannot_show, smallest_effect
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import Completion, Problem
 
@@ -90,7 +90,7 @@ def test_the_smallest_effect_takes_the_share_of_answers_that_changed() -> None:
 
 def test_where_nothing_changed_all_of_it_is_still_there() -> None:
     made = compared(BASE, BASE)
-    assert made["paired"]["interval"] == [0.0, 0.0]
+    assert made["paired"]["interval"] == list(adjusted_difference(0, 0, 12))
     assert made["paired"]["p"] == 1.0
     assert made["paired"]["smallest_effect"] == smallest_effect(12, 1 / 12)
     one = compared(BASE[:1], TRAINED[:1])
