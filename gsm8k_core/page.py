@@ -140,6 +140,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headli
     return {
         "style": style, "early": early, "script": script, "policy": policy,
         "models": models, "result": result, "rule": rule, "n": models[0].summary["n"],
+        "votes": models[0].summary.get("samples", 1),
         "rules": rules, "rule_rows": _rule_rows(comparison, models, rules), "scale": charts.scale(intervals),
         "endings": _endings(models), "held_out": _held_out(models, rule),
         "matrices": [{"model": model, "rows": _matrix(model.records, rules)} for model in models],

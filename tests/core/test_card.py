@@ -68,8 +68,13 @@ def test_numbers_are_the_comparisons() -> None:
     assert "| cut by the length limit | 10 | 10 |" in card
 
 
-def test_a_pull_request_has_no_front_matter() -> None:
-    assert make_card(comparison(), "me/trained", front_matter=False).startswith("# me/trained\n")
+def test_votes_are_not_called_single_answers() -> None:
+    once, voted = (make_card(comparison(samples=samples), "me/trained") for samples in (1, 8))
+    assert "answered the same problems once." in once
+    assert "answered the same problems 8 times; the answer that the vote chose (maj@8) is counted." in voted
+    (result,) = front(voted)["model-index"][0]["results"]
+    metric = next(each for each in result["metrics"] if each["args"]["rule"] == "flexible")
+    assert (metric["name"], metric["args"]["samples"]) == ("exact match of maj@8, flexible rule v3", 8)
 
 
 def tokens(text: str) -> list[Any]:

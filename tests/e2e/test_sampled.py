@@ -135,6 +135,8 @@ def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Pa
     assert (paired["won"], paired["lost"], paired["both"] + paired["neither"]) == (0, 0, 8)
     page = (tmp_path / "out/report.html").read_text()
     assert "test-7" in page
+    assert "Each problem was answered 3 times. The answer that the vote chose (maj@3) is" in page
+    assert "3 times; the answer that the vote chose" in (tmp_path / "out/model_card.md").read_text()
 
 
 @pytest.mark.parametrize(
