@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from gsm8k_core import disagreements, samples
 from gsm8k_core.answers import grade
+from gsm8k_core.diagnose import diagnosis_json
 from gsm8k_core.folders import write_json
 from gsm8k_core.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
@@ -76,9 +77,9 @@ def problems_hash(problems: Sequence[Problem]) -> str:
 
 
 def make_record(problem: Problem, completion: Completion, text: str, sample: int = 0) -> dict[str, Any]:
-    """One line of records.jsonl."""
+    """One line of records.jsonl: what was asked and answered, what each rule read, what went wrong."""
     rules = {name: asdict(verdict) for name, verdict in grade(text, problem.answer).items()}
-    return {
+    record = {
         "id": problem.id,
         "sample": sample,
         "question": problem.question,
@@ -91,6 +92,7 @@ def make_record(problem: Problem, completion: Completion, text: str, sample: int
         "token_ids": list(completion.tokens),
         "finish_reason": completion.finish_reason,
     }
+    return record | {"diagnosis": diagnosis_json(record)}
 
 
 def completion_of(record: Mapping[str, Any]) -> Completion:

@@ -124,7 +124,7 @@ def run(config: EvalConfig, context: Context) -> int:
         terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model])}")
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
-    terminal.result({**scored.summary, "page": str(page)})
+    terminal.result({**scored.summary, "breakdown": found, "page": str(page)})
     return EXIT_OK
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core import page
+from gsm8k_core.diagnose import CATEGORIES
 from gsm8k_core.evaluate import make_record, summarise
 from gsm8k_core.headline import (
     Facts,
@@ -253,12 +254,13 @@ def test_the_data_for_the_filters_says_what_the_records_say() -> None:
     comparison, old, new = compared("rw-", "wr-")
     data = data_of(page.render_page(comparison, old, new))
     for number, pair in enumerate(zip(old, new, strict=True)):
-        verdicts, cut, silent = data["rows"][number]
+        verdicts, cut, silent, kinds = data["rows"][number]
         for model, record in enumerate(pair):
             for place, name in enumerate(data["rules"]):
                 value = verdicts[model][place]
                 assert bool(value % 2) == record["rules"][name]["correct"]
                 assert data["answers"][value >> 1] == record["rules"][name]["extracted"]
+            assert list(CATEGORIES)[kinds[model]] == record["diagnosis"]["category"]
             assert bool(cut[model]) == (record["finish_reason"] == "length")
             assert bool(silent[model]) == (record["rules"]["robust"]["extracted"] is None)
 
@@ -270,6 +272,22 @@ def test_one_model_has_a_page_without_a_second_column() -> None:
     assert "trained" not in Read(text).text.lower()
     assert "base" not in Read(text).text.lower().replace("me/base", "")
     assert data_of(text)["models"] == ["model"]
+
+
+def test_each_answer_says_what_went_wrong_in_it() -> None:
+    comparison, old, new = compared("rw", "w-", "2 + 2 = 5. ")
+    text = Read(page.render_page(comparison, old, new)).text
+    assert text.count("arithmetic slip: 2 + 2 = 5 should be 4") == 2
+    assert text.count("Right all the same: 2 + 2 = 5 should be 4") == 1
+    assert text.count("cut by the length limit: 2 + 2 = 5 should be 4") == 1
+
+
+def test_the_counts_of_what_went_wrong_lead_to_their_problems() -> None:
+    comparison, old, new = compared("rrww-", "rwrrw")
+    read = Read(page.render_page(comparison, old, new, diagnosis=comparison["diagnosis"]))
+    found = {(a["data-model"], a["data-kind"]) for _, a in read.elements if "data-kind" in a}
+    kinds = [list(CATEGORIES).index(kind) for kind in ("correct", "other_wrong", "cut")]
+    assert found == {("0", str(kind)) for kind in kinds} | {("1", str(kind)) for kind in kinds[:2]}
 
 
 def test_long_texts_are_cut_and_said_to_be() -> None:

@@ -259,6 +259,8 @@ def test_eval_leaves_a_page_beside_its_records_and_says_what_it_cannot_show(
     assert "Loss (nats per target)" in read.words
     again = run("eval", "--model", trained, "--data", data, "--max-samples", 6, *PLACE, "--json")
     assert json.loads(again.stdout)["page"] == str(page)
+    assert sum(json.loads(again.stdout)["breakdown"]["categories"].values()) == 6
+    assert all("category" in json.loads(line)["diagnosis"] for line in (page.parent / "records.jsonl").open())
 
 
 # --- slow rules -------------------------------------------------------------------------------------------------------
