@@ -16,7 +16,11 @@ _SECRETS = (
     (re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{16,}|\bwandb_v1_\w+|\bgh[pousr]_\w{16,}|\bAKIA[0-9A-Z]{12,}"), "[secret]"),
     (re.compile(r"(?i)\bbearer\s+\S+"), "[secret]"),
     (re.compile(r"//[^/@\s]+@"), "//[secret]@"),
-    (re.compile(r"(?i)([\w-]*(?:api[_-]?key|token|secret|password))([= ])(?!-)(?=\S*[A-Za-z])\S{8,}"), r"\1\2[secret]"),
+    (
+        # A word is read from its start alone: from each of its letters, a long one would take quadratic time.
+        re.compile(r"(?i)(?<![\w-])([\w-]*(?:api[_-]?key|token|secret|password))([= ])(?!-)(?=\S*[A-Za-z])\S{8,}"),
+        r"\1\2[secret]",
+    ),
 )
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
 _NAMES = {"\0": "NUL", "\a": "BEL", "\b": "BS", "\r": "CR", "\x1b": "ESC", "\x7f": "DEL"}
