@@ -21,21 +21,15 @@ _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 _LINK = re.compile(r"(?i)\b(https?|ftp|mailto|javascript|data)(:)|(www)(\.)|(@)(?=\w)")
 
 
-def write_card(
-    path: Path, comparison: Mapping[str, Any], name: str, facts: Facts | None = None, *, front_matter: bool = True
-) -> None:
+def write_card(path: Path, comparison: Mapping[str, Any], name: str, facts: Facts | None = None) -> None:
     """Writes `make_card`'s text whole or not at all."""
-    text = make_card(comparison, name, facts, front_matter=front_matter)
-    write_bytes(path, text.encode("utf-8", errors="replace"))
+    write_bytes(path, make_card(comparison, name, facts).encode("utf-8", errors="replace"))
 
 
-def make_card(
-    comparison: Mapping[str, Any], name: str, facts: Facts | None = None, *, front_matter: bool = True
-) -> str:
-    """The card of `name`, the trained model. Without front matter it is the text of a pull request."""
+def make_card(comparison: Mapping[str, Any], name: str, facts: Facts | None = None) -> str:
+    """The card of `name`, the trained model; what follows its front matter serves for a pull request."""
     try:
-        parts = [_front_matter(comparison, name)] if front_matter else []
-        return "\n".join([*parts, *_body(comparison, name, facts or Facts())]) + "\n"
+        return "\n".join([_front_matter(comparison, name), *_body(comparison, name, facts or Facts())]) + "\n"
     except (KeyError, TypeError) as error:
         raise DataError(
             f"the model card needs something that the comparison lacks ({error}); run compare again"
@@ -85,7 +79,7 @@ def _front_matter(comparison: Mapping[str, Any], name: str) -> str:
     result = {
         "task": {"type": "text-generation", "name": "Text generation"},
         "dataset": _dataset(trained, data),
-        "metrics": [_metric(rule, score, trained["n"]) for rule, score in _ordered(trained["rules"])],
+        "metrics": [_metric(rule, score, trained) for rule, score in _ordered(trained["rules"])],
     }
     meta["model-index"] = [{"name": visible(name), "results": [result]}]
     return f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=1000)}---\n"
@@ -104,13 +98,16 @@ def _dataset(summary: Mapping[str, Any], data: str) -> dict[str, Any]:
     return found | {"split": summary.get("split", "test"), "args": {"num_problems": summary["n"]}}
 
 
-def _metric(rule: str, score: Mapping[str, Any], n: int) -> dict[str, Any]:
+def _metric(rule: str, score: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    samples = summary.get("samples", 1)
+    name = "exact match" if samples == 1 else f"exact match of maj@{samples}"
+    votes = {} if samples == 1 else {"samples": samples}
     version = f" v{RULES[rule].version}" if rule in RULES else ""
     interval = [round(bound, 4) for bound in score["interval"]]
     return {
-        "type": "exact_match", "name": f"exact match, {rule} rule{version}", "value": round(score["accuracy"], 4),
+        "type": "exact_match", "name": f"{name}, {rule} rule{version}", "value": round(score["accuracy"], 4),
         "verified": False,
-        "args": {"rule": rule, "correct": score["correct"], "of": n, "interval": interval},
+        "args": {"rule": rule, "correct": score["correct"], "of": summary["n"], "interval": interval} | votes,
     }  # fmt: skip
 
 
@@ -167,6 +164,11 @@ def _endings(comparison: Mapping[str, Any]) -> list[str]:
     return _table(["answers", "base", "trained"], rows)
 
 
+def _how_often(summary: Mapping[str, Any]) -> str:
+    samples = summary.get("samples", 1)
+    return " once" if samples == 1 else f" {samples} times; the answer that the vote chose (maj@{samples}) is counted"
+
+
 def _how(comparison: Mapping[str, Any], facts: Facts) -> list[str]:
     trained = comparison["trained"]
     kept = ("backend", "device", "dtype", "max_new_tokens")
@@ -175,8 +177,9 @@ def _how(comparison: Mapping[str, Any], facts: Facts) -> list[str]:
     tables = {"settings": settings, "versions": facts.versions, "sha256": hashes | dict(facts.hashes)}
     lines = [
         "## How it was measured", "",
-        "Both models answered the same problems once. Each rule reads the same answers. Intervals are Wilson's at "
-        "95 %, p is McNemar's exact two-sided test over the problems where the models differ.", "",
+        f"Both models answered the same problems{_how_often(trained)}. Each rule reads the same answers. Intervals of "
+        "accuracies are Wilson's at 95 %, p is McNemar's exact two-sided test over the problems where the models "
+        "differ.", "",
     ]  # fmt: skip
     for title, table in tables.items():
         if table:

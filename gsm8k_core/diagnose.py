@@ -7,8 +7,8 @@ The signs stand beside the category: a correct answer can hold a slip, a cut one
 
 Limits: a slip is what calculator.find_claims can read; in 0.1 % of GSM8K's own claims it calls loose writing wrong. A
 wrong plan (the right sum of the wrong numbers) is other_wrong. A loop whose text changes in each round, by a
-counter, is seen only where most of its word 4-grams stay the same. The text does not tell why a model writes only
-`!`: in Qwen2.5 that is token 0, the argmax of logits that are all NaN.
+counter, is seen only where most of its word 4-grams stay the same. Token 0 (Qwen2.5's `!`) is the argmax of logits that
+are all NaN; our backends end with an error that names such logits, but completions that were made elsewhere hold it.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Diagnosis:
 
 
 def diagnose(record: Mapping[str, Any]) -> Diagnosis:
-    """What one record of evaluate.make_record shows. Linear in its text; raises on no completion."""
+    """What one record shows. Linear in its text; raises on no completion."""
     text = record["completion"][:MAX_TEXT]
     verdict = record["rules"]["robust"]
     claims = find_claims(text)
     wrong = [claim for claim in claims if not claim.right]
-    degenerate = degeneration(text)
+    degenerate = degeneration(text, record.get("token_ids") or ())
     seen = {
         "degenerate": degenerate is not None,
         "cut": record.get("finish_reason") == "length",
@@ -126,8 +126,10 @@ def _is_wrong_last_line(claims: Sequence[Claim], verdict: Mapping[str, Any], gol
 # --- degenerate text ----------------------------------------------------------------------------------------
 
 
-def degeneration(text: str) -> str | None:
-    """`empty`, `token_0` (nothing but `!`), `loop`, or None."""
+def degeneration(text: str, token_ids: Sequence[int] = ()) -> str | None:
+    """`empty`, `token_0` (no other token, or nothing but `!` where only the text is known), `loop`, or None."""
+    if token_ids and not any(token_ids):
+        return "token_0"
     if not text.strip():
         return "empty"
     if not text.strip("! \t\r\n"):

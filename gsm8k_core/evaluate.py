@@ -10,12 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from gsm8k_core import disagreements, samples
 from gsm8k_core.answers import grade
+from gsm8k_core.diagnose import diagnosis_json
 from gsm8k_core.folders import write_json
 from gsm8k_core.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
@@ -73,9 +77,9 @@ def problems_hash(problems: Sequence[Problem]) -> str:
 
 
 def make_record(problem: Problem, completion: Completion, text: str, sample: int = 0) -> dict[str, Any]:
-    """One line of records.jsonl."""
+    """One line of records.jsonl: what was asked and answered, what each rule read, what went wrong."""
     rules = {name: asdict(verdict) for name, verdict in grade(text, problem.answer).items()}
-    return {
+    record = {
         "id": problem.id,
         "sample": sample,
         "question": problem.question,
@@ -88,6 +92,7 @@ def make_record(problem: Problem, completion: Completion, text: str, sample: int
         "token_ids": list(completion.tokens),
         "finish_reason": completion.finish_reason,
     }
+    return record | {"diagnosis": diagnosis_json(record)}
 
 
 def completion_of(record: Mapping[str, Any]) -> Completion:
@@ -98,10 +103,25 @@ def completion_of(record: Mapping[str, Any]) -> Completion:
 Name = tuple[str, int]  # problem id, sample
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder's lock: of two processes in one file, one would cut off the line that the other is writing."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StorageError(
+            f"{folder} is in use by another evaluation of the same model, problems and settings; "
+            "wait for it and run this again (its answers are then reused), or give another --output-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, Any]]:
     """Finished records by name. A last line that a kill cut short is cut off the file."""
-    if not path.exists():
-        return {}
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
@@ -127,14 +147,14 @@ def evaluate(
     """Records in the order of `problems`, each's samples together; their file; how many were there before."""
     folder = logs / f"eval-{key.digest()[:12]}"
     path = folder / "records.jsonl"
+    draws = {(problem.id, sample): Draw(problem, sample) for problem in problems for sample in range(key.samples)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "key.json", asdict(key))
-        draws = {(problem.id, sample): Draw(problem, sample) for problem in problems for sample in range(key.samples)}
-        records = _read_records(path, frozenset(draws))
-        reused = len(records)
-        left = [draw for name, draw in draws.items() if name not in records]
-        with path.open("a", encoding="utf-8") as file:
+        with _held(folder), path.open("a", encoding="utf-8") as file:
+            write_json(folder / "key.json", asdict(key))
+            records = _read_records(path, frozenset(draws))
+            reused = len(records)
+            left = [draw for name, draw in draws.items() if name not in records]
             for index, completion, text in generate(left) if left else ():
                 record = make_record(left[index].problem, completion, text, left[index].sample)
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 from gsm8k_core.stats import LEVEL
@@ -18,7 +16,11 @@ _SECRETS = (
     (re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{16,}|\bwandb_v1_\w+|\bgh[pousr]_\w{16,}|\bAKIA[0-9A-Z]{12,}"), "[secret]"),
     (re.compile(r"(?i)\bbearer\s+\S+"), "[secret]"),
     (re.compile(r"//[^/@\s]+@"), "//[secret]@"),
-    (re.compile(r"(?i)([\w-]*(?:api[_-]?key|token|secret|password))([= ])(?!-)(?=\S*[A-Za-z])\S{8,}"), r"\1\2[secret]"),
+    (
+        # A word is read from its start alone: from each of its letters, a long one would take quadratic time.
+        re.compile(r"(?i)(?<![\w-])([\w-]*(?:api[_-]?key|token|secret|password))([= ])(?!-)(?=\S*[A-Za-z])\S{8,}"),
+        r"\1\2[secret]",
+    ),
 )
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
 _NAMES = {"\0": "NUL", "\a": "BEL", "\b": "BS", "\r": "CR", "\x1b": "ESC", "\x7f": "DEL"}
@@ -72,26 +74,11 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
     test, n = comparison["paired"], comparison["base"]["n"]
     rule = test["rule"]
     base, trained = comparison["base"]["rules"][rule], comparison["trained"]["rules"][rule]
-    won, lost = test["won"], test["lost"]
-    # With several samples `correct` counts answers, and the test is over the votes.
-    both = test["both"] if "both" in test else base["correct"] - lost
-    interval = test.get("interval") or paired_interval(won, lost, n)
     return Headline(
         rule, n, base["accuracy"], tuple(base["interval"]), trained["accuracy"], tuple(trained["interval"]),
-        test.get("difference", trained["accuracy"] - base["accuracy"]), (interval[0], interval[1]),
-        won, lost, both, n - both - won - lost, test["p"],
+        test["difference"], tuple(test["interval"]),
+        test["won"], test["lost"], test["both"], test["neither"], test["p"],
     )  # fmt: skip
-
-
-def paired_interval(won: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of trained minus base, as fractions, for a comparison that brings none.
-
-    Source: Bonett and Price, J. Educ. Behav. Stat. 37 (2012): Wald's, after adding one to both counts.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
 def percent(share: float) -> str:

@@ -22,6 +22,7 @@ from gsm8k_core import charts
 from gsm8k_core import headline as words
 from gsm8k_core.answers import HEADLINE, RULES
 from gsm8k_core.curves import Curve
+from gsm8k_core.diagnose import CATEGORIES
 from gsm8k_core.folders import write_bytes
 from gsm8k_core.headline import Facts, Headline, visible
 from gsm8k_core.types import DataError
@@ -140,6 +141,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headli
     return {
         "style": style, "early": early, "script": script, "policy": policy,
         "models": models, "result": result, "rule": rule, "n": models[0].summary["n"],
+        "votes": models[0].summary.get("samples", 1),
         "rules": rules, "rule_rows": _rule_rows(comparison, models, rules), "scale": charts.scale(intervals),
         "endings": _endings(models), "held_out": _held_out(models, rule),
         "matrices": [{"model": model, "rows": _matrix(model.records, rules)} for model in models],
@@ -199,9 +201,10 @@ def _rows(
     """A table that someone else counted: its label, and a count a model."""
     if not given:
         return None
+    kinds = {label: place for place, label in enumerate(CATEGORIES.values())}
     return [
         {"label": str(row[names[0]]), "n": row[names[1]] if len(names) > 1 else models[0].summary["n"]}
-        | {"counts": [row[key] for key in ("base", "trained")[: len(models)]]}
+        | {"counts": [row[key] for key in ("base", "trained")[: len(models)]], "kind": kinds.get(row[names[0]])}
         for row in given
     ]
 
@@ -251,9 +254,17 @@ def _text(record: Record, rules: Sequence[str]) -> dict[str, Any]:
         "text": text[:LONGEST_TEXT],
         "more": max(0, len(text) - LONGEST_TEXT),
         "tokens": record["tokens"],
+        **_wrong(record),
         "ending": ENDINGS.get(record["finish_reason"], record["finish_reason"]),
         "found": [{"text": read, "correct": right, "rules": ", ".join(by)} for (read, right), by in groups.items()],
     }
+
+
+def _wrong(record: Record) -> dict[str, Any]:
+    """What went wrong in one answer: the category in words, and the first claim that is no true sum."""
+    found = record["diagnosis"]
+    kind = CATEGORIES[found["category"]] if found["category"] != "correct" else None
+    return {"wrong": kind, "slip": found["slip"]}
 
 
 def _short(extracted: str | None) -> str | None:
@@ -263,7 +274,11 @@ def _short(extracted: str | None) -> str | None:
 
 
 def _data(models: Sequence[Model], rules: Sequence[str], rule: str) -> Markup:
-    """What the filters need: for each problem, model and rule, twice the answer's place plus right or not."""
+    """What the filters need: for each problem, model and rule, twice the answer's place plus right or not.
+
+    Then, for each model, whether it was cut, whether it holds no number, and the place of its category.
+    """
+    kinds = list(CATEGORIES)
     places: dict[str | None, int] = {None: 0}
     rows = []
     for records in zip(*(model.records for model in models), strict=True):
@@ -276,7 +291,7 @@ def _data(models: Sequence[Model], rules: Sequence[str], rule: str) -> Markup:
             verdicts.append([2 * place + bool(v["correct"]) for place, v in zip(numbers, found, strict=True)])
         cut = [int(record["finish_reason"] == "length") for record in records]
         silent = [int(record["rules"].get("robust", {"extracted": ""})["extracted"] is None) for record in records]
-        rows.append([verdicts, cut, silent])
+        rows.append([verdicts, cut, silent, [kinds.index(record["diagnosis"]["category"]) for record in records]])
     value = {"rules": rules, "rule": rule, "models": [model.key for model in models]}
     return for_script(value | {"answers": list(places), "rows": rows})
 

@@ -9,7 +9,7 @@ from gsm8k_core import disagreements, samples
 from gsm8k_core.answers import HEADLINE
 from gsm8k_core.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
 from gsm8k_core.headline import HEADLINE_RULE, headline
-from gsm8k_core.stats import cannot_show, paired, smallest_effect, wilson
+from gsm8k_core.stats import cannot_show, paired, smallest_effect
 from gsm8k_core.tracking import Terminal, counted
 
 Records = Sequence[Mapping[str, Any]]
@@ -77,16 +77,6 @@ def steps_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None
 
 def _sides(base: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
     return {"base": base} if trained is None else {"base": base, "trained": trained}
-
-
-def with_every_rule(summary: Mapping[str, Any], records: Records) -> dict[str, Any]:
-    """The summary of these records with the rules that judged them since it was made."""
-    rules, n = dict(summary["rules"]), len(records)
-    for name in disagreements.rules_of(records):
-        if name not in rules:
-            correct = sum(record["rules"][name]["correct"] for record in records)
-            rules[name] = {"correct": correct, "accuracy": correct / n, "interval": list(wilson(correct, n))}
-    return {**summary, "rules": rules, **disagreements.summary(records)}
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from gsm8k_core.types import StorageError, UsageError
 SCHEMA = 1
 MANIFEST = "run.json"
 LOCK = ".lock"
+SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
 
 
@@ -75,11 +76,10 @@ def host() -> dict[str, object]:
     return {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count() or 1}
 
 
-def code_hash() -> str:
+def code_hash(root: Path = SOURCE) -> str:
     """sha256 over our own source: an evaluation is reused only by the code that made it."""
-    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for folder in ("gsm8k_core", "backends"):
+    for folder in ("gsm8k_core", "backends", "verbs"):
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(path.read_bytes())

@@ -11,7 +11,8 @@ from itertools import groupby
 from statistics import fmean, variance
 from typing import Any
 
-from gsm8k_core.answers import HEADLINE, RULES
+from gsm8k_core.answers import HEADLINE
+from gsm8k_core.disagreements import rules_of
 from gsm8k_core.stats import majority, pass_at_k, wilson
 
 Record = Mapping[str, Any]
@@ -40,11 +41,11 @@ def interval(correct: Sequence[int], num_samples: int) -> tuple[float, float]:
 
 
 def rates(records: Sequence[Record]) -> dict[str, dict[str, object]]:
-    """Each rule's correct answers, their share of all answers, and its interval."""
+    """The correct answers of each rule that judged them all, their share of all answers, and its interval."""
     groups = by_problem(records)
     num_samples = len(records) // len(groups)
     scores: dict[str, dict[str, object]] = {}
-    for name in RULES:
+    for name in rules_of(records):
         correct = [_num_correct(group, name) for group in groups]
         total = sum(correct)
         low, high = wilson(total, len(records)) if num_samples == 1 else interval(correct, num_samples)

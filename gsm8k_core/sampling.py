@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 
 def kept(logits_V: FloatArray, sampling: Sampling) -> FloatArray:
-    """Logits over the temperature, -inf outside top-k and top-p: (V,) float32.
+    """Logits under the largest one, over the temperature, -inf outside top-k and top-p: (V,) float32.
 
     Top-p keeps the fewest most likely tokens whose probabilities sum to at least p (Holtzman et al. 2020).
     """
-    scaled = logits_V.astype(np.float64) / sampling.temperature
+    # The largest is 0: over a tiny temperature several would be infinite, and the first of them drawn.
+    below = logits_V.astype(np.float64) - np.max(logits_V)
+    with np.errstate(over="ignore"):
+        scaled = below / sampling.temperature
     if 0 < sampling.top_k < len(scaled):
         scaled[scaled < np.partition(scaled, -sampling.top_k)[-sampling.top_k]] = -np.inf
     if sampling.top_p < 1:
@@ -36,7 +39,8 @@ def kept(logits_V: FloatArray, sampling: Sampling) -> FloatArray:
         odds = np.exp(scaled[order] - scaled[order[0]])
         before = np.concatenate([[0.0], np.cumsum(odds / odds.sum())[:-1]])
         scaled[order[before >= sampling.top_p]] = -np.inf
-    return scaled.astype(np.float32)
+    with np.errstate(over="ignore"):  # -inf then, which is not drawn
+        return scaled.astype(np.float32)
 
 
 def noise_key(problem_id: str, sample: int) -> int:

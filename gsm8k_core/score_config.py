@@ -11,6 +11,10 @@ from pydantic import Field
 from gsm8k_core.config import DataSettings, DrawSettings
 from gsm8k_core.settings import Count, OptionalPath, Settings, without_none
 
+SlowRules = Annotated[
+    bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
+]
+
 
 class ScoreSettings(DataSettings, DrawSettings):
     """Which problems are answered, and how."""
@@ -32,6 +36,7 @@ class ScoreSettings(DataSettings, DrawSettings):
     shot_annotations: Annotated[
         Literal["keep", "strip"], Field(description="show GSM8K's <<48/2=24>> marks in the shots, or leave them out")
     ] = "keep"
+    slow_rules: SlowRules = False
     output_dir: Annotated[
         OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
     ] = None
@@ -54,11 +59,6 @@ class EvalConfig(ScoreSettings):
     ] = 1
 
 
-SlowRules = Annotated[
-    bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
-]
-
-
 class CompareConfig(ScoreSettings):
     """Tell base from trained: numbers, report.html and model_card.md."""
 
@@ -70,7 +70,6 @@ class CompareConfig(ScoreSettings):
         tyro.conf.arg(help_behavior_hint=without_none),
         Field(description="the model after training: its folder, or its run folder"),
     ] = ""
-    slow_rules: SlowRules = False
     open_: Annotated[
         bool, tyro.conf.arg(name="open"), Field(description="open report.html in the browser at the end")
     ] = False

@@ -20,7 +20,10 @@ EXACT_UP_TO = 10_000  # problems; more than that take the normal approximation
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two models on the same problems, counted in problems. `p` is exact McNemar's, the interval bootstrap's."""
+    """Two models on the same problems, counted in problems.
+
+    `p` is exact McNemar's. The interval is the bootstrap's; where that has no width, Bonett and Price's.
+    """
 
     won: int  # only the trained model is right
     lost: int  # only the base model is right
@@ -78,6 +81,8 @@ def paired(base: Sequence[bool], trained: Sequence[bool]) -> Paired:
     both = sum(bool(old and new) for old, new in zip(base, trained, strict=True))
     n = len(base)
     interval = bootstrap_difference(won, lost, n)
+    if interval[0] == interval[1]:  # every resample is the sample: that is no certainty
+        interval = adjusted_difference(won, lost, n)
     return Paired(won, lost, both, n - won - lost - both, mcnemar_exact(won, lost), (won - lost) / n, interval)
 
 
@@ -100,6 +105,17 @@ def bootstrap_difference(
     counts = np.random.default_rng(seed).multinomial(n, shares, size=draws)
     lower, upper = np.quantile((counts[:, 0] - counts[:, 1]) / n, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(lower), float(upper)
+
+
+def adjusted_difference(won: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of (won - lost) / n that has a width even where no answer changed, or all did.
+
+    Source: Bonett and Price, J. Educ. Behav. Stat. 37 (2012): Wald's, after adding one to both counts.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
 # --- what a run can show ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +35,27 @@ def refuse(config: ScoreSettings) -> None:
         )
     if config.shot_annotations != "keep" and not config.shots:
         raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
-    if isinstance(config, EvalConfig) and config.check_batching and config.eval_batch_size == 1:
-        raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
+    if isinstance(config, EvalConfig) and config.check_batching:
+        if config.eval_batch_size == 1:
+            raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
+        if config.num_problems == 1:
+            raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
 
 
-def check_batching(opened: Opened, records: Sequence[Mapping[str, Any]], terminal: Terminal) -> dict[str, Any]:
-    """The first problems answered again, one by one, against the evaluation's texts; for summary.json."""
-    problems = opened.problems.problems[:NUM_CHECKED]
-    found = {record["id"]: completion_of(record) for record in records if record["sample"] == 0}
-    draws = [Draw(problem, 0) for problem in problems]
+def check_batching(opened: Opened, scored: Scored, terminal: Terminal) -> dict[str, Any]:
+    """The first problems answered again, one by one, against the evaluation's texts; for summary.json.
+
+    Answers that were there before may have been made one by one: then these are made in batches again, too.
+    """
+    draws = [Draw(problem, 0) for problem in opened.problems.problems[:NUM_CHECKED]]
+    if scored.summary["reused"]:
+        together = dict(opened.generate(draws, opened.sampling(opened.key)))
+    else:
+        made = {record["id"]: completion_of(record) for record in scored.answers if record["sample"] == 0}
+        together = {index: made[draw.problem.id] for index, draw in enumerate(draws)}
     alone = dict(opened.generate(draws, opened.sampling(opened.key, batch_size=1)))
     answers = [
-        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], found[draw.problem.id])
+        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[index])
         for index, draw in enumerate(draws)
     ]
     result = compare(

@@ -12,7 +12,7 @@ from gsm8k_core import hub
 from gsm8k_core.config import EMBEDDED_MODEL, RunsConfig
 from gsm8k_core.folders import write_json
 from gsm8k_core.models import Source, identity, resolve_model
-from gsm8k_core.report import make_comparison, show_comparison, with_every_rule
+from gsm8k_core.report import make_comparison, show_comparison
 from gsm8k_core.runs import read_manifest, run_of_model
 from gsm8k_core.score_config import CompareConfig
 from gsm8k_core.slow_rules import judge_records, require
@@ -74,8 +74,7 @@ def _scored(config: CompareConfig, place: Place, source: Source, problems: Probl
     scored = score(config, place, source, problems, terminal)
     if config.slow_rules:
         terminal.say(judge_records(scored.records))
-    summary = one_a_problem(scored.summary, scored.records)
-    return replace(scored, summary=with_every_rule(summary, scored.records))
+    return replace(scored, summary=one_a_problem(scored.summary, scored.records))
 
 
 def _finish(made: Made, folder: Path, base: Scored, trained: Scored, terminal: Terminal) -> Path:

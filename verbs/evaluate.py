@@ -25,6 +25,7 @@ from gsm8k_core.report import show_scores
 from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
 from gsm8k_core.samples import voted
 from gsm8k_core.score_config import EvalConfig, ScoreSettings
+from gsm8k_core.slow_rules import judge_records, require
 from gsm8k_core.sources import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.stats import cannot_show
 from gsm8k_core.tracking import Terminal, counted
@@ -96,6 +97,8 @@ class Place:
 def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
     checks.refuse(config)
+    if config.slow_rules:
+        require()
     terminal = context.terminal
     place = Place(backends.resolve(config.backend), config.device, config.dtype, config.output_dir or Path("."))
     pair = None
@@ -121,7 +124,7 @@ def run(config: EvalConfig, context: Context) -> int:
         terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model])}")
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
-    terminal.result({**scored.summary, "page": str(page)})
+    terminal.result({**scored.summary, "breakdown": found, "page": str(page)})
     return EXIT_OK
 
 
@@ -240,10 +243,14 @@ def answer(opened: Opened, terminal: Terminal, key: Key) -> Scored:
 
 
 def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scored:
-    """The evaluation, with what --check-batching and --repeat add to its summary."""
+    """The evaluation, with what --slow-rules, --check-batching and --repeat add to its summary."""
     scored = answer(opened, terminal, opened.key)
+    if config.slow_rules:
+        terminal.say(judge_records(scored.answers))
+        summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
+        scored = Scored(summary, voted(scored.answers), scored.answers)
     if config.check_batching:
-        scored.summary["batching"] = checks.check_batching(opened, scored.answers, terminal)
+        scored.summary["batching"] = checks.check_batching(opened, scored, terminal)
     if config.repeat > 1:
         scored.summary["repeat"] = checks.repeat(opened, config.repeat, scored, answer, terminal)
     write_json(Path(scored.summary["records"]).parent / "summary.json", scored.summary)

@@ -6,15 +6,15 @@
   const two = data.models.length === 2;
   const rows = [...document.querySelectorAll("#rows > .item")].map((item, place) => {
     const text = item.nextElementSibling;
-    const [verdicts, cut, silent] = data.rows[place];
+    const [verdicts, cut, silent, kinds] = data.rows[place];
     const button = item.querySelector("button");
     button.disabled = false;
-    return { item, text, button, verdicts, cut, silent, tag: item.querySelector(".tag"),
+    return { item, text, button, verdicts, cut, silent, kinds, tag: item.querySelector(".tag"),
       cells: [...item.querySelectorAll("td.num:not(.gold)")], words: null, outcome: "" };
   });
   const outcomes = [...document.querySelectorAll("input[name=outcome]")];
-  const [search, rule, ending, pairButton] = ["search", "rule", "ending", "pair"].map(find);
-  let pair = null; // {model, right, wrong}: chosen in the matrix of disagreements
+  const [search, rule, ending, behindButton] = ["search", "rule", "ending", "behind"].map(find);
+  let behind = null; // {label, fits}: the problems behind a number in a table
   const number = new Intl.NumberFormat("en");
 
   const isRight = (row, model, name) => row.verdicts[model][name] % 2;
@@ -44,7 +44,7 @@
 
   function matches(row, wanted) {
     if (wanted.ending && !row[wanted.ending.slice(1)][wanted.ending[0]]) return false;
-    if (pair && !(isRight(row, pair.model, pair.right) && !isRight(row, pair.model, pair.wrong))) return false;
+    if (behind && !behind.fits(row)) return false;
     return wanted.terms.every((term) => wordsOf(row).includes(term));
   }
 
@@ -64,9 +64,9 @@
     for (const label of document.querySelectorAll("[data-count]")) label.textContent = number.format(counts[label.dataset.count] ?? 0);
     find("shown").textContent = shown === rows.length ? `All ${number.format(shown)} problems` : `${number.format(shown)} of ${number.format(rows.length)} problems`;
     find("nothing").hidden = shown > 0;
-    pairButton.hidden = !pair;
-    if (pair) pairButton.textContent = `${data.models[pair.model]}: ${data.rules[pair.right]} right, ${data.rules[pair.wrong]} wrong`;
-    find("clear").hidden = !(pair || wanted.ending || wanted.terms.length || only !== "all");
+    behindButton.hidden = !behind;
+    if (behind) behindButton.textContent = behind.label;
+    find("clear").hidden = !(behind || wanted.ending || wanted.terms.length || only !== "all");
     labelOpen();
     highlight(wanted.terms);
   }
@@ -116,12 +116,18 @@
     outcomes.find((input) => input.value === outcome).checked = true;
     update();
   }
+  function showBehind(wanted) {
+    behind = wanted;
+    search.value = "";
+    ending.value = "";
+    show("all");
+  }
   function goToProblems() {
     find("problems").scrollIntoView();
     find("problems").focus({ preventScroll: true });
   }
   function clear() {
-    pair = null;
+    behind = null;
     search.value = "";
     ending.value = "";
     show("all");
@@ -147,7 +153,7 @@
   }
   for (const cell of document.querySelectorAll("[data-outcome]")) {
     jump(cell, `Show the problems: ${cell.textContent.trim()}`, () => {
-      pair = null; search.value = ""; ending.value = "";
+      behind = null; search.value = ""; ending.value = "";
       rule.value = String(data.rules.indexOf(data.rule));
       applyRule();
       show(cell.dataset.outcome);
@@ -157,7 +163,15 @@
     const model = Number(cell.closest("table").dataset.model);
     const [right, wrong] = [Number(cell.dataset.right), Number(cell.dataset.wrong)];
     const label = `${cell.textContent}: ${data.models[model]}, ${data.rules[right]} right and ${data.rules[wrong]} wrong; show them`;
-    jump(cell, label, () => { pair = { model, right, wrong }; search.value = ""; ending.value = ""; show("all"); });
+    jump(cell, label, () => showBehind({
+      label: `${data.models[model]}: ${data.rules[right]} right, ${data.rules[wrong]} wrong`,
+      fits: (row) => isRight(row, model, right) && !isRight(row, model, wrong),
+    }));
+  }
+  for (const cell of document.querySelectorAll("[data-kind]")) {
+    const [model, kind] = [Number(cell.dataset.model), Number(cell.dataset.kind)];
+    const label = `${data.models[model]}: ${cell.parentElement.querySelector("th").textContent}`;
+    jump(cell, `${cell.firstChild.textContent}, ${label}; show them`, () => showBehind({ label, fits: (row) => row.kinds[model] === kind }));
   }
 
   find("rows").addEventListener("click", (event) => {
@@ -180,7 +194,7 @@
   for (const input of outcomes) input.addEventListener("change", update);
   rule.addEventListener("change", () => { applyRule(); update(); });
   ending.addEventListener("change", update);
-  pairButton.addEventListener("click", () => { pair = null; update(); search.focus(); });
+  behindButton.addEventListener("click", () => { behind = null; update(); search.focus(); });
   find("clear").addEventListener("click", clear);
   find("clear-all").addEventListener("click", clear);
   addEventListener("hashchange", openTarget);

@@ -20,6 +20,7 @@ from gsm8k_core.generated import generate_problems
 Pair = tuple[str, str]  # completion, GSM8K answer
 Verdicts = list[tuple[str | None, bool]]
 
+REAL = Path(__file__).with_name("real_output.jsonl")
 LEAST, LEAST_BOTH, LEAST_DIFFERENT, LEAST_COT = 20_000, 8_000, 2_000, 2_000
 TASKS = {
     "strict": ("gsm8k.yaml", "strict-match"),
@@ -46,11 +47,17 @@ def answers() -> list[str]:
     return [problem.answer for problem in generate_problems(num_train=8_000)[0]]
 
 
+def real_output() -> list[Pair]:
+    """What SmolLM2-135M-Instruct answered to the first test problems that it finished, greedy, through torch."""
+    rows = (json.loads(row) for row in REAL.read_text(encoding="utf-8").splitlines())
+    return [(row["completion"], f"#### {row['gold']}") for row in rows]
+
+
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    """Golds, then their steps with another ending (one in three with a wrong number), then random pieces."""
+    """Golds, real output, golds' steps with another ending (one in three with a wrong number), random pieces."""
     rng, golds = random.Random(0), answers()
-    made = [(answer, answer) for answer in golds]
+    made = [(answer, answer) for answer in golds] + real_output()
     for answer in golds:
         steps, _, number = answer.partition("\n#### ")
         said = number if rng.random() < 0.67 else str(rng.randrange(2000))
@@ -111,6 +118,7 @@ def test_there_are_enough_strings_of_each_kind(pairs: list[Pair], harness: dict[
         counts["different"] += strict[1] != flexible[1]
         counts["cot"] += cot[0] is not None
     print(counts)
+    assert len(set(real_output())) >= 240
     assert counts["all"] >= LEAST
     assert counts["both"] >= LEAST_BOTH
     assert counts["different"] >= LEAST_DIFFERENT

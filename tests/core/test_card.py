@@ -29,7 +29,7 @@ def summary(correct: int, **values: object) -> dict[str, Any]:
 
 
 def comparison(**values: object) -> dict[str, Any]:
-    test = {"won": 14, "lost": 4, "p": 0.031}
+    test = {"won": 14, "lost": 4, "both": 26, "neither": 56, "p": 0.031, "difference": 0.1, "interval": [0.02, 0.18]}
     tests = dict.fromkeys(("openai", "strict", "flexible", "robust"), test)
     return {
         "base": summary(30, **values), "trained": summary(40, **values), "paired": {"rule": "flexible", **test},
@@ -68,8 +68,13 @@ def test_numbers_are_the_comparisons() -> None:
     assert "| cut by the length limit | 10 | 10 |" in card
 
 
-def test_a_pull_request_has_no_front_matter() -> None:
-    assert make_card(comparison(), "me/trained", front_matter=False).startswith("# me/trained\n")
+def test_votes_are_not_called_single_answers() -> None:
+    once, voted = (make_card(comparison(samples=samples), "me/trained") for samples in (1, 8))
+    assert "answered the same problems once." in once
+    assert "answered the same problems 8 times; the answer that the vote chose (maj@8) is counted." in voted
+    (result,) = front(voted)["model-index"][0]["results"]
+    metric = next(each for each in result["metrics"] if each["args"]["rule"] == "flexible")
+    assert (metric["name"], metric["args"]["samples"]) == ("exact match of maj@8, flexible rule v3", 8)
 
 
 def tokens(text: str) -> list[Any]:

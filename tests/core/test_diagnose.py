@@ -127,6 +127,12 @@ def test_degenerate_text_is_empty_token_0_or_a_loop(text: str, kind: str | None)
     assert degeneration(text) == kind
 
 
+def test_token_0_is_known_by_its_number_whatever_it_looks_like() -> None:
+    assert degeneration("", (0, 0, 0)) == "token_0"  # SmolLM2's token 0 is a special one, which has no text
+    assert degeneration("0 0", (0, 9, 0)) is None
+    assert diagnose(record("") | {"token_ids": [0, 0]}).degenerate == "token_0"
+
+
 @pytest.mark.parametrize(
     "unit", ["!", "a", "ab", "a b ", "1+1=3\n", "(", "=", "<<1=", "#### 1 ", "a" * 999 + "b", "1,", " "]
 )

@@ -11,7 +11,7 @@ import pytest
 
 from gsm8k_core.evaluate import Draw, Key, completion_of, evaluate, summarise
 from gsm8k_core.report import make_comparison, verdict
-from gsm8k_core.types import Completion, Problem
+from gsm8k_core.types import Completion, Problem, StorageError
 
 PROBLEMS = [Problem(f"test-{n}", f"what is {n}?", f"so {n}\n#### {n}", str(n)) for n in range(6)]
 KEY = Key("hash", "data", "prompt", 64, "fake", "cpu", "float32", "code", "versions")
@@ -63,6 +63,19 @@ def test_a_killed_sampled_evaluation_goes_on_in_the_midst_of_a_problem(tmp_path:
         ("test-1", 0),
     ]
     assert records == evaluate(PROBLEMS, Model(), key, tmp_path / "whole")[0]
+
+
+def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    class Meddled(Model):
+        def __call__(self, draws: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
+            with pytest.raises(StorageError, match="in use by another evaluation"):
+                evaluate(PROBLEMS, Model(), KEY, tmp_path)
+            evaluate(PROBLEMS, Model(), replace(KEY, model="other"), tmp_path)
+            yield from super().__call__(draws)
+
+    _, path, reused = evaluate(PROBLEMS, Meddled(), KEY, tmp_path)
+    assert (reused, len(path.read_text().splitlines())) == (0, 6)
+    assert evaluate(PROBLEMS, Model(), KEY, tmp_path)[2] == 6
 
 
 def test_a_record_holds_the_tokens(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gsm8k_core.folders import write_json
-from gsm8k_core.runs import create, default_folder, read_manifest, run_of_model
+from gsm8k_core.runs import code_hash, create, default_folder, read_manifest, run_of_model
 from gsm8k_core.types import StorageError
 
 
@@ -19,6 +19,16 @@ def test_a_new_run_has_a_manifest_with_its_versions(tmp_path: Path) -> None:
     assert manifest is not None
     assert (manifest["status"], manifest["config"]) == ("running", {"seed": 3})
     assert "torch" in manifest["versions"]
+
+
+def test_other_code_in_any_part_that_makes_an_answer_has_another_hash(tmp_path: Path) -> None:
+    found = set()
+    for part in ("", "gsm8k_core/a.py", "backends/torch/b.py", "verbs/evaluate.py"):
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        if part:
+            (tmp_path / part).write_text("x = 1\n")
+        found.add(code_hash(tmp_path))
+    assert len(found) == 4
 
 
 def test_a_taken_folder_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -36,6 +36,15 @@ def test_a_low_temperature_is_nearly_greedy_and_a_high_one_is_not() -> None:
     assert hot.count(0) < 100
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-45, 5e-324])
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"top_k": 2}])
+def test_a_temperature_of_next_to_nothing_draws_the_likeliest(temperature: float, more: dict[str, float]) -> None:
+    logits = np.array([3.0, 18.0, 20.0, -7.0], dtype=np.float32)
+    drawn = [draw(logits, sampling(temperature=temperature, **more), 0, place) for place in range(20)]
+    assert drawn == [2] * 20
+
+
 def test_noise_depends_on_seed_key_and_position_only() -> None:
     rows = np.stack([LOGITS] * 3)
     together = draw_rows(rows, sampling(), [7, 8, 9], [0, 0, 0])

@@ -14,6 +14,7 @@ import pytest
 from gsm8k_core.stats import (
     Paired,
     Spread,
+    adjusted_difference,
     bootstrap_difference,
     majority,
     mcnemar_exact,
@@ -179,8 +180,24 @@ def test_swapping_the_models_swaps_won_and_lost_and_keeps_p() -> None:
 
 def test_equal_models_differ_by_chance_only() -> None:
     assert paired([True, False], [True, False]) == Paired(
-        0, 0, both=1, neither=1, p=1.0, difference=0.0, interval=(0.0, 0.0)
+        0, 0, both=1, neither=1, p=1.0, difference=0.0, interval=adjusted_difference(0, 0, 2)
     )
+
+
+@pytest.mark.parametrize(("won", "lost", "n"), [(0, 0, 2), (0, 0, 1319), (1, 0, 1), (5, 0, 5), (0, 5, 5)])
+def test_no_interval_claims_to_be_certain(won: int, lost: int, n: int) -> None:
+    assert bootstrap_difference(won, lost, n)[0] == bootstrap_difference(won, lost, n)[1]
+    same = [True] * (n - won - lost)
+    result = paired([False] * won + [True] * lost + same, [True] * won + [False] * lost + same)
+    assert result.interval[0] < result.interval[1]
+    assert result.interval[0] <= result.difference <= result.interval[1]
+
+
+def test_the_adjusted_interval_is_the_published_one() -> None:
+    # One is added to each count: (won + 1 - lost - 1) / (n + 2) is in the middle.
+    low, high = adjusted_difference(40, 20, 198)
+    assert (low + high) / 2 == pytest.approx(0.1)
+    assert high - low == pytest.approx(2 * 1.959964 * ((0.205 + 0.105 - 0.1**2) / 200) ** 0.5)
 
 
 @pytest.mark.parametrize(("base", "trained"), [([], []), ([True], []), ([True], [True, False])])

@@ -259,6 +259,8 @@ def test_eval_leaves_a_page_beside_its_records_and_says_what_it_cannot_show(
     assert "Loss (nats per target)" in read.words
     again = run("eval", "--model", trained, "--data", data, "--max-samples", 6, *PLACE, "--json")
     assert json.loads(again.stdout)["page"] == str(page)
+    assert sum(json.loads(again.stdout)["breakdown"]["categories"].values()) == 6
+    assert all("category" in json.loads(line)["diagnosis"] for line in (page.parent / "records.jsonl").open())
 
 
 # --- slow rules -------------------------------------------------------------------------------------------------------
@@ -285,13 +287,18 @@ def test_compare_and_grade_take_math_verify_too(
     assert made["paired_by_rule"]["math-verify"]["won"] == made["trained"]["rules"]["math-verify"]["correct"] > 0
     assert "math-verify" in made["base"]["disagreements"]
     assert "math-verify" in Read((trained / "report.html").read_text()).words
+    scored = json.loads(run("eval", "--model", trained, "--data", data, *PLACE, "--slow-rules", "--json").stdout)
+    assert scored["rules"]["math-verify"]["correct"] == made["trained"]["rules"]["math-verify"]["correct"]
+    assert "math-verify" in Read(Path(scored["page"]).read_text()).words
     (tmp_path / "c.jsonl").write_text('{"completion": "so 4", "gold": 4}\n{"completion": "5 ", "gold": 5}\n')
     graded = run("grade", "c.jsonl", "--slow-rules")
     assert "math-verify judged 2 rows in " in graded.stdout
     assert "math-verify        1" in graded.stdout
 
 
-@pytest.mark.parametrize("verb", [("grade", "c.jsonl"), ("compare", "--trained-model", "gone")])
+@pytest.mark.parametrize(
+    "verb", [("grade", "c.jsonl"), ("compare", "--trained-model", "gone"), ("eval", "--model", "gone")]
+)
 def test_math_verify_that_is_not_here_is_said_with_the_line_that_brings_it(
     run: Run, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
 ) -> None:

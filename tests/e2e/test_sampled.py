@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gsm8k_core.types import Completion
 from tests.e2e.conftest import ROOT, Run
 
 HOT = ("--temperature", "1.2", "--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32")
@@ -79,6 +80,25 @@ def test_batches_are_checked_and_listed(backend_name: str, run: Run, model: Path
     assert "8 of 8 answers are the same tokens when answered one by one" in " ".join(done.stdout.split())
 
 
+def test_batches_are_checked_though_the_answers_were_there_and_made_one_by_one(
+    run: Run, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verbs.evaluate import Opened
+
+    arguments = ("--model", model, "--data", data, "--backend", "torch", *COLD)
+    summary_of(run, *arguments, "--eval-batch-size", 1)
+    original = Opened.generate
+
+    def batches_are_wrong(self: Opened, draws: Any, sampling: Any) -> Any:
+        for index, completion in original(self, draws, sampling):
+            yield index, Completion((7,), "length") if sampling.batch_size > 1 else completion
+
+    monkeypatch.setattr(Opened, "generate", batches_are_wrong)
+    found = summary_of(run, *arguments, "--check-batching")
+    assert found["reused"] == 8
+    assert found["batching"]["equal"] == 0
+
+
 def test_a_repeat_is_another_seed_and_the_spread_is_said(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     arguments = ("--model", model, "--data", data, "--backend", "torch")
     found = summary_of(run, *arguments, *HOT, "--repeat", 3)["repeat"]
@@ -115,6 +135,8 @@ def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Pa
     assert (paired["won"], paired["lost"], paired["both"] + paired["neither"]) == (0, 0, 8)
     page = (tmp_path / "out/report.html").read_text()
     assert "test-7" in page
+    assert "Each problem was answered 3 times. The answer that the vote chose (maj@3) is" in page
+    assert "3 times; the answer that the vote chose" in (tmp_path / "out/model_card.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +148,7 @@ def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Pa
         (("--samples", "0", "--temperature", "1"), 2, "--samples"),
         (("--shot-annotations", "strip"), 2, "--shot-annotations strip is for --shots"),
         (("--check-batching", "--eval-batch-size", "1"), 2, "--check-batching needs batches"),
+        (("--check-batching", "--max-samples", "1"), 2, "one problem makes none"),
         (("--shots", "60"), 4, "--shots 60: there are only 5"),
         (("--shots", "40"), 4, "--shots 40 included, is too long: this model reads 512; try fewer --shots"),
         (("--data", "{data}/test.jsonl", "--shots", "2"), 2, "is a single file; give --data a folder"),

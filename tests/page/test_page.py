@@ -53,7 +53,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
         "dev accuracy": Curve([50, 100], [0.2, 0.3]),
     }
     path = tmp_path_factory.mktemp("page") / "report.html"
-    counted = [{"category": EVIL, "base": 3, "trained": 2}]
+    counted = [{"category": EVIL, "base": 3, "trained": 2}, *compared["diagnosis"]]
     steps = [{"steps": str(n), "n": 9, "base": 3, "trained": 4} for n in range(1, 9)]
     facts = Facts(f"compare {EVIL}", versions={EVIL: EVIL}, reproduce=["a " * 60])
     write_page(path, compared, base, trained, curves=curves, diagnosis=counted, steps=steps, facts=facts)
@@ -155,8 +155,19 @@ def test_a_number_in_a_table_shows_its_problems(open_page: Open, comparison: tup
     count = int(cell.inner_text().replace(",", ""))
     cell.click()
     assert opened.shown() == count
-    opened.page.locator("#pair").click()
+    opened.page.locator("#behind").click()
     assert opened.shown() == NUM_PROBLEMS
+
+
+def test_a_kind_of_answer_shows_its_problems(open_page: Open, comparison: tuple[Path, dict[str, Any]]) -> None:
+    opened = open_page()
+    row = next(row for row in comparison[1]["diagnosis"] if row["category"] == "degenerate text")
+    assert 0 < row["base"] != row["trained"] > 0
+    buttons = opened.page.get_by_role("row", name="degenerate text").get_by_role("button")
+    for place, name in enumerate(("base", "trained")):
+        buttons.nth(place).click()
+        assert opened.shown() == row[name]
+        assert opened.page.locator("#behind").inner_text().startswith(f"{name}: degenerate text")
 
 
 def test_1319_rows_are_filtered_in_less_than_a_second(open_page: Open) -> None:
