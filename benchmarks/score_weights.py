@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from measure import ROOT  # noqa: F401  (puts the checkout on the path)
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import backends
 from gsm8k_core.adapters import PEFT_PREFIX
@@ -18,6 +18,7 @@ from gsm8k_core.benchmark_job import Score, ScoreJob
 from gsm8k_core.folders import write_bytes
 from gsm8k_core.lora import A, B
 from gsm8k_core.model_folder import weight_files, write_model_folder
+from gsm8k_core.quantized import read_tensors
 from gsm8k_core.types import IGNORE_INDEX
 
 BATCH = 4
@@ -40,9 +41,8 @@ def main(path: Path) -> None:
 
 def merged(job: ScoreJob, trained: Path, directory: Path) -> Path:
     """The whole model with the trained tensors in it: in place of its own, or W + scale x B A for an adapter."""
-    weights = {name: value for file in weight_files(job.model) for name, value in load_file(str(file)).items()}
-    weights = {name: value.astype(np.float32) for name, value in weights.items()}
-    values = load_file(str(trained))
+    weights = {name: value for file in weight_files(job.model) for name, value in read_tensors(file).items()}
+    values = read_tensors(trained)
     if job.method == "full":
         strange = set(values) - set(weights) - {"lm_head.weight"}
         weights |= {name: value for name, value in values.items() if name in weights}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from measure import Tape
@@ -44,28 +45,20 @@ def mlx_lm_lora(job: TrainJob, tape: Tape) -> Outcome:
     from mlx_lm import lora
     from mlx_lm.tuner import trainer
     from mlx_lm.tuner.callbacks import TrainingCallback
-    from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
+    from mlx_lm.tuner.datasets import ChatDataset
     from mlx_lm.utils import load
 
     model, tokenizer = load(str(job.model))
     model.update(tree_map(lambda value: value.astype(getattr(mx, job.dtype)), model.parameters()))
-    size = job.config.batch_size
-    rows = [row for update in job.updates for row in update]
-    batches = []
-    for start in range(0, len(rows), size):
-        part = ChatDataset(
-            [{"messages": row.messages} for row in rows[start : start + size]], tokenizer, mask_prompt=True
-        )
-        cached = CacheDataset(part)
-        for place, row in enumerate(rows[start : start + size]):
-            check_tokens("mlx_lm", row, *cached[place])
-        batches.append(cached)
+    size, per_update = job.config.batch_size, job.config.gradient_accumulation_steps
+    batches = _mlx_batches(job, tokenizer)
+    first_loss = 0.0
 
     def ordered(*unused: Any, **options: Any) -> Iterator[Any]:
         """mlx_lm's own batches, one after another in the job's order instead of a random one."""
         for _ in range(job.passes):
-            for cached in batches:
-                ((batch, lengths),) = trainer.iterate_batches(cached, size, options["max_seq_length"])
+            for rows in batches:
+                ((batch, lengths),) = trainer.iterate_batches(rows, size, options["max_seq_length"])
                 tape.ran(batch.shape[0], batch.shape[1] - 1)  # the last column is a target only
                 yield batch, lengths
 
@@ -74,41 +67,57 @@ def mlx_lm_lora(job: TrainJob, tape: Tape) -> Outcome:
             tape.losses.append(float(train_info["train_loss"]))
             tape.update_done()
 
-    per_update = job.config.gradient_accumulation_steps
-    first = {}
-
     def train(model: Any, **options: Any) -> None:
+        nonlocal first_loss
         with tape.aside():
-            first["loss"] = _true_loss(model, _first(batches, per_update, trainer, size))
+            first = [next(trainer.iterate_batches(rows, size, 1 << 20)) for rows in batches[:per_update]]
+            first_loss = _true_loss(model, first)
         tape.start()
         trainer.train(model=model, iterate_batches=ordered, **options)
 
-    lora.train = train
-    with tempfile.TemporaryDirectory() as folder:
-        options = lora.CONFIG_DEFAULTS | {
-            "model": str(job.model), "train": True, "mask_prompt": True, "optimizer": "adamw",
-            "fine_tune_type": job.config.method, "num_layers": len(model.layers), "batch_size": size,
-            "iters": len(batches) * job.passes, "learning_rate": job.config.learning_rate,
-            "optimizer_config": {"adamw": _adamw(job)}, "steps_per_report": per_update, "save_every": 10**9,
-            "adapter_path": folder, "grad_accumulation_steps": per_update,
-            "lora_parameters": {
-                "rank": job.config.lora_rank, "dropout": 0.0, "scale": job.config.lora_alpha / job.config.lora_rank
-            },
-            "resume_adapter_file": _mlx_adapter(job, Path(folder)),
-        }  # fmt: skip
-        lora.train_model(
-            SimpleNamespace(**options), model, ChatDataset([], tokenizer), ChatDataset([], tokenizer), Reports()
-        )
+    nothing = ChatDataset([], tokenizer)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(lora, "train", train):
+        settings = _mlx_settings(job, Path(folder), len(model.layers), len(batches) * job.passes)
+        lora.train_model(SimpleNamespace(**lora.CONFIG_DEFAULTS | settings), model, nothing, nothing, Reports())
 
     def trained() -> Mapping[str, Any]:
-        arrays = {
-            name: np.array(value.astype(mx.float32)) for name, value in tree_flatten(model.trainable_parameters())
-        }
+        values = dict(tree_flatten(model.trainable_parameters()))
+        arrays = {name: np.array(value.astype(mx.float32)) for name, value in values.items()}
         if job.config.method == "full":
             return arrays
         return {peft_name(name): np.ascontiguousarray(value.T) for name, value in arrays.items()}
 
-    return first["loss"], trained
+    return first_loss, trained
+
+
+def _mlx_batches(job: TrainJob, tokenizer: Any) -> list[Any]:
+    """mlx_lm's own datasets, one for each micro-batch, tokenised and checked."""
+    from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
+
+    rows, size = [row for update in job.updates for row in update], job.config.batch_size
+    batches = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        batches.append(
+            CacheDataset(ChatDataset([{"messages": row.messages} for row in part], tokenizer, mask_prompt=True))
+        )
+        for place, row in enumerate(part):
+            check_tokens("mlx_lm", row, *batches[-1][place])
+    return batches
+
+
+def _mlx_settings(job: TrainJob, folder: Path, num_layers: int, iterations: int) -> dict[str, Any]:
+    """What is not as shipped: the method, the step and the order of the job."""
+    config = job.config
+    return {
+        "model": str(job.model), "train": True, "mask_prompt": True, "optimizer": "adamw",
+        "fine_tune_type": config.method, "num_layers": num_layers, "batch_size": config.batch_size,
+        "iters": iterations, "learning_rate": config.learning_rate, "optimizer_config": {"adamw": _adamw(job)},
+        "steps_per_report": config.gradient_accumulation_steps, "save_every": 10**9, "adapter_path": str(folder),
+        "grad_accumulation_steps": config.gradient_accumulation_steps,
+        "lora_parameters": {"rank": config.lora_rank, "dropout": 0.0, "scale": config.lora_alpha / config.lora_rank},
+        "resume_adapter_file": _mlx_adapter(job, folder),
+    }  # fmt: skip
 
 
 def _adamw(job: TrainJob) -> dict[str, Any]:
@@ -128,10 +137,6 @@ def _mlx_adapter(job: TrainJob, folder: Path) -> str | None:
     path = folder / "first.safetensors"
     save_file({mlx_name(name): np.ascontiguousarray(value.T) for name, value in values.items()}, str(path))
     return str(path)
-
-
-def _first(batches: Sequence[Any], count: int, trainer: Any, size: int) -> list[Any]:
-    return [next(trainer.iterate_batches(cached, size, 1 << 20)) for cached in batches[:count]]
 
 
 def _true_loss(model: Any, batches: Sequence[Any]) -> float:

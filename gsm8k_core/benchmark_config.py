@@ -20,11 +20,10 @@ def _checked_names(text: str) -> str:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if names in ([AUTO], [ALL]):
         return names[0]
-    if not names or (unknown := [name for name in names if name not in CONTENDERS]):
+    unknown = [name for name in names if name not in CONTENDERS] or ([] if names else [text])
+    if unknown:
         listed = ", ".join(CONTENDERS)
-        raise ValueError(
-            f"takes {AUTO}, {ALL}, or names with commas between: {listed}; not {', '.join(unknown or [text])}"
-        )
+        raise ValueError(f"takes {AUTO}, {ALL}, or names with commas between: {listed}; not {', '.join(unknown)}")
     return ",".join(names)
 
 

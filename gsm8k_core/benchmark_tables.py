@@ -107,7 +107,8 @@ def _training_row(run: Run, name: str) -> tuple[str, ...]:
         _median((train_rate(run, name, one, "tokens") for one in samples), ".0f"),
         _median((first_pass_rate(run, name, one) for one in samples), ".3g"), *_memory(samples),
         f"{gflop:.3g}" if gflop is not None else NONE,
-        _median((share(run, name, one) for one in samples), ".0%"), f"{samples[0].first_loss:.4f}",
+        _median(map(_hundredths, (share(run, name, one) for one in samples)), ".0f", " %"),
+        f"{samples[0].first_loss:.4f}",
         f"{score.nll:.4f}" if score else NONE,
     )  # fmt: skip
 
@@ -131,7 +132,7 @@ def _generation(run: Run, names: Sequence[str]) -> Table:
             name, run.device(name), str(samples[0].batch_size),
             f"{spread.median:.4g} ({spread.p10:.4g} - {spread.p90:.4g})",
             _median((len(one.completions) / one.seconds for one in samples), ".3g"), *_memory(samples),
-            _median((share(run, name, one) for one in samples), ".1%"), texts(run, name),
+            _median(map(_hundredths, (share(run, name, one) for one in samples)), ".1f", " %"), texts(run, name),
         ))  # fmt: skip
     notes = (
         f"texts: against {run.record.get('reference', 'nobody')}'s; two that part are within eps where both tokens' "
@@ -154,8 +155,8 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
         memory = f"{memory_ratio(run, mine, other):.2f}"
         rows.append((f"{mine} / {other}", memory, speed, CONTENDERS[other].differs or NONE))
     condition = (
-        f"A speed-up counts only where the first losses agree to {FIRST_LOSS:g} nats per target, and the NLL is no more "
-        f"than {NLL:g} above the other's."
+        f"A speed-up counts only where the first losses agree to {FIRST_LOSS:g} nats per target, and the NLL is no "
+        f"more than {NLL:g} above the other's."
     )
     columns = ("pair, round by round", "peak RSS", "times as fast: median (range)", "what is not the same")
     notes = () if run.mode == GENERATE else (condition,)
@@ -168,6 +169,10 @@ def _failures(run: Run) -> list[str]:
 
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+def _hundredths(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def _median(values: Iterable[float | None], form: str, unit: str = "") -> str:

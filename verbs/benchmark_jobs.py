@@ -23,7 +23,7 @@ from gsm8k_core.benchmark_job import GenerateJob, Job, Row, Score, ScoreJob, Tex
 from gsm8k_core.contenders import CONTENDERS, GENERATE, Hardware
 from gsm8k_core.data import DataSet
 from gsm8k_core.lora import LoraSpec, first_values, lora_spec, target_modules, write_adapter
-from gsm8k_core.model_folder import end_token_ids, linear_layers
+from gsm8k_core.model_folder import end_token_ids, linear_layers, weight_files
 from gsm8k_core.models import Source
 from gsm8k_core.prompts import load_tokenizer, make_examples, messages, prompt_tokens
 from gsm8k_core.quantized import read_tensors
@@ -136,7 +136,7 @@ def first_adapter(config: BenchmarkConfig, folder: Path, scratch: Path) -> Path 
     spec: LoraSpec | None = lora_spec(config.train_config())
     if spec is None:
         return None
-    weights = read_tensors(folder)
+    weights = {name: value for path in weight_files(folder) for name, value in read_tensors(path).items()}
     modules = target_modules(spec, linear_layers(folder))
     directory = scratch / "adapter"
     values = first_values(spec, {module: weights[f"{module}.weight"].astype(np.float32) for module in modules})

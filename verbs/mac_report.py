@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "mac-report.json"
 LIMIT_SECONDS = 1200.0  # of one part: parity needs a minute, a benchmark's one round is never cut short
 SMALL = ("--rounds", "3", "--max-time", "150s")
+# Part -> the arguments of its command.
 PARTS: dict[str, Sequence[str]] = {
     "doctor": ("doctor",),
     "parity": ("parity",),
@@ -34,19 +35,15 @@ def mac_report(config: BenchmarkConfig, context: Context) -> int:
     path = Path(config.output or NAME)
     found: dict[str, Any] = {"schema": 1, "system": platform.platform(), "parts": {}}
     with tempfile.TemporaryDirectory(prefix="mac-report-") as scratch:
+        measured = ("--results", scratch, "--model", config.model, "--data", config.data)
         for name, arguments in PARTS.items():
-            more = (
-                ("--results", scratch, "--model", config.model, "--data", config.data)
-                if name in ("train", "generate")
-                else ()
-            )
             context.terminal.say(f"{name:<9} python cli.py {' '.join(arguments)}")
-            found["parts"][name] = _part([*arguments, *more])
+            found["parts"][name] = _part([*arguments, *(measured if arguments[0] == "benchmark" else ())])
             write_json(path, found)  # after each part: a later one may be interrupted
-            outcome = found["parts"][name]
-            context.terminal.say(f"          exit code {outcome['code']} after {clock(context.elapsed())} in all")
+            code = found["parts"][name]["code"]
+            context.terminal.say(f"{'':<9} exit code {code}, {clock(context.elapsed())} in all")
     context.terminal.say(
-        f"written  {path}; it holds versions and this machine's name of its processor, no path and no key"
+        f"written  {path}: look through it before you share it; it names this machine's processor, versions and paths"
     )
     context.terminal.result({"written": str(path), **found})
     return EXIT_OK
