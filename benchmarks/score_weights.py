@@ -50,7 +50,8 @@ def merged(job: ScoreJob, trained: Path, directory: Path) -> Path:
         strange = {name for name in values if not name.endswith((A, B))}
         for name in (name for name in values if name.endswith(A)):
             stem = name.removesuffix(A)
-            weights[f"{stem.removeprefix(PEFT_PREFIX)}.weight"] += job.lora_scale * (values[stem + B] @ values[name])
+            base = f"{stem.removeprefix(PEFT_PREFIX)}.weight"
+            weights[base] = weights[base] + job.lora_scale * (values[stem + B] @ values[name])
     if strange:
         raise SystemExit(f"{trained} holds {min(strange)}, which the model does not have")
     write_model_folder(

@@ -25,6 +25,7 @@ from gsm8k_core.benchmark import (
 )
 from gsm8k_core.benchmark_job import GenerateSample, TrainSample
 from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, pairs
+from gsm8k_core.tracking import counted
 
 GIB = 1 << 30
 NONE = "-"
@@ -72,7 +73,8 @@ def heading(run: Run) -> str:
         what += f"B = {config['batch_size']}, {config['order']} order"
     rounds = max((len(each) for each in run.samples.values()), default=0)
     machine = f"{host['cpu']}, {host['cores']} cores, {host['system']}"
-    return f"{run.mode}: {run.record['model']['name']}, {config['dtype']}, {what}; {rounds} rounds; {machine}"
+    name = run.record["model"]["name"]
+    return f"{run.mode}: {name}, {config['dtype']}, {what}; {counted(rounds, 'round')}; {machine}"
 
 
 def _training(run: Run, names: Sequence[str]) -> Table:
@@ -139,7 +141,7 @@ def _generation(run: Run, names: Sequence[str]) -> Table:
         "float32 log-probabilities are closer than that. tokens/s: new tokens without end tokens.",
         *_failures(run),
     )
-    return Table(heading(run), columns, tuple(rows), notes, narrow=(0, 2, 3, 5, 8))
+    return Table(heading(run), columns, tuple(rows), notes, narrow=(0, 2, 3, 5, 7))
 
 
 def _pairs(run: Run, names: Sequence[str]) -> Table:
@@ -151,7 +153,7 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
         elif reasons:
             speed = f"does not count: {'; '.join(reasons)}"
         else:
-            speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {found.rounds} rounds)"
+            speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {counted(found.rounds, 'round')})"
         memory = f"{memory_ratio(run, mine, other):.2f}"
         rows.append((f"{mine} / {other}", memory, speed, CONTENDERS[other].differs or NONE))
     condition = (

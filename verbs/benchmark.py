@@ -89,8 +89,7 @@ class Bench:
                 sample = lab.sample(name, device, self._batch_size(name), trained)
             except ContenderFailed as error:
                 self.failed.add(name)
-                self.record["failures"][name] = str(error)
-                self.terminal.say(f"{name} failed and is left out: {error}")
+                self._note(name, f"it is left out: {error}")
                 continue
             samples.append({"round": number, "contender": name, "sample": sample})
             self.terminal.say(f"round {number}  {name:<11} {clock(time.monotonic() - start)}")
@@ -112,16 +111,26 @@ class Bench:
 
     def _score(self, name: str, trained: Path, lab: Lab) -> None:
         scores = self.record["scores"]
-        if BASE not in scores:
-            scores[BASE] = lab.score(None).model_dump()
-        scores[name] = lab.score(trained).model_dump()
+        try:
+            if BASE not in scores:
+                scores[BASE] = lab.score(None).model_dump()
+            scores[name] = lab.score(trained).model_dump()
+        except ContenderFailed as error:  # the time it took is known all the same
+            self._note(name, f"its weights were not scored: {error}")
         trained.unlink()  # half a gigabyte
+
+    def _note(self, name: str, why: str) -> None:
+        self.record["failures"][name] = why
+        self.terminal.say(f"{name} failed: {why}")
 
     def _compare(self, samples: Sequence[Mapping[str, Any]], lab: Lab) -> None:
         answers = {entry["contender"]: entry["sample"]["completions"] for entry in samples}
         reference = "ours-torch" if "ours-torch" in answers else next(iter(answers))
         self.record["reference"] = reference
-        self.record["texts"] = lab.texts(reference, answers)
+        try:
+            self.record["texts"] = lab.texts(reference, answers)
+        except ContenderFailed as error:
+            self._note(reference, f"no texts were compared: {error}")
 
     def _save(self) -> None:
         write_json(self.path, self.record)

@@ -180,12 +180,24 @@ def test_a_contender_that_fails_is_left_out_and_named(bench: Callable[..., Any])
 
     done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 2, script=breaks)
     assert done.returncode == 0
-    assert result()["failures"] == {"hf": "exit code 1; it broke"}
+    assert result()["failures"] == {"hf": "it is left out: exit code 1; it broke"}
     assert [entry["contender"] for entry in result()["samples"]] == ["ours-torch"] * 2
-    assert "hf failed: exit code 1; it broke" in done.stdout
+    assert "hf failed: it is left out: exit code 1; it broke" in done.stdout
     nobody = bench("train", "--contenders", "hf", script=breaks)
     assert nobody.returncode == 3
-    assert "no contender finished a round: exit code 1; it broke" in nobody.stderr
+    assert "no contender finished a round: it is left out: exit code 1; it broke" in nobody.stderr
+
+
+def test_weights_that_cannot_be_scored_give_no_ratio(bench: Callable[..., Any]) -> None:
+    def breaks(name: str, job: Any, out: Path) -> dict[str, Any]:
+        if name == "score_weights.py":
+            raise benchmark_jobs.ContenderFailed("exit code 1; no memory")
+        return fake(name, job, out)
+
+    done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 2, script=breaks)
+    assert done.returncode == 0
+    assert len(result()["samples"]) == 4
+    assert "does not count: the weights were not scored" in " ".join(done.stdout.split())
 
 
 def test_ctrl_c_keeps_whole_rounds(bench: Callable[..., Any]) -> None:
