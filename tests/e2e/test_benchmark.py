@@ -18,6 +18,9 @@ from gsm8k_core.contenders import CONTENDERS
 from tests.e2e.conftest import ROOT, Run
 from verbs import benchmark_jobs, mac_report
 
+# Nats per target; measured over both methods and all peers: 7e-7, 7e-6 and 9e-6, mlx-lm's own loss 0.14 and 0.07.
+FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
+
 SMALL = ("--rows", 8, "--update-size", 4, "--batch-size", 2, "--held-out", 4, "--device", "cpu", "--results", "res")
 
 
@@ -82,10 +85,15 @@ def test_everyone_does_the_same_work(method: str, run: Run, in_process: list[str
     for name in names:
         mine = found.samples[name][1]
         assert len(mine.seconds) == len(mine.losses) == 4  # two updates, two passes
-        assert mine.first_loss == pytest.approx(reference.first_loss, abs=1e-5), name
-        if name != "mlx-lm":  # whose loss counts a pad, and which does not clip
-            assert mine.losses == pytest.approx(reference.losses, abs=2e-4), name  # Trainer rounds what it logs
-            assert found.scores[name].nll == pytest.approx(found.scores["ours-torch"].nll, abs=1e-4), name
+        assert mine.first_loss == pytest.approx(reference.first_loss, abs=FIRST_LOSS), name
+        apart = max(abs(a - b) for a, b in zip(mine.losses, reference.losses, strict=True))
+        worse = abs(found.scores[name].nll - found.scores["ours-torch"].nll)
+        if name == "mlx-lm":  # the control: its loss counts a pad in each padded row, and it does not clip
+            assert apart > 10 * LOSSES
+            assert worse > 10 * HELD_OUT
+        else:
+            assert apart < LOSSES, name
+            assert worse < HELD_OUT, name
     assert found.scores["base"].nll - found.scores["ours-torch"].nll > 0.01  # a scorer that ignored the weights fails
     assert objections(found, "ours-torch", "hf") == []
 
