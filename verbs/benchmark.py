@@ -15,7 +15,7 @@ from gsm8k_core.benchmark import SCHEMA, read
 from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.benchmark_report import write_report
 from gsm8k_core.benchmark_tables import tables
-from gsm8k_core.contenders import CONTENDERS, GENERATE, choose
+from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, choose
 from gsm8k_core.data import load_data
 from gsm8k_core.flops import shape_of
 from gsm8k_core.folders import read_json, write_json
@@ -84,7 +84,7 @@ class Bench:
             if name in self.failed:
                 continue
             start = time.monotonic()
-            trained = lab.scratch / f"{name}.safetensors" if self._scores(number) else None
+            trained = lab.scratch / f"{name}.safetensors" if self._saves(number) else None
             try:
                 sample = lab.sample(name, device, self._batch_size(name), trained)
             except ContenderFailed as error:
@@ -93,13 +93,18 @@ class Bench:
                 continue
             samples.append({"round": number, "contender": name, "sample": sample})
             self.terminal.say(f"round {number}  {name:<11} {clock(time.monotonic() - start)}")
-            if trained is not None:
+            if self._scores(number) and trained is not None:
                 self._score(name, trained, lab)
+            if trained is not None:
+                trained.unlink(missing_ok=True)  # half a gigabyte
         if not samples:
             raise PreflightError("no contender finished a round: " + "; ".join(self.record["failures"].values()))
         self.record["samples"] += samples
         if self.config.mode == GENERATE and number == 1:
             self._compare(samples, lab)
+
+    def _saves(self, number: int) -> bool:
+        return self._scores(number) or self.config.mode == END_TO_END
 
     def _scores(self, number: int) -> bool:
         return self.config.mode != GENERATE and number == 1 and bool(self.work.held_out)
@@ -117,7 +122,6 @@ class Bench:
             scores[name] = lab.score(trained).model_dump()
         except ContenderFailed as error:  # the time it took is known all the same
             self._note(name, f"its weights were not scored: {error}")
-        trained.unlink()  # half a gigabyte
 
     def _note(self, name: str, why: str) -> None:
         self.record["failures"][name] = why

@@ -20,7 +20,7 @@ import backends
 from gsm8k_core.batching import make_updates
 from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.benchmark_job import GenerateJob, Job, Row, Score, ScoreJob, TextsJob, TrainJob
-from gsm8k_core.contenders import CONTENDERS, GENERATE, Hardware
+from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, Hardware
 from gsm8k_core.data import DataSet
 from gsm8k_core.lora import LoraSpec, first_values, lora_spec, target_modules, write_adapter
 from gsm8k_core.model_folder import end_token_ids, linear_layers, weight_files
@@ -171,7 +171,7 @@ class Lab:
         return TrainJob(
             contender=name, framework=CONTENDERS[name].framework, model=self.work.source.folder, device=device.name,
             dtype=config.dtype, out=self.scratch / "sample.json", updates=self.work.updates(name),
-            passes=1 if config.mode == "end-to-end" else config.passes, config=config.train_config(),
+            passes=1 if config.mode == END_TO_END else config.passes, config=config.train_config(),
             adapter=self.adapter, trained=trained, max_length=config.max_length,
         )  # fmt: skip
 

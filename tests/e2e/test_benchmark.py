@@ -159,6 +159,19 @@ def test_rounds_are_interleaved_and_weights_are_scored_once(bench: Callable[...,
     assert [entry["round"] for entry in result()["samples"]] == [1, 1, 2, 2, 3, 3]
 
 
+def test_end_to_end_saves_the_weights_in_every_round_and_passes_once(bench: Callable[..., Any]) -> None:
+    jobs: list[Any] = []
+
+    def keep(name: str, job: Any, out: Path) -> dict[str, Any]:
+        if name == "train_throughput.py":
+            jobs.append(job)
+        return fake(name, job, out)
+
+    assert bench("end-to-end", "--contenders", "ours-torch", "--rounds", 2, script=keep).returncode == 0
+    assert [(job.passes, job.trained is not None) for job in jobs] == [(1, True)] * 2
+    assert all(entry["sample"]["process_seconds"] >= 0 for entry in result()["samples"])
+
+
 def test_everyone_gets_the_same_rows_and_with_their_own_order_the_first_update(bench: Callable[..., Any]) -> None:
     jobs: dict[str, Any] = {}
 
