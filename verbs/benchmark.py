@@ -61,6 +61,7 @@ class Bench:
         self.record = _record(config, self.work, self.devices, data.name)
         self.path = _new_path(config.results, config.mode)
         self.failed: set[str] = set()
+        self.judged = 0.0  # seconds of scoring and of comparing texts: the first round's alone
 
     def run(self) -> int:
         begun, longest, done = time.monotonic(), 0.0, 0
@@ -68,12 +69,13 @@ class Bench:
             scratch = Path(folder)
             lab = Lab(self.config, self.work, scratch, first_adapter(self.config, self.work.source.folder, scratch))
             for number in range(1, self.config.rounds + 1):
-                spent = time.monotonic() - begun
+                spent, judged = time.monotonic() - begun, self.judged
                 if done and spent + longest > self.config.budget_seconds:
                     self.terminal.say(f"ended    after {counted(done, 'round')}: --max-time {self.config.max_time}")
                     break
                 self._round(number, lab)
-                longest, done = max(longest, time.monotonic() - begun - spent), number
+                took = time.monotonic() - begun - spent - (self.judged - judged)
+                longest, done = max(longest, took), number
                 self._save()  # only whole rounds: Ctrl-C keeps those
         self._tell()
         return EXIT_OK
@@ -115,13 +117,14 @@ class Bench:
         return int(mine[0]["batch_size"]) if mine and CONTENDERS[name].best_batch else None
 
     def _score(self, name: str, trained: Path, lab: Lab) -> None:
-        scores = self.record["scores"]
+        scores, start = self.record["scores"], time.monotonic()
         try:
             if BASE not in scores:
                 scores[BASE] = lab.score(None).model_dump()
             scores[name] = lab.score(trained).model_dump()
         except ContenderFailed as error:  # the time it took is known all the same
             self._note(name, f"its weights were not scored: {error}")
+        self.judged += time.monotonic() - start
 
     def _note(self, name: str, why: str) -> None:
         self.record["failures"][name] = why
@@ -130,11 +133,12 @@ class Bench:
     def _compare(self, samples: Sequence[Mapping[str, Any]], lab: Lab) -> None:
         answers = {entry["contender"]: entry["sample"]["completions"] for entry in samples}
         reference = "ours-torch" if "ours-torch" in answers else next(iter(answers))
-        self.record["reference"] = reference
+        self.record["reference"], start = reference, time.monotonic()
         try:
             self.record["texts"] = lab.texts(reference, answers)
         except ContenderFailed as error:
             self._note(reference, f"no texts were compared: {error}")
+        self.judged += time.monotonic() - start
 
     def _save(self) -> None:
         write_json(self.path, self.record)
