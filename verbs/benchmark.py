@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,22 @@ def run(config: BenchmarkConfig, context: Context) -> int:
         return EXIT_OK
     if config.mode == "mac-report":
         return mac_report(config, context)
-    return Bench(config, context).run()
+    with _sigterm_as_ctrl_c():
+        return Bench(config, context).run()
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """So that the contender at work ends as well, and the scratch folder, which holds weights, goes."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Bench:
