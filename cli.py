@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from gsm8k_core import __version__
 from gsm8k_core.bench_config import HarnessConfig
+from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.config import (
     DoctorConfig,
     GenerateConfig,
@@ -52,6 +53,7 @@ VERBS: dict[str, tuple[type[Settings], str]] = {
     "plot": (PlotConfig, "verbs.plot"),
     "runs": (RunsConfig, "verbs.runs"),
     "harness": (HarnessConfig, "verbs.harness"),
+    "benchmark": (BenchmarkConfig, "verbs.benchmark"),
 }
 
 # What tyro says, and what we say instead.

@@ -1,0 +1,151 @@
+"""One generation run of one contender, in a process of its own: python benchmarks/eval_throughput.py JOB.json
+
+Everyone gets the same token ids, is greedy, and stops at the same end tokens or after the same number of new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import gemm_gflops, open_device, peak_rss
+
+from gsm8k_core.benchmark_job import GenerateJob, GenerateSample
+from gsm8k_core.folders import write_bytes
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+WARM_UP_TOKENS = 8
+TRIAL_TOKENS = 24  # of each batch size that a peer may choose from
+# (prompts, new tokens, batch size) -> the completions, end tokens left in or out
+Answer = Callable[[Sequence[Sequence[int]], int, int], list[list[int]]]
+
+
+def main(path: Path) -> None:
+    job = GenerateJob.model_validate_json(path.read_bytes())
+    device = open_device(job.framework, job.device, job.dtype)
+    gemm = gemm_gflops(device)
+    answer = CONTENDERS[job.contender](job)
+    load_seconds = time.time() - psutil.Process(os.getpid()).create_time()
+
+    def timed(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> tuple[float, list[list[int]]]:
+        device.synchronise()
+        start = time.perf_counter()
+        answers = answer(prompts, new_tokens, size)
+        device.synchronise()
+        return time.perf_counter() - start, answers
+
+    warm_up, _ = timed(job.prompts[: job.batch_size], WARM_UP_TOKENS, job.batch_size)
+    tried, size = {}, job.batch_size
+    for candidate in job.candidates:
+        seconds, answers = timed(job.prompts, TRIAL_TOKENS, candidate)
+        tried[candidate] = sum(map(len, answers)) / seconds
+    if tried:
+        size = max(tried, key=lambda candidate: tried[candidate])
+    seconds, answers = timed(job.prompts, job.max_new_tokens, size)
+    cut = [_before_end(tokens, job.end_ids) for tokens in answers]
+    # Ours and batch_generate leave the end token out: a shorter answer can only have ended by itself.
+    stopped = [len(tokens) < job.max_new_tokens for tokens in cut]
+    sample = GenerateSample(
+        seconds=seconds, warm_up_seconds=warm_up, batch_size=size, tried=tried, completions=cut, stopped=stopped,
+        load_seconds=load_seconds, gemm_gflops=gemm, peak_rss=peak_rss(), peak_framework=device.peak_bytes(),
+        notes=device.notes(),
+    )  # fmt: skip
+    write_bytes(job.out, sample.model_dump_json().encode())
+
+
+def _before_end(tokens: Sequence[int], end_ids: Sequence[int]) -> list[int]:
+    at = next((place for place, token in enumerate(tokens) if token in end_ids), len(tokens))
+    return list(tokens[:at])
+
+
+def ours(job: GenerateJob) -> Answer:
+    """This project, through the interface that `eval` uses."""
+    import backends
+    from gsm8k_core.types import Sampling
+
+    backend = backends.open(job.framework, job.model, job.device, job.dtype)
+
+    def answer(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[list[int]]:
+        found = dict(backend.generate(prompts, Sampling(new_tokens, size)))
+        return [list(found[place].tokens) for place in range(len(prompts))]
+
+    return answer
+
+
+def mlx_lm_batch(job: GenerateJob) -> Answer:
+    """mlx-lm's batch_generate; its two batch sizes (prefill, completion) are both the given one."""
+    import mlx.core as mx
+    from mlx.utils import tree_map
+    from mlx_lm import batch_generate
+    from mlx_lm.utils import load
+
+    model, tokenizer = load(str(job.model))
+    model.update(tree_map(lambda value: value.astype(getattr(mx, job.dtype)), model.parameters()))
+    tokenizer.eos_token_ids = set(job.end_ids)
+
+    def answer(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[list[int]]:
+        made = batch_generate(
+            model, tokenizer, [list(prompt) for prompt in prompts], max_tokens=new_tokens, return_token_ids=True,
+            completion_batch_size=size, prefill_batch_size=size,
+        )  # fmt: skip
+        return [list(tokens) for tokens in made.token_ids]
+
+    return answer
+
+
+def hf_generate(job: GenerateJob) -> Answer:
+    return _hf(job, sort=False)
+
+
+def hf_generate_sorted(job: GenerateJob) -> Answer:
+    return _hf(job, sort=True)
+
+
+def _hf(job: GenerateJob, sort: bool) -> Answer:
+    """transformers' generate over left-padded batches, in the given order or with prompts of like length together."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(str(job.model), dtype=getattr(torch, job.dtype))
+    model.to(job.device).eval()
+
+    def batch(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=job.device)
+        mask = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=job.device
+        )
+        with torch.no_grad():
+            made = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False,
+                eos_token_id=job.end_ids, pad_token_id=job.end_ids[0],
+            )  # fmt: skip
+        return [_before_end(row, job.end_ids) for row in made[:, longest:].tolist()]
+
+    def answer(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[list[int]]:
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]) if sort else place)
+        found: dict[int, list[int]] = {}
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            found |= dict(zip(places, batch([prompts[place] for place in places], new_tokens), strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    return answer
+
+
+CONTENDERS: dict[str, Callable[[GenerateJob], Answer]] = {
+    "ours-mlx": ours,
+    "ours-torch": ours,
+    "mlx-lm": mlx_lm_batch,
+    "mlx-lm-best": mlx_lm_batch,
+    "hf": hf_generate,
+    "hf-best": hf_generate_sorted,
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

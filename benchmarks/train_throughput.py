@@ -1,0 +1,91 @@
+"""One training run of one contender, in a process of its own: python benchmarks/train_throughput.py JOB.json
+
+`python cli.py benchmark train` writes the job and reads the sample. Every contender gets the same rows in the same
+order, the same optimizer (AdamW, betas 0.9 and 0.999, eps 1e-8, no weight decay, a constant rate), the same first
+values of an adapter, and the same precision class.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import Tape, open_device
+
+from gsm8k_core.benchmark_job import TrainJob
+from gsm8k_core.folders import write_bytes
+
+# What a contender returns: the loss of the first update before any step, and its trained tensors when asked.
+Outcome = tuple[float, Callable[[], Mapping[str, Any]]]
+
+
+def main(path: Path) -> None:
+    job = TrainJob.model_validate_json(path.read_bytes())
+    device = open_device(job.framework, job.device, job.dtype)
+    tape = Tape(job, device, psutil.Process(os.getpid()).create_time())
+    first_loss, trained = CONTENDERS[job.contender](job, tape)
+    sample = tape.sample(first_loss)  # memory is read before anything is saved
+    if job.trained is not None:
+        from safetensors.numpy import save_file
+
+        save_file(dict(trained()), str(job.trained))
+    write_bytes(job.out, sample.model_dump_json().encode())
+
+
+def ours(job: TrainJob, tape: Tape) -> Outcome:
+    """This project, through the interface that `train` uses."""
+    import backends
+    from gsm8k_core.batching import micro_batches
+    from gsm8k_core.types import Orders, Update, UpdateStats
+
+    backend = backends.open(job.framework, job.model, job.device, job.dtype)
+    updates = [
+        Update(
+            number, 0, tuple(row.id for row in rows),
+            micro_batches([row.example for row in rows], job.config.batch_size),
+        )
+        for number, rows in enumerate(job.updates * job.passes, start=1)
+    ]  # fmt: skip
+
+    class Recorder:
+        """A pilot that keeps the rate and notes what happens."""
+
+        def rate(self, update: int) -> float:
+            return job.config.learning_rate
+
+        def after(self, stats: UpdateStats, live: Any) -> Orders:
+            for batch in updates[stats.update - 1].micro_batches:
+                tape.ran(*batch.tokens.shape)
+            tape.losses.append(stats.loss)
+            tape.update_done()
+            return Orders()
+
+    tape.start()
+    backend.train(updates, job.config, Recorder())
+    return tape.losses[0], lambda: backend.state().parameters
+
+
+def _peer(name: str) -> Callable[[TrainJob, Tape], Outcome]:
+    def run(job: TrainJob, tape: Tape) -> Outcome:
+        import train_peers  # here, not above: ours must not be measured with the peers' imports
+
+        return getattr(train_peers, name)(job, tape)
+
+    return run
+
+
+CONTENDERS: dict[str, Callable[[TrainJob, Tape], Outcome]] = {
+    "ours-mlx": ours,
+    "ours-torch": ours,
+    "mlx-lm": _peer("mlx_lm_lora"),
+    "trl": _peer("trl_shipped"),
+    "trl-best": _peer("trl_best"),
+    "hf": _peer("hf_trainer"),
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,305 @@
+"""`benchmark` as a person runs it, with tiny models; the contenders' programs run in this process, which has torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends import installed
+from gsm8k_core.benchmark import objections, read
+from gsm8k_core.contenders import CONTENDERS
+from tests.e2e.conftest import ROOT, Run
+from verbs import benchmark_jobs, mac_report
+
+# Nats per target; measured over both methods and all peers: 7e-7, 7e-6 and 9e-6, mlx-lm's own loss 0.14 and 0.07.
+FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
+
+SMALL = ("--rows", 8, "--update-size", 4, "--batch-size", 2, "--held-out", 4, "--device", "cpu", "--results", "res")
+
+
+def script(name: str) -> Any:
+    """A program of benchmarks/, as a module."""
+    if str(benchmark_jobs.SCRIPTS) not in sys.path:
+        sys.path.append(str(benchmark_jobs.SCRIPTS))
+    spec = importlib.util.spec_from_file_location(f"bench_{Path(name).stem}", benchmark_jobs.SCRIPTS / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(benchmark_jobs.SCRIPTS)])
+    import measure
+
+    monkeypatch.setattr(measure, "GEMM_SIZES", {"cpu": 256, "gpu": 256})
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs each program here instead of in a process of its own; returns who ran, in order."""
+    ran: list[str] = []
+
+    def here(name: str, job: Any, out: Path) -> dict[str, Any]:
+        path = out.with_suffix(".job.json")
+        path.write_text(job.model_dump_json())
+        out.unlink(missing_ok=True)
+        ran.append(getattr(job, "contender", name))
+        script(name).main(path)
+        return dict(json.loads(out.read_bytes()))
+
+    monkeypatch.setattr(benchmark_jobs, "run_script", here)
+    return ran
+
+
+def able(*names: str) -> list[str]:
+    return [name for name in names if all(importlib.util.find_spec(each) for each in CONTENDERS[name].needs)]
+
+
+def result() -> dict[str, Any]:
+    (path,) = Path("res").glob("*.json")
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_everyone_does_the_same_work(method: str, run: Run, in_process: list[str], model: Path, data: Path) -> None:
+    names = able("ours-mlx", "ours-torch", "mlx-lm", "trl", "trl-best", "hf")
+    what = ("--trainable", "blocks") if method == "full" else ("--method", "lora", "--lora-rank", 4)
+    done = run(
+        "benchmark", "train", "--contenders", ",".join(names), *what, "--model", model, "--data", data, *SMALL,
+        "--rounds", 1, "--learning-rate", 1e-3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = read(result())
+    assert list(found.samples) == names
+    reference = found.samples["ours-torch"][1]
+    for name in names:
+        mine = found.samples[name][1]
+        assert len(mine.seconds) == len(mine.losses) == 4  # two updates, two passes
+        assert mine.first_loss == pytest.approx(reference.first_loss, abs=FIRST_LOSS), name
+        apart = max(abs(a - b) for a, b in zip(mine.losses, reference.losses, strict=True))
+        worse = abs(found.scores[name].nll - found.scores["ours-torch"].nll)
+        if name == "mlx-lm":  # the control: its loss counts a pad in each padded row, and it does not clip
+            assert apart > 10 * LOSSES
+            assert worse > 10 * HELD_OUT
+        else:
+            assert apart < LOSSES, name
+            assert worse < HELD_OUT, name
+    assert found.scores["base"].nll - found.scores["ours-torch"].nll > 0.01  # a scorer that ignored the weights fails
+    assert objections(found, "ours-torch", "hf") == []
+
+
+@pytest.mark.skipif(not installed("mlx"), reason="mlx is not installed here")
+def test_generation_compares_texts(run: Run, in_process: list[str], model: Path, data: Path) -> None:
+    names = ["ours-mlx", "ours-torch", "mlx-lm", "hf", "mlx-lm-best", "hf-best"]
+    done = run(
+        "benchmark", "generate", "--contenders", "all", "--model", model, "--data", data, "--problems", 5,
+        "--max-new-tokens", 12, "--eval-batch-size", 2, "--rounds", 2, "--device", "cpu", "--results", "res",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert in_process == [*names, "compare_texts.py", *names]
+    record = result()
+    for name in names:
+        assert record["texts"][name]["problems"] == 5
+        assert record["texts"][name]["beyond_eps"] == 0, name
+    first, second = ([one["sample"] for one in record["samples"] if one["contender"] == "hf-best"] for _ in range(2))
+    assert sorted(map(int, first[0]["tried"])) == [16, 32, 64]
+    assert second[1]["tried"] == {}  # the batch size of the first round is kept
+    assert second[1]["batch_size"] == first[0]["batch_size"]
+
+
+# --- the verb, with processes that are made up -------------------------------------------------------------------
+
+
+Fake = Callable[[str, Any, Path], dict[str, Any]]
+
+
+def sample_of(job: Any) -> dict[str, Any]:
+    count = len(job.updates) * job.passes
+    return {
+        "seconds": [1.0] * count, "losses": [1.0] * count, "first_loss": 1.0, "shapes": [[[2, 8]]] * count,
+        "load_seconds": 0.1, "aside_seconds": 0.0, "gemm_gflops": 100.0, "peak_rss": 1 << 30, "peak_framework": None,
+    }  # fmt: skip
+
+
+def fake(name: str, job: Any, out: Path) -> dict[str, Any]:
+    if name == "score_weights.py":
+        return {"nll_sum": 1.0, "num_targets": 1}
+    job.trained is None or job.trained.touch()
+    return sample_of(job)
+
+
+@pytest.fixture
+def bench(run: Run, monkeypatch: pytest.MonkeyPatch, model: Path, data: Path) -> Callable[..., Any]:
+    def call(*arguments: object, script: Fake = fake) -> Any:
+        monkeypatch.setattr(benchmark_jobs, "run_script", script)
+        return run("benchmark", *arguments, "--model", model, "--data", data, *SMALL)
+
+    return call
+
+
+def test_rounds_are_interleaved_and_weights_are_scored_once(bench: Callable[..., Any]) -> None:
+    order: list[str] = []
+
+    def note(name: str, job: Any, out: Path) -> dict[str, Any]:
+        order.append(getattr(job, "contender", "score"))
+        return fake(name, job, out)
+
+    assert bench("train", "--contenders", "ours-torch,hf", "--rounds", 3, script=note).returncode == 0
+    assert order == ["ours-torch", "score", "score", "hf", "score", *["ours-torch", "hf"] * 2]
+    assert [entry["round"] for entry in result()["samples"]] == [1, 1, 2, 2, 3, 3]
+
+
+def test_end_to_end_saves_the_weights_in_every_round_and_passes_once(bench: Callable[..., Any]) -> None:
+    jobs: list[Any] = []
+
+    def keep(name: str, job: Any, out: Path) -> dict[str, Any]:
+        if name == "train_throughput.py":
+            jobs.append(job)
+        return fake(name, job, out)
+
+    assert bench("end-to-end", "--contenders", "ours-torch", "--rounds", 2, script=keep).returncode == 0
+    assert [(job.passes, job.trained is not None) for job in jobs] == [(1, True)] * 2
+    assert all(entry["sample"]["process_seconds"] >= 0 for entry in result()["samples"])
+
+
+def test_everyone_gets_the_same_rows_and_with_their_own_order_the_first_update(bench: Callable[..., Any]) -> None:
+    jobs: dict[str, Any] = {}
+
+    def keep(name: str, job: Any, out: Path) -> dict[str, Any]:
+        jobs[getattr(job, "contender", "score")] = job
+        return fake(name, job, out)
+
+    def rows(name: str) -> list[list[str]]:
+        return [[row.id for row in update] for update in jobs[name].updates]
+
+    command = ("train", "--contenders", "ours-torch,hf", "--rounds", 1, "--rows", 20)
+    bench(*command, script=keep)
+    shared = rows("ours-torch")
+    assert rows("hf") == shared
+    bench(*command, "--order", "own", script=keep)
+    assert rows("ours-torch") == shared
+    assert rows("hf")[0] == shared[0]
+    assert rows("hf")[1:] != shared[1:]
+    assert sorted(itertools.chain(*rows("hf"))) == sorted(itertools.chain(*shared))
+
+
+def test_a_contender_that_fails_is_left_out_and_named(bench: Callable[..., Any]) -> None:
+    def breaks(name: str, job: Any, out: Path) -> dict[str, Any]:
+        if getattr(job, "contender", "") == "hf":
+            raise benchmark_jobs.ContenderFailed("exit code 1; it broke")
+        return fake(name, job, out)
+
+    done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 2, script=breaks)
+    assert done.returncode == 0
+    assert result()["failures"] == {"hf": "it is left out: exit code 1; it broke"}
+    assert [entry["contender"] for entry in result()["samples"]] == ["ours-torch"] * 2
+    assert "hf failed: it is left out: exit code 1; it broke" in done.stdout
+    nobody = bench("train", "--contenders", "hf", script=breaks)
+    assert nobody.returncode == 3
+    assert "no contender finished a round: it is left out: exit code 1; it broke" in nobody.stderr
+
+
+def test_weights_that_cannot_be_scored_give_no_ratio(bench: Callable[..., Any]) -> None:
+    def breaks(name: str, job: Any, out: Path) -> dict[str, Any]:
+        if name == "score_weights.py":
+            raise benchmark_jobs.ContenderFailed("exit code 1; no memory")
+        return fake(name, job, out)
+
+    done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 2, script=breaks)
+    assert done.returncode == 0
+    assert len(result()["samples"]) == 4
+    assert "does not count: the weights were not scored" in " ".join(done.stdout.split())
+
+
+def test_ctrl_c_keeps_whole_rounds(bench: Callable[..., Any]) -> None:
+    calls: list[str] = []
+
+    def interrupted(name: str, job: Any, out: Path) -> dict[str, Any]:
+        calls.append(name)
+        if calls.count("train_throughput.py") == 4:
+            raise KeyboardInterrupt
+        return fake(name, job, out)
+
+    done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 5, script=interrupted)
+    assert done.returncode == 130
+    assert [(entry["round"], entry["contender"]) for entry in result()["samples"]] == [(1, "ours-torch"), (1, "hf")]
+
+
+def test_max_time_ends_after_a_whole_round(bench: Callable[..., Any]) -> None:
+    done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 5, "--max-time", "0.001s")
+    assert done.returncode == 0
+    assert len(result()["samples"]) == 2
+    assert "ended    after 1 round: --max-time 0.001s" in done.stdout
+
+
+def test_a_result_is_never_written_over(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verbs.benchmark.time.strftime", lambda form, *more: "20260101-000000")
+    for _ in range(3):
+        assert bench("train", "--contenders", "ours-torch", "--rounds", 1).returncode == 0
+    names = [f"train-20260101-000000{suffix}.json" for suffix in ("", "-2", "-3")]
+    assert sorted(path.name for path in Path("res").iterdir()) == sorted(names)
+
+
+def test_a_program_that_breaks_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    (tmp_path / "broken.py").write_text("raise SystemExit('trl makes other tokens of train-3')")
+    monkeypatch.setattr(benchmark_jobs, "SCRIPTS", tmp_path)
+
+    class Nothing:
+        def model_dump_json(self) -> str:
+            return "{}"
+
+    with pytest.raises(benchmark_jobs.ContenderFailed, match="exit code 1; trl makes other tokens of train-3"):
+        benchmark_jobs.run_script("broken.py", Nothing(), tmp_path / "out.json")
+
+
+def test_a_peer_with_other_tokens_is_refused() -> None:
+    from train_peers import check_tokens
+
+    from gsm8k_core.benchmark_job import Row
+
+    row = Row(id="train-1", messages=[], tokens=[1, 2, 3], num_prompt=1)
+    check_tokens("TRL", row, [1, 2, 3], 1)
+    for tokens, masked in (([1, 2], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)):
+        with pytest.raises(SystemExit, match="TRL makes other tokens of train-1"):
+            check_tokens("TRL", row, tokens, masked)
+
+
+def test_the_report_is_made_where_the_results_are(bench: Callable[..., Any], run: Run) -> None:
+    Path("bench").mkdir()
+    bench("train", "--contenders", "ours-torch,hf", "--rounds", 1)
+    Path("res").rename("bench/results")
+    done = run("benchmark", "report", "--results", "bench/results")
+    assert done.returncode == 0, done.stderr
+    assert "ours-torch / hf" in Path("bench/README.md").read_text()
+    assert len(list(Path("bench").glob("train-*.png"))) == 1
+
+
+def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = tmp_path / "cli.py"
+    cli.write_text(
+        "import sys\n"
+        "if sys.argv[1] == 'parity': sys.exit('error: no MLX here')\n"
+        "print('{\"asked\": \"' + ' '.join(sys.argv[1:3]) + '\"}')\n"
+    )
+    monkeypatch.setattr(mac_report, "ROOT", tmp_path)
+    done = run("benchmark", "mac-report", "--output", "mine.json")
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(Path("mine.json").read_text())["parts"]
+    assert list(parts) == ["doctor", "parity", "train", "generate"]
+    assert parts["train"] == {"code": 0, "result": {"asked": "benchmark train"}, "said": ""}
+    assert parts["parity"] == {"code": 1, "result": None, "said": "error: no MLX here"}
+
+
+def test_the_programs_are_where_the_verb_looks() -> None:
+    names = ("train_throughput.py", "eval_throughput.py", "score_weights.py", "compare_texts.py")
+    assert all((ROOT / "benchmarks" / name).is_file() for name in names)
