@@ -1,8 +1,8 @@
-"""Are two evaluations' texts equal? Two records.jsonl of the same model and problems, greedy, by partings.py's sentence.
+"""Are the texts of two evaluations equal? Two records.jsonl of one model, greedy, by partings.py's sentence.
 
     python benchmarks/texts_of_backends.py --model embedded A/records.jsonl B/records.jsonl
 
-The first file is the reference; its gaps are scored in float32 by PyTorch on the CPU. The problems that both have count.
+The first is the reference; its gaps are scored in float32 by PyTorch on the CPU. Problems that both have count.
 """
 
 from __future__ import annotations
