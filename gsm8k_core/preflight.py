@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gsm8k_core.folders import read_json
-from gsm8k_core.types import DataError, Example, PreflightError
+from gsm8k_core.types import DataError, Example, PreflightError, UsageError
 
 LOSS_LIMIT = 0.05  # share of the answers that may be left out without being asked about
 
@@ -79,9 +79,14 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
     return kept
 
 
-def check_context(prompts: Iterable[Sequence[int]], folder: Path, shots: int = 0) -> None:
-    """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`)."""
+def check_context(prompts: Iterable[Sequence[int]], folder: Path, max_new_tokens: int, shots: int = 0) -> None:
+    """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`).
+
+    UsageError for an answer that may be longer than all that the model reads: what it writes there means nothing.
+    """
     limit = read_json(folder / "config.json").get("max_position_embeddings")
+    if isinstance(limit, int) and max_new_tokens > limit:
+        raise UsageError(f"--max-new-tokens {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
     longest = max((len(prompt) for prompt in prompts), default=0)
     if isinstance(limit, int) and longest >= limit:
         what = (

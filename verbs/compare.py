@@ -51,6 +51,8 @@ def run(config: CompareConfig, context: Context) -> int:
     # `auto` was settled by the base: both are scored on the same device in the same precision.
     place = replace(place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"])
     trained_scored = _scored(config, place, trained, problems, terminal)
+    if base_scored.summary["hash"] == trained_scored.summary["hash"]:
+        terminal.say("note     both are the same model, file by file: there is nothing to compare")
     made = Made("compare", config, context.explicit, problems.problems, owner)
     page = _finish(made, config.output_dir or _results(owner, trained.found), base_scored, trained_scored, terminal)
     if config.open_:

@@ -183,7 +183,7 @@ def open_model(config: ScoreSettings, place: Place, source: Source, problems: Pr
     tokenizer = load_tokenizer(source.folder)
     prompts = prompt_tokens(tokenizer, problems.problems, problems.shots)
     check_token_ids(prompts, vocabulary_size(source.folder))
-    check_context(prompts, source.folder, problems.shots.count)
+    check_context(prompts, source.folder, config.max_new_tokens, problems.shots.count)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     asked = counted(len(problems.problems), f"{config.split} problem")
     terminal.say(f"problems {asked} of {problems.name}: {problems.reason}")

@@ -35,7 +35,7 @@ def run(config: GenerateConfig, context: Context) -> int:
     if source.choice.name == EMBEDDED_MODEL:
         banner(beside, chosen.model_choice.reason if chosen else NAMED)
     tokenizer = load_tokenizer(source.folder)
-    prompts = _prompts(tokenizer, questions or [], source.folder)  # refused before the weights are loaded
+    prompts = _prompts(tokenizer, questions or [], source.folder, config)  # refused before the weights are loaded
     backend = backends.open(choice.name, source.folder, config.device, config.dtype)
     if config.verbose:
         say_choices(beside, {"backend": choice, **backend.choices})
@@ -45,7 +45,7 @@ def run(config: GenerateConfig, context: Context) -> int:
         return EXIT_OK
     for question in _typed(context.terminal):
         try:
-            writer.answer([question], _prompts(tokenizer, [question], source.folder))
+            writer.answer([question], _prompts(tokenizer, [question], source.folder, config))
         except (DataError, UsageError) as error:  # this question cannot be answered; the next one may be
             beside.say(f"error: {error}")
     return EXIT_OK
@@ -97,11 +97,13 @@ def _of_row(line: str, where: str, give: str) -> str:
     return question
 
 
-def _prompts(tokenizer: Tokenizer, questions: Sequence[str], folder: Path) -> list[tuple[int, ...]]:
+def _prompts(
+    tokenizer: Tokenizer, questions: Sequence[str], folder: Path, config: GenerateConfig
+) -> list[tuple[int, ...]]:
     problems = [Problem(str(number), _checked(question), "", "") for number, question in enumerate(questions)]
     prompts = prompt_tokens(tokenizer, problems)
     check_token_ids(prompts, vocabulary_size(folder))
-    check_context(prompts, folder)
+    check_context(prompts, folder, config.max_new_tokens)
     return prompts
 
 

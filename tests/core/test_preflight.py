@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gsm8k_core.preflight import check_context, keep_whole, summarise
-from gsm8k_core.types import DataError, Example, PreflightError
+from gsm8k_core.types import DataError, Example, PreflightError, UsageError
 
 
 def rows(*lengths: int, num_prompt: int = 10) -> list[Example]:
@@ -29,11 +29,13 @@ def test_the_line_says_all_that_inspect_says() -> None:
 
 def test_a_prompt_that_fills_the_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 8}')
-    check_context([range(7)], tmp_path)
+    check_context([range(7)], tmp_path, 8)
     with pytest.raises(DataError, match="a question of 8 tokens is too long: this model reads 8"):
-        check_context([range(3), range(8)], tmp_path)
+        check_context([range(3), range(8)], tmp_path, 8)
+    with pytest.raises(UsageError, match="--max-new-tokens 9 is too many: this model reads 8; give fewer"):
+        check_context([range(7)], tmp_path, 9)
     (tmp_path / "config.json").write_text("{}")
-    check_context([range(8)], tmp_path)
+    check_context([range(8)], tmp_path, 10**9)
 
 
 def test_a_long_row_is_left_out_whole() -> None:

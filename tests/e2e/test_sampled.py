@@ -131,6 +131,7 @@ def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Pa
         "--samples", 3, "--output-dir", "out", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "both are the same model, file by file" in done.stderr
     paired = json.loads(done.stdout)["paired"]
     assert (paired["won"], paired["lost"], paired["both"] + paired["neither"]) == (0, 0, 8)
     page = (tmp_path / "out/report.html").read_text()
