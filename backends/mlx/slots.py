@@ -119,6 +119,11 @@ class Slot:
             return
         _, num_heads, _, size = like_NHTD.shape
         more = -(-(num_positions - there) // GROW) * GROW
-        room = mx.zeros((self._num_places, num_heads, more, size), like_NHTD.dtype)
-        self.keys = room if self.keys is None else mx.concatenate([self.keys, room], axis=2)
-        self.values = room if self.values is None else mx.concatenate([self.values, room], axis=2)
+        shape = (self._num_places, num_heads, more, size)
+
+        def grown(block: Any) -> mx.array:
+            # Each its own zeros: an array that both held would be written by both.
+            room = mx.zeros(shape, like_NHTD.dtype)
+            return room if block is None else mx.concatenate([block, room], axis=2)
+
+        self.keys, self.values = grown(self.keys), grown(self.values)

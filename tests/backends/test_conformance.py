@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 import backends
 from gsm8k_core.batching import make_updates, pad
 from gsm8k_core.config import TrainConfig
+from gsm8k_core.model_folder import vocabulary_size
 from gsm8k_core.types import (
+    IGNORE_INDEX,
     Batch,
     DataError,
     DivergedError,
@@ -287,6 +289,22 @@ def test_running_out_of_memory_has_its_own_error(qwen2: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "train", fail)
     with pytest.raises(OutOfMemoryError, match="--batch-size"):
         backends.open("torch", qwen2, "cpu", "float32").train([], TrainConfig(), FakePilot())
+
+
+def test_prompts_without_a_common_beginning_are_decoded_as_they_score(
+    backend_name: str, tiny_model: Path, examples: list[Example]
+) -> None:
+    backend = open_it(backend_name, tiny_model)
+    first, second = examples[0].tokens[:9], examples[1].tokens[:5]
+    assert first[0] != second[0]
+    alone = dict(backend.generate([first], Sampling(8, 4)))[0].tokens
+    assert len(set(alone)) > 1
+    for place, token in enumerate(alone):
+        rows = np.array(
+            [[*first, *alone[:place], other] for other in range(vocabulary_size(tiny_model))], dtype=np.int32
+        )
+        assert backend.score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].argmax() == token
+    assert dict(backend.generate([first, second], Sampling(8, 4)))[0].tokens == alone
 
 
 def test_a_model_with_a_window_is_decoded_as_transformers_does(tmp_path: Path, examples: list[Example]) -> None:
