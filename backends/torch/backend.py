@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from backends.base import Capabilities, Live, OnToken, Pilot, ignore_token
-from backends.torch.adapter import add_adapter
+from backends.torch.adapter import add_adapter, cast_frozen
 from backends.torch.generate import generate, score
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
@@ -201,6 +201,8 @@ class TorchBackend:
         self._forget()
         with _memory():
             self._prepare(config)
+            if self._spec is not None and not self._spec.dora and dtype != "float32":
+                cast_frozen(self._model, getattr(torch, dtype))  # DoRA's norms are taken from the float32 weights
             self._optimizer = make_optimizer(self._trained, config)
             if resume is not None:
                 restore(self._trained, self._optimizer, resume)
