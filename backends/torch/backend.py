@@ -47,7 +47,12 @@ CAPABILITIES = Capabilities(
 )
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5
-SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
+MICRO_BATCH = {
+    "cpu": Choice("1024", "on a CPU more tokens at once are no faster, and take memory"),
+    "cuda": Choice("8192", "a GPU needs many tokens at once; an estimate, not a measurement"),
+    "mps": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
+}
+SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
 
 
 def devices_here() -> tuple[str, ...]:
@@ -184,6 +189,10 @@ class TorchBackend:
         self._trained: dict[str, torch.nn.Parameter] = {}  # under Hugging Face's (PEFT's) names
         self._optimizer: torch.optim.AdamW | None = None
         self._cast: Any = None  # the weights in the compute dtype, made when first needed
+
+    @property
+    def micro_batch_tokens(self) -> Choice:
+        return MICRO_BATCH[self.choices["device"].name]
 
     def _compute_model(self) -> Any:
         """The model for generating and scoring: cast once, not in every forward as autocast would."""
