@@ -8,6 +8,8 @@ Axes: B rows, T tokens, N targets, C targets in a chunk, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -108,7 +110,20 @@ class LossModel(nn.Module):
         super().__init__()
         self.model = model
         self._plain = has_plain_head(model)
-        self._cast: tuple[int, torch.Tensor] | None = None  # the head in another dtype, and of which version
+        self._keeps = False
+        self._cast: torch.Tensor | None = None  # the head in the dtype of the products
+
+    @contextmanager
+    def one_update(self) -> Iterator[None]:
+        """The weights stay what they are in here, so the head is cast once.
+
+        It has to be said: fused AdamW changes weights without raising their version.
+        """
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._cast = False, None
 
     def forward(
         self, tokens_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor,
@@ -134,13 +149,11 @@ class LossModel(nn.Module):
         return loss
 
     def _head(self, weight_VH: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The head in `dtype`, cast once for as long as the weights stay what they are."""
         if weight_VH.dtype == dtype:
             return weight_VH.detach()
-        if self._cast is None or self._cast[0] != weight_VH._version or self._cast[1].dtype != dtype:
-            self._cast = None  # before the new one is there
-            self._cast = weight_VH._version, weight_VH.detach().to(dtype)
-        return self._cast[1]
+        cast_VH = self._cast if self._cast is not None else weight_VH.detach().to(dtype)
+        self._cast = cast_VH if self._keeps else None
+        return cast_VH
 
 
 def has_plain_head(model: Any) -> bool:

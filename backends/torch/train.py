@@ -124,7 +124,7 @@ class UpdateTrainer(Trainer):
         super().__init__(model=model, args=args, optimizers=(optimizer, None))
         self.remove_callback(PrinterCallback)
         self.first, self.rest, self.config, self.pilot = first, rest, config, pilot
-        self.update = first
+        self.update, self.losses = first, model
         self.loss = self.norm = math.nan
         self.loss_sum = torch.zeros(())  # of the update at hand, still on the device
 
@@ -151,7 +151,7 @@ class UpdateTrainer(Trainer):
         scale = 1 / max(self.update.num_targets, 1)
         total = torch.zeros((), device=device)
         # One context for the whole update: autocast keeps each weight that it has cast until the outermost one ends.
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.losses.one_update():
             for place, batch in enumerate(self.update.micro_batches):
                 torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
                 loss = model(**to_device(batch, device), scale=scale)

@@ -79,9 +79,9 @@ def test_the_budget_counts_padding_and_a_row_alone_may_be_above_it() -> None:
 
 
 def test_padding_is_paid_for_while_it_is_cheaper_than_a_micro_batch() -> None:
-    assert OVERHEAD_TOKENS == 32
-    assert shapes(56, 24, max_tokens=1024) == [(1, 56), (1, 24)]  # 32 tokens of padding are as dear: no gain
-    assert shapes(56, 32, max_tokens=1024) == [(2, 56)]
+    assert OVERHEAD_TOKENS == 64
+    assert shapes(88, 24, max_tokens=1024) == [(1, 88), (1, 24)]  # 64 tokens of padding are as dear: no gain
+    assert shapes(88, 32, max_tokens=1024) == [(2, 88)]
 
 
 def test_the_cut_is_the_cheapest_there_is() -> None:
