@@ -103,6 +103,11 @@ class Backend(Protocol):
         """What was chosen on loading ("device", "dtype", ...), each with its reason."""
         ...
 
+    @property
+    def micro_batch_tokens(self) -> Choice:
+        """How many padded tokens in a micro-batch the device is fast with: a whole number, and why."""
+        ...
+
     def train(
         self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
     ) -> Outcome:

@@ -22,6 +22,7 @@ from gsm8k_core.settings import (
     OptionalFile,
     OptionalPath,
     Settings,
+    Tokens,
     Trackers,
     parse_duration,
     without_none,
@@ -111,10 +112,19 @@ class TrainConfig(DataSettings, RowSettings):
         ),
     ] = "auto"
     max_samples: Annotated[Count, Field(description="training rows to use, the first ones; -1: all")] = 1500
-    batch_size: Annotated[int, Field(gt=0, description="rows in a micro-batch")] = 4
+    batch_size: Annotated[
+        int, Field(gt=0, description="so many rows of --max-length fit into memory at once; see --micro-batch-tokens")
+    ] = 4
     gradient_accumulation_steps: Annotated[
-        int, Field(gt=0, description="micro-batches in an update; an update is this many times --batch-size rows")
+        int, Field(gt=0, description="an update is this many times --batch-size rows")
     ] = 8
+    micro_batch_tokens: Annotated[
+        Tokens,
+        Field(
+            description="most tokens computed at once, padding included, in rows of like length; changes no update; "
+            "auto: what the device is fast with, and never more than --batch-size rows of --max-length"
+        ),
+    ] = "auto"
     num_epochs: Annotated[int, Field(gt=0, description="passes over the rows")] = 3
     learning_rate: Annotated[
         float, Field(gt=0, lt=1, description="peak rate of AdamW; when it is not given, an adapter takes ten times it")

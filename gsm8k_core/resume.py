@@ -26,7 +26,7 @@ FREE: Final = frozenset({
     "report_to", "no_wandb", "wandb_project", "wandb_key_file",
 })  # fmt: skip
 HARMLESS: Final = frozenset({
-    "dtype", "gradient_checkpointing",
+    "dtype", "gradient_checkpointing", "micro_batch_tokens",
     "batch_size", "gradient_accumulation_steps",  # as long as an update holds as many rows
     "eval_steps", "eval_problems", "eval_max_new_tokens",
 })  # fmt: skip

@@ -45,6 +45,16 @@ Duration = Annotated[
 ]
 
 
+def _checked_tokens(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ValueError("must be auto, or a whole number greater than zero")
+    return text
+
+
+Tokens = Annotated[
+    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_tokens), tyro.conf.arg(metavar="auto|INT")
+]
+
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
 

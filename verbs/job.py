@@ -77,12 +77,12 @@ class Job:
         """Seconds that the run took before this process."""
         return self.checkpoint.elapsed if self.checkpoint else 0.0
 
-    def updates(self) -> Iterator[Update]:
-        """The updates that are left, in order."""
+    def updates(self, max_tokens: int) -> Iterator[Update]:
+        """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
         config = self.config
         every = make_updates(
-            self.rows.examples, batch_size=config.batch_size, update_size=config.update_size,
-            num_epochs=config.num_epochs, seed=config.seed,
+            self.rows.examples, update_size=config.update_size, num_epochs=config.num_epochs, seed=config.seed,
+            max_tokens=max_tokens,
         )  # fmt: skip
         return (update for update in every if update.number > self.done)
 
@@ -199,9 +199,13 @@ def _folder(config: TrainConfig, context: Context) -> Path:
 
 
 def _recorded(run: Run) -> TrainConfig:
-    """The run's settings, with the compute dtype that was chosen for it."""
+    """The run's settings, with what was chosen for it: the compute dtype, and how updates are cut."""
     try:
-        return TrainConfig(**{**run.manifest["config"], "dtype": run.manifest["choices"]["dtype"]["name"]})
+        choices = run.manifest["choices"]
+        tokens = choices["batches"]["name"] if "batches" in choices else AUTO  # older runs were cut by rows
+        return TrainConfig(
+            **{**run.manifest["config"], "dtype": choices["dtype"]["name"], "micro_batch_tokens": tokens}
+        )
     except (KeyError, TypeError):
         raise UsageError(f"{run.folder} ended before its training began; start a new run") from None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from gsm8k_core.batching import choose_tokens
 from gsm8k_core.checkpoints import prune, write
 from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig
 from gsm8k_core.dev import DevSet
@@ -104,9 +105,11 @@ def _open(job: Job, context: Context) -> Opened:
         quantized = _quantized_base(job, context.terminal)
         folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
     backend = backends.open(job.backend.name, folder, config.device, config.dtype)
-    if config.dtype == "auto" and (first := next(job.updates(), None)):
+    tokens = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
+    if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
         backend.choose_dtype(first.micro_batches[0], config)
-    return Opened(backend, {"backend": job.backend, **backend.choices}, context.elapsed() - before, quantized)
+    choices = {"backend": job.backend, **backend.choices, "batches": tokens}
+    return Opened(backend, choices, context.elapsed() - before, quantized)
 
 
 def _quantized_base(job: Job, terminal: Terminal) -> Path:
@@ -153,7 +156,8 @@ class Segment:
             emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
             state = job.checkpoint.state() if job.checkpoint else None
             try:
-                outcome = self.opened.backend.train(job.updates(), self._trained_config(), pilot, state)
+                updates = job.updates(int(self.opened.choices["batches"].name))
+                outcome = self.opened.backend.train(updates, self._trained_config(), pilot, state)
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
                 with suppress(StorageError):  # which may be the very error

@@ -75,7 +75,11 @@ CAPABILITIES = Capabilities(
     dtypes=("float32", "bfloat16", "float16"),
     methods=("full", "lora", "dora", "qlora"),
 )
-SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
+MICRO_BATCH = {
+    "cpu": Choice("1024", "on a CPU more tokens at once are no faster, and take memory"),
+    "gpu": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
+}
+SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
 # Names that a Hugging Face folder may hold and the model does not need: a tied head, and saved RoPE tables.
 _SPARE = ("lm_head.weight", "rotary_emb.inv_freq")
 
@@ -217,6 +221,10 @@ class MLXBackend:
             self._model = load(folder)
             if self._dtype != mx.float32:
                 cast(self._model, self._dtype)
+
+    @property
+    def micro_batch_tokens(self) -> Choice:
+        return MICRO_BATCH[self.choices["device"].name]
 
     @property
     def _dtype(self) -> mx.Dtype:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 
 from gsm8k_core.adapters import PEFT_PREFIX
 from gsm8k_core.lora import BLOCK_NAME, LoraSpec, first_values, target_modules
@@ -46,3 +47,13 @@ def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
         for name, parameter in model.named_parameters()
         if f".{ADAPTER}." in name
     }  # fmt: skip
+
+
+def cast_frozen(model: Any, dtype: torch.dtype) -> None:
+    """Keep the adapted layers' own weights in the compute dtype.
+
+    Autocast would cast them to the same bits in every forward: it keeps the casts of trained weights only.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.get_base_layer().to(dtype)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from backends.base import Capabilities, Live, Pilot, ignore_token
-from backends.torch.adapter import add_adapter
+from backends.torch.adapter import add_adapter, cast_frozen
 from backends.torch.generate import generate, score
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
@@ -48,7 +48,12 @@ CAPABILITIES = Capabilities(
 )
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5
-SMALLER = "try a smaller --batch-size, --max-length or --eval-batch-size"
+MICRO_BATCH = {
+    "cpu": Choice("1024", "on a CPU more tokens at once are no faster, and take memory"),
+    "cuda": Choice("8192", "a GPU needs many tokens at once; an estimate, not a measurement"),
+    "mps": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
+}
+SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
 
 
 def devices_here() -> tuple[str, ...]:
@@ -186,6 +191,10 @@ class TorchBackend:
         self._optimizer: torch.optim.AdamW | None = None
         self._cast: Any = None  # the weights in the compute dtype, made when first needed
 
+    @property
+    def micro_batch_tokens(self) -> Choice:
+        return MICRO_BATCH[self.choices["device"].name]
+
     def _compute_model(self) -> Any:
         """The model for generating and scoring: cast once, not in every forward as autocast would."""
         dtype = getattr(torch, self.choices["dtype"].name)
@@ -202,6 +211,8 @@ class TorchBackend:
         self._forget()
         with _memory():
             self._prepare(config)
+            if self._spec is not None and not self._spec.dora and dtype != "float32":
+                cast_frozen(self._model, getattr(torch, dtype))  # DoRA's norms are taken from the float32 weights
             self._optimizer = make_optimizer(self._trained, config)
             if resume is not None:
                 restore(self._trained, self._optimizer, resume)

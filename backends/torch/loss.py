@@ -1,27 +1,106 @@
 """The loss of base.py in PyTorch.
 
-Axes: B rows, T tokens, N targets, V vocabulary.
+Head, loss and their gradient are one step: while a chunk's logits are there, what they give to the hidden states
+and to the head's weight is taken, and the logits go. So none is kept for the backward pass, and none computed twice.
+
+Axes: B rows, T tokens, N targets, C targets in a chunk, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from gsm8k_core.types import IGNORE_INDEX, Batch
 
+CHUNK_BYTES = 128 * 2**20  # of float32 logits; many short chunks would read and write the (V, H) gradient too often
+LOUD = 1e4  # far outside what any soft cap lets through
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """C: targets whose logits are there at one time."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
-    """A micro-batch as LossModel's arguments."""
-    weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
+    """A micro-batch as LossModel's arguments. Which positions count is worked out here: a device need not be asked."""
+    supervised = batch.labels[:, 1:] != IGNORE_INDEX
+    row, column = np.nonzero(supervised)
+    weights = None if batch.weights is None else torch.from_numpy(batch.weights[:, 1:][supervised]).to(device)
     return {
-        "tokens_BT": torch.from_numpy(batch.tokens).to(device, torch.long),
-        "labels_BT": torch.from_numpy(batch.labels).to(device, torch.long),
-        "weights_BT": weights,
+        "tokens_BT": torch.from_numpy(batch.tokens).long().to(device),
+        "positions_N": torch.from_numpy(row * batch.labels.shape[1] + column).to(device),
+        "targets_N": torch.from_numpy(batch.labels[:, 1:][supervised]).long().to(device),
+        "weights_N": weights,
     }
+
+
+class HeadLoss(torch.autograd.Function):
+    """Sum of scale x -log p over the targets, with its gradient computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, compute_VH: torch.Tensor, targets_N: torch.Tensor,
+        scale_N: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """`weight_VH` gets the gradient, in float32; `compute_VH` is it in the dtype of the products."""
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        loss = hidden_NH.new_zeros((), dtype=torch.float32)
+        grad_NH = torch.empty_like(hidden_NH) if wants_hidden else None
+        grad_VH: torch.Tensor | None = None
+        for start in range(0, len(targets_N), chunk_rows(len(weight_VH))):
+            part = slice(start, start + chunk_rows(len(weight_VH)))
+            hidden_CH, scale_C = hidden_NH[part].to(compute_VH.dtype), scale_N[part]
+            loss_C, grad_CV = _chunk(hidden_CH, compute_VH, targets_N[part], scale_C)
+            loss += loss_C.dot(scale_C)
+            if grad_NH is not None:
+                grad_NH[part] = grad_CV @ compute_VH
+            if wants_weight:
+                grad_VH = _add_product(grad_VH, grad_CV, hidden_CH)
+        ctx.found = grad_NH, grad_VH
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor | None, ...]:
+        if ctx.found is None:
+            raise RuntimeError("the gradient of this loss was taken already; compute the loss again")
+        # Given away, not kept: autograd then takes (V, H) as it is, where a second reference would make it copy.
+        (grad_NH, grad_VH), ctx.found = ctx.found, None
+        (grad,) = grads
+        # The caller's scale is in them already. On a CPU, to see that is free; elsewhere it would wait for the device.
+        if grad.device.type != "cpu" or grad.item() != 1:
+            grad_NH, grad_VH = (None if part is None else part.mul_(grad) for part in (grad_NH, grad_VH))
+        return grad_NH, grad_VH, None, None, None
+
+
+def _chunk(
+    hidden_CH: torch.Tensor, compute_VH: torch.Tensor, targets_C: torch.Tensor, scale_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log p of each target, and scale x (p - one at the target), (C, V), in the dtype of the products."""
+    logits_CV = hidden_CH @ compute_VH.T
+    grad_CV = logits_CV.log_softmax(-1, dtype=torch.float32)
+    del logits_CV
+    loss_C = -grad_CV.gather(1, targets_C[:, None])[:, 0]
+    grad_CV.exp_().scatter_add_(1, targets_C[:, None], grad_CV.new_full((len(targets_C), 1), -1.0))
+    if hidden_CH.dtype == torch.float32:
+        return loss_C, grad_CV.mul_(scale_C[:, None])
+    return loss_C, torch.mul(grad_CV, scale_C[:, None], out=torch.empty_like(grad_CV, dtype=hidden_CH.dtype))
+
+
+def _add_product(sum_VH: torch.Tensor | None, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> torch.Tensor:
+    """The chunk's share of the head's gradient added, in float32."""
+    if sum_VH is None:
+        return (grad_CV.T @ hidden_CH).float()
+    if hidden_CH.dtype == torch.float32:
+        return sum_VH.addmm_(grad_CV.T, hidden_CH)
+    return sum_VH.add_(grad_CV.T @ hidden_CH)
 
 
 class LossModel(nn.Module):
@@ -30,18 +109,71 @@ class LossModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self._plain = has_plain_head(model)
+        self._keeps = False
+        self._cast: torch.Tensor | None = None  # the head in the dtype of the products
+
+    @contextmanager
+    def one_update(self) -> Iterator[None]:
+        """The weights stay what they are in here, so the head is cast once.
+
+        It has to be said: fused AdamW changes weights without raising their version.
+        """
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._cast = False, None
 
     def forward(
-        self, tokens_BT: torch.Tensor, labels_BT: torch.Tensor, weights_BT: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Sum of weight x -log p over the targets, in nats. Divided by the caller, once."""
-        targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
-        supervised_BT = targets_BT != IGNORE_INDEX
+        self, tokens_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor,
+        weights_N: torch.Tensor | None = None, scale: float = 1.0,
+    ) -> torch.Tensor:  # fmt: skip
+        """Sum of scale x weight x -log p over the targets, in nats. `scale` is 1 / targets of the whole update."""
+        scale_N = torch.full(targets_N.shape, scale, device=targets_N.device)
+        if weights_N is not None:
+            scale_N *= weights_N
         # Right-padded rows need no mask under causal attention; without one, SDPA takes its causal path.
-        output = self.model(input_ids=tokens_BT, logits_to_keep=supervised_BT, use_cache=False)
-        logits_NV = output.logits.float()
-        nll_N = F.cross_entropy(logits_NV, targets_BT[supervised_BT], reduction="none")
-        if weights_BT is None:
-            return nll_N.sum()
-        weights_N = F.pad(weights_BT[:, 1:], (0, 1))[supervised_BT]
-        return (nll_N * weights_N).sum()
+        if not self._plain:
+            wanted_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+            wanted_BT.view(-1)[positions_N] = True
+            logits_NV = self.model(input_ids=tokens_BT, logits_to_keep=wanted_BT, use_cache=False).logits.float()
+            return F.cross_entropy(logits_NV, targets_N, reduction="none").dot(scale_N)
+        hidden_BTH = self.model.get_decoder()(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, positions_N)
+        weight_VH = self.model.get_output_embeddings().weight
+        device = tokens_BT.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
+        with torch.autocast(device, enabled=False):
+            loss: torch.Tensor = HeadLoss.apply(hidden_NH, weight_VH, self._head(weight_VH, dtype), targets_N, scale_N)
+        return loss
+
+    def _head(self, weight_VH: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if weight_VH.dtype == dtype:
+            return weight_VH.detach()
+        cast_VH = self._cast if self._cast is not None else weight_VH.detach().to(dtype)
+        self._cast = cast_VH if self._keeps else None
+        return cast_VH
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether the logits are the last hidden state times one matrix, and nothing else.
+
+    Asked of the model itself, with a loud hidden state: a bias, a factor or a soft cap shows, whatever its name.
+    """
+    head, body = model.get_output_embeddings(), model.get_decoder()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    loud_H = torch.linspace(-LOUD, LOUD, head.in_features, device=head.weight.device)
+    token_BT = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
+    before = vars(body).get("forward")
+    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=loud_H.expand(1, 1, -1))
+    try:
+        with torch.no_grad():
+            logits_V = model(input_ids=token_BT, use_cache=False).logits[0, 0]
+            right_V = head.weight @ loud_H
+    finally:
+        del body.forward
+        if before is not None:
+            body.forward = before
+    return bool((logits_V - right_V).abs().max() <= 1e-3 * right_V.abs().max())

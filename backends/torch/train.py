@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
 
 MANY = 10**9
+# MPS keeps memory and graph of every shape that it has seen. TrainingArguments.torch_empty_cache_steps acts only in
+# Trainer's own training_step.
+EMPTY_CACHE_UPDATES = 4
 
 
 def freeze(model: Any, trainable: str) -> None:
@@ -121,8 +124,9 @@ class UpdateTrainer(Trainer):
         super().__init__(model=model, args=args, optimizers=(optimizer, None))
         self.remove_callback(PrinterCallback)
         self.first, self.rest, self.config, self.pilot = first, rest, config, pilot
-        self.update = first
+        self.update, self.losses = first, model
         self.loss = self.norm = math.nan
+        self.loss_sum = torch.zeros(())  # of the update at hand, still on the device
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(_Stream(chain([self.first], self.rest)), batch_size=None)
@@ -143,21 +147,26 @@ class UpdateTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
-        self.update = inputs["update"]
-        num_targets = max(self.update.num_targets, 1)
-        total = torch.zeros((), device=self.args.device)
-        for place, batch in enumerate(self.update.micro_batches):
-            torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
-            with self.compute_loss_context_manager():
-                loss = model(**to_device(batch, self.args.device))
-            self.accelerator.backward(loss / num_targets)
-            total += loss.detach()
-        self.loss = (total / num_targets).item()
-        return total / num_targets
+        self.update, device = inputs["update"], self.args.device
+        scale = 1 / max(self.update.num_targets, 1)
+        total = torch.zeros((), device=device)
+        # One context for the whole update: autocast keeps each weight that it has cast until the outermost one ends.
+        with self.accelerator.autocast(), self.losses.one_update():
+            for place, batch in enumerate(self.update.micro_batches):
+                torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
+                loss = model(**to_device(batch, device), scale=scale)
+                with torch.autocast(device.type, enabled=False):
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+        if device.type == "mps" and self.update.number % EMPTY_CACHE_UPDATES == 0:
+            torch.mps.empty_cache()
+            torch.mps.clear_graph_cache()
+        self.loss_sum = total
+        return total
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        self.norm = float(norm)
+        self.loss, self.norm = torch.stack([self.loss_sum, norm]).tolist()  # the update's only wait for the device
         if not (math.isfinite(self.loss) and math.isfinite(self.norm)):
             # Trainer steps right after this; raising here leaves the weights as they were.
             raise DivergedError(

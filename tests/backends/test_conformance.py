@@ -287,7 +287,7 @@ def test_running_out_of_memory_has_its_own_error(qwen2: Path, monkeypatch: pytes
         raise RuntimeError(text)
 
     monkeypatch.setattr(module, "train", fail)
-    with pytest.raises(OutOfMemoryError, match="--batch-size"):
+    with pytest.raises(OutOfMemoryError, match="--micro-batch-tokens"):
         backends.open("torch", qwen2, "cpu", "float32").train([], TrainConfig(), FakePilot())
 
 

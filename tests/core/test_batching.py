@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
-from gsm8k_core.batching import PAD_MULTIPLE, make_updates, num_updates, pad
-from gsm8k_core.types import IGNORE_INDEX, Example, Update
+from gsm8k_core.batching import OVERHEAD_TOKENS, PAD_MULTIPLE, budgeted, choose_tokens, make_updates, num_updates, pad
+from gsm8k_core.types import IGNORE_INDEX, Choice, Example, Update
 
 
 def rows(count: int) -> list[Example]:
@@ -56,3 +58,61 @@ def test_the_seed_and_the_epoch_change_the_order() -> None:
 def test_other_data_gives_another_order() -> None:
     changed = [*rows(9), Example("row-9", (1, 2, 3, 4), 2)]
     assert updates(changed)[0].rows != updates(rows(10))[0].rows
+
+
+def of_lengths(*lengths: int) -> list[Example]:
+    return [Example(f"r{place}", tuple(range(4, 4 + length)), 2) for place, length in enumerate(lengths)]
+
+
+def shapes(*lengths: int, max_tokens: int) -> list[tuple[int, ...]]:
+    return [batch.tokens.shape for batch in budgeted(of_lengths(*lengths), max_tokens)]
+
+
+def test_rows_of_like_length_share_a_micro_batch() -> None:
+    assert shapes(100, 300, 98, 297, 300, max_tokens=1024) == [(3, 304), (2, 104)]
+
+
+def test_the_budget_counts_padding_and_a_row_alone_may_be_above_it() -> None:
+    assert sorted(shapes(16, 16, 16, 16, max_tokens=63)) == [(1, 16), (3, 16)]
+    assert shapes(16, 16, 16, 16, max_tokens=64) == [(4, 16)]
+    assert shapes(500, 8, max_tokens=64) == [(1, 504), (1, 8)]
+
+
+def test_padding_is_paid_for_while_it_is_cheaper_than_a_micro_batch() -> None:
+    assert OVERHEAD_TOKENS == 64
+    assert shapes(88, 24, max_tokens=1024) == [(1, 88), (1, 24)]  # 64 tokens of padding are as dear: no gain
+    assert shapes(88, 32, max_tokens=1024) == [(2, 88)]
+
+
+def test_the_cut_is_the_cheapest_there_is() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = sorted((int(length) for length in rng.integers(5, 200, 8)), reverse=True)
+        widths = [-(-length // PAD_MULTIPLE) * PAD_MULTIPLE for length in lengths]
+        every = []
+        for marks in range(2**7):  # each place between two rows is cut, or not
+            cuts = [0, *(place + 1 for place in range(7) if marks >> place & 1), 8]
+            tokens = [(end - start) * widths[start] for start, end in pairwise(cuts)]
+            if all(
+                count <= 400 or end - start == 1 for count, (start, end) in zip(tokens, pairwise(cuts), strict=True)
+            ):
+                every.append(sum(tokens) + OVERHEAD_TOKENS * len(tokens))
+        found = shapes(*lengths, max_tokens=400)
+        assert sum(rows * width + OVERHEAD_TOKENS for rows, width in found) == min(every)
+
+
+def test_a_budget_changes_no_update() -> None:
+    examples = rows(10)
+    plain = updates(examples)
+    for max_tokens in (8, 64, 4096):
+        cut = list(make_updates(examples, update_size=4, num_epochs=2, seed=0, max_tokens=max_tokens))
+        assert [update.rows for update in cut] == [update.rows for update in plain]
+        assert [update.num_targets for update in cut] == [update.num_targets for update in plain]
+
+
+def test_how_many_tokens_is_asked_or_the_devices_or_what_the_rows_would_take() -> None:
+    device = Choice("1024", "fast")
+    assert choose_tokens("77", 1, 100, device).name == "77"
+    assert choose_tokens("auto", 4, 512, device) == Choice("1024", "padded tokens at most in a micro-batch; fast")
+    assert choose_tokens("auto", 2, 256, device).name == "512"
+    assert "2 rows of --max-length 256" in choose_tokens("auto", 2, 256, device).reason
