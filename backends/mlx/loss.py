@@ -5,14 +5,19 @@ Axes: B rows, T tokens, N targets, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from backends.mlx import cpu
 from gsm8k_core.types import IGNORE_INDEX, Batch
 
 BLOCK = 256  # elements that are added one after another in float32: few enough to lose nothing that counts
+CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time: 680 rows of SmolLM2's vocabulary, 220 of Qwen2.5's
+TARGETS_MULTIPLE = 64  # each number of targets is one more shape for mx.compile
 
 
 def hidden_states(model: Any, tokens_BT: mx.array) -> mx.array:
@@ -54,21 +59,87 @@ def logsumexp(logits: mx.array) -> mx.array:
     return mx.logsumexp(mx.logsumexp(logits.reshape(*logits.shape[:-1], -1, BLOCK), axis=-1), axis=-1)
 
 
-def target_positions(batch: Batch) -> tuple[mx.array, mx.array, mx.array | None]:
-    """Rows of the flattened (B*T, H) states that predict a target, the targets (N,), and their weights."""
+def target_positions(batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
+    """Rows of the flattened (B*T, H) states that predict a target, the targets (N,), and their weights.
+
+    N is rounded up by targets of weight 0, so that few shapes come up.
+    """
     supervised = batch.labels[:, 1:] != IGNORE_INDEX
     row, column = np.nonzero(supervised)
-    positions = row * batch.labels.shape[1] + column
-    weights = None if batch.weights is None else mx.array(batch.weights[:, 1:][supervised])
-    return mx.array(positions.astype(np.int32)), mx.array(batch.labels[:, 1:][supervised]), weights
+    spare = (0, -len(row) % TARGETS_MULTIPLE)
+    weights = np.ones(len(row)) if batch.weights is None else batch.weights[:, 1:][supervised]
+    positions = np.pad(row * batch.labels.shape[1] + column, spare).astype(np.int32)
+    targets = np.pad(batch.labels[:, 1:][supervised], spare).astype(np.int32)
+    return mx.array(positions), mx.array(targets), mx.array(np.pad(weights, spare).astype(np.float32))
+
+
+def _exp(values: mx.array) -> mx.array:
+    return cpu.exp(values) if mx.default_device().type == mx.DeviceType.cpu else mx.exp(values)
+
+
+def _row_sums(array: mx.array) -> mx.array:
+    """Sums over the last axis, in blocks: (..., V) -> (..., 1)."""
+    block = math.gcd(array.shape[-1], BLOCK)
+    if block < BLOCK // 16:
+        array, block = mx.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % BLOCK)]), BLOCK
+    return array.reshape(*array.shape[:-1], -1, block).sum(axis=-1).sum(axis=-1, keepdims=True)
+
+
+def _nll_and_gradient(logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array) -> tuple[mx.array, mx.array]:
+    """The sum of weight x -log p, and its gradient by the logits; float32, each exp taken once."""
+    logits_NV = logits_NV.astype(mx.float32)
+    shifted = logits_NV - logits_NV.max(axis=-1, keepdims=True)
+    parts = _exp(shifted)
+    total = _row_sums(parts)
+    picked = mx.take_along_axis(shifted, targets_N[:, None], axis=-1)
+    loss = ((mx.log(total) - picked)[:, 0] * weights_N).sum()
+    gradient = parts * (weights_N[:, None] / total)
+    return loss, gradient.at[mx.arange(targets_N.size), targets_N].add(-weights_N)
+
+
+def _logits(module: Any, hidden_NH: mx.array, *trained: mx.array) -> mx.array:
+    """A head's logits; `trained` is its weight (V, H), and its bias where it has one, or nothing when it is frozen."""
+    if not trained:
+        return module.as_linear(hidden_NH) if hasattr(module, "as_linear") else module(hidden_NH)
+    logits = hidden_NH @ trained[0].T
+    return logits + trained[1] if len(trained) > 1 else logits
+
+
+def head_loss(module: Any, hidden_NH: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
+    """Sum of weight x -log p over the targets, in nats; its gradients are computed with it, in chunks of rows.
+
+    So no logits wait for the backward pass, and none is computed twice. A frozen head gets no gradient.
+    """
+    parameters = module.trainable_parameters()
+    trained = [parameters[name] for name in ("weight", "bias") if name in parameters]
+    rows = max(CHUNK_BYTES // (4 * module.weight.shape[0]), 1)
+
+    @mx.custom_function
+    def with_gradients(hidden: mx.array, *trained: mx.array) -> tuple[mx.array, ...]:
+        loss, d_hidden, d_trained = mx.array(0.0), [], []
+        for start in range(0, targets_N.size, rows):
+            part = slice(start, start + rows)
+            arguments = [hidden[part], *trained]
+            logits = _logits(module, *arguments)
+            more, d_logits = _nll_and_gradient(logits, targets_N[part], weights_N[part])
+            _, (d_part, *d_more) = mx.vjp(partial(_logits, module), arguments, [d_logits.astype(logits.dtype)])
+            loss = loss + more
+            d_hidden.append(d_part)
+            d_trained = [a + b for a, b in zip(d_trained, d_more, strict=True)] if d_trained else d_more
+        return (loss, mx.concatenate(d_hidden) if len(d_hidden) > 1 else d_hidden[0], *d_trained)
+
+    @with_gradients.vjp
+    def _(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        scaled = [gradient * cotangents[0].astype(gradient.dtype) for gradient in outputs[1:]]
+        return scaled if trained else scaled[0]
+
+    return with_gradients(hidden_NH, *trained)[0]
 
 
 def loss_sum(
-    model: Any, tokens_BT: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array | None
+    model: Any, tokens_BT: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array
 ) -> mx.array:
     """Sum of weight x -log p over the targets of one micro-batch, in nats. Divided by the caller, once."""
     hidden_BTH = hidden_states(model, tokens_BT)
     hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[positions_N]
-    logits_NV = head(model, hidden_NH)
-    nll_N = logsumexp(logits_NV) - mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
-    return (nll_N if weights_N is None else nll_N * weights_N).sum()
+    return head_loss(getattr(model, "lm_head", model.model.embed_tokens), hidden_NH, targets_N, weights_N)

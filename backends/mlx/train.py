@@ -12,20 +12,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from backends.base import Live, Pilot
 from backends.mlx.blocks import wrapped_blocks
+from backends.mlx.cpu import whole_array_ops
 from backends.mlx.loss import loss_sum, sum_all, target_positions
 from gsm8k_core.lora import dropout_seed
-from gsm8k_core.types import DataError, DivergedError, Outcome, Update, UpdateStats
+from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
 
 Arrays = dict[str, mx.array]
+
+MOST_TRACES = 64  # tracing SmolLM2 takes half a second, and saves two in each micro-batch on a CPU
 
 
 def freeze(model: Any, trainable: str) -> None:
@@ -119,25 +121,69 @@ def loss_scale(dtype: mx.Dtype, num_targets: int) -> float:
     return 128 / max(num_targets, 1) if dtype == mx.float16 else 1.0
 
 
-def scaled_loss(model: Any, scale: float, *batch: Any) -> mx.array:
-    """loss_sum times `scale`."""
-    return loss_sum(model, *batch) * scale
+def scaled_loss(
+    model: Any, scale: float | mx.array, tokens_BT: mx.array, positions_N: mx.array, targets_N: mx.array,
+    weights_N: mx.array,
+) -> mx.array:  # fmt: skip
+    """loss_sum times `scale`, which is on the gradient before it enters the compute dtype."""
+    return loss_sum(model, tokens_BT, positions_N, targets_N, weights_N * scale)
+
+
+class MicroBatch:
+    """Loss and gradients of a micro-batch. Compiled, one trace for each shape, for the first MOST_TRACES shapes.
+
+    Dropout seeds itself anew for each micro-batch, which a trace would keep: with it, nothing is compiled.
+    """
+
+    def __init__(self, model: Any, compiled: bool) -> None:
+        self._model = model
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._most = MOST_TRACES if compiled else 0
+        self._compiled = mx.compile(self._eager)
+
+    @property
+    def num_traces(self) -> int:
+        """How many shapes were traced."""
+        return len(self._shapes)
+
+    def _eager(self, parameters: Arrays, scale: mx.array, *batch: mx.array) -> tuple[mx.array, Arrays]:
+        def loss(parameters: Arrays) -> mx.array:
+            self._model.update(tree_unflatten(list(parameters.items())))
+            return scaled_loss(self._model, scale, *batch)
+
+        return mx.value_and_grad(loss)(parameters)
+
+    def __call__(self, batch: Batch, scale: float) -> tuple[mx.array, Arrays]:
+        """The loss sum and its gradients by name, in the compute dtype, both times `scale`. Lazy."""
+        arrays = (mx.array(batch.tokens), *target_positions(batch))
+        shape = tuple(array.shape for array in arrays)
+        if shape in self._shapes or len(self._shapes) < self._most:
+            self._shapes.add(shape)
+            function = self._compiled
+        else:
+            function = self._eager
+        parameters = dict(tree_flatten(self._model.trainable_parameters()))
+        try:
+            return function(parameters, mx.array(scale), *arrays)
+        finally:
+            self._model.update(tree_unflatten(list(parameters.items())))  # a trace leaves its placeholders there
 
 
 def update_gradients(
-    loss_and_grad: Callable[..., tuple[mx.array, Any]], model: Any, update: Update, scale: float,
-    seed: Callable[[int], None],
-) -> tuple[mx.array, Any]:  # fmt: skip
+    micro_batch: MicroBatch, update: Update, scale: float, seed: Callable[[int], None]
+) -> tuple[mx.array, Arrays]:
     """Sums of loss and float32 gradient, both times `scale`, over the micro-batches of one update; not waited for.
 
     `seed` is called with each micro-batch's place before it.
     """
-    total, gradients = mx.array(0.0), None
+    total, gradients = mx.array(0.0), dict[str, mx.array]()
     for place, batch in enumerate(update.micro_batches):
         seed(place)
-        loss, part = loss_and_grad(model, scale, mx.array(batch.tokens), *target_positions(batch))
-        part = tree_map(lambda gradient: gradient.astype(mx.float32), part)
-        gradients = part if gradients is None else tree_map(mx.add, gradients, part)
+        loss, parts = micro_batch(batch, scale)
+        for name in list(parts):
+            part = parts.pop(name).astype(mx.float32)  # nobody else holds either: the sum takes the place of one
+            gradients[name] = gradients.pop(name) + part if name in gradients else part
+            del part
         total = total + loss
         mx.async_eval(total, gradients)
     return total, gradients
@@ -168,18 +214,17 @@ def train(
     live: Live, dtype: mx.Dtype,
 ) -> Outcome:  # fmt: skip
     """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update."""
-    loss_and_grad = nn.value_and_grad(model, scaled_loss)
     dropout = Dropout(config.seed)
     seed = (lambda: dropout.now) if config.lora_dropout and config.uses_adapter else None
+    micro_batch = MicroBatch(model, compiled=seed is None)
     number = 0
-    with wrapped_blocks(model, seed, config.gradient_checkpointing):
+    with wrapped_blocks(model, seed, config.gradient_checkpointing), whole_array_ops(model):
         for update in updates:
             number = update.number
             model.train()  # the pilot may have generated
             dropout.begin(number)
             scale = loss_scale(dtype, update.num_targets)
-            total, tree = update_gradients(loss_and_grad, model, update, scale, dropout.micro_batch)
-            gradients = dict(tree_flatten(tree))
+            total, gradients = update_gradients(micro_batch, update, scale, dropout.micro_batch)
             norm = global_norm(gradients)
             mx.eval(total, norm)  # the update's only blocking call
             divisor = max(update.num_targets, 1) * scale
@@ -193,7 +238,7 @@ def train(
             rate = pilot.rate(number)
             masters.update(optimizer.step(gradients, masters, clip / divisor, rate))
             set_working(model, masters, dtype)
-            del tree, gradients  # they go before the next update's are there
+            del gradients  # they go before the next update's are there
             mx.async_eval(masters, model.parameters(), optimizer.state)
             stats = UpdateStats(number, loss, update.num_targets, update.num_tokens, grad_norm, rate)
             if (reason := pilot.after(stats, live).stop) is not None:
