@@ -19,7 +19,7 @@ import mlx.core as mx
 _LOG2_E = 1.4426950408889634
 _ROUND = 12582912.0  # 1.5 x 2**23: adding it and taking it away rounds to a whole number
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # their sum is ln 2, and n x the first is exact
-# e**r = 1 + r + r**2 x (this polynomial, highest power first) for |r| <= ln(2) / 2, fitted for the least relative error.
+# e**r = 1 + r + r**2 x (this polynomial, highest power first) for |r| <= ln(2) / 2, of the least relative error.
 _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LEAST, _MOST = -87.0, 88.0  # e to these is just a float32; beyond them the exponent's bits run over
 _MANTISSA = 2**23
@@ -38,7 +38,7 @@ def _mantissa_and_exponent(values: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def exp(values: mx.array) -> mx.array:
-    """e**values in float32, to one unit in the last place. Beyond -87 and 88 it stays at its value there; NaN stays NaN."""
+    """e**values in float32, to one unit in the last place; beyond -87 and 88 what it is there. NaN stays NaN."""
     mantissa, exponent = _mantissa_and_exponent(values.astype(mx.float32))
     return mx.view(mx.view(mantissa, mx.int32) + exponent, mx.float32)
 
@@ -68,7 +68,7 @@ def _scores(q_BKGTD: mx.array, k_BKTD: mx.array) -> mx.array:
 
 @mx.custom_function
 def _attention(q_BKGTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Causal attention on scaled queries, (B, K, G, T, D); exp(scores - their largest), and its sum, (B, K, G, T, 1)."""
+    """Causal attention on scaled queries, (B, K, G, T, D); exp(scores - their largest); its sum, (B, K, G, T, 1)."""
     B, K, G, T, D = q_BKGTD.shape
     scores = _scores(q_BKGTD, k_BKTD)
     parts = exp(scores - scores.max(axis=-1, keepdims=True))
