@@ -13,6 +13,8 @@ from backends.mlx import blas
 
 # float32 is float32: MLX would round products to TF32 on CUDA and on newer Macs. Read once, at the first product.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Metal's watchdog ends a long kernel while the display is on, unless this is set before mlx is imported.
+os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
 BLAS = blas.preload()  # before the first import of mlx, or it comes too late
 COMPILER = blas.compiler()
 
@@ -26,13 +28,16 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
 from backends.base import Capabilities, Pilot, ignore_token  # noqa: E402
+from backends.mlx import memory  # noqa: E402
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx  # noqa: E402
 from backends.mlx.blocks import wrapped_blocks  # noqa: E402
 from backends.mlx.generate import generate, score  # noqa: E402
 from backends.mlx.loss import head, hidden_states, target_positions  # noqa: E402
 from backends.mlx.train import (  # noqa: E402
     AdamW,
+    MicroBatch,
     check_fit,
+    draws_dropout,
     freeze,
     global_norm,
     loss_scale,
@@ -239,7 +244,19 @@ class MLXBackend:
             if resume is not None:
                 self._restore(resume, self._optimizer)
             set_working(self._model, self._masters, self._dtype)
-            return train(self._model, self._masters, self._optimizer, updates, config, pilot, self, self._dtype)
+            device = self.choices["device"].name
+            with memory.limited(mx.device_info(), self._predicted_peak(config), device, self.choices):
+                step = MicroBatch(self._model, compiled=COMPILER.name == "compiled" and not draws_dropout(config))
+                outcome = train(step, self._masters, self._optimizer, updates, config, pilot, self, self._dtype)
+            self.choices["compile"] = Choice(COMPILER.name, f"{COMPILER.reason}; {step.num_traces} shapes traced")
+            return outcome
+
+    def _predicted_peak(self, config: TrainConfig) -> int:
+        every, trained = self._model.parameters(), self._masters.values()
+        return memory.predicted_peak(
+            sum(value.size for _, value in tree_flatten(every)), sum(value.size for value in trained),
+            config.batch_size, config.max_length, read_json(self._folder / "config.json"), self._dtype.size,
+        )  # fmt: skip
 
     def _prepare(self, config: TrainConfig) -> None:
         """Choose what is trained: an adapter, made now unless it is there, or the model's own weights."""

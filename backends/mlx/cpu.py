@@ -1,8 +1,8 @@
 """What MLX's CPU build computes one element at a time, as arithmetic on whole arrays, for training.
 
-There, exp takes 9 ns an element on one core, and a product or a sum takes 0.2: SiLU and attention's softmax cost as
-much as all matrix products together. The exp below is a polynomial, made of what is fast: 1.4 ns, and closer to the
-exact value than MLX's own (relative error 8e-8 against 3e-6).
+There, exp takes 9 ns an element on one core, and a product or a sum 0.2: SiLU and attention's softmax take as long as
+a third of the matrix products. The exp below is a polynomial, made of what is fast: about 2 ns, and closer to the exact
+value than MLX's own (relative error 8e-8 against 3e-6 between -60 and 20).
 
 Axes: B rows, T tokens, H query heads, K key heads, G = H / K query heads that share a key head, D head size.
 """
@@ -19,7 +19,7 @@ import mlx.core as mx
 _LOG2_E = 1.4426950408889634
 _ROUND = 12582912.0  # 1.5 x 2**23: adding it and taking it away rounds to a whole number
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # their sum is ln 2, and n x the first is exact
-# e**r = 1 + r + r**2 x (this polynomial, highest power first) for |r| <= ln(2) / 2, of the least relative error.
+# e**r = 1 + r + r**2 x (this polynomial, highest power first) for |r| <= ln(2) / 2, fitted for the least error.
 _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LEAST, _MOST = -87.0, 88.0  # e to these is just a float32; beyond them the exponent's bits run over
 _MANTISSA = 2**23
@@ -38,9 +38,17 @@ def _mantissa_and_exponent(values: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def exp(values: mx.array) -> mx.array:
-    """e**values in float32, to one unit in the last place; beyond -87 and 88 what it is there. NaN stays NaN."""
+    """e**values in float32, to one unit in the last place; beyond -87 and 88 as at them. NaN stays NaN."""
     mantissa, exponent = _mantissa_and_exponent(values.astype(mx.float32))
     return mx.view(mx.view(mantissa, mx.int32) + exponent, mx.float32)
+
+
+def alone(values: mx.array) -> mx.array:
+    """The same values, behind what mx.compile does not fuse.
+
+    A fused kernel with one broadcast operand walks all of them by strides, and then nothing in it is vector code.
+    """
+    return mx.view(mx.view(values, mx.int32), mx.float32)
 
 
 @mx.custom_function
@@ -63,15 +71,15 @@ def _scores(q_BKGTD: mx.array, k_BKTD: mx.array) -> mx.array:
     scores = q_BKGTD.reshape(B, K, G * T, D) @ k_BKTD.swapaxes(-1, -2)
     place = mx.arange(T)
     later = mx.where(place[:, None] < place[None], mx.array(_HIDDEN), mx.array(0.0))
-    return scores.reshape(B, K, G, T, T).astype(mx.float32) + later
+    return alone(scores.reshape(B, K, G, T, T).astype(mx.float32) + later)
 
 
 @mx.custom_function
 def _attention(q_BKGTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Causal attention on scaled queries, (B, K, G, T, D); exp(scores - their largest); its sum, (B, K, G, T, 1)."""
+    """Causal attention on scaled queries, (B, K, G, T, D); exp(scores - their largest), and its sums."""
     B, K, G, T, D = q_BKGTD.shape
     scores = _scores(q_BKGTD, k_BKTD)
-    parts = exp(scores - scores.max(axis=-1, keepdims=True))
+    parts = exp(alone(scores - scores.max(axis=-1, keepdims=True)))
     total = parts.sum(axis=-1, keepdims=True)
     mixed = parts.astype(v_BKTD.dtype).reshape(B, K, G * T, T) @ v_BKTD
     return (mixed.reshape(B, K, G, T, D) / total).astype(q_BKGTD.dtype), parts, total
@@ -84,7 +92,7 @@ def _attention_gradient(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx
     d_rows = (d_out / total).astype(q.dtype).reshape(B, K, G * T, D)  # the division, on D numbers instead of T
     d_shares = (d_rows @ v.swapaxes(-1, -2)).reshape(B, K, G, T, T)
     along = (d_rows.reshape(q.shape) * out).astype(mx.float32).sum(axis=-1, keepdims=True)
-    d_scores = (parts * (d_shares - along)).astype(q.dtype).reshape(B, K, G * T, T)
+    d_scores = (parts * alone(d_shares.astype(mx.float32) - along)).astype(q.dtype).reshape(B, K, G * T, T)
     d_v = parts.astype(v.dtype).reshape(B, K, G * T, T).swapaxes(-1, -2) @ d_rows
     return (d_scores @ k).reshape(q.shape), d_scores.swapaxes(-1, -2) @ q.reshape(B, K, G * T, D), d_v
 

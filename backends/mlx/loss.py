@@ -88,7 +88,7 @@ def _row_sums(array: mx.array) -> mx.array:
 def _nll_and_gradient(logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array) -> tuple[mx.array, mx.array]:
     """The sum of weight x -log p, and its gradient by the logits; float32, each exp taken once."""
     logits_NV = logits_NV.astype(mx.float32)
-    shifted = logits_NV - logits_NV.max(axis=-1, keepdims=True)
+    shifted = cpu.alone(logits_NV - logits_NV.max(axis=-1, keepdims=True))
     parts = _exp(shifted)
     total = _row_sums(parts)
     picked = mx.take_along_axis(shifted, targets_N[:, None], axis=-1)

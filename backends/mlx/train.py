@@ -129,6 +129,11 @@ def scaled_loss(
     return loss_sum(model, tokens_BT, positions_N, targets_N, weights_N * scale)
 
 
+def draws_dropout(config: TrainConfig) -> bool:
+    """Whether anything in an update is random."""
+    return bool(config.lora_dropout and config.uses_adapter)
+
+
 class MicroBatch:
     """Loss and gradients of a micro-batch. Compiled, one trace for each shape, for the first MOST_TRACES shapes.
 
@@ -136,7 +141,7 @@ class MicroBatch:
     """
 
     def __init__(self, model: Any, compiled: bool) -> None:
-        self._model = model
+        self.model = model
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()
         self._most = MOST_TRACES if compiled else 0
         self._compiled = mx.compile(self._eager)
@@ -148,8 +153,8 @@ class MicroBatch:
 
     def _eager(self, parameters: Arrays, scale: mx.array, *batch: mx.array) -> tuple[mx.array, Arrays]:
         def loss(parameters: Arrays) -> mx.array:
-            self._model.update(tree_unflatten(list(parameters.items())))
-            return scaled_loss(self._model, scale, *batch)
+            self.model.update(tree_unflatten(list(parameters.items())))
+            return scaled_loss(self.model, scale, *batch)
 
         return mx.value_and_grad(loss)(parameters)
 
@@ -162,11 +167,11 @@ class MicroBatch:
             function = self._compiled
         else:
             function = self._eager
-        parameters = dict(tree_flatten(self._model.trainable_parameters()))
+        parameters = dict(tree_flatten(self.model.trainable_parameters()))
         try:
             return function(parameters, mx.array(scale), *arrays)
         finally:
-            self._model.update(tree_unflatten(list(parameters.items())))  # a trace leaves its placeholders there
+            self.model.update(tree_unflatten(list(parameters.items())))  # a trace leaves its placeholders there
 
 
 def update_gradients(
@@ -210,14 +215,13 @@ class Dropout:
 
 
 def train(
-    model: Any, masters: Arrays, optimizer: AdamW, updates: Iterable[Update], config: TrainConfig, pilot: Pilot,
-    live: Live, dtype: mx.Dtype,
+    micro_batch: MicroBatch, masters: Arrays, optimizer: AdamW, updates: Iterable[Update], config: TrainConfig,
+    pilot: Pilot, live: Live, dtype: mx.Dtype,
 ) -> Outcome:  # fmt: skip
     """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update."""
     dropout = Dropout(config.seed)
-    seed = (lambda: dropout.now) if config.lora_dropout and config.uses_adapter else None
-    micro_batch = MicroBatch(model, compiled=seed is None)
-    number = 0
+    seed = (lambda: dropout.now) if draws_dropout(config) else None
+    model, number = micro_batch.model, 0
     with wrapped_blocks(model, seed, config.gradient_checkpointing), whole_array_ops(model):
         for update in updates:
             number = update.number
