@@ -81,7 +81,7 @@ CAPABILITIES = Capabilities(
     methods=("full", "lora", "dora", "qlora"),
 )
 MICRO_BATCH = {
-    "cpu": Choice("1024", "on a CPU more tokens at once are no faster, and take memory"),
+    "cpu": Choice("1024", "on a CPU a few rows fill the cores, and more take memory"),
     "gpu": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
 }
 SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
