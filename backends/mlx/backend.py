@@ -244,8 +244,7 @@ class MLXBackend:
             if resume is not None:
                 self._restore(resume, self._optimizer)
             set_working(self._model, self._masters, self._dtype)
-            device = self.choices["device"].name
-            with memory.limited(mx.device_info(), self._predicted_peak(config), device, self.choices):
+            with memory.limited(mx.device_info(), partial(self._predicted_peak, config), self.choices):
                 step = MicroBatch(self._model, compiled=COMPILER.name == "compiled" and not draws_dropout(config))
                 outcome = train(step, self._masters, self._optimizer, updates, config, pilot, self, self._dtype)
             self.choices["compile"] = Choice(COMPILER.name, f"{COMPILER.reason}; {step.num_traces} shapes traced")

@@ -5,7 +5,7 @@ All sizes in bytes. Elsewhere there is no such limit to set: Linux has no workin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,6 @@ from gsm8k_core.hub import human_size
 from gsm8k_core.types import Choice
 
 PEAK_MARGIN = 1.2  # what is wired, over the predicted peak: wired memory is lost to everything else on the machine
-# On the CPU, MLX keeps 32 MiB of freed arrays. A larger one is paged in anew each time: a product of two arrays of
-# 50 MB takes 25 ms then, and 4 otherwise.
-CPU_CACHE = 512 * 2**20
 CACHE_SHARE = 4  # a fourth of the working set, at most, for freed arrays of shapes that may come again
 _WORKING_SET = "max_recommended_working_set_size"
 
@@ -61,7 +58,8 @@ def predicted_peak(
     4 x intermediate numbers a token, and a float32 for each head and token that it attends to. The head holds three
     arrays of a chunk of logits. Measured on the CPU: tests/backends/test_mlx_memory.py.
     """
-    hidden, inner, heads = (int(body[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    hidden, heads = int(body["hidden_size"]), int(body["num_attention_heads"])
+    inner = int(body.get("intermediate_size", 4 * hidden))  # 4 is what is usual where the file is silent
     weights = num_parameters * itemsize + (num_trained * 4 if itemsize < 4 else 0)
     states = num_trained * (4 + 8)
     layer = rows * width * ((12 * hidden + 4 * inner) * itemsize + 4 * heads * width)
@@ -70,20 +68,12 @@ def predicted_peak(
 
 
 @contextmanager
-def limited(info: Mapping[str, Any], predicted_peak: int, device: str, choices: dict[str, Choice]) -> Iterator[None]:
+def limited(info: Mapping[str, Any], peak: Callable[[], int], choices: dict[str, Choice]) -> Iterator[None]:
     """While inside, the limits for training hold; what was chosen goes into `choices`.
 
-    Metal: from the working set. CPU: a larger cache. CUDA: as MLX has it.
+    On Metal alone. On the CPU a larger cache changed nothing, and CUDA's is as MLX has it.
     """
-    if device == "cpu":
-        choices["cache"] = Choice(human_size(CPU_CACHE), "freed arrays of logits and gradients come again")
-        before = mx.set_cache_limit(CPU_CACHE)
-        try:
-            yield
-        finally:
-            mx.set_cache_limit(before)
-        return
-    found, chosen = limits(info, predicted_peak) if mx.metal.is_available() else (None, {})
+    found, chosen = limits(info, peak()) if mx.metal.is_available() else (None, {})
     choices.update(chosen)
     if found is None:
         yield

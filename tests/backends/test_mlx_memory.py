@@ -65,23 +65,19 @@ def test_metals_limits_hold_inside_and_no_longer(memory: Any, monkeypatch: pytes
         monkeypatch.setattr(memory.mx, f"set_{which}_limit", setter(which))
     monkeypatch.setattr(memory.mx.metal, "is_available", lambda: True)
     choices: dict[str, Choice] = {}
-    with memory.limited(MAC, 5 * GB, "gpu", choices):
+    with memory.limited(MAC, lambda: 5 * GB, choices):
         assert now == {"memory": 12 * GB, "cache": 3 * GB, "wired": 6 * GB}
     assert now == {"memory": 1, "cache": 2, "wired": 3}
     assert set(choices) == {"memory", "cache", "wired"}
 
 
-def test_on_the_cpu_only_the_cache_grows_and_for_training_alone(
-    memory: Any, qwen2: Path, examples: list[Example]
-) -> None:
+def test_without_metal_nothing_is_limited(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.mx.metal, "is_available", lambda: False)
     before = memory.mx.set_cache_limit(12345)
-    try:
-        backend = backends.open("mlx", qwen2, "cpu", "float32")
-        backend.train([], TrainConfig(), FakePilot())
-        assert memory.mx.set_cache_limit(before) == 12345
-    finally:
-        memory.mx.set_cache_limit(before)
-    assert backend.choices["cache"].name == "537 MB"
+    choices: dict[str, Choice] = {}
+    with memory.limited(MAC, lambda: 5 * GB, choices):
+        inside = memory.mx.set_cache_limit(before)
+    assert (inside, choices) == (12345, {})
 
 
 def test_the_predicted_peak_is_near_the_measured_one(memory: Any, tmp_path: Path) -> None:
