@@ -59,8 +59,8 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 @swiglu.vjp
 def _swiglu_gradient(primals: Any, d_out: mx.array, unused_out: mx.array) -> tuple[mx.array, mx.array]:
-    gate, up = primals
-    share = 1.0 / (1.0 + exp(-gate))  # mx.compile finds this exp in the forward pass
+    gate, up = mx.depends(list(primals), [d_out])  # else mx.compile keeps the forward pass's exp: as much as `gate`
+    share = 1.0 / (1.0 + exp(-gate))
     d_gate = d_out * up * share * (1.0 + gate * (1.0 - share))
     return d_gate.astype(gate.dtype), (d_out * gate * share).astype(up.dtype)
 

@@ -17,6 +17,7 @@ from gsm8k_core.types import IGNORE_INDEX, Batch
 
 BLOCK = 256  # elements that are added one after another in float32: few enough to lose nothing that counts
 CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time: 680 rows of SmolLM2's vocabulary, 220 of Qwen2.5's
+FROZEN_CHUNK_BYTES = 32 * 2**20  # without a gradient of the head, a chunk more costs nothing
 TARGETS_MULTIPLE = 64  # each number of targets is one more shape for mx.compile
 
 
@@ -112,7 +113,7 @@ def head_loss(module: Any, hidden_NH: mx.array, targets_N: mx.array, weights_N: 
     """
     parameters = module.trainable_parameters()
     trained = [parameters[name] for name in ("weight", "bias") if name in parameters]
-    rows = max(CHUNK_BYTES // (4 * module.weight.shape[0]), 1)
+    rows = max((CHUNK_BYTES if trained else FROZEN_CHUNK_BYTES) // (4 * module.weight.shape[0]), 1)
 
     @mx.custom_function
     def with_gradients(hidden: mx.array, *trained: mx.array) -> tuple[mx.array, ...]:
