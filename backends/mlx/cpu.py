@@ -26,21 +26,35 @@ _MANTISSA = 2**23
 _HIDDEN = -1e30  # added to the score of a token that comes later: its share is then exactly 0
 
 
-def _mantissa_and_exponent(values: mx.array) -> tuple[mx.array, mx.array]:
-    """p and n x 2**23 with e**values = p x 2**n."""
-    values = mx.minimum(mx.maximum(values, _LEAST), _MOST)
-    n = (values * _LOG2_E + _ROUND) - _ROUND
+def _in_range(values: mx.array) -> mx.array:
+    return mx.minimum(mx.maximum(values, _LEAST), _MOST)
+
+
+def _whole_power(values: mx.array) -> mx.array:
+    """n of e**values = p x 2**n, a whole number."""
+    return (values * _LOG2_E + _ROUND) - _ROUND
+
+
+def mantissa(values: mx.array) -> mx.array:
+    """p of e**values = p x 2**n, float32."""
+    values = _in_range(values)
+    n = _whole_power(values)
     r = (values - n * _LN2_HIGH) - n * _LN2_LOW
     p = r * _POLYNOMIAL[0] + _POLYNOMIAL[1]
     for coefficient in _POLYNOMIAL[2:]:
         p = p * r + coefficient
-    return p * (r * r) + r + 1.0, n.astype(mx.int32) * _MANTISSA
+    return p * (r * r) + r + 1.0
+
+
+def exponent(values: mx.array) -> mx.array:
+    """n of e**values = p x 2**n, where a float32 keeps its exponent: n x 2**23, int32."""
+    return _whole_power(_in_range(values)).astype(mx.int32) * _MANTISSA
 
 
 def exp(values: mx.array) -> mx.array:
     """e**values in float32, to one unit in the last place; beyond -87 and 88 as at them. NaN stays NaN."""
-    mantissa, exponent = _mantissa_and_exponent(values.astype(mx.float32))
-    return mx.view(mx.view(mantissa, mx.int32) + exponent, mx.float32)
+    values = values.astype(mx.float32)
+    return mx.view(mx.view(mantissa(values), mx.int32) + exponent(values), mx.float32)
 
 
 def alone(values: mx.array) -> mx.array:

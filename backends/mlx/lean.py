@@ -17,58 +17,38 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import llama, qwen2
 
-LARGEST = 87.0  # exp(+-87) is still a normal float32
-ROUND = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to a whole number
-# ln(2) in two parts: the first has so few bits that n times it is exact.
-LOG2_E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440054690583e-4
-DEGREE = 7  # of the Taylor series on |r| <= ln(2) / 2: the next term is 5e-9
+from backends.mlx import cpu
 
+ONE = 0x3F800000  # 1.0 as the bits of a float32
 
 _compiled = partial(mx.compile, shapeless=True)
 
 
-def _clipped(x: mx.array) -> mx.array:
-    return mx.minimum(mx.maximum(x, -LARGEST), LARGEST)
-
-
-def _twos(x: mx.array) -> mx.array:
-    """n of exp(x) = 2^n exp(r), a whole number."""
-    return (x * LOG2_E + ROUND) - ROUND
+@_compiled
+def _power_bits(x: mx.array) -> mx.array:
+    """2**n of e**x = p x 2**n, as the bits of a float32."""
+    return cpu.exponent(x) + ONE
 
 
 @_compiled
-def _bits(x: mx.array) -> mx.array:
-    """2^n as the bits of a float32."""
-    return (_twos(_clipped(x)).astype(mx.int32) + 127) << 23
-
-
-def _series(x: mx.array, power: mx.array) -> mx.array:
-    x = _clipped(x)
-    n = _twos(x)
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    series = mx.ones_like(r)
-    for term in range(DEGREE, 0, -1):
-        series = series * r * (1.0 / term) + 1.0
-    return series * power
-
-
-_times_series = _compiled(_series)
+def _times_mantissa(x: mx.array, power: mx.array) -> mx.array:
+    return cpu.mantissa(x) * power
 
 
 def exp(x: mx.array) -> mx.array:
-    """exp of a float32 array, held within exp(+-LARGEST); NaN stays NaN."""
+    """cpu.exp of a float32 array, compiled by itself."""
     # Two kernels: with view() inside, mx.compile would trace each shape anew.
-    return _times_series(x, _bits(x).view(mx.float32))
+    return _times_mantissa(x, _power_bits(x).view(mx.float32))
 
 
 @_compiled
 def _gated(gate: mx.array, up: mx.array, power: mx.array) -> mx.array:
-    return gate * up / (1.0 + _series(-gate, power))
+    return gate * up / (1.0 + cpu.mantissa(-gate) * power)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """SiLU(gate) * up."""
-    return _gated(gate, up, _bits(-gate).view(mx.float32))
+    return _gated(gate, up, _power_bits(-gate).view(mx.float32))
 
 
 def attention(q_BHTD: mx.array, k_BKSD: mx.array, v_BKSD: mx.array, scale: float, mask: mx.array | None) -> mx.array:
