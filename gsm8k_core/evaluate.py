@@ -51,6 +51,7 @@ class Key:
     data: str  # problems_hash
     prompt: str  # prompts.Shots.prompt_name
     max_new_tokens: int
+    batch_size: int  # rounding differs between sizes, and in bfloat16 that changes texts
     backend: str
     device: str
     dtype: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,24 +42,17 @@ def refuse(config: ScoreSettings) -> None:
             raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
 
 
-def check_batching(opened: Opened, scored: Scored, terminal: Terminal) -> dict[str, Any]:
-    """The first problems answered again, one by one, against the evaluation's texts; for summary.json.
-
-    Answers that were there before may have been made one by one: then these are made in batches again, too.
-    """
+def check_batching(opened: Opened, answers: Sequence[Mapping[str, Any]], terminal: Terminal) -> dict[str, Any]:
+    """The first problems answered again, one by one, against the evaluation's texts; for summary.json."""
     draws = [Draw(problem, 0) for problem in opened.problems.problems[:NUM_CHECKED]]
-    if scored.summary["reused"]:
-        together = dict(opened.generate(draws, opened.sampling(opened.key)))
-    else:
-        made = {record["id"]: completion_of(record) for record in scored.answers if record["sample"] == 0}
-        together = {index: made[draw.problem.id] for index, draw in enumerate(draws)}
+    together = {record["id"]: completion_of(record) for record in answers if record["sample"] == 0}
     alone = dict(opened.generate(draws, opened.sampling(opened.key, batch_size=1)))
-    answers = [
-        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[index])
+    pairs = [
+        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[draw.problem.id])
         for index, draw in enumerate(draws)
     ]
     result = compare(
-        answers, opened.backend.score, opened.sampling(opened.key), end_token_ids(opened.source.folder),
+        pairs, opened.backend.score, opened.sampling(opened.key), end_token_ids(opened.source.folder),
         EPS[opened.key.dtype],
     )  # fmt: skip
     terminal.say(batching_line(result))

@@ -49,7 +49,9 @@ def run(config: CompareConfig, context: Context) -> int:
     base_scored = _scored(config, place, base, problems, terminal)
     gc.collect()  # two models need not be in memory at once
     # `auto` was settled by the base: both are scored on the same device in the same precision.
-    place = replace(place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"])
+    place = replace(
+        place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"], settled="as for the base"
+    )
     trained_scored = _scored(config, place, trained, problems, terminal)
     if base_scored.summary["hash"] == trained_scored.summary["hash"]:
         terminal.say("note     both are the same model, file by file: there is nothing to compare")

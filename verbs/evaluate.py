@@ -75,7 +75,7 @@ class Opened:
 
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
         """How a backend is to draw under a key."""
-        size = batch_size or self.config.eval_batch_size
+        size = batch_size or key.batch_size
         return Sampling(key.max_new_tokens, size, key.temperature, key.top_p, key.top_k, key.seed)
 
     def generate(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
@@ -92,6 +92,7 @@ class Place:
     device: str
     dtype: str
     folder: Path
+    settled: str = ""  # why device and dtype are these, where nobody asked for them
 
 
 def run(config: EvalConfig, context: Context) -> int:
@@ -193,11 +194,14 @@ def open_model(config: ScoreSettings, place: Place, source: Source, problems: Pr
         terminal.say(f"samples  {config.samples} of each; tests and tables by problem take the one that the vote chose")
     backend = backends.open(place.backend.name, source.folder, place.device, place.dtype)
     choices = {"backend": place.backend, **backend.choices}
+    if place.settled:
+        choices |= {name: replace(choices[name], reason=place.settled) for name in ("device", "dtype")}
     key = Key(
         model=folder_hash(source.folder),
         data=problems_hash(problems.problems),
         prompt=problems.shots.prompt_name,
         max_new_tokens=config.max_new_tokens,
+        batch_size=config.eval_batch_size,
         backend=place.backend.name,
         device=choices["device"].name,
         dtype=choices["dtype"].name,
@@ -250,7 +254,7 @@ def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scor
         summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
         scored = Scored(summary, voted(scored.answers), scored.answers)
     if config.check_batching:
-        scored.summary["batching"] = checks.check_batching(opened, scored, terminal)
+        scored.summary["batching"] = checks.check_batching(opened, scored.answers, terminal)
     if config.repeat > 1:
         scored.summary["repeat"] = checks.repeat(opened, config.repeat, scored, answer, terminal)
     write_json(Path(scored.summary["records"]).parent / "summary.json", scored.summary)

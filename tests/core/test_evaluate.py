@@ -14,7 +14,7 @@ from gsm8k_core.report import make_comparison, verdict
 from gsm8k_core.types import Completion, Problem, StorageError
 
 PROBLEMS = [Problem(f"test-{n}", f"what is {n}?", f"so {n}\n#### {n}", str(n)) for n in range(6)]
-KEY = Key("hash", "data", "prompt", 64, "fake", "cpu", "float32", "code", "versions")
+KEY = Key("hash", "data", "prompt", 64, 8, "fake", "cpu", "float32", "code", "versions")
 
 
 class Model:
