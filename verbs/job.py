@@ -126,7 +126,7 @@ def new(config: TrainConfig, context: Context) -> Job:
     folder = config.output_dir or default_folder(pair.model)
     return Job(
         config, choice, source, rows, hashes,
-        lambda choices: create(folder, {**manifest, "choices": _as_json(choices)}), pair.model_choice.reason,
+        lambda choices: create(folder, {**manifest, "choices": as_json(choices)}), pair.model_choice.reason,
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     terminal.say(f"resume   {run.folder} from {where}{undone}")
 
     def claim(choices: Mapping[str, Choice]) -> Run:
-        run.begin_segment(config.model_dump(mode="json"), _as_json(choices), checkpoint.update if checkpoint else 0)
+        run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
         return run
 
     job = Job(config, choice, source, rows, hashes, claim, "it is the run's own")
@@ -263,7 +263,7 @@ def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
         )
 
 
-def _as_json(choices: Mapping[str, Choice]) -> dict[str, Any]:
+def as_json(choices: Mapping[str, Choice]) -> dict[str, Any]:
     return {name: asdict(choice) for name, choice in choices.items()}
 
 

@@ -42,7 +42,7 @@ from gsm8k_core.types import (
 )
 from verbs import Context, say_choices
 from verbs.demo import banner
-from verbs.job import Job, checked_base, new, resumed
+from verbs.job import Job, as_json, checked_base, new, resumed
 
 SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
 DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
@@ -165,7 +165,15 @@ class Segment:
                 raise
             finally:
                 metrics.close()
+        self._note_choices()
         return outcome, pilot
+
+    def _note_choices(self) -> None:
+        """Say and keep what the backend chose, or counted, while it trained."""
+        found = self.opened.backend.choices
+        changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
+        say_choices(self.context.terminal, changed)
+        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)})
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""

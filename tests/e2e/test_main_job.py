@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp
     updates = [event for event in events(tmp_path / "out") if event["event"] == "update"]
     assert manifest["status"] == "done"
     assert manifest["choices"]["backend"] == {"name": backend_name, "reason": f"--backend {backend_name}"}
+    if backend_name == "mlx":
+        assert re.search(r"; [1-9][0-9]* shapes traced$", manifest["choices"]["compile"]["reason"])
     assert len(updates) == manifest["plan"]["updates"] == result["updates"]
     assert updates[-1]["loss"] < updates[0]["loss"]
     assert {"update", "loss", "num_targets", "grad_norm", "rate", "seconds"} <= set(updates[0])
