@@ -39,23 +39,22 @@ def main(path: Path) -> None:
 def ours(job: TrainJob, tape: Tape) -> Outcome:
     """This project, through the interface that `train` uses."""
     import backends
-    from gsm8k_core.batching import micro_batches
+    from gsm8k_core.batching import budgeted, choose_tokens
     from gsm8k_core.types import Orders, Update, UpdateStats
 
     backend = backends.open(job.framework, job.model, job.device, job.dtype)
+    config = job.config
+    tokens = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
     updates = [
-        Update(
-            number, 0, tuple(row.id for row in rows),
-            micro_batches([row.example for row in rows], job.config.batch_size),
-        )
+        Update(number, 0, tuple(row.id for row in rows), budgeted([row.example for row in rows], int(tokens.name)))
         for number, rows in enumerate(job.updates * job.passes, start=1)
-    ]  # fmt: skip
+    ]
 
     class Recorder:
         """A pilot that keeps the rate and notes what happens."""
 
         def rate(self, update: int) -> float:
-            return job.config.learning_rate
+            return config.learning_rate
 
         def after(self, stats: UpdateStats, live: Any) -> Orders:
             for batch in updates[stats.update - 1].micro_batches:
@@ -65,7 +64,7 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
             return Orders()
 
     tape.start()
-    backend.train(updates, job.config, Recorder())
+    backend.train(updates, config, Recorder())
     return tape.losses[0], lambda: backend.state().parameters
 
 
