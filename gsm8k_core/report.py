@@ -103,7 +103,7 @@ def show_scores(terminal: Terminal, summary: Mapping[str, Any], found: Mapping[s
 def show_disagreements(terminal: Terminal, counts: disagreements.Counts, what: str) -> None:
     """The matrix, or that there is nothing to show; `what` names a row: row, answer."""
     if disagreements.agreed(counts):
-        terminal.say(f"The rules agree on every {what}.")
+        terminal.say(f"The rules give the same verdict on every {what}.")
         return
     terminal.say(f"\n{what.capitalize()}s that the rule on the left calls right and the one above calls wrong:")
     terminal.table(*disagreements.table(counts))

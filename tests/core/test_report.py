@@ -175,4 +175,5 @@ def test_it_fits_in_80_columns_and_leaves_out_what_never_happened(monkeypatch: p
     assert max(map(len, one.splitlines())) <= 80
     assert "Answers that the rule on the left calls right and the one above calls wrong:" in one
     same = BASE[8:10]  # silent
-    assert "The rules agree on every answer." in said(summary(same), diagnose.breakdown(same), show_scores)
+    text = said(summary(same), diagnose.breakdown(same), show_scores)
+    assert "The rules give the same verdict on every answer." in text
