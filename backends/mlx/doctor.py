@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backends.mlx import backend, blas
+from backends.mlx.choose import choose_device, choose_dtype
 from gsm8k_core.hub import human_size
 from gsm8k_core.machine import Finding, Report, report_in_turn
 from gsm8k_core.types import Choice
@@ -17,8 +18,8 @@ SIZES = {"cpu": 1024, "gpu": 4096}  # a GPU needs a larger product to show its r
 def choices() -> dict[str, Choice]:
     """What `auto` picks here."""
     has_gpu = mx.metal.is_available() or mx.cuda.is_available()
-    device = backend.choose_device("auto", has_gpu)
-    return {"device": device, "dtype": backend.choose_dtype("auto", device.name)}
+    device = choose_device("auto", has_gpu)
+    return {"device": device, "dtype": choose_dtype("auto", device.name)}
 
 
 def findings() -> list[Finding]:
