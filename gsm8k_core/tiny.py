@@ -25,6 +25,8 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<start> ' + m['role'] + ' ' + m['content'] + ' <end> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start> assistant ' }}{% endif %}"
 )
+# SmolLM2 pads with the token that ends a turn, and transformers' embedding would give that one no gradient.
+PAD_IDS = {"qwen2": 0, "llama": END_ID}
 KINDS = {"qwen2": 10_000.0, "llama": 100_000.0}  # model type -> RoPE base
 
 
@@ -68,6 +70,8 @@ def weights(config: Config, seed: int, std: float) -> dict[str, FloatArray]:
                 shapes[f"{at}{name}.bias"] = (rows,)
         shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (int(config["vocab_size"]), hidden)
     made = {name: std * rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     return {name: value + 1 if "norm" in name else value for name, value in made.items()}
 
@@ -83,7 +87,7 @@ def make(folder: Path, kind: str = "qwen2", seed: int = 0, std: float = 0.15, **
         "model_type": kind, "architectures": ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"],
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": vocabulary, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": END_ID, "pad_token_id": 0,
+        "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": END_ID, "pad_token_id": PAD_IDS[kind],
         "rope_theta": base, "rope_parameters": {"rope_type": "default", "rope_theta": base},
         "attention_bias": False, "mlp_bias": False, "use_sliding_window": False,
     } | changes  # fmt: skip
@@ -94,7 +98,10 @@ def make(folder: Path, kind: str = "qwen2", seed: int = 0, std: float = 0.15, **
 
 
 def make_rows(count: int = 22) -> list[Example]:
-    """Rows of uneven length: random words, then the end token; the first four tokens are the prompt."""
+    """Rows of uneven length: random words, then the end token; the first four tokens are the prompt.
+
+    The prompt has an end token, too, as every turn of a chat has.
+    """
     rng = np.random.default_rng(0)
-    rows = [tuple(int(token) for token in rng.integers(4, 40, rng.integers(8, 40))) for _ in range(count)]
-    return [Example(f"row-{index}", (*row, END_ID), 4) for index, row in enumerate(rows)]
+    rows = [[int(token) for token in rng.integers(4, 40, rng.integers(8, 40))] for _ in range(count)]
+    return [Example(f"row-{index}", (row[0], END_ID, *row[2:], END_ID), 4) for index, row in enumerate(rows)]

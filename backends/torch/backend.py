@@ -140,6 +140,8 @@ def _load(folder: Path, device: str) -> Any:
     asked = rope_theta(config)
     if asked is not None and loaded is not None and float(asked) != float(loaded):
         raise DataError(f"{folder} has RoPE base {asked:g}, but transformers loaded {loaded:g}; please report this")
+    # transformers gives the embedding of pad_token_id no gradient, also where that token ends every turn (SmolLM2's).
+    model.get_input_embeddings().padding_idx = None
     return model.to(device)
 
 

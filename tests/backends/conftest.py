@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gsm8k_core.types import Example, Orders, UpdateStats
@@ -24,10 +23,8 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def examples() -> list[Example]:
-    """22 rows of uneven length: token ids 4..39, then the end token 1."""
-    rng = np.random.default_rng(0)
-    rows = [tuple(int(token) for token in rng.integers(4, 40, rng.integers(8, 40))) for _ in range(22)]
-    return [Example(f"row-{index}", (*row, 1), 4) for index, row in enumerate(rows)]
+    """22 rows of uneven length: token ids 4..39, the end token 1 in the prompt and last."""
+    return tiny.make_rows()
 
 
 class FakePilot:

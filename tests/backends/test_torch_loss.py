@@ -20,6 +20,7 @@ from backends.torch.loss import HeadLoss, LossModel, has_plain_head, to_device  
 from gsm8k_core.batching import make_updates, pad  # noqa: E402
 from gsm8k_core.config import TrainConfig  # noqa: E402
 from gsm8k_core.types import Example  # noqa: E402
+from tests import tiny  # noqa: E402
 from tests.backends.conftest import FakePilot  # noqa: E402
 
 N, H, V, CHUNK = 50, 32, 200, 16
@@ -160,6 +161,45 @@ def test_every_gradient_of_a_model_is_the_plain_one(weighted: bool, model: Any, 
     right, found = (gradients(model, one(**arguments, scale=0.01)) for one in (slow, fast))
     assert right.keys() == found.keys()
     assert gap(tuple(right.values()), tuple(found.values())) < 5e-6  # measured 7e-7 at most
+
+
+def test_gradients_added_in_place_are_the_plain_ones(model: Any, examples: list[Example]) -> None:
+    """Over two micro-batches, which both add to the same gradient."""
+    arguments = [to_device(pad(examples[at : at + 3]), torch.device("cpu")) for at in (0, 3)]
+    loss = LossModel(model)
+    for one in arguments:
+        loss(**one, scale=0.01).backward()
+    right = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    with loss.one_update():
+        for one in arguments:
+            loss(**one, scale=0.01).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert gap(tuple(right.values()), tuple(found.values())) < 1e-6  # measured 1.2e-7
+    one_only = dict(found, **{name: value / 2 for name, value in found.items() if "embed" in name})
+    assert gap(tuple(right.values()), tuple(one_only.values())) > 1e-2
+
+
+def test_a_loss_scaled_after_its_head_is_refused(model: Any, examples: list[Example]) -> None:
+    loss = LossModel(model)
+    with loss.one_update(), pytest.raises(RuntimeError, match="not scaled again"):
+        (2 * loss(**to_device(pad(examples[:2]), torch.device("cpu")))).backward()
+
+
+def test_the_pad_token_learns_where_it_is_a_token(tmp_path: Path, examples: list[Example]) -> None:
+    """SmolLM2 pads with the token that ends each turn, and transformers' embedding gives that one no gradient."""
+    folder = tiny.make(tmp_path / "model", "llama", tie_word_embeddings=False)
+    model: Any = backends.open("torch", folder, "cpu", "float32")._model  # type: ignore[attr-defined]
+    assert model.config.pad_token_id == tiny.END_ID
+    assert tiny.END_ID in examples[0].tokens[: examples[0].num_prompt]
+    loss, arguments = LossModel(model), to_device(pad(examples[:2]), torch.device("cpu"))
+
+    def norm() -> float:
+        return float(gradients(model, loss(**arguments))["model.embed_tokens.weight"][tiny.END_ID].norm())
+
+    assert norm() > 0
+    model.get_input_embeddings().padding_idx = tiny.END_ID
+    assert norm() == 0
 
 
 @pytest.mark.parametrize("change", ["bias", "factor", "cap"])
