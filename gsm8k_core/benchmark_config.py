@@ -11,6 +11,7 @@ from pydantic import Field
 
 from gsm8k_core.config import TrainConfig
 from gsm8k_core.contenders import ALL, AUTO, CONTENDERS
+from gsm8k_core.score_config import ScoreSettings
 from gsm8k_core.settings import Duration, OptionalFile, Settings, parse_duration
 
 ModeName = Literal["train", "generate", "end-to-end", "report", "mac-report"]
@@ -84,7 +85,9 @@ class BenchmarkConfig(Settings):
     held_out: Annotated[int, Field(ge=0, description="test rows that the trained weights are scored on; 0: none")] = 100
     problems: Annotated[int, Field(gt=0, description="generate: test problems, the first ones")] = 64
     max_new_tokens: Annotated[int, Field(gt=0, description="generate: longest answer in tokens")] = 200
-    eval_batch_size: Annotated[int, Field(gt=0, description="generate: problems answered together")] = 16
+    eval_batch_size: Annotated[
+        int, Field(gt=0, description="generate: problems that a peer answers together; ours takes eval's default")
+    ] = 16
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the adapter's first values")
     ] = 0
@@ -113,6 +116,10 @@ class BenchmarkConfig(Settings):
     @property
     def budget_seconds(self) -> float:
         return parse_duration(self.max_time)
+
+    def prompts_together(self, ours: bool) -> int:
+        """Prompts decoded at one time: ours as many as `eval` does unless told otherwise, a peer what was asked."""
+        return int(ScoreSettings.model_fields["eval_batch_size"].default) if ours else self.eval_batch_size
 
     def train_config(self) -> TrainConfig:
         """What our own contenders are given: a constant rate, and the step of the peers."""

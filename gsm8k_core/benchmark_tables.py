@@ -67,7 +67,8 @@ def heading(run: Run) -> str:
     """One line: what was done, on what."""
     config, host = run.config, run.record["host"]
     if run.mode == GENERATE:
-        what = f"{config['problems']} problems, {config['max_new_tokens']} new tokens, B = {config['eval_batch_size']}"
+        what = f"{config['problems']} problems, {config['max_new_tokens']} new tokens, "
+        what += f"peers at B = {config['eval_batch_size']}"
     else:
         what = f"{config['method']}, {config['trainable']}, updates of {config['update_size']} rows, "
         what += f"B = {config['batch_size']}, {config['order']} order"
@@ -156,9 +157,10 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
             speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {counted(found.rounds, 'round')})"
         memory = f"{memory_ratio(run, mine, other):.2f}"
         rows.append((f"{mine} / {other}", memory, speed, CONTENDERS[other].differs or NONE))
+    nats = FIRST_LOSS[run.config["dtype"]]
     condition = (
-        f"A speed-up counts only where the first losses agree to {FIRST_LOSS:g} nats per target, and the NLL is no "
-        f"more than {NLL:g} above the other's."
+        f"A speed-up counts only where the first losses agree to {nats:g} nats per target, and the NLL is no more than "
+        f"{NLL:g} above the other's."
     )
     columns = ("pair, round by round", "peak RSS", "times as fast: median (range)", "what is not the same")
     notes = () if run.mode == GENERATE else (condition,)

@@ -182,7 +182,7 @@ class Lab:
             contender=name, framework=contender.framework, model=self.work.source.folder, device=device.name,
             dtype=config.dtype, out=self.scratch / "sample.json", prompts=self.work.prompts,
             end_ids=self.work.end_ids, max_new_tokens=config.max_new_tokens,
-            batch_size=batch_size or config.eval_batch_size, candidates=tries,
+            batch_size=batch_size or config.prompts_together(contender.ours), candidates=tries,
         )  # fmt: skip
 
     def score(self, trained: Path | None) -> Score:

@@ -113,6 +113,11 @@ def test_what_does_not_count_says_why() -> None:
         return "; ".join(objections(read(values), "ours-torch", "hf"))
 
     assert why(changed(first_loss=1.0011)) == "the first losses are 1.0011 and 1.0000"
+    half = changed(first_loss=1.0049)
+    half["config"]["dtype"] = "bfloat16"  # which rounds a loss in the third digit
+    assert why(half) == ""
+    half["samples"][0]["sample"]["first_loss"] = 1.0051
+    assert why(half) == "the first losses are 1.0051 and 1.0000"
     worse, unscored = record(), record()
     worse["scores"]["ours-torch"]["nll_sum"] = 101.1
     del unscored["scores"]["hf"]
