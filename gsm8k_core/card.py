@@ -159,6 +159,8 @@ def _results(comparison: Mapping[str, Any]) -> list[str]:
 def _endings(comparison: Mapping[str, Any]) -> list[str]:
     asked = {"stopped": "ended by themselves", "cut": "cut by the length limit", "no_answer": "hold no number"}
     models = comparison["base"], comparison["trained"]
+    if any(model.get("at_answer") for model in models):
+        asked["at_answer"] = "ended at their #### line"
     rows = [[words, *(f"{model[key]:,}" for model in models)] for key, words in asked.items()]
     rows += [["tokens on average", *(f"{model['mean_tokens']:.0f}" for model in models)]]
     return _table(["answers", "base", "trained"], rows)

@@ -25,6 +25,7 @@ from gsm8k_core.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
 STOP_RULE = "end-tokens"  # an answer ends before the first of model_folder.end_token_ids, and at no text
+ANSWER_LINE = "answer-line"  # or after its whole `#### N` line
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) ->
         "rules": samples.rates(records),
         "stopped": sum(record["finish_reason"] == "stop" for record in records),
         "cut": sum(record["finish_reason"] == "length" for record in records),
+        "at_answer": sum(record["finish_reason"] == "complete" for record in records),
         "no_answer": sum(record["rules"]["robust"]["extracted"] is None for record in records),
         "mean_tokens": sum(record["tokens"] for record in records) / len(records),
         **samples.summary(records),

@@ -6,16 +6,15 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gsm8k_core.batching import pad
 from gsm8k_core.folders import read_json
-from gsm8k_core.types import Batch, Completion, DataError, Example, Sampling, UsageError
+from gsm8k_core.types import Batch, Complete, Completion, DataError, Example, Sampling, UsageError
 
 if TYPE_CHECKING:
     from gsm8k_core.types import FloatArray
@@ -41,14 +40,6 @@ class Generate(Protocol):
     ) -> Iterator[tuple[int, Completion]]: ...  # fmt: skip
 
 
-@dataclass(slots=True)
-class Counts:
-    """Tokens that were written, and those after a row's stop string: a row cannot leave its batch early."""
-
-    written: int = 0
-    after_stop: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One open model, and how much it takes at once."""
@@ -60,7 +51,6 @@ class Engine:
     vocabulary: int
     max_length: int  # tokens of prompt and answer together
     batch_size: int
-    counts: Counts = field(default_factory=Counts)
 
 
 def max_length(folder: Path, of_tokenizer: int) -> int:
@@ -92,66 +82,28 @@ def sampling_of(asked: Mapping[str, Any], batch_size: int, seed: int) -> Samplin
 # --- texts ---------------------------------------------------------------------------------------------------------
 
 
-class _Enough(Exception):
-    """Every row of a batch has ended or shown a stop string."""
+def until_shown(until: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Complete | None:
+    """Sampling.complete: whether a stop string has just become whole. None without one."""
+    stops = [stop for stop in until if stop]
+    # A token is a byte at least; two more, because a tokenizer may drop a space at the start.
+    window = 2 + max((len(stop.encode()) for stop in stops), default=0)
 
+    def shown(tokens: Sequence[int]) -> bool:
+        tail = decode(tokens[-window:])
+        return any(stop in tail for stop in stops)
 
-class _Rows:
-    """One batch: what each row has written, and where its first stop string was complete."""
-
-    def __init__(self, prompts: Sequence[Tokens], keys: Sequence[int], until: Sequence[str], engine: Engine) -> None:
-        self._prompts, self._keys, self._engine = prompts, keys, engine
-        self._until = [stop for stop in until if stop]
-        # A token is a byte at least; two more, because a tokenizer may drop a space at the start.
-        self._window = 2 + max((len(stop.encode()) for stop in self._until), default=0)
-        self._written: list[list[int]] = [[] for _ in prompts]
-        self._stopped: dict[int, int] = {}  # row -> number of tokens with the whole stop string
-        self._open = set(range(len(prompts)))
-
-    def fill(self, sampling: Sampling, done: Done) -> None:
-        """Generate; ends early when every row has stopped."""
-        with contextlib.suppress(_Enough):
-            for row, _ in self._engine.generate(self._prompts, sampling, self._take, self._keys):
-                self._open.discard(row)
-                if not self._open:
-                    break
-        done(len(self._prompts))
-
-    def tokens(self, row: int) -> Tokens:
-        return tuple(self._written[row][: self._stopped.get(row)])
-
-    def _take(self, row: int, token: int) -> None:
-        self._written[row].append(token)
-        self._engine.counts.written += 1
-        if row in self._stopped:
-            self._engine.counts.after_stop += 1
-        elif self._shows_stop(self._written[row]):
-            self._stopped[row] = len(self._written[row])
-            self._open.discard(row)
-        if not self._open:
-            raise _Enough
-
-    def _shows_stop(self, tokens: Sequence[int]) -> bool:
-        if not self._until:
-            return False
-        tail = self._engine.decode(tokens[-self._window :])
-        return any(stop in tail for stop in self._until)
+    return shown if stops else None
 
 
 def complete(
     engine: Engine, prompts: Sequence[Tokens], until: Sequence[str], sampling: Sampling, keys: Sequence[int], done: Done
 ) -> list[Tokens]:
-    """The tokens of each completion up to where a stop string was complete. Cutting the text is lm-eval's part.
-
-    Rows of similar length go together, and a batch ends with the last row that has not stopped.
-    """
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    """The tokens of each completion up to where a stop string was complete. Cutting the text is lm-eval's part."""
     found: dict[int, Tokens] = {}
-    for start in range(0, len(order), sampling.batch_size):
-        chunk = order[start : start + sampling.batch_size]
-        rows = _Rows([prompts[index] for index in chunk], [keys[index] for index in chunk], until, engine)
-        rows.fill(sampling, done)
-        found |= {index: rows.tokens(row) for row, index in enumerate(chunk)}
+    sampling = replace(sampling, complete=until_shown(until, engine.decode))
+    for index, completion in engine.generate(prompts, sampling, keys=keys):
+        found[index] = completion.tokens
+        done(1)
     return [found[index] for index in range(len(prompts))]
 
 

@@ -30,7 +30,7 @@ from gsm8k_core.types import DataError
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_TEXT = 8000  # characters of one answer that are shown; records.jsonl holds all
 LONGEST_ANSWER = 48  # of an extracted answer
-ENDINGS = {"stop": "ended by itself", "length": "cut"}
+ENDINGS = {"stop": "ended by itself", "length": "cut", "complete": "ended at its #### line"}
 
 Record = Mapping[str, Any]
 
@@ -166,9 +166,12 @@ def _endings(models: Sequence[Model]) -> list[dict[str, Any]]:
     limits = {str(model.summary["max_new_tokens"]) for model in models if "max_new_tokens" in model.summary}
     asked = {
         "stopped": "Ended by themselves",
+        "at_answer": "Ended at their #### line",
         "cut": f"Cut at {' / '.join(sorted(limits))} tokens" if limits else "Cut by the length limit",
         "no_answer": "Hold no number at all",
     }
+    if not any(model.summary.get("at_answer") for model in models):
+        del asked["at_answer"]
     return [{"name": name, "counts": [model.summary[key] for model in models]} for key, name in asked.items()]
 
 

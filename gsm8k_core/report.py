@@ -110,8 +110,9 @@ def show_disagreements(terminal: Terminal, counts: disagreements.Counts, what: s
 
 
 def _endings(summary: Mapping[str, Any]) -> str:
+    early = f"{summary['at_answer']} after their #### line, " if summary.get("at_answer") else ""
     return (
-        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ended at an end token, "
+        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ended at an end token, {early}"
         f"{summary['cut']} cut at {summary['max_new_tokens']} tokens, {summary['no_answer']} without a number; "
         f"{summary['mean_tokens']:.0f} tokens on average"
     )

@@ -36,6 +36,9 @@ class ScoreSettings(DataSettings, DrawSettings):
     shot_annotations: Annotated[
         Literal["keep", "strip"], Field(description="show GSM8K's <<48/2=24>> marks in the shots, or leave them out")
     ] = "keep"
+    stop_at_answer: Annotated[
+        bool, Field(description="end an answer after its whole #### line as well; faster, and other texts than without")
+    ] = False
     slow_rules: SlowRules = False
     output_dir: Annotated[
         OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")

@@ -83,9 +83,9 @@ class Seats:
                 continue
             seat.written.append(token)
             self._on_token(seat.index, token)
-            if len(seat.written) == self._sampling.max_new_tokens:
+            if reason := self._sampling.ended(seat.written):
                 self._done.add(row)
-                yield seat.index, Completion(tuple(seat.written), "length")
+                yield seat.index, Completion(tuple(seat.written), reason)
 
     def order(self) -> list[int]:
         """Let those leave whose answer has ended: the old row of each row that is now taken.

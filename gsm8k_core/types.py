@@ -13,7 +13,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # `--help` stays fast: numpy costs more than everything else 
 
 IGNORE_INDEX = -100
 OnToken = Callable[[int, int], None]  # called with (index of the prompt, token) as each token is written
+FinishReason = Literal["stop", "length", "complete"]  # an end token, --max-new-tokens, or Sampling.complete
+Complete = Callable[[Sequence[int]], bool]  # asked with an answer's tokens so far after each: nothing is to follow
 
 EXIT_OK = 0
 EXIT_STOPPED = 75
@@ -138,6 +140,13 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0: all
     seed: int = 0
+    complete: Complete | None = None  # end an answer there, too
+
+    def ended(self, written: Sequence[int]) -> FinishReason | None:
+        """Why an answer of these tokens, none of them an end token, goes no further; None where it does."""
+        if self.complete is not None and self.complete(written):
+            return "complete"
+        return "length" if len(written) >= self.max_new_tokens else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +154,7 @@ class Completion:
     """One generated answer: token ids without the end token."""
 
     tokens: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import backends
 from backends.base import Backend
+from gsm8k_core.answer_line import AnswerLine
 from gsm8k_core.config import EMBEDDED_MODEL, flag
 from gsm8k_core.data import is_single_file, load_data
 from gsm8k_core.diagnose import breakdown
-from gsm8k_core.evaluate import Draw, Key, evaluate, problems_hash, summarise
+from gsm8k_core.evaluate import ANSWER_LINE, STOP_RULE, Draw, Key, evaluate, problems_hash, summarise
 from gsm8k_core.folders import write_json
 from gsm8k_core.generated import HELD_OUT
 from gsm8k_core.model_folder import folder_hash, vocabulary_size
@@ -76,7 +78,8 @@ class Opened:
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
         """How a backend is to draw under a key."""
         size = batch_size or key.batch_size
-        return Sampling(key.max_new_tokens, size, key.temperature, key.top_p, key.top_k, key.seed)
+        complete = AnswerLine(partial(decode, self.tokenizer)) if key.stop == ANSWER_LINE else None
+        return Sampling(key.max_new_tokens, size, key.temperature, key.top_p, key.top_k, key.seed, complete)
 
     def generate(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """The answers that are wanted, as they finish."""
@@ -212,6 +215,7 @@ def open_model(config: ScoreSettings, place: Place, source: Source, problems: Pr
         top_k=config.top_k,
         seed=config.sample_seed,
         samples=config.samples,
+        stop=ANSWER_LINE if config.stop_at_answer else STOP_RULE,
     )
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}

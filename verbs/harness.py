@@ -62,11 +62,11 @@ def run(config: HarnessConfig, context: Context) -> int:
     say_choices(terminal, choices)
     _say_penalties(source.folder, terminal)
     with contextlib.ExitStack() as bars:
-        lm, engine = make_lm(opened, source, config.eval_batch_size, config.seed, terminal.say, _bars(terminal, bars))
+        lm = make_lm(opened, source, config.eval_batch_size, config.seed, terminal.say, _bars(terminal, bars))
         found = evaluate(lm, tasks, config)
     if config.records is not None:
         write_records(config.records, [_plain(row) for row in rows_of(found)])
-    _tell(found, engine, source, choices, config, terminal)
+    _tell(found, source, choices, config, terminal)
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, "it was asked for")
     return EXIT_OK
@@ -114,8 +114,8 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
 def make_lm(
     backend: Backend, source: Source, batch_size: int, seed: int = 0, say: Callable[[str], None] = print,
     done: Callable[[str, int], Done] = lambda what, total: lambda count: None,
-) -> tuple[Any, Engine]:  # fmt: skip
-    """lm-eval's LM over an open model, and the engine under it, which counts."""
+) -> Any:  # fmt: skip
+    """lm-eval's LM over an open model."""
     from verbs.lm_eval_model import BackendLM
 
     tokenizer: Any = load_tokenizer(source.folder)
@@ -128,7 +128,7 @@ def make_lm(
         max_length=max_length(source.folder, tokenizer.model_max_length),
         batch_size=batch_size,
     )
-    return BackendLM(engine, tokenizer, source.name, say, done, seed), engine
+    return BackendLM(engine, tokenizer, source.name, say, done, seed)
 
 
 def evaluate(lm: Any, tasks: Tasks, config: HarnessConfig) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tell(
-    found: Mapping[str, Any], engine: Engine, source: Source, choices: Mapping[str, Choice], config: HarnessConfig,
+    found: Mapping[str, Any], source: Source, choices: Mapping[str, Choice], config: HarnessConfig,
     terminal: Terminal,
 ) -> None:  # fmt: skip
     rows = [
@@ -173,9 +173,6 @@ def _tell(
         for metric, filter_ in _metrics(values)
     ]
     terminal.table(["task", "problems", "filter", "metric", "value", "standard error"], rows)
-    written, after = engine.counts.written, engine.counts.after_stop
-    if after:
-        terminal.say(f"{after:,} of {written:,} tokens came after a stop string: a row waits for the rest of its batch")
     if config.records is not None:
         terminal.say(f"written  {config.records}: each answer and its scores")
     kept = ("results", "groups", "n-shot", "n-samples", "versions", "higher_is_better")
@@ -188,7 +185,6 @@ def _tell(
             "lm_eval": importlib.metadata.version("lm-eval"),
             "chat_template": config.apply_chat_template,
             "gen_kwargs": config.gen_kwargs,
-            "tokens": asdict(engine.counts),
             "records": str(config.records) if config.records else None,
         }
     )

@@ -22,7 +22,7 @@ from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
 from backends.mlx.slots import PromptLayer, Slots, causal
 from gsm8k_core.sampling import draw_rows
 from gsm8k_core.seats import shared_length
-from gsm8k_core.types import Completion, DivergedError, OnToken, Sampling
+from gsm8k_core.types import Completion, DivergedError, FinishReason, OnToken, Sampling
 
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
@@ -149,14 +149,14 @@ class _Decoder:
         for row, token in zip(picks.rows, picks.tokens_B.tolist(), strict=True):
             if row.done:
                 continue
-            row.done = token in self._end_ids
-            if not row.done:
+            reason: FinishReason | None = "stop"
+            if token not in self._end_ids:
                 row.written.append(token)
                 self._on_token(row.index, token)
-                if len(row.written) < self._sampling.max_new_tokens:
-                    continue
-            yield row.index, Completion(tuple(row.written), "stop" if row.done else "length")
-            row.done = True
+                reason = self._sampling.ended(row.written)
+            if reason is not None:
+                row.done = True
+                yield row.index, Completion(tuple(row.written), reason)
 
 
 def _check_finite(picks: _Picks) -> None:

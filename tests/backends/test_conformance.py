@@ -17,6 +17,7 @@ from gsm8k_core.model_folder import vocabulary_size
 from gsm8k_core.types import (
     IGNORE_INDEX,
     Batch,
+    Completion,
     DataError,
     DivergedError,
     Example,
@@ -141,6 +142,22 @@ def test_generation_stops_at_any_end_token(
         cut = next((place for place, token in enumerate(free[index].tokens) if token == second), None)
         assert completion.tokens == free[index].tokens[:cut]
     assert any(completion.finish_reason == "stop" for completion in stopped.values())
+
+
+def test_an_answer_that_is_complete_goes_no_further(backend_name: str, qwen2: Path, examples: list[Example]) -> None:
+    """It ends with the token that completes it, its neighbours go on, and its seat is taken again."""
+    prompts = [example.tokens[:6] for example in examples[:6]]
+    backend = open_it(backend_name, qwen2)
+    free = dict(backend.generate(prompts, Sampling(12, 3)))
+    token = next(c.tokens[4] for c in free.values() if len(c.tokens) > 5 and c.tokens[4] not in c.tokens[:4])
+    found = dict(backend.generate(prompts, Sampling(12, 3, complete=lambda tokens: tokens[-1] == token)))
+    for index, completion in found.items():
+        written = free[index].tokens
+        if token in written:
+            assert completion == Completion(written[: written.index(token) + 1], "complete")
+        else:
+            assert completion == free[index]
+    assert {"complete"} < {completion.finish_reason for completion in found.values()}
 
 
 def test_max_new_tokens_is_a_limit_and_is_told(backend_name: str, qwen2: Path, examples: list[Example]) -> None:
@@ -295,7 +312,9 @@ def test_prompts_without_a_common_beginning_are_decoded_as_they_score(
     backend_name: str, tiny_model: Path, examples: list[Example]
 ) -> None:
     backend = open_it(backend_name, tiny_model)
-    first, second = examples[0].tokens[:9], examples[1].tokens[:5]
+    first, second = (
+        tuple(t for t in row.tokens[:size] if t != tiny.END_ID) for row, size in zip(examples[:2], (10, 6), strict=True)
+    )
     assert first[0] != second[0]
     alone = dict(backend.generate([first], Sampling(8, 4)))[0].tokens
     assert len(set(alone)) > 1

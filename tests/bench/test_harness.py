@@ -75,7 +75,7 @@ def hf(bench: None, model: Path) -> Any:
     return HFLM(pretrained=str(model), dtype="float32", batch_size=2, device="cpu")
 
 
-def opened(name: str, model: Path, batch_size: int = 2, seed: int = 0) -> tuple[Any, Engine]:
+def opened(name: str, model: Path, batch_size: int = 2, seed: int = 0) -> Any:
     from verbs.harness import make_lm
 
     source = resolve_model(str(model), lambda line: None)
@@ -105,7 +105,7 @@ def test_gsm8k_over_local_rows_gives_the_same_answers_and_scores(
     from verbs.harness import evaluate, find_tasks, rows_of
 
     config = HarnessConfig(model=str(model), data=data, limit=5, num_fewshot=2, gen_kwargs="max_gen_toks=24")
-    ours, theirs = (evaluate(lm, find_tasks(["gsm8k"], data), config) for lm in (opened(backend_name, model)[0], hf))
+    ours, theirs = (evaluate(lm, find_tasks(["gsm8k"], data), config) for lm in (opened(backend_name, model), hf))
     assert ours["results"] == theirs["results"]
     keys = ("doc_id", "filter", "prompt_hash", "resps", "filtered_resps", "exact_match", "target")
     rows = [[{key: row[key] for key in keys} for row in rows_of(found)] for found in (ours, theirs)]
@@ -117,16 +117,12 @@ def test_gsm8k_over_local_rows_gives_the_same_answers_and_scores(
 def test_texts_are_cut_at_stop_strings_as_hf_cuts_them(backend_name: str, hf: Any, model: Path) -> None:
     free = texts(hf, max_gen_toks=30)
     until = [free[1][12:14], free[2][20], free[3][5:9]]
-    lm, engine = opened(backend_name, model)
+    lm = opened(backend_name, model)
     assert texts(lm, max_gen_toks=30) == free
-    assert engine.counts.after_stop == 0
     cut = texts(lm, max_gen_toks=30, until=list(until))
     assert cut == texts(hf, max_gen_toks=30, until=list(until))
     assert cut != free
-    one, alone = opened(backend_name, model, batch_size=1)
-    assert texts(one, max_gen_toks=30, until=list(until)) == cut
-    assert alone.counts.after_stop == 0
-    assert alone.counts.written < engine.counts.written
+    assert texts(opened(backend_name, model, batch_size=1), max_gen_toks=30, until=list(until)) == cut
 
 
 def test_log_likelihoods_are_those_of_hf(backend_name: str, hf: Any, model: Path) -> None:
@@ -134,7 +130,7 @@ def test_log_likelihoods_are_those_of_hf(backend_name: str, hf: Any, model: Path
     pairs = [(prompt, letter) for prompt, letter in greedy if letter.strip().isascii() and letter.strip()]
     pairs += [(prompt, f" {word}") for prompt in PROMPTS for word in ("Tom", "apples has", "é more and more")]
     pairs += [("", "Tom buys 2"), ("he buys ", "2 apples")]
-    lm, _ = opened(backend_name, model)
+    lm = opened(backend_name, model)
     ours, theirs = likelihoods(lm, pairs), likelihoods(hf, pairs)
     error = max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True))
     assert error < 1e-4
@@ -147,19 +143,19 @@ def test_log_likelihoods_are_those_of_hf(backend_name: str, hf: Any, model: Path
 def test_rolling_log_likelihoods_are_those_of_hf_beyond_the_context(backend_name: str, hf: Any, model: Path) -> None:
     long = " ".join(np.random.default_rng(0).choice(tiny.WORDS, 300))
     rows = requests("loglikelihood_rolling", [(long,), (PROMPTS[0],), ("Tom",)])
-    lm, _ = opened(backend_name, model)
+    lm = opened(backend_name, model)
     np.testing.assert_allclose(lm.loglikelihood_rolling(rows), hf.loglikelihood_rolling(rows), atol=1e-2, rtol=1e-6)
 
 
 def test_a_prompt_that_is_too_long_loses_its_start_as_with_hf(hf: Any, model: Path) -> None:
     long = " ".join(np.random.default_rng(1).choice(tiny.WORDS, 200))
-    lm, _ = opened("torch", model)
+    lm = opened("torch", model)
     assert texts(lm, [long, "Tom"], max_gen_toks=8) == texts(hf, [long, "Tom"], max_gen_toks=8)
 
 
 @pytest.mark.parametrize("start", [True, False])
 def test_the_chat_template_is_applied_as_hf_applies_it(start: bool, hf: Any, model: Path) -> None:
-    lm, _ = opened("torch", model)
+    lm = opened("torch", model)
     turns = [{"role": role, "content": f"{role} buys 2"} for role in ("system", "user", "assistant")][: 3 - start]
     assert lm.apply_chat_template(turns, start) == hf.apply_chat_template(turns, start)
     assert lm.chat_template(True) == hf.chat_template(True) == tiny.TEMPLATE
@@ -172,10 +168,10 @@ def test_the_chat_template_is_applied_as_hf_applies_it(start: bool, hf: Any, mod
 
 def test_what_is_drawn_depends_on_seed_and_request_alone(backend_name: str, model: Path) -> None:
     asked = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0, "top_p": 0.9}
-    drawn = texts(opened(backend_name, model, batch_size=5)[0], **asked)
-    assert texts(opened(backend_name, model, batch_size=1)[0], PROMPTS[::-1], **asked) == drawn[::-1]
-    assert texts(opened(backend_name, model, seed=1)[0], **asked) != drawn
-    repeated = texts(opened(backend_name, model)[0], [PROMPTS[0]] * 3, **asked)
+    drawn = texts(opened(backend_name, model, batch_size=5), **asked)
+    assert texts(opened(backend_name, model, batch_size=1), PROMPTS[::-1], **asked) == drawn[::-1]
+    assert texts(opened(backend_name, model, seed=1), **asked) != drawn
+    repeated = texts(opened(backend_name, model), [PROMPTS[0]] * 3, **asked)
     assert repeated[0] == drawn[0]
     assert len(set(repeated)) == 3
 
@@ -207,14 +203,13 @@ def fake(answers: dict[tuple[int, ...], str], batch_size: int = 2) -> Engine:
     """A model whose tokens are letters; it writes what it is told, then its end token, 0."""
 
     def generate(prompts: Any, sampling: Sampling, on_token: Any = None, keys: Any = None) -> Iterator[Any]:
-        written = [answers[tuple(prompt)] for prompt in prompts]
+        written, done = [answers[tuple(prompt)] for prompt in prompts], set[int]()
         for at in range(sampling.max_new_tokens + 1):
             for row, text in enumerate(written):
-                if at == min(len(text), sampling.max_new_tokens):
-                    reason: Any = "stop" if at == len(text) else "length"
+                reason = "stop" if at == len(text) else sampling.ended([*map(ord, text[:at])]) if at else None
+                if reason and row not in done:
+                    done.add(row)
                     yield row, Completion(tuple(map(ord, text[:at])), reason)
-                elif at < len(text) and on_token:
-                    on_token(row, ord(text[at]))
 
     def score(batch: Any) -> Any:
         raise AssertionError("not asked for")
@@ -222,11 +217,10 @@ def fake(answers: dict[tuple[int, ...], str], batch_size: int = 2) -> Engine:
     return Engine(generate, score, lambda tokens: "".join(map(chr, tokens)), frozenset({0}), 128, 512, batch_size)
 
 
-def test_a_batch_ends_when_every_row_has_stopped_or_ended() -> None:
+def test_an_answer_ends_with_its_stop_string_its_end_token_or_its_length() -> None:
     engine = fake({(1,): "ab. and so on", (2,): "abcd", (3,): "abcdefg.hij"}, batch_size=3)
-    rows = complete(engine, [(1,), (2,), (3,)], [".", ""], Sampling(12, 3), [0, 1, 2], lambda count: None)
-    assert ["".join(map(chr, row)) for row in rows] == ["ab.", "abcd", "abcdefg."]
-    assert (engine.counts.written, engine.counts.after_stop) == (3 + 4 + 8 + 5, 5)
+    rows = complete(engine, [(1,), (2,), (3,)], [".", ""], Sampling(7, 3), [0, 1, 2], lambda count: None)
+    assert ["".join(map(chr, row)) for row in rows] == ["ab.", "abcd", "abcdefg"]
 
 
 def test_only_a_doubtful_continuation_is_really_continued() -> None:
@@ -273,7 +267,7 @@ def test_any_task_of_a_yaml_file_is_scored_as_with_hf(backend_name: str, hf: Any
     task = tmp_path / "task.yaml"
     task.write_text(TASK.format(file=tmp_path / "rows.jsonl"))
     config = HarnessConfig(model=str(model), tasks=str(task))
-    found = [evaluate(lm, find_tasks([str(task)], None), config) for lm in (opened(backend_name, model)[0], hf)]
+    found = [evaluate(lm, find_tasks([str(task)], None), config) for lm in (opened(backend_name, model), hf)]
     assert found[0]["results"] == found[1]["results"]
     assert found[0]["n-samples"]["tiny_choice"]["effective"] == len(PROMPTS)
 
