@@ -189,8 +189,10 @@ class TrainConfig(DataSettings, RowSettings):
     ] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 1")] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 2")] = 0.999
-    adam_epsilon: Annotated[float, Field(gt=0, description="AdamW epsilon")] = 1e-8
-    max_grad_norm: Annotated[float, Field(gt=0, description="gradients are clipped to this norm")] = 1.0
+    # Within these two, finite weights and a finite gradient give finite weights: below the one, 0 / 0 in float32, above
+    # the other, a square that float32 does not hold.
+    adam_epsilon: Annotated[float, Field(ge=1e-20, description="AdamW epsilon")] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12, description="gradients are clipped to this norm")] = 1.0
 
     @pydantic.model_validator(mode="after")
     def _one_kind_of_training(self) -> Self:
