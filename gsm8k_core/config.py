@@ -167,6 +167,11 @@ class TrainConfig(DataSettings, RowSettings):
     ] = 0
     eval_problems: Annotated[int, Field(gt=0, description="dev problems, the first ones, always the same")] = 32
     eval_max_new_tokens: Annotated[int, Field(gt=0, description="longest answer to a dev problem, in tokens")] = 320
+    # 25: what a collapse can waste is 25 updates, and a probe costs 0.5 to 2 % of them; it divides --save-steps, so
+    # every checkpoint has been looked at.
+    probe_steps: Annotated[
+        int, Field(ge=0, description="look for NaN and collapse in a few short answers every so many updates; 0: never")
+    ] = 25
     report_to: Annotated[
         Trackers, Field(description="also report to wandb, trackio or tensorboard; several with commas between")
     ] = "none"
