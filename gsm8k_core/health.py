@@ -1,8 +1,9 @@
 """Whether answers look like a working model's: what is counted, what is too little, and what it means.
 
 A collapsed model has a finite loss for a while, and its run goes on for hours. Its answers show it at once: token 0 and
-nothing else, one token again and again, no number anywhere. Too few tokens of an answer show nothing, so a probe reads
-PROBE_TOKENS of them; an end token cannot come that early, and is looked for where the gold answer ends.
+nothing else, one token again and again, no number anywhere. Repetition is counted in an answer's first READ_TOKENS:
+fewer show nothing, and a healthy answer that is cut much later may well loop at its end. An end token cannot come that
+early, so a probe looks for it where the gold answer ends.
 
 Every threshold stands far from what healthy answers gave. Measured: SmolLM2-135M-Instruct as it is, and after 150
 updates; the first 64 tokens of its answers to GSM8K's 1,319 test problems, one by one, and 20,000 groups of four.
@@ -19,6 +20,7 @@ from gsm8k_core.answers import RULES
 from gsm8k_core.headline import HEADLINE_RULE
 from gsm8k_core.types import Completion
 
+READ_TOKENS = 64
 # Share of token 0 in all tokens. No healthy answer held one. From COLLAPSED on, nothing else is written any more.
 MUCH_TOKEN_0 = 0.25
 COLLAPSED = 0.99
@@ -31,9 +33,11 @@ LONGEST_RUN = 0.5
 # Answers without a number. Healthy: 5 % before training, 0.5 % after it, so four of four by chance: 6e-6.
 ALL_WITHOUT_NUMBER = 1.0
 FEWEST_ANSWERS = 4  # of fewer, the shares say too little
-# Answers that an end token closed, of those with LONG_ENOUGH tokens to do so. Healthy: 67 % and 73 % within 320.
+# Answers that an end token closed, of those with LONG_ENOUGH tokens to do so. Healthy: 67 % and 73 % within 320. Four
+# answers that all run on are no rarity (0.5 %).
 LEAST_STOPPED = 0.1
 LONG_ENOUGH = 256
+FEWEST_TO_STOP = 32
 # The probability of the end token where the gold answer ends, the mean over rows. Healthy: 0.997 after 50 updates (of
 # 16 rows none below 0.995). Not learned: 0.16, which is SmolLM2-135M-Instruct before any update.
 LEAST_END = 0.3
@@ -51,8 +55,8 @@ class Vitals:
 
     answers: int
     token_0: float  # of all tokens
-    distinct: float  # different tokens over tokens, the mean over answers
-    longest_run: float  # of one token, over the answer's tokens, the mean over answers
+    distinct: float  # different tokens over tokens, in the first READ_TOKENS, the mean over answers
+    longest_run: float  # of one token, over the tokens, in the first READ_TOKENS, the mean over answers
     no_answer: float  # answers in which the headline rule reads nothing
     stopped: float  # answers that an end token closed
     could_stop: int  # answers that were closed or had LONG_ENOUGH tokens
@@ -68,14 +72,15 @@ def vitals(completions: Sequence[Completion], texts: Sequence[str], end_log_p: S
     if not completions:
         raise ValueError("there are no answers to look at")
     answers = [completion.tokens for completion in completions]
+    heads = [tokens[:READ_TOKENS] for tokens in answers]
     num_tokens, extract = sum(map(len, answers)), RULES[HEADLINE_RULE].extract
     stopped = [completion.finish_reason == "stop" for completion in completions]
     could_stop = sum(done or len(tokens) >= LONG_ENOUGH for done, tokens in zip(stopped, answers, strict=True))
     return Vitals(
         len(answers),
         sum(token == 0 for tokens in answers for token in tokens) / max(num_tokens, 1),
-        _mean([len(set(tokens)) / len(tokens) if tokens else 0.0 for tokens in answers]),
-        _mean([longest_run(tokens) / len(tokens) if tokens else 0.0 for tokens in answers]),
+        _mean([len(set(tokens)) / len(tokens) if tokens else 0.0 for tokens in heads]),
+        _mean([longest_run(tokens) / len(tokens) if tokens else 0.0 for tokens in heads]),
         _mean([extract(text) is None for text in texts]),
         _mean(stopped), could_stop,
         _mean([math.exp(value) for value in end_log_p]) if end_log_p else None,
@@ -107,7 +112,7 @@ def warnings(found: Vitals, updates: int) -> list[str]:
         said.append(f"answers repeat themselves ({found.distinct:.0%} different tokens): the model is collapsing")
     if found.answers >= FEWEST_ANSWERS and found.no_answer >= ALL_WITHOUT_NUMBER:
         said.append(f"none of {found.answers} answers holds a number")
-    if found.could_stop >= FEWEST_ANSWERS and found.stopped * found.answers < LEAST_STOPPED * found.could_stop:
+    if found.could_stop >= FEWEST_TO_STOP and found.stopped * found.answers < LEAST_STOPPED * found.could_stop:
         said.append(f"{found.stopped:.0%} of the answers end by themselves: the end token is not learned")
     if found.end_probability is not None and updates >= ENOUGH_UPDATES and found.end_probability < LEAST_END:
         said.append(

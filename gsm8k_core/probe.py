@@ -15,7 +15,7 @@ from gsm8k_core.dev import Measured
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 
 PROBE_ROWS = 4
-PROBE_TOKENS = 64
+PROBE_TOKENS = health.READ_TOKENS
 
 ADVICE = "go on from an earlier checkpoint with a lower --learning-rate"
 

@@ -53,7 +53,7 @@ SICK = {
     "100% of an answer is one token in a row": of([7] * 64),
     "answers repeat themselves (5% different tokens)": of([7, 8, 9] * 21),
     "none of 4 answers holds a number": of(HEALTHY, "I do not know."),
-    "0% of the answers end by themselves": of([*range(5, 261)]),
+    "0% of the answers end by themselves": of([*range(5, 261)], count=32),
     "the end token has a probability of 0.16 after 999 updates: it is not learned": of(HEALTHY, end=0.16),
 }
 
@@ -79,6 +79,15 @@ def test_short_answers_say_nothing_of_the_stop_rate() -> None:
     assert warnings(of(HEALTHY), LONG) == []
     assert of(HEALTHY).could_stop == 0
     assert vitals(answers(HEALTHY, finish="stop"), ["18"]).could_stop == 1
+
+
+def test_four_healthy_answers_may_all_be_cut() -> None:
+    assert warnings(of([*range(5, 261)]), LONG) == []
+
+
+def test_a_loop_late_in_an_answer_is_no_collapse() -> None:
+    assert warnings(of([*HEALTHY, *[7] * 180]), LONG) == []
+    assert len(warnings(of([*[7] * 180, *HEALTHY]), LONG)) == 1  # the control: at its beginning
 
 
 def test_only_token_0_is_a_collapse() -> None:

@@ -92,3 +92,16 @@ def test_eval_of_weights_that_are_not_finite_says_what_they_would_write(
     assert done.returncode == 5
     assert "not finite" in one_line(done.stderr)
     assert "token 0, which is Qwen's !!!!" in one_line(done.stderr)
+
+
+def test_eval_explains_answers_of_token_0_alone(
+    run: Run, backend_name: str, data: Path, only_token_0: Path, tmp_path: Path
+) -> None:
+    def said(model: Path) -> list[str]:
+        done = run("eval", "--backend", backend_name, "--model", model, "--data", data, "--max-samples", "8")
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith("health ") and "token 0" in line]
+
+    (line,) = said(only_token_0)
+    assert "100% of what it writes is token 0" in line
+    assert said(tiny.make(tmp_path / "tiny")) == []
