@@ -167,7 +167,7 @@ class TrainConfig(DataSettings, RowSettings):
     ] = 0
     eval_problems: Annotated[int, Field(gt=0, description="dev problems, the first ones, always the same")] = 32
     eval_max_new_tokens: Annotated[int, Field(gt=0, description="longest answer to a dev problem, in tokens")] = 320
-    # 25: a collapse wastes 25 updates at most, and a probe takes about as long as 6 rows of an update (docs/training.md).
+    # 25: a collapse wastes 25 updates at most, and a probe takes as long as 6 rows of an update (docs/training.md).
     # It divides the default of --save-steps, so every checkpoint has been looked at.
     probe_steps: Annotated[
         int, Field(ge=0, description="look for NaN and collapse in a few short answers every so many updates; 0: never")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gsm8k_core.types import FloatArray
 
 Finite = Mapping[str, bool]  # parameter name -> whether all of it is finite
-Recompute = Callable[[int, Batch], tuple[float, Finite]]  # (place, micro-batch) -> its loss, its gradients
+# (place, micro-batch) -> its loss, and of each gradient whether its squared norm is finite: of large numbers, none is.
+Recompute = Callable[[int, Batch], tuple[float, Finite]]
 
 NOT_APPLIED = "the step was not applied"
 ADVICE = "try a lower --learning-rate, or --dtype float32"

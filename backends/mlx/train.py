@@ -219,7 +219,8 @@ def _why(
     def recompute(place: int, batch: Batch) -> tuple[float, dict[str, bool]]:
         seed(place)
         total, gradients = micro_batch(batch, scale)
-        return total.item(), _finite((name_of(name), gradient) for name, gradient in gradients.items())
+        squares = ((name_of(name), mx.square(value.astype(mx.float32)).sum()) for name, value in gradients.items())
+        return total.item(), _finite(squares)
 
     every = tree_flatten(micro_batch.model.parameters())
     frozen = ((name.replace(".linear.", "."), value) for name, value in every if name not in masters)

@@ -197,7 +197,8 @@ class UpdateTrainer(Trainer):
             model.zero_grad()
             with self.accelerator.autocast(), self.losses.one_update():
                 loss = self._accumulate(model, place, batch, scale).item()
-            return loss, _finite({name: p.grad for name, p in self.trained.items() if p.grad is not None})
+            given = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+            return loss, _finite({name: gradient.square().sum() for name, gradient in given.items()})
 
         ours = set(map(id, self.trained.values()))
         every = {

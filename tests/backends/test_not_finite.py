@@ -98,14 +98,19 @@ def test_after_it_the_run_goes_on_from_the_state(backend_name: str, qwen2: Path,
     assert same(broken.state(), whole.state())
 
 
-def test_a_gradient_that_is_not_finite_is_named(backend_name: str, qwen2: Path, examples: list[Example]) -> None:
-    """A finite loss, whose gradient overflows in the backward pass: 3e38 times what a layer gives is too much."""
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_is_named_where_the_loss_is_finite(
+    backend_name: str, qwen2: Path, examples: list[Example], method: str
+) -> None:
+    """One target counts so much that the squares of its gradient are too large for float32, though the loss is not."""
     first = updates_of(examples)[0]
-    error = failing(open_it(backend_name, qwen2), [poisoned(first, 1, 3e37)], METHODS["full"])
-    assert error.update == 1
+    error = failing(open_it(backend_name, qwen2), [poisoned(first, 1, 1e30)], METHODS[method])
+    assert (error.update, error.rows) == (1, first.micro_batches[1].rows)
     assert error.tensor is not None
-    assert error.tensor.startswith("the gradient of model.") or "sum over the micro-batches" in error.tensor
-    assert "loss nan" not in str(error)
+    stem = "model.embed_tokens.weight" if method == "full" else "base_model.model.model.layers.0."
+    assert error.tensor.startswith(f"the gradient of {stem}")
+    assert "gradient norm inf" in str(error)
+    open_it(backend_name, qwen2).train([poisoned(first, 1, 10.0)], METHODS[method], FakePilot())  # the control
 
 
 def test_a_weight_of_the_folder_is_named(backend_name: str, tmp_path: Path, examples: list[Example]) -> None:
