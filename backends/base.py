@@ -15,7 +15,8 @@ float32 whatever the compute precision is.
 
 The step, in words. AdamW (Loshchilov & Hutter 2019) with bias correction, in float32, on the gradient of that
 loss after clipping its global norm g to `max_grad_norm` c by the factor min(1, c / (g + 1e-6)). Weight decay
-touches parameters with two or more dimensions. When loss or norm is not finite, the step is not applied.
+touches parameters with two or more dimensions. Loss, norm and a sum over the weights before the step are read
+together, once an update; when one of them is not finite, the step is not applied, and gsm8k_core.finite finds out why.
 Weights and moments are float32 even where the products are computed in bfloat16 or float16.
 
 Randomness, in words. Nothing is restored, everything is seeded: dropout in micro-batch b of update u draws from
@@ -76,7 +77,10 @@ class Live(Protocol):
     def save(self, directory: Path) -> None: ...
 
     def state(self) -> TrainState:
-        """What another backend needs to go on from here. The arrays are valid until the next update."""
+        """What another backend needs to go on from here. The arrays are valid until the next update.
+
+        Raises DivergedError when any of it is not finite.
+        """
         ...
 
 
@@ -116,7 +120,8 @@ class Backend(Protocol):
         With `resume`, weights and moments are set to it first, whichever backend made it, and `updates` begin
         after it. An adapter method gives the model its adapter here, drawn by gsm8k_core.lora.
 
-        Raises DivergedError when loss or gradient is not finite (the step is not applied), OutOfMemoryError.
+        Raises DivergedError when loss, gradient or weights are not finite: the step is not applied, and `state()` is
+        that after the update before. Raises OutOfMemoryError, and DataError for a `resume` that does not fit.
         """
         ...
 
@@ -139,7 +144,8 @@ class Backend(Protocol):
     def save(self, directory: Path) -> None:
         """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist.
 
-        With an adapter, the folder is one in PEFT's layout, and holds the adapter alone.
+        With an adapter, the folder is one in PEFT's layout, and holds the adapter alone. Raises DivergedError, before
+        anything is written, when a weight is not finite.
         """
         ...
 

@@ -46,7 +46,7 @@ def pad(examples: Sequence[Example]) -> Batch:
         end = len(example.tokens)
         tokens[row, :end] = example.tokens
         labels[row, example.num_prompt : end] = example.tokens[example.num_prompt :]
-    return Batch(tokens, labels)
+    return Batch(tokens, labels, rows=tuple(example.id for example in examples))
 
 
 def _width(example: Example) -> int:

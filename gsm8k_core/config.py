@@ -167,6 +167,11 @@ class TrainConfig(DataSettings, RowSettings):
     ] = 0
     eval_problems: Annotated[int, Field(gt=0, description="dev problems, the first ones, always the same")] = 32
     eval_max_new_tokens: Annotated[int, Field(gt=0, description="longest answer to a dev problem, in tokens")] = 320
+    # 25: a collapse wastes 25 updates at most, and a probe takes as long as 6 rows of an update (docs/training.md).
+    # It divides the default of --save-steps, so every checkpoint has been looked at.
+    probe_steps: Annotated[
+        int, Field(ge=0, description="look for NaN and collapse in a few short answers every so many updates; 0: never")
+    ] = 25
     report_to: Annotated[
         Trackers, Field(description="also report to wandb, trackio or tensorboard; several with commas between")
     ] = "none"
@@ -189,8 +194,10 @@ class TrainConfig(DataSettings, RowSettings):
     ] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 1")] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 2")] = 0.999
-    adam_epsilon: Annotated[float, Field(gt=0, description="AdamW epsilon")] = 1e-8
-    max_grad_norm: Annotated[float, Field(gt=0, description="gradients are clipped to this norm")] = 1.0
+    # Within these two, finite weights and a finite gradient give finite weights: below the one, 0 / 0 in float32, above
+    # the other, a square that float32 does not hold.
+    adam_epsilon: Annotated[float, Field(ge=1e-20, description="AdamW epsilon")] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12, description="gradients are clipped to this norm")] = 1.0
 
     @pydantic.model_validator(mode="after")
     def _one_kind_of_training(self) -> Self:

@@ -31,6 +31,7 @@ SHARE_ON_THE_WAY = 0.5
 Live = TypeVar("Live")  # the weights in training: only handed on, so core needs to know nothing of them
 Save = Callable[[int, Live], Path]
 Evaluate = Callable[[Live, Deadline], DevResult | None]
+Probe = Callable[[int, Live], StepEvent]
 
 
 def rate_at(update: int, total: int, config: TrainConfig) -> float:
@@ -108,8 +109,12 @@ class RunPilot(Generic[Live]):
         save_reserve: float,
         losses: Sequence[float] = (),
         best: Mapping[str, Any] | None = None,
+        probe: Probe[Live] | None = None,
     ) -> None:
-        """`losses` and `best` are those of as_json() in the checkpoint that the run goes on from."""
+        """`losses` and `best` are those of as_json() in the checkpoint that the run goes on from.
+
+        `probe` gives its event, or raises CollapsedError, which ends the run.
+        """
         numbers = [event.update for event in events]
         if not numbers or numbers[0] != 0 or numbers != sorted(numbers):
             raise ValueError(f"a plan begins at update 0 and goes forward, not {numbers}")
@@ -117,7 +122,8 @@ class RunPilot(Generic[Live]):
         self._emit, self._elapsed, self._interrupted = emit, elapsed, interrupted
         self._save_to, self._keep_best, self._reserve = save, keep_best, reserve
         self._evaluate = evaluate if config.eval_steps else None
-        self._updates, self._devs = _Times(), _Times()
+        self._probe = probe if config.probe_steps else None
+        self._updates, self._devs, self._probes = _Times(), _Times(), _Times()
         self._saves, self._keeps = _Times(guess=save_reserve), _Times(guess=reserve)
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
@@ -146,7 +152,9 @@ class RunPilot(Generic[Live]):
         self._updates.add(now - self._before)
         self.losses.append(stats.loss)
         self._emit(StepEvent("update", self._values(stats, now - self._before, now)))
-        # In this order: a checkpoint holds the best of its own update as well.
+        # In this order: nothing that a probe ends is kept, and a checkpoint holds the best of its own update as well.
+        if self._probe and (update % self._config.probe_steps == 0 or update == self.total):
+            self._look(update, live, self._probe)
         if self._evaluate and (update % self._config.eval_steps == 0 or update == self.total):
             self._measure(update, live, self._evaluate)
         every = self._config.save_steps
@@ -181,6 +189,15 @@ class RunPilot(Generic[Live]):
             num_devs = _due(every, update, self.total) + (self.total % every > 0)
             seconds += num_devs * (self._devs.mean + self._keeps.total / max(self._devs.num, 1))
         return seconds
+
+    def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
+        """Ask the probe, unless the run is to end or there is no time for it."""
+        before = self._elapsed()
+        needed = self._probes.most + self._ending(update)
+        if not self._interrupted() and before + needed <= self._config.budget_seconds:
+            event = probe(update, live)
+            self._probes.add(self._elapsed() - before)
+            self._emit(event)
 
     def _measure(self, update: int, live: Live, evaluate: Evaluate[Live]) -> None:
         room = self._room(update)

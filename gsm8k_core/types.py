@@ -4,7 +4,8 @@
     |-- UsageError        2   a flag, a value or a combination that cannot work
     |-- PreflightError    3   this machine, or what is installed on it, cannot do it
     |-- DataError         4   problems, prompts or a model folder that cannot be used
-    |-- DivergedError     5   loss, gradient or weights are not finite
+    |-- DivergedError     5   loss, gradient, weights or logits are not finite
+    |   `-- CollapsedError    a probe found that the model answers nothing any more
     |-- OutOfMemoryError  6   the device ran out of memory
     `-- StorageError      7   a folder that cannot be written, or that another run holds
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # `--help` stays fast: numpy costs more than everything else 
     FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 IGNORE_INDEX = -100
+SHOWN_ROWS = 4  # ids in one line of an error
 OnToken = Callable[[int, int], None]  # called with (index of the prompt, token) as each token is written
 FinishReason = Literal["stop", "length", "complete"]  # an end token, --max-new-tokens, or Sampling.complete
 Complete = Callable[[Sequence[int]], bool]  # asked with an answer's tokens so far after each: nothing is to follow
@@ -53,7 +55,32 @@ class DataError(GSM8KError):
 
 
 class DivergedError(GSM8KError):
+    """The step of `update` was not applied; weights and moments are those of the update before."""
+
     exit_code = 5
+
+    def __init__(
+        self, what: str, *, update: int | None = None, tensor: str | None = None, rows: Sequence[str] = (),
+        advice: str = "",
+    ) -> None:  # fmt: skip
+        """`tensor` is what is not finite, in words; `rows` are the Example ids that it was found with."""
+        self.update, self.tensor, self.rows = update, tensor, tuple(rows)
+        place = "" if update is None else f"update {update}: "
+        first = f"first not finite: {tensor}{_among(self.rows)}" if tensor else ""
+        super().__init__(place + "; ".join(filter(None, (what, first, advice))))
+
+
+def _among(rows: Sequence[str]) -> str:
+    """` (rows a, b and 3 more)`; nothing without rows."""
+    more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+    return f" (rows {', '.join(rows[:SHOWN_ROWS])}{more})" if rows else ""
+
+
+class CollapsedError(DivergedError):
+    """A probe after `update`, which was applied, found nothing but token 0, or logits that are not finite.
+
+    The weights are as they are: half the rate does not mend them.
+    """
 
 
 class OutOfMemoryError(GSM8KError):
@@ -104,6 +131,7 @@ class Batch:
     tokens: IntArray  # (B, T) int32
     labels: IntArray  # (B, T) int32, unshifted; IGNORE_INDEX on prompt and padding
     weights: FloatArray | None = None  # (B, T) float32 per target; None = 1
+    rows: tuple[str, ...] = ()  # Example ids, where they are known
 
     @property
     def num_targets(self) -> int:

@@ -16,9 +16,19 @@ from gsm8k_core.answer_line import AnswerLine
 from gsm8k_core.config import EMBEDDED_MODEL, flag
 from gsm8k_core.data import is_single_file, load_data
 from gsm8k_core.diagnose import breakdown
-from gsm8k_core.evaluate import ANSWER_LINE, STOP_RULE, Draw, Key, evaluate, problems_hash, summarise
+from gsm8k_core.evaluate import (
+    ANSWER_LINE,
+    STOP_RULE,
+    Draw,
+    Key,
+    completion_of,
+    evaluate,
+    problems_hash,
+    summarise,
+)
 from gsm8k_core.folders import write_json
 from gsm8k_core.generated import HELD_OUT
+from gsm8k_core.health import vitals, warnings
 from gsm8k_core.model_folder import folder_hash, vocabulary_size
 from gsm8k_core.models import Source, resolve_model
 from gsm8k_core.preflight import check_context, check_token_ids
@@ -120,6 +130,7 @@ def run(config: EvalConfig, context: Context) -> int:
     scored = _with_checks(config, open_model(config, place, source, problems, terminal), terminal)
     found = breakdown(scored.records)
     show_scores(terminal, scored.summary, found)
+    _say_health(scored.records, terminal)
     made = Made("eval", config, context.explicit, problems.problems, owner)
     page = write_one(made, scored.summary, scored.records, found, terminal.say)
     terminal.say(f"\nrecords  {scored.summary['records']}\npage     {page}")
@@ -130,6 +141,13 @@ def run(config: EvalConfig, context: Context) -> int:
         banner(terminal, reason)
     terminal.result({**scored.summary, "breakdown": found, "page": str(page)})
     return EXIT_OK
+
+
+def _say_health(records: Sequence[Mapping[str, Any]], terminal: Terminal) -> None:
+    """What no healthy model's answers look like, in a line each."""
+    found = vitals([completion_of(record) for record in records], [record["completion"] for record in records])
+    for warning in warnings(found, updates=0):
+        terminal.say(f"health   {warning}")
 
 
 def load_problems(config: ScoreSettings, source: Source, context: Context, pair: Pair | None = None) -> Problems:

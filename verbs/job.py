@@ -19,6 +19,7 @@ from gsm8k_core.model_folder import end_token_ids, folder_hash, linear_layers, t
 from gsm8k_core.models import Source, identity, resolve_model
 from gsm8k_core.pilot import PlanEvent
 from gsm8k_core.preflight import Preflight, check_token_ids, keep_whole, summarise
+from gsm8k_core.probe import PROBE_ROWS
 from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
 from gsm8k_core.resume import check, cut_metrics
 from gsm8k_core.runs import Run, check_free, create, default_folder, newest_stopped, reopen
@@ -38,6 +39,7 @@ class Rows:
 
     examples: list[Example]
     dev: list[tuple[Problem, Example]]
+    probed: list[Example]  # dev rows, too: those that a probe looks at
     num_dev: int
     preflight: Preflight
 
@@ -292,4 +294,5 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.eval_problems] if config.eval_steps else ()
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends), strict=True)) if asked else []
-    return Rows(keep_whole(examples, summary, config.drop_long), pairs, len(dev), summary)
+    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends) if config.probe_steps and dev else []
+    return Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)

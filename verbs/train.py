@@ -22,8 +22,9 @@ from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig
 from gsm8k_core.dev import DevSet
 from gsm8k_core.folders import new_folder, remove_folder
 from gsm8k_core.lora import lora_spec, write_mlx_adapter
-from gsm8k_core.model_folder import folder_hash
+from gsm8k_core.model_folder import end_token_ids, folder_hash
 from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
+from gsm8k_core.probe import Probe
 from gsm8k_core.prompts import decode, load_tokenizer
 from gsm8k_core.quantized import cached_base, dequantized_folder, is_quantized, widths
 from gsm8k_core.runs import Run
@@ -221,7 +222,7 @@ class Segment:
             config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=save,
             keep_best=keep_best, evaluate=dev.measure if dev else None, reserve=reserve,
             save_reserve=reserve if config.uses_adapter else MOMENTS * reserve,
-            losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(),
+            losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(), probe=self._probe(),
         )  # fmt: skip
         return pilot
 
@@ -232,6 +233,10 @@ class Segment:
         same = all(before.get(name) == getattr(self.job.config, name) for name in MEASURED)
         held = (self.run.manifest.get("best") or {}).get("update")
         return best if best and same and held == best["update"] and self.run.best.is_dir() else None
+
+    def _probe(self) -> Probe | None:
+        rows, folder = self.job.rows.probed, self.job.source.folder
+        return Probe(rows, end_token_ids(folder), partial(decode, load_tokenizer(folder))) if rows else None
 
     def _dev_set(self) -> DevSet | None:
         config, pairs = self.job.config, self.job.rows.dev
@@ -273,6 +278,9 @@ def _show(event: StepEvent, steps: Steps, budget: float, terminal: Terminal) -> 
             f"dev      update {values['update']}: loss {values['loss']:.3f}, {values['correct']} of "
             f"{values['problems']} right, {values['stopped']} ended by themselves ({values['seconds']:.0f} s)"
         )
+    elif event.name == "probe":
+        for warning in values["warnings"]:
+            terminal.say(f"health   update {values['update']}: {warning}")
     elif event.name == "dev_skipped":
         terminal.say(f"dev      update {values['update']}: not measured ({values['reason']})")
 

@@ -46,8 +46,9 @@ from backends.mlx.train import (  # noqa: E402
     set_working,
     train,
 )
+from gsm8k_core.finite import check_resumed, check_weights, checked_state  # noqa: E402
 from gsm8k_core.folders import read_json  # noqa: E402
-from gsm8k_core.lora import LoraSpec, lora_spec, write_adapter  # noqa: E402
+from gsm8k_core.lora import LoraSpec, lora_spec, peft_name, write_adapter  # noqa: E402
 from gsm8k_core.model_folder import (  # noqa: E402
     check_folder,
     end_token_ids,
@@ -212,7 +213,10 @@ class MLXBackend:
             set_working(self._model, self._masters, self._dtype)
             with memory.limited(mx.device_info(), partial(self._predicted_peak, config), self.choices):
                 step = MicroBatch(self._model, compiled=COMPILER.name == "compiled" and not draws_dropout(config))
-                outcome = train(step, self._masters, self._optimizer, updates, config, pilot, self, self._dtype)
+                name_of = peft_name if self._spec is not None else str
+                outcome = train(
+                    step, self._masters, self._optimizer, updates, config, pilot, self, self._dtype, name_of
+                )
             self.choices["compile"] = Choice(COMPILER.name, f"{COMPILER.reason}; {step.num_traces} shapes traced")
             return outcome
 
@@ -248,6 +252,7 @@ class MLXBackend:
         return {name: stored[name].astype(mx.float32) for name in names} | self._masters
 
     def _restore(self, resume: TrainState, optimizer: AdamW) -> None:
+        check_resumed(resume)
         to_ours = to_mlx if self._spec else (lambda values: {name: mx.array(value) for name, value in values.items()})
         parameters = to_ours(resume.parameters)
         check_fit(self._masters, parameters)
@@ -264,7 +269,7 @@ class MLXBackend:
         if self._optimizer is None:
             raise RuntimeError("there is no state before train()")
         first, second = (self._to_state(self._optimizer.moments(which)) for which in ("m", "v"))
-        return TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second)
+        return checked_state(TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
@@ -279,9 +284,12 @@ class MLXBackend:
 
     def save(self, directory: Path) -> None:
         if self._spec is not None:
-            write_adapter(directory, self._to_state(self._masters), self._spec, self._base)
+            values = self._to_state(self._masters)
+            check_weights(values)
+            write_adapter(directory, values, self._spec, self._base)
             return
         arrays = {name: np.asarray(array) for name, array in self._whole().items()}
+        check_weights(arrays)
         write_model_folder(
             self._folder,
             directory,

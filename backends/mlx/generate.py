@@ -20,9 +20,10 @@ import numpy as np
 from backends.mlx import lean
 from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
 from backends.mlx.slots import PromptLayer, Slots, causal
+from gsm8k_core.finite import logits_not_finite
 from gsm8k_core.sampling import draw_rows
 from gsm8k_core.seats import shared_length
-from gsm8k_core.types import Completion, DivergedError, FinishReason, OnToken, Sampling
+from gsm8k_core.types import Completion, FinishReason, OnToken, Sampling
 
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
@@ -161,7 +162,7 @@ class _Decoder:
 
 def _check_finite(picks: _Picks) -> None:
     if not np.isfinite(np.array(picks.largest_B.astype(mx.float32))).all():
-        raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
+        raise logits_not_finite()
 
 
 def generate(

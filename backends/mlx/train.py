@@ -1,7 +1,8 @@
 """The training loop in MLX: one update in a few lines, made for unified memory.
 
 Each micro-batch is sent to the device as soon as it is built, so the graph of only one is alive; each update
-blocks once, to read its loss and norm. The model computes in its own dtype; what is trained is kept in float32.
+blocks once, to read its loss, its norm and a sum over the weights. The model computes in its own dtype; what is
+trained is kept in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from backends.base import Live, Pilot
 from backends.mlx.blocks import wrapped_blocks
 from backends.mlx.cpu import whole_array_ops
 from backends.mlx.loss import loss_sum, sum_all, target_positions
+from gsm8k_core.finite import not_finite
 from gsm8k_core.lora import dropout_seed
 from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, Update, UpdateStats
 
@@ -199,6 +201,33 @@ def global_norm(gradients: Arrays) -> mx.array:
     return mx.sqrt(mx.stack([sum_all(mx.square(gradient)) for gradient in gradients.values()]).sum())
 
 
+def any_sum(arrays: Arrays) -> mx.array:
+    """A number that is not finite when one of the weights is not; its value means nothing. One pass, no copy."""
+    return mx.stack([array.sum() for array in arrays.values()]).sum()
+
+
+def _finite(arrays: Iterable[tuple[str, mx.array]]) -> dict[str, bool]:
+    return {name: bool(mx.isfinite(array).all().item()) for name, array in arrays}
+
+
+def _why(
+    micro_batch: MicroBatch, masters: Arrays, update: Update, loss: float, norm: float, scale: float,
+    seed: Callable[[int], None], name_of: Callable[[str], str],
+) -> DivergedError:  # fmt: skip
+    """The update once more, a micro-batch at a time, to find what is not finite in it."""
+
+    def recompute(place: int, batch: Batch) -> tuple[float, dict[str, bool]]:
+        seed(place)
+        total, gradients = micro_batch(batch, scale)
+        squares = ((name_of(name), mx.square(value.astype(mx.float32)).sum()) for name, value in gradients.items())
+        return total.item(), _finite(squares)
+
+    every = tree_flatten(micro_batch.model.parameters())
+    frozen = ((name.replace(".linear.", "."), value) for name, value in every if name not in masters)
+    weights = _finite((name_of(name), value) for name, value in masters.items()) | _finite(frozen)
+    return not_finite(update, loss, norm, weights, recompute)
+
+
 class Dropout:
     """The seed of the micro-batch at hand, for the blocks to draw from."""
 
@@ -216,9 +245,12 @@ class Dropout:
 
 def train(
     micro_batch: MicroBatch, masters: Arrays, optimizer: AdamW, updates: Iterable[Update], config: TrainConfig,
-    pilot: Pilot, live: Live, dtype: mx.Dtype,
+    pilot: Pilot, live: Live, dtype: mx.Dtype, name_of: Callable[[str], str] = str,
 ) -> Outcome:  # fmt: skip
-    """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update."""
+    """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update.
+
+    `name_of` gives Hugging Face's or PEFT's name of a parameter that is trained.
+    """
     dropout = Dropout(config.seed)
     seed = (lambda: dropout.now) if draws_dropout(config) else None
     model, number = micro_batch.model, 0
@@ -229,15 +261,13 @@ def train(
             dropout.begin(number)
             scale = loss_scale(dtype, update.num_targets)
             total, gradients = update_gradients(micro_batch, update, scale, dropout.micro_batch)
-            norm = global_norm(gradients)
-            mx.eval(total, norm)  # the update's only blocking call
+            norm, weights = global_norm(gradients), any_sum(masters)
+            mx.eval(total, norm, weights)  # the update's only blocking call
             divisor = max(update.num_targets, 1) * scale
             loss, grad_norm = total.item() / divisor, norm.item() / divisor
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise DivergedError(
-                    f"update {number}: loss {loss}, gradient norm {grad_norm}; the step was not applied; "
-                    "try a lower --learning-rate, or --dtype float32"
-                )
+            if not all(map(math.isfinite, (loss, grad_norm, weights.item()))):
+                del gradients
+                raise _why(micro_batch, masters, update, loss, grad_norm, scale, dropout.micro_batch, name_of)
             clip = min(1.0, config.max_grad_norm / (grad_norm + 1e-6))
             rate = pilot.rate(number)
             masters.update(optimizer.step(gradients, masters, clip / divisor, rate))

@@ -19,6 +19,7 @@ from backends.torch.adapter import add_adapter, cast_frozen
 from backends.torch.generate import generate, score
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
+from gsm8k_core.finite import check_weights
 from gsm8k_core.folders import read_json
 from gsm8k_core.lora import LoraSpec, lora_spec, write_adapter
 from gsm8k_core.model_folder import check_folder, end_token_ids, rope_theta, write_model_folder
@@ -219,7 +220,7 @@ class TorchBackend:
             if resume is not None:
                 restore(self._trained, self._optimizer, resume)
             steered = _Forgetting(pilot, self._forget)
-            return train(self._model, self._optimizer, updates, config, steered, self, device, dtype)
+            return train(self._model, self._optimizer, updates, config, steered, self, device, dtype, self._trained)
 
     def _forget(self) -> None:
         self._cast = None
@@ -285,6 +286,7 @@ class TorchBackend:
     def save(self, directory: Path) -> None:
         if self._spec is not None:
             values = {name: to_numpy(parameter) for name, parameter in self._trained.items()}
+            check_weights(values)
             write_adapter(directory, values, self._spec, self._base)
             return
         tied = bool(self._model.config.tie_word_embeddings)
@@ -293,6 +295,7 @@ class TorchBackend:
             for name, tensor in self._model.state_dict().items()
             if not (tied and name == "lm_head.weight")
         }
+        check_weights({name: tensor.numpy() for name, tensor in state.items() if tensor.is_floating_point()})
         write_model_folder(
             self._folder,
             directory,

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from backends.torch.cache import ATTENTION, SeatCache, Span
+from gsm8k_core.finite import logits_not_finite
 from gsm8k_core.sampling import draw_rows
 from gsm8k_core.seats import GROUP, Seat, Seats, shared_length
-from gsm8k_core.types import Completion, DivergedError, OnToken, PreflightError, Sampling
+from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -112,7 +113,7 @@ def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) ->
     """The next token of each row. Raises DivergedError where a row's logits are not finite."""
     largest_B, tokens_B = logits_BV.max(dim=-1)
     if not torch.isfinite(largest_B).all():
-        raise DivergedError("the model's logits are not finite (NaN or infinity): its weights are damaged")
+        raise logits_not_finite()
     if sampling.temperature == 0:
         return [int(token) for token in tokens_B.tolist()]
     positions = [len(seat.written) for seat in seats]

@@ -20,8 +20,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from backends.base import Live, Pilot
 from backends.torch.loss import LossModel, to_device
+from gsm8k_core.finite import check_resumed, checked_state, not_finite
 from gsm8k_core.lora import dropout_seed
-from gsm8k_core.types import DataError, DivergedError, Outcome, TrainState, Update, UpdateStats
+from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, TrainState, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config import TrainConfig
@@ -56,7 +57,8 @@ def make_optimizer(trained: Mapping[str, torch.nn.Parameter], config: TrainConfi
 
 
 def restore(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW, resume: TrainState) -> None:
-    """Set weights and moments. Raises DataError when names or shapes are not those of the parameters."""
+    """Set weights and moments. Raises DataError when they do not fit the parameters, or are not finite."""
+    check_resumed(resume)
     for part in (resume.parameters, resume.first_moments, resume.second_moments):
         strange = set(trained) ^ set(part) or {name for name in part if part[name].shape != trained[name].shape}
         if strange:
@@ -82,12 +84,21 @@ def state_of(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.A
 
     step = max((int(state["step"]) for state in states.values() if state), default=0)
     parameters = {name: to_numpy(parameter) for name, parameter in trained.items()}
-    return TrainState(step, parameters, moments("exp_avg"), moments("exp_avg_sq"))
+    return checked_state(TrainState(step, parameters, moments("exp_avg"), moments("exp_avg_sq")))
 
 
 def to_numpy(tensor: torch.Tensor) -> Any:
     """A float32 array; on a CPU it shares the tensor's memory."""
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def any_sum(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """A number that is not finite when one of the weights is not; its value means nothing. Nobody waits for it."""
+    return torch.stack([parameter.detach().sum() for parameter in parameters]).sum()
+
+
+def _finite(tensors: Mapping[str, torch.Tensor]) -> dict[str, bool]:
+    return {name: bool(torch.isfinite(tensor).all()) for name, tensor in tensors.items()}
 
 
 class _AskPilot(TrainerCallback):
@@ -119,9 +130,10 @@ class UpdateTrainer(Trainer):
 
     def __init__(
         self, model: LossModel, args: TrainingArguments, first: Update, rest: Iterator[Update], config: TrainConfig,
-        pilot: Pilot, optimizer: torch.optim.AdamW,
+        pilot: Pilot, optimizer: torch.optim.AdamW, trained: Mapping[str, torch.nn.Parameter],
     ) -> None:  # fmt: skip
         super().__init__(model=model, args=args, optimizers=(optimizer, None))
+        self.trained = trained
         self.remove_callback(PrinterCallback)
         self.first, self.rest, self.config, self.pilot = first, rest, config, pilot
         self.update, self.losses = first, model
@@ -153,27 +165,50 @@ class UpdateTrainer(Trainer):
         # One context for the whole update: autocast keeps each weight that it has cast until the outermost one ends.
         with self.accelerator.autocast(), self.losses.one_update():
             for place, batch in enumerate(self.update.micro_batches):
-                torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
-                loss = model(**to_device(batch, device), scale=scale)
-                with torch.autocast(device.type, enabled=False):
-                    self.accelerator.backward(loss)
-                total += loss.detach()
+                total += self._accumulate(model, place, batch, scale)
         if device.type == "mps" and self.update.number % EMPTY_CACHE_UPDATES == 0:
             torch.mps.empty_cache()
             torch.mps.clear_graph_cache()
         self.loss_sum = total
         return total
 
+    def _accumulate(self, model: Any, place: int, batch: Batch, scale: float) -> torch.Tensor:
+        """The loss of a micro-batch, times `scale`; its gradient is added."""
+        device = self.args.device
+        torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
+        loss = model(**to_device(batch, device), scale=scale)
+        with torch.autocast(device.type, enabled=False):
+            self.accelerator.backward(loss)
+        return loss.detach()
+
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        self.loss, self.norm = torch.stack([self.loss_sum, norm]).tolist()  # the update's only wait for the device
-        if not (math.isfinite(self.loss) and math.isfinite(self.norm)):
-            # Trainer steps right after this; raising here leaves the weights as they were.
-            raise DivergedError(
-                f"update {self.update.number}: loss {self.loss}, gradient norm {self.norm}; the step was not applied; "
-                "try a lower --learning-rate, or --dtype float32"
-            )
+        read = torch.stack([self.loss_sum, norm, any_sum(self.trained.values())])
+        self.loss, self.norm, weights = read.tolist()  # the update's only wait for the device
+        if not all(map(math.isfinite, (self.loss, self.norm, weights))):
+            raise self._why(model)  # Trainer steps right after this: the weights stay as they were
         return norm
+
+    def _why(self, model: Any) -> DivergedError:
+        """The update once more, a micro-batch at a time, to find what is not finite in it."""
+        scale = 1 / max(self.update.num_targets, 1)
+
+        def recompute(place: int, batch: Batch) -> tuple[float, dict[str, bool]]:
+            model.zero_grad()
+            with self.accelerator.autocast(), self.losses.one_update():
+                loss = self._accumulate(model, place, batch, scale).item()
+            given = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+            return loss, _finite({name: gradient.square().sum() for name, gradient in given.items()})
+
+        ours = set(map(id, self.trained.values()))
+        every = {
+            name.replace(".base_layer.", "."): p
+            for name, p in self.losses.model.named_parameters()
+            if id(p) not in ours
+        }
+        error = not_finite(self.update, self.loss, self.norm, _finite({**self.trained, **every}), recompute)
+        model.zero_grad()
+        return error
 
     def stats(self, pilot: Pilot) -> UpdateStats:
         """What the update just done reports."""
@@ -228,9 +263,9 @@ def _arguments(folder: str, config: TrainConfig, device: str, dtype: str) -> Tra
 
 def train(
     model: Any, optimizer: torch.optim.AdamW, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live,
-    device: str, dtype: str,
+    device: str, dtype: str, trained: Mapping[str, torch.nn.Parameter],
 ) -> Outcome:  # fmt: skip
-    """One segment over `updates`; see Backend.train."""
+    """One segment over `updates`; see Backend.train. `trained` holds Hugging Face's (PEFT's) names."""
     rest = iter(updates)
     first = next(rest, None)
     if first is None:
@@ -238,7 +273,7 @@ def train(
     enable_checkpointing(model, config)
     with tempfile.TemporaryDirectory() as folder, _precision(dtype):  # Trainer wants one; nothing is written there
         arguments = _arguments(folder, config, device, dtype)
-        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot, optimizer)
+        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot, optimizer, trained)
         ask = _AskPilot(trainer, pilot, live)
         trainer.add_callback(ask)
         trainer.train()
