@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -116,6 +117,18 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
             f"try --method lora{'' if name == 'mlx' else ' or --backend mlx'}"
         )
     module.check(device, dtype)
+
+
+def environment(system: str, given: Mapping[str, str]) -> dict[str, str]:
+    """What has to be in a process's environment before a framework starts there; nothing that a person has set.
+
+    `system` as in sys.platform, `given` the environment now. One variable of a backend's own takes all of its away:
+    they have to fit one another.
+    """
+    if system != "darwin":
+        return {}
+    every = [importlib.import_module(f"backends.{name}.environment").DARWIN for name in PROVIDERS]
+    return {name: value for one in every if not one.keys() & given.keys() for name, value in one.items()}
 
 
 def opens_quantized(name: str) -> bool:

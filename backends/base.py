@@ -150,3 +150,7 @@ class Backend(Protocol):
         CPU it is the one chosen on loading. The choice is taken from now on.
         """
         ...
+
+    def close(self) -> None:
+        """Let go of the model and of the device's memory; nothing else may be called afterwards."""
+        ...

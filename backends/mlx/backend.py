@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -263,8 +264,9 @@ class MLXBackend:
     def state(self) -> TrainState:
         if self._optimizer is None:
             raise RuntimeError("there is no state before train()")
-        first, second = (self._to_state(self._optimizer.moments(which)) for which in ("m", "v"))
-        return TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second)
+        with _memory():
+            first, second = (self._to_state(self._optimizer.moments(which)) for which in ("m", "v"))
+            return TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
@@ -325,6 +327,12 @@ class MLXBackend:
         compute_in(choice.name)
         mx.eval(self._model.parameters())
         return choice
+
+    def close(self) -> None:
+        self._model = self._optimizer = None
+        self._masters = {}
+        gc.collect()  # modules and compiled functions know each other
+        mx.clear_cache()
 
 
 def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> MLXBackend:

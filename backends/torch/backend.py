@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -237,7 +238,8 @@ class TorchBackend:
     def state(self) -> TrainState:
         if self._optimizer is None:
             raise RuntimeError("there is no state before train()")
-        return state_of(self._trained, self._optimizer)
+        with _memory():
+            return state_of(self._trained, self._optimizer)
 
     def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
         if self.choices["device"].name == "cpu":
@@ -296,6 +298,14 @@ class TorchBackend:
             directory,
             lambda target: save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"}),
         )
+
+    def close(self) -> None:
+        self._model = self._optimizer = self._cast = None
+        self._trained = {}
+        gc.collect()  # hooks and modules know each other
+        empty = {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.choices["device"].name)
+        if empty is not None:
+            empty()
 
 
 def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> TorchBackend:
