@@ -16,6 +16,7 @@ from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
     from backends.base import Backend
+    from gsm8k_core.memory_plan import DeviceMemory
 
 PROVIDERS = {
     "mlx": "backends.mlx.backend:open_backend",
@@ -129,6 +130,12 @@ def environment(system: str, given: Mapping[str, str]) -> dict[str, str]:
         return {}
     every = [importlib.import_module(f"backends.{name}.environment").DARWIN for name in PROVIDERS]
     return {name: value for one in every if not one.keys() & given.keys() for name, value in one.items()}
+
+
+def device_memory(name: str, device: str) -> DeviceMemory:
+    """What training costs on a backend's device, and what that has. Imports the framework."""
+    importlib.import_module(PROVIDERS[name].split(":")[0])  # first: it chooses what the framework starts with
+    return cast("DeviceMemory", importlib.import_module(f"backends.{name}.memory").device_memory(device))
 
 
 def opens_quantized(name: str) -> bool:

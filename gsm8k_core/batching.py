@@ -91,6 +91,11 @@ def budgeted(examples: Sequence[Example], max_tokens: int) -> tuple[Batch, ...]:
     return tuple(pad(rows[start:end]) for end, start in pairwise(cuts))[::-1]
 
 
+def fullest(examples: Sequence[Example], max_tokens: int) -> Batch:
+    """A micro-batch of the longest rows, as many as `max_tokens` has room for, at least one."""
+    return pad(by_length(examples)[: max(max_tokens // width_of(examples), 1)])
+
+
 def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice) -> Choice:
     """Most padded tokens in a micro-batch. `device` names how many it is fast with, and why."""
     most = batch_size * max_length

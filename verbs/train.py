@@ -37,6 +37,7 @@ from gsm8k_core.types import (
 )
 from verbs import Context, say_choices
 from verbs.demo import banner
+from verbs.dry_run import dry_run
 from verbs.job import Job, as_json, new, resumed
 from verbs.opening import Opened, open_model
 from verbs.recovery import keep, last_good, note_smaller, recover
@@ -51,6 +52,8 @@ MOMENTS = 3  # a checkpoint of a whole model holds it three times: weights and t
 def run(config: TrainConfig, context: Context) -> int:
     """The verb."""
     _refuse_launcher()
+    if config.dry_run:
+        return dry_run(config, context)
     job = resumed(config, context) if config.resume else new(config, context)
     if job is None:
         return EXIT_OK
@@ -193,7 +196,9 @@ class Segment:
         found = self.opened.backend.choices
         changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
         say_choices(self.context.terminal, changed)
-        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)})
+        self.run.record(
+            choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory()
+        )  # fmt: skip
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
@@ -213,9 +218,9 @@ class Segment:
             self.run.record(base={"hash": folder_hash(base), "made_by": "mlx-lm", "folder": base.name})
 
     def _trained_config(self) -> TrainConfig:
-        """The settings with the name that an adapter gives its base."""
+        """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
         base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
-        return self.job.config.model_copy(update={"model": base})
+        return self.job.config.model_copy(update={"model": base, "micro_batch_tokens": str(self.opened.tokens)})
 
     def _pilot(self, emit: Callable[[StepEvent], None]) -> RunPilot[Any]:
         job, config = self.job, self.job.config
