@@ -152,7 +152,7 @@ class Backend(Protocol):
         ...
 
     def rehearse(self, batch: Batch, config: TrainConfig) -> float:
-        """Seconds that one micro-batch takes, forward and backward, the second time. No weight changes.
+        """Seconds that one micro-batch takes, forward and backward, the shorter of two times. No weight changes.
 
         Raises OutOfMemoryError.
         """

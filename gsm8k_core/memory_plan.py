@@ -16,7 +16,7 @@ Axes: B rows, T tokens of the longest row, N = B x T.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gsm8k_core.config import TrainConfig
@@ -45,6 +45,7 @@ class Costs:
     adapted: float = 1.0  # the same where an adapter is
     scores: float = 0.0  # float32 numbers kept for each head, token and token that it attends to
     again: float = 1.0  # blocks whose activations are there at one time, with --gradient-checkpointing
+    half_bytes: int = 2  # of an activation with half-precision products; torch's autocast keeps some in float32
     working_copy: bool = False  # half-precision products get a copy of the trained weights, and gradients of their own
 
 
@@ -121,7 +122,8 @@ def predict(model: Model, config: TrainConfig, dtype: str, costs: Costs, tokens:
     adapted = config.uses_adapter
     copied = size == 2 and (costs.working_copy or adapted)
     each = ADAM_BYTES + 4 + (4 if adapted else 0) + (size * (2 if adapted else 1) if copied else 0)
-    per_token = (PER_BLOCK_HIDDEN * shape.hidden + PER_BLOCK_INNER * shape.inner) * size
+    each_kept = 4 if size == 4 else costs.half_bytes
+    per_token = (PER_BLOCK_HIDDEN * shape.hidden + PER_BLOCK_INNER * shape.inner) * each_kept
     per_token += int(costs.scores * 4 * shape.heads * widest)
     factor = costs.adapted if adapted else costs.activations
     blocks: float = shape.layers
@@ -148,6 +150,7 @@ def _weights(model: Model, config: TrainConfig, size: int) -> int:
 class Plan:
     """What fits."""
 
+    model: Model
     need: Need
     tokens: Choice  # padded tokens at most in a micro-batch
     memory: DeviceMemory
@@ -171,6 +174,11 @@ class Plan:
             f"about {human_size(self.need.total)} of {human_size(self.memory.free)} ({self.memory.reason}) with "
             f"{self.tokens.name} padded tokens in a micro-batch{tight}"
         )
+
+    def settled(self, config: TrainConfig, dtype: str, tokens: Choice) -> Plan:
+        """The same with the dtype that was chosen on loading, and the micro-batches that will be made."""
+        need = predict(self.model, config, dtype, self.memory.costs, int(tokens.name), self.widest)
+        return replace(self, need=need, tokens=tokens)
 
     def as_json(self) -> dict[str, Any]:
         return {"predicted": self.need.as_json(), "free": self.memory.free, "tokens": int(self.tokens.name)}
@@ -198,11 +206,10 @@ def plan(
     fitting = (tokens for tokens in budgets if need(tokens).total * MARGIN <= memory.free)
     tokens = first if asked else next(fitting, min(first, widest))
     if tokens == first:
-        return Plan(need(first), wanted, memory, widest, moments)
+        return Plan(model, need(first), wanted, memory, widest, moments)
     why = f"{first} would take about {human_size(need(first).total)} of {human_size(memory.free)}"
-    return Plan(
-        need(tokens), Choice(str(tokens), f"padded tokens at most in a micro-batch; {why}"), memory, widest, moments
-    )
+    lowered = Choice(str(tokens), f"padded tokens at most in a micro-batch; {why}")
+    return Plan(model, need(tokens), lowered, memory, widest, moments)
 
 
 def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, widest: int) -> str:

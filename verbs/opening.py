@@ -72,6 +72,8 @@ def open_model(job: Job, context: Context) -> Opened:
         backend.choose_dtype(first.micro_batches[0], config)
     if planned is not None and planned.tight:
         tokens = rehearsed(backend, job, planned, tokens)
+    if planned is not None:
+        planned = planned.settled(config, backend.choices["dtype"].name, tokens)
     choices = {"backend": job.backend, **backend.choices, "batches": tokens}
     return Opened(backend, choices, context.elapsed() - before, quantized, planned)
 

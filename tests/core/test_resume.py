@@ -18,7 +18,8 @@ BEGAN = TrainConfig()
 HASHES = {"model": "a" * 64, "data": "b" * 64, "rows": "c" * 64, "tokenizer": "d" * 64, "prompt": "e" * 64}
 # One other value for each setting; a new setting has to be added here and to one class.
 OTHER: dict[str, object] = {
-    "config": Path("a.yaml"), "json_": True, "verbose": True, "output_dir": Path("b"), "resume": "b", "force": True, "dry_run": True,
+    "config": Path("a.yaml"), "json_": True, "verbose": True, "output_dir": Path("b"), "resume": "b", "force": True,
+    "dry_run": True,
     "profile": "demo", "backend": "torch", "device": "cpu", "max_time": "9m", "save_steps": 7, "save_total_limit": 9,
     "report_to": "wandb", "no_wandb": True, "wandb_project": "p", "wandb_key_file": Path("k"),
     "dtype": "bfloat16", "gradient_checkpointing": True, "micro_batch_tokens": "640",
