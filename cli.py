@@ -82,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] == "--version":
             print(f"gsm8k-finetune {__version__}")
             return EXIT_OK
+        if argv is None and arguments[0] == "train":
+            from verbs.supervisor import supervise, supervises  # here, not above: `--help` needs neither
+
+            if supervises(arguments):
+                return supervise(arguments)
         config, explicit = parse(arguments)
         return _dispatch(arguments[0], config, explicit)
     except GSM8KError as error:
@@ -116,9 +121,10 @@ def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
     from gsm8k_core.tracking import Terminal
     from verbs import Context, process_clock
+    from verbs.child import take_link
 
     with _true_stdout(config.json_) as out:
-        context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock())
+        context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock(), take_link())
         return int(importlib.import_module(VERBS[verb][1]).run(config, context))
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,6 +16,7 @@ from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
     from backends.base import Backend
+    from gsm8k_core.memory_plan import DeviceMemory
 
 PROVIDERS = {
     "mlx": "backends.mlx.backend:open_backend",
@@ -116,6 +118,24 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
             f"try --method lora{'' if name == 'mlx' else ' or --backend mlx'}"
         )
     module.check(device, dtype)
+
+
+def environment(system: str, given: Mapping[str, str]) -> dict[str, str]:
+    """What has to be in a process's environment before a framework starts there; nothing that a person has set.
+
+    `system` as in sys.platform, `given` the environment now. One variable of a backend's own takes all of its away:
+    they have to fit one another.
+    """
+    if system != "darwin":
+        return {}
+    every = [importlib.import_module(f"backends.{name}.environment").DARWIN for name in PROVIDERS]
+    return {name: value for one in every if not one.keys() & given.keys() for name, value in one.items()}
+
+
+def device_memory(name: str, device: str) -> DeviceMemory:
+    """What training costs on a backend's device, and what that has. Imports the framework."""
+    importlib.import_module(PROVIDERS[name].split(":")[0])  # first: it chooses what the framework starts with
+    return cast("DeviceMemory", importlib.import_module(f"backends.{name}.memory").device_memory(device))
 
 
 def opens_quantized(name: str) -> bool:

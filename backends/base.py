@@ -156,3 +156,18 @@ class Backend(Protocol):
         CPU it is the one chosen on loading. The choice is taken from now on.
         """
         ...
+
+    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+        """Seconds that one micro-batch takes, forward and backward, the shorter of two times. No weight changes.
+
+        Raises OutOfMemoryError.
+        """
+        ...
+
+    def peak_memory(self) -> int:
+        """Bytes at the peak so far: of the device, or on a CPU of the process."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and of the device's memory; nothing else may be called afterwards."""
+        ...

@@ -39,7 +39,7 @@ def num_updates(num_rows: int, update_size: int, num_epochs: int) -> int:
 
 def pad(examples: Sequence[Example]) -> Batch:
     """One micro-batch of shape (B, T), right-padded to a multiple of PAD_MULTIPLE."""
-    width = max(map(_width, examples))
+    width = width_of(examples)
     tokens = np.full((len(examples), width), PAD_ID, dtype=np.int32)
     labels = np.full((len(examples), width), IGNORE_INDEX, dtype=np.int32)
     for row, example in enumerate(examples):
@@ -51,6 +51,11 @@ def pad(examples: Sequence[Example]) -> Batch:
 
 def _width(example: Example) -> int:
     return math.ceil(len(example.tokens) / PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def width_of(examples: Sequence[Example]) -> int:
+    """T of a micro-batch of these rows."""
+    return max(map(_width, examples))
 
 
 def by_length(examples: Sequence[Example]) -> list[Example]:
@@ -84,6 +89,11 @@ def budgeted(examples: Sequence[Example], max_tokens: int) -> tuple[Batch, ...]:
     while cuts[-1]:
         cuts.append(begins[cuts[-1]])
     return tuple(pad(rows[start:end]) for end, start in pairwise(cuts))[::-1]
+
+
+def fullest(examples: Sequence[Example], max_tokens: int) -> Batch:
+    """A micro-batch of the longest rows, as many as `max_tokens` has room for, at least one."""
+    return pad(by_length(examples)[: max(max_tokens // width_of(examples), 1)])
 
 
 def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice) -> Choice:

@@ -162,6 +162,9 @@ class TrainConfig(DataSettings, RowSettings):
     force: Annotated[
         bool, Field(description="with --resume: accept changed settings that do not change what is learned")
     ] = False
+    dry_run: Annotated[
+        bool, Field(description="say what training would take in memory, time and disk, train nothing, leave no folder")
+    ] = False
     eval_steps: Annotated[
         int, Field(ge=0, description="measure loss and accuracy on the dev split every so many updates; 0: never")
     ] = 0

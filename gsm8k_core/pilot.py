@@ -50,17 +50,18 @@ def rate_at(update: int, total: int, config: TrainConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class PlanEvent:
-    """From the update after `update` on, the run has `total` updates."""
+    """From the update after `update` on, the run has `total` updates, and its rate is multiplied by `rate_factor`."""
 
     update: int
     total: int
+    rate_factor: float = 1.0
 
-    def as_json(self) -> dict[str, int]:
+    def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, int]) -> PlanEvent:
-        return cls(values["update"], values["total"])
+    def from_json(cls, values: Mapping[str, Any]) -> PlanEvent:
+        return cls(values["update"], values["total"], values.get("rate_factor", 1.0))
 
 
 @dataclass(slots=True)
@@ -138,8 +139,8 @@ class RunPilot(Generic[Live]):
         return self._events[-1].total
 
     def rate(self, update: int) -> float:
-        total = next(event.total for event in reversed(self._events) if event.update < update)
-        return rate_at(update, total, self._config)
+        event = next(event for event in reversed(self._events) if event.update < update)
+        return event.rate_factor * rate_at(update, event.total, self._config)
 
     def as_json(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that another pilot goes on from here."""

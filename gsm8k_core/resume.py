@@ -19,7 +19,7 @@ from gsm8k_core.folders import write_bytes
 from gsm8k_core.types import StorageError, UsageError
 
 FREE: Final = frozenset({
-    "config", "json_", "verbose", "output_dir", "resume", "force",
+    "config", "json_", "verbose", "output_dir", "resume", "force", "dry_run",
     "profile",  # a name for defaults; what it sets is compared by itself
     "backend", "device",
     "max_time", "save_steps", "save_total_limit", "probe_steps",

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import Choice
+from verbs.child import Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Context:
     terminal: Terminal
     explicit: frozenset[str]  # names of the fields that were given by flag or file
     elapsed: Callable[[], float]  # seconds since the process began
+    link: Link = field(default_factory=Link)  # to the process that watches over this one
 
 
 def process_clock() -> Callable[[], float]:

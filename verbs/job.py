@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import backends
-from gsm8k_core.batching import make_updates, num_updates, rows_hash
+from gsm8k_core.adjust import Adjustment, planned
+from gsm8k_core.adjust import recorded as recorded_adjustments
+from gsm8k_core.batching import make_updates, num_updates, rows_hash, width_of
 from gsm8k_core.checkpoints import Checkpoint, newest
 from gsm8k_core.config import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, flag, with_profile
 from gsm8k_core.data import DataSet, load_data, training_rows
@@ -57,6 +59,10 @@ class Job:
     reason: str  # why this model
     run: Run | None = None  # the one to go on with, held already
     checkpoint: Checkpoint | None = None
+    seconds: float = 0.0  # that the run took before this process
+    shrink: str = ""  # why it gets half the padded tokens in a micro-batch that it would get
+    adjustments: tuple[Adjustment, ...] = ()  # what it changed about itself after failures
+    batches: Choice | None = None  # padded tokens at most in a micro-batch, where the run found them out by itself
 
     @property
     def total(self) -> int:
@@ -67,7 +73,7 @@ class Job:
     def events(self) -> list[PlanEvent]:
         """The plan so far."""
         recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
-        return recorded or [PlanEvent(0, self.total)]
+        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments)
 
     @property
     def done(self) -> int:
@@ -75,9 +81,9 @@ class Job:
         return self.checkpoint.update if self.checkpoint else 0
 
     @property
-    def seconds(self) -> float:
-        """Seconds that the run took before this process."""
-        return self.checkpoint.elapsed if self.checkpoint else 0.0
+    def widest(self) -> int:
+        """Padded tokens of the longest row."""
+        return width_of(self.rows.examples)
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
@@ -171,7 +177,8 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     checkpoint = newest(run.checkpoints, terminal.say)
     if checkpoint is not None:
         _check_own(checkpoint, config, hashes)
-    _refuse_spent(config, checkpoint)
+    if not context.link.killed_by:  # then what there is becomes the model
+        _refuse_spent(config, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
     where = (
         f"update {checkpoint.update}, {checkpoint.folder}"
@@ -186,7 +193,9 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
         return run
 
     job = Job(config, choice, source, rows, hashes, claim, "it is the run's own")
-    return replace(job, run=run, checkpoint=checkpoint)
+    seconds = checkpoint.elapsed if checkpoint else 0.0
+    adjustments = tuple(recorded_adjustments(run.manifest))
+    return replace(job, run=run, checkpoint=checkpoint, seconds=seconds, adjustments=adjustments)
 
 
 def _folder(config: TrainConfig, context: Context) -> Path:

@@ -6,17 +6,13 @@ import math
 import os
 import shlex
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import backends
-from gsm8k_core.batching import choose_tokens
 from gsm8k_core.checkpoints import prune, write
 from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig
 from gsm8k_core.dev import DevSet
@@ -26,24 +22,28 @@ from gsm8k_core.model_folder import end_token_ids, folder_hash
 from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
 from gsm8k_core.probe import Probe
 from gsm8k_core.prompts import decode, load_tokenizer
-from gsm8k_core.quantized import cached_base, dequantized_folder, is_quantized, widths
 from gsm8k_core.runs import Run
 from gsm8k_core.sinks import open_sinks
 from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock, counted
 from gsm8k_core.types import (
-    EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_STOPPED,
-    Choice,
+    CollapsedError,
+    DivergedError,
     GSM8KError,
     Outcome,
+    OutOfMemoryError,
     StepEvent,
     StorageError,
     UsageError,
 )
 from verbs import Context, say_choices
 from verbs.demo import banner
-from verbs.job import Job, as_json, checked_base, new, resumed
+from verbs.dry_run import dry_run
+from verbs.job import Job, as_json, new, resumed
+from verbs.opening import Opened, open_model
+from verbs.recovery import keep, last_good, name_newest, note_smaller, recover
+from verbs.signals import stopping
 
 SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
 DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
@@ -51,30 +51,31 @@ MEASURED = ("eval_problems", "eval_max_new_tokens")
 MOMENTS = 3  # a checkpoint of a whole model holds it three times: weights and two moments
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The model on its backend, the choices made, and what an adapter of it says it belongs to."""
-
-    backend: Any
-    choices: Mapping[str, Choice]
-    seconds: float  # that loading took
-    quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
-
-
 def run(config: TrainConfig, context: Context) -> int:
     """The verb."""
     _refuse_launcher()
+    if config.dry_run:
+        return dry_run(config, context)
     job = resumed(config, context) if config.resume else new(config, context)
     if job is None:
         return EXIT_OK
-    with _signals() as interrupted:
-        opened = _open(job, context)
+    link = context.link
+    before = job.seconds if link.seconds is None else link.seconds
+    job = replace(job, seconds=before + link.before, shrink=link.killed_by)
+    with stopping() as stopped:
+        opened = open_model(job, context)
         say_choices(context.terminal, opened.choices)
         claimed = job.claim(opened.choices)
+        link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=_repeated(job.config))
+        if link.killed_by:
+            job = note_smaller(job, claimed, opened.tokens, link.killed_by)
         try:
             with open_sinks(job.config, claimed, context.terminal.say) as sinks:
-                segment = Segment(job, opened, claimed, context, sinks, interrupted)
-                outcome, pilot = segment.train()
+                segment = Segment(
+                    job, opened, claimed, context, sinks, lambda: stopped() or link.parent_is_gone(),
+                    changed=bool(link.killed_by),
+                )  # fmt: skip
+                outcome, pilot = segment.train_on()
                 if outcome.reason == STOP_INTERRUPTED:
                     context.terminal.say("stopping: the model is being saved; another signal quits at once")
                 segment.save_model()
@@ -94,40 +95,19 @@ def run(config: TrainConfig, context: Context) -> int:
     return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
 
 
+def _repeated(config: TrainConfig) -> list[str]:
+    """The flags that are for the command line and not for the run: a process that goes on with it gets them again."""
+    return [name for name, given in (("--json", config.json_), ("--verbose", config.verbose)) if given]
+
+
 def _refuse_launcher() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("a run uses one process here; start it without accelerate launch or torchrun (WORLD_SIZE > 1)")
 
 
-def _open(job: Job, context: Context) -> Opened:
-    before, config = context.elapsed(), job.config
-    folder, quantized = job.source.folder, None
-    if config.method == "qlora":
-        quantized = _quantized_base(job, context.terminal)
-        folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
-    backend = backends.open(job.backend.name, folder, config.device, config.dtype)
-    tokens = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
-    if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
-        backend.choose_dtype(first.micro_batches[0], config)
-    choices = {"backend": job.backend, **backend.choices, "batches": tokens}
-    return Opened(backend, choices, context.elapsed() - before, quantized)
-
-
-def _quantized_base(job: Job, terminal: Terminal) -> Path:
-    """The 4-bit base: a new run's from the cache, a resumed one's from its own folder."""
-    if job.run is not None and (job.checkpoint is not None or "base" in job.run.manifest):
-        return checked_base(job.run)
-    made_from = job.source.made_from
-    if made_from is not None and is_quantized(made_from):
-        terminal.say(f"base     the {widths(made_from)} weights as they are")
-        return made_from
-    terminal.say("base     4-bit weights are made of the model, by mlx-lm")
-    return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
-    """One process's part of a run: from the start or a checkpoint to the end or a stop."""
+    """A stretch of a run: from the start or a checkpoint to the end, a stop or a failure."""
 
     job: Job
     opened: Opened
@@ -135,12 +115,54 @@ class Segment:
     context: Context
     sinks: Any
     interrupted: Callable[[], bool]
+    pilot: RunPilot[Any] | None = None  # from the start of its training on
+    changed: bool = False  # whether it begins with a change that a failure asked for
 
     def elapsed(self) -> float:
         """Seconds of the whole run."""
         return self.job.seconds + self.context.elapsed()
 
+    def train_on(self) -> tuple[Outcome, RunPilot[Any]]:
+        """Segment after segment, until one ends well or nothing is left to try; then this is that one."""
+        while True:
+            try:
+                return self.train()
+            except (DivergedError, OutOfMemoryError) as error:
+                # Its frames hold what filled the memory.
+                failure: GSM8KError = error.with_traceback(None)
+                failure.__context__ = failure.__cause__ = None
+            self._recover(failure)
+
+    def _recover(self, error: GSM8KError) -> None:
+        """Become the next segment. Raises `error` when nothing is left to try."""
+        pilot, terminal = self.pilot, self.context.terminal
+        if pilot is None:  # it came before the first update could
+            raise error
+        live, done = self.opened.backend, len(pilot.losses)
+        if isinstance(error, CollapsedError):  # its weights are numbers, and no lower rate mends them
+            name_newest(self.run, terminal.say)
+            raise error
+        try:
+            self.job = recover(
+                error, self.job, self.run, done, self.opened.tokens,
+                lambda: keep(live, done, lambda: self._save(done, live), terminal.say), terminal.say,
+            )  # fmt: skip
+        except DivergedError:
+            last_good(self.run, live, done, self.save_model, terminal.say)
+            raise
+        except OutOfMemoryError:
+            self.context.link.tell(final=True)  # it was one row at a time
+            raise
+        live.close()
+        # Measured, or found out, once in a run.
+        dtype = {"dtype": self.opened.choices["dtype"].name}
+        batches = self.job.batches or self.opened.choices["batches"]
+        self.job = replace(self.job, config=self.job.config.model_copy(update=dtype), batches=batches)
+        self.opened, self.pilot, self.changed = open_model(self.job, self.context), None, True
+        self.run.record(choices=as_json(self.opened.choices))
+
     def train(self) -> tuple[Outcome, RunPilot[Any]]:
+        """One segment."""
         job, config, terminal = self.job, self.job.config, self.context.terminal
         self._prepare_base()
         metrics = MetricsFile(self.run.metrics)
@@ -151,14 +173,19 @@ class Segment:
                 self.sinks.event(event)
                 _show(event, steps, config.budget_seconds, terminal)
 
-            pilot = self._pilot(emit)
+            self.pilot = pilot = self._pilot(emit)
             self._say_plan(pilot)
             values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
             emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
+            if self.changed:
+                emit(StepEvent("adjust", job.adjustments[-1].as_json()))
             state = job.checkpoint.state() if job.checkpoint else None
             try:
-                updates = job.updates(int(self.opened.choices["batches"].name))
+                # Without time for another update, the checkpoint's weights become the model.
+                spent = bool(job.done) and self.elapsed() >= config.budget_seconds
+                updates = iter(()) if spent else job.updates(self.opened.tokens)
                 outcome = self.opened.backend.train(updates, self._trained_config(), pilot, state)
+                outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
                 with suppress(StorageError):  # which may be the very error
@@ -174,7 +201,9 @@ class Segment:
         found = self.opened.backend.choices
         changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
         say_choices(self.context.terminal, changed)
-        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)})
+        self.run.record(
+            choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory()
+        )  # fmt: skip
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
@@ -194,37 +223,39 @@ class Segment:
             self.run.record(base={"hash": folder_hash(base), "made_by": "mlx-lm", "folder": base.name})
 
     def _trained_config(self) -> TrainConfig:
-        """The settings with the name that an adapter gives its base."""
+        """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
         base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
-        return self.job.config.model_copy(update={"model": base})
+        return self.job.config.model_copy(update={"model": base, "micro_batch_tokens": str(self.opened.tokens)})
 
     def _pilot(self, emit: Callable[[StepEvent], None]) -> RunPilot[Any]:
         job, config = self.job, self.job.config
         reserve = self.opened.seconds + SAVE_RESERVE_SECONDS + self.sinks.reserve
-
-        def save(update: int, live: Any) -> Path:
-            kept = pilot.as_json()
-            folder = write(
-                self.run.checkpoints, live, update=update, elapsed=self.elapsed(), events=kept["events"],
-                losses=kept["losses"], facts={"best": kept["best"], "hashes": dict(job.hashes), "config": as_json},
-            )  # fmt: skip
-            prune(self.run.checkpoints, config.save_total_limit)
-            return folder
 
         def keep_best(update: int, live: Any) -> Path:
             self.run.replace(self.run.best, live.save)
             self.run.record(best={"update": update})
             return self.run.best
 
-        as_json = config.model_dump(mode="json")
         dev = self._dev_set()
         pilot: RunPilot[Any] = RunPilot(
-            config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=save,
+            config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=self._save,
             keep_best=keep_best, evaluate=dev.measure if dev else None, reserve=reserve,
             save_reserve=reserve if config.uses_adapter else MOMENTS * reserve,
             losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(), probe=self._probe(),
         )  # fmt: skip
         return pilot
+
+    def _save(self, update: int, live: Any) -> Path:
+        """A checkpoint of the weights after `update`."""
+        job, pilot = self.job, self.pilot
+        assert pilot is not None  # it is the pilot who asks
+        kept, config = pilot.as_json(), job.config.model_dump(mode="json")
+        folder = write(
+            self.run.checkpoints, live, update=update, elapsed=self.elapsed(), events=kept["events"],
+            losses=kept["losses"], facts={"best": kept["best"], "hashes": dict(job.hashes), "config": config},
+        )  # fmt: skip
+        prune(self.run.checkpoints, job.config.save_total_limit)
+        return folder
 
     def _best(self) -> Mapping[str, Any] | None:
         """The best so far, where best/ still holds it and it was measured on the same problems."""
@@ -283,30 +314,6 @@ def _show(event: StepEvent, steps: Steps, budget: float, terminal: Terminal) -> 
             terminal.say(f"health   update {values['update']}: {warning}")
     elif event.name == "dev_skipped":
         terminal.say(f"dev      update {values['update']}: not measured ({values['reason']})")
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; the second at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if seen:
-            sys.exit(EXIT_INTERRUPTED)
-        seen.append(number)
-        # Written past Python's streams: the terminal may be gone, or one of them in the middle of a line.
-        with suppress(OSError):
-            os.write(2, b"\nfinishing this update, then saving the model; the same again quits at once\n")
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # One that is ignored stays so: nohup asks for that, and a shell does for what it starts with &.
-    wanted = [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
-    old = {name: signal.signal(getattr(signal, name), note) for name in wanted}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for name, handler in old.items():
-            signal.signal(getattr(signal, name), handler)
 
 
 def _mean(values: list[float]) -> float:

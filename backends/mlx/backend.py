@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from backends.mlx.blocks import wrapped_blocks  # noqa: E402
 from backends.mlx.choose import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype  # noqa: E402
 from backends.mlx.generate import generate, score  # noqa: E402
 from backends.mlx.loss import head, hidden_states, target_positions  # noqa: E402
+from backends.mlx.rehearse import rehearse  # noqa: E402
 from backends.mlx.train import (  # noqa: E402
     AdamW,
     MicroBatch,
@@ -212,7 +214,7 @@ class MLXBackend:
                 self._restore(resume, self._optimizer)
             set_working(self._model, self._masters, self._dtype)
             with memory.limited(mx.device_info(), partial(self._predicted_peak, config), self.choices):
-                step = MicroBatch(self._model, compiled=COMPILER.name == "compiled" and not draws_dropout(config))
+                step = self._micro_batch(config)
                 name_of = peft_name if self._spec is not None else str
                 outcome = train(
                     step, self._masters, self._optimizer, updates, config, pilot, self, self._dtype, name_of
@@ -221,11 +223,11 @@ class MLXBackend:
             return outcome
 
     def _predicted_peak(self, config: TrainConfig) -> int:
-        every, trained = self._model.parameters(), self._masters.values()
-        return memory.predicted_peak(
-            sum(value.size for _, value in tree_flatten(every)), sum(value.size for value in trained),
-            config.batch_size, config.max_length, read_json(self._folder / "config.json"), self._dtype.size,
-        )  # fmt: skip
+        names = self.choices["dtype"].name, self.choices["device"].name
+        return memory.own_peak(read_json(self._folder / "config.json"), config, *names)
+
+    def peak_memory(self) -> int:
+        return memory.peak(self.choices["device"].name)
 
     def _prepare(self, config: TrainConfig) -> None:
         """Choose what is trained: an adapter, made now unless it is there, or the model's own weights."""
@@ -268,8 +270,9 @@ class MLXBackend:
     def state(self) -> TrainState:
         if self._optimizer is None:
             raise RuntimeError("there is no state before train()")
-        first, second = (self._to_state(self._optimizer.moments(which)) for which in ("m", "v"))
-        return checked_state(TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second))
+        with _memory():
+            first, second = (self._to_state(self._optimizer.moments(which)) for which in ("m", "v"))
+            return checked_state(TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
@@ -295,6 +298,15 @@ class MLXBackend:
             directory,
             lambda target: save_file(arrays, str(target / "model.safetensors"), metadata={"format": "pt"}),
         )
+
+    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+        with _memory():
+            self._prepare(config)
+            set_working(self._model, self._masters, self._dtype)
+            return rehearse(self._micro_batch(config), batch, config)
+
+    def _micro_batch(self, config: TrainConfig) -> MicroBatch:
+        return MicroBatch(self._model, compiled=COMPILER.name == "compiled" and not draws_dropout(config))
 
     def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
         if self.choices["device"].name == "cpu":
@@ -333,6 +345,12 @@ class MLXBackend:
         compute_in(choice.name)
         mx.eval(self._model.parameters())
         return choice
+
+    def close(self) -> None:
+        self._model = self._optimizer = None
+        self._masters = {}
+        gc.collect()  # modules and compiled functions know each other
+        mx.clear_cache()
 
 
 def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> MLXBackend:

@@ -1,20 +1,34 @@
-"""How much of a Mac's unified memory MLX may take: a pure function of what `mx.device_info` says.
+"""What training takes in MLX, what its device has, and how much of a Mac's unified memory MLX may take.
 
 All sizes in bytes. Elsewhere there is no such limit to set: Linux has no working set, and CUDA its own memory.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from backends.mlx.loss import CHUNK_BYTES
+from backends.mlx.choose import MICRO_BATCH, choose_device
+from backends.mlx.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES
+from gsm8k_core.free_memory import system_memory
 from gsm8k_core.hub import human_size
+from gsm8k_core.memory_plan import Costs, DeviceMemory, model_of, predict
+from gsm8k_core.sources import AUTO
 from gsm8k_core.types import Choice
+
+if TYPE_CHECKING:
+    from gsm8k_core.config import TrainConfig
+
+# MLX's own peak, measured on the CPU, and the process beside it; on a GPU the same, which was not measured.
+COSTS = Costs(
+    process=600_000_000, chunk=CHUNK_BYTES, frozen_chunk=FROZEN_CHUNK_BYTES, activations=1.12, adapted=1.12,
+    scores=1.0, again=7.5, working_copy=True,
+)  # fmt: skip
 
 PEAK_MARGIN = 1.2  # what is wired, over the predicted peak: wired memory is lost to everything else on the machine
 CACHE_SHARE = 4  # a fourth of the working set, at most, for freed arrays of shapes that may come again
@@ -40,7 +54,7 @@ def limits(info: Mapping[str, Any], predicted_peak: int) -> tuple[Limits | None,
     set_size = human_size(working_set)
     why = f"the predicted peak of {human_size(predicted_peak)}, and a fifth more"
     if wanted > working_set:
-        why += f", but no more than the working set of {set_size}: try a smaller --batch-size"
+        why += f", but no more than the working set of {set_size}: try a smaller --micro-batch-tokens"
     found = Limits(wired, working_set // CACHE_SHARE, working_set)
     return found, {
         "wired": Choice(human_size(wired), why),
@@ -49,22 +63,33 @@ def limits(info: Mapping[str, Any], predicted_peak: int) -> tuple[Limits | None,
     }
 
 
-def predicted_peak(
-    num_parameters: int, num_trained: int, rows: int, width: int, body: Mapping[str, Any], itemsize: int
-) -> int:
-    """Bytes at the peak of an update: weights, gradients, moments, and the activations of `rows` x `width` tokens.
+def device_memory(asked: str) -> DeviceMemory:
+    """Of the device that `--device asked` means."""
+    device = choose_device(asked, bool(mx.metal.is_available() or mx.cuda.is_available())).name
+    free, total, reason = system_memory()
+    working_set = int(mx.device_info().get(_WORKING_SET) or 0) if device == "gpu" else 0
+    if working_set:
+        free, total, reason = min(free, working_set), working_set, "Metal's working set"
+    limit = total if sys.platform == "darwin" else free  # a Mac makes room for who asks
+    return DeviceMemory(device, free, limit, COSTS, MICRO_BATCH[device], reason)
 
-    `body` is the model's config.json, `itemsize` that of the compute dtype: 4 or 2. A layer keeps about 12 x hidden and
-    4 x intermediate numbers a token, and a float32 for each head and token that it attends to. The head holds three
-    arrays of a chunk of logits. Measured on the CPU: tests/backends/test_mlx_memory.py.
+
+def peak(device: str) -> int:
+    """Bytes at the peak so far, MLX's own and what the process holds beside them."""
+    return int(mx.get_peak_memory()) + COSTS.process
+
+
+def own_peak(body: Mapping[str, Any], config: TrainConfig, dtype: str, device: str) -> int:
+    """The predicted peak of MLX's own memory, with the padded tokens in a micro-batch that `config` names.
+
+    0 for a model whose sizes have other names.
     """
-    hidden, heads = int(body["hidden_size"]), int(body["num_attention_heads"])
-    inner = int(body.get("intermediate_size", 4 * hidden))  # 4 is what is usual where the file is silent
-    weights = num_parameters * itemsize + (num_trained * 4 if itemsize < 4 else 0)
-    states = num_trained * (4 + 8)
-    layer = rows * width * ((12 * hidden + 4 * inner) * itemsize + 4 * heads * width)
-    logits = 3 * min(CHUNK_BYTES, 4 * rows * width * int(body["vocab_size"]))
-    return weights + states + int(body["num_hidden_layers"]) * layer + logits
+    model = model_of(body, config)
+    if model is None:
+        return 0
+    asked, most = config.micro_batch_tokens, config.batch_size * config.max_length
+    tokens = int(asked) if asked != AUTO else min(most, int(MICRO_BATCH[device].name))
+    return predict(model, config, dtype, COSTS, tokens, config.max_length).total - COSTS.process
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,7 +242,8 @@ class TorchBackend:
     def state(self) -> TrainState:
         if self._optimizer is None:
             raise RuntimeError("there is no state before train()")
-        return state_of(self._trained, self._optimizer)
+        with _memory():
+            return state_of(self._trained, self._optimizer)
 
     def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
         if self.choices["device"].name == "cpu":
@@ -250,19 +253,12 @@ class TorchBackend:
 
     def choose_among(self, candidates: Sequence[str], batch: Batch, config: TrainConfig) -> Choice:
         """The fastest of `candidates` on one micro-batch, from now on the compute dtype."""
-        self._prepare(config)
-        enable_checkpointing(self._model, config)
-        device = torch.device(self.choices["device"].name)
-        model = LossModel(self._model).train()
+        model = self._ready(config)
 
         def step(dtype: str) -> str:
             try:
                 with _memory():
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-                        loss = model(**to_device(batch, device))
-                    loss.backward()
-                    norms = torch.stack([p.grad.norm() for p in self._trained.values() if p.grad is not None])
-                    return "" if torch.isfinite(loss + norms.sum()).item() else NOT_FINITE
+                    return "" if self._one(model, batch, dtype) else NOT_FINITE
             except OutOfMemoryError:
                 return OUT_OF_MEMORY
             finally:
@@ -271,6 +267,37 @@ class TorchBackend:
         self._cast = None
         self.choices["dtype"] = fastest(time_each(candidates, step))
         return self.choices["dtype"]
+
+    def _ready(self, config: TrainConfig) -> LossModel:
+        """The model as training computes with it."""
+        self._prepare(config)
+        enable_checkpointing(self._model, config)
+        return LossModel(self._model).train()
+
+    def _one(self, model: LossModel, batch: Batch, dtype: str) -> bool:
+        """One micro-batch forward and backward; whether its loss and gradients are finite."""
+        device = torch.device(self.choices["device"].name)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(**to_device(batch, device))
+        loss.backward()
+        norms = torch.stack([p.grad.norm() for p in self._trained.values() if p.grad is not None])
+        return bool(torch.isfinite(loss + norms.sum()).item())
+
+    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+        dtype, seconds = self.choices["dtype"].name, math.inf
+        with _memory():
+            model = self._ready(config)
+            for _ in range(2):  # the first one makes what the others find
+                start = time.perf_counter()
+                self._one(model, batch, dtype)
+                seconds = min(seconds, time.perf_counter() - start)
+                model.zero_grad()
+        return seconds
+
+    def peak_memory(self) -> int:
+        from backends.torch.memory import peak  # which knows this module's devices
+
+        return peak(self.choices["device"].name)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
@@ -301,6 +328,14 @@ class TorchBackend:
             directory,
             lambda target: save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"}),
         )
+
+    def close(self) -> None:
+        self._model = self._optimizer = self._cast = None
+        self._trained = {}
+        gc.collect()  # hooks and modules know each other
+        empty = {"cuda": torch.cuda.empty_cache, "mps": torch.mps.empty_cache}.get(self.choices["device"].name)
+        if empty is not None:
+            empty()
 
 
 def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> TorchBackend:

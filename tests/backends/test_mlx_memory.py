@@ -42,7 +42,7 @@ def test_a_fifth_more_than_the_peak_is_wired(memory: Any) -> None:
 def test_never_more_than_the_working_set_is_wired(memory: Any) -> None:
     found, choices = memory.limits(MAC, 15 * GB)
     assert found.wired == 12 * GB < MAC["memory_size"]
-    assert "--batch-size" in choices["wired"].reason
+    assert "--micro-batch-tokens" in choices["wired"].reason
 
 
 def test_a_device_without_a_working_set_gets_no_limits(memory: Any) -> None:
@@ -91,9 +91,20 @@ def test_the_predicted_peak_is_near_the_measured_one(memory: Any, tmp_path: Path
     backend.train([Update(1, 0, ("a",), (batch,))], TrainConfig(), FakePilot())
     weights = sum(value.nbytes for value in backend._masters.values())
     measured = memory.mx.get_peak_memory() - start + weights
-    count = weights // 4
-    predicted = memory.predicted_peak(count, count, 8, 256, read_json(folder / "config.json"), 4)
+    config = TrainConfig(max_length=256, micro_batch_tokens="2048")
+    predicted = memory.own_peak(read_json(folder / "config.json"), config, "float32", "cpu")
     assert 0.8 < predicted / measured < 1.5, (predicted, measured)
+    assert weights < 0.2 * measured  # so it is the activations that were predicted
+
+
+def test_the_prediction_goes_by_the_padded_tokens(memory: Any, tmp_path: Path) -> None:
+    body = read_json(tiny.make(tmp_path / "tiny") / "config.json")
+
+    def peak(**settings: Any) -> int:
+        return int(memory.own_peak(body, TrainConfig(max_length=256, **settings), "float32", "cpu"))
+
+    assert peak(micro_batch_tokens="512") < peak(micro_batch_tokens="1024") == peak(batch_size=8)
+    assert peak(batch_size=2) == peak(micro_batch_tokens="512")
 
 
 def test_metals_watchdog_is_asked_to_wait(memory: Any) -> None:

@@ -19,6 +19,7 @@ HASHES = {"model": "a" * 64, "data": "b" * 64, "rows": "c" * 64, "tokenizer": "d
 # One other value for each setting; a new setting has to be added here and to one class.
 OTHER: dict[str, object] = {
     "config": Path("a.yaml"), "json_": True, "verbose": True, "output_dir": Path("b"), "resume": "b", "force": True,
+    "dry_run": True,
     "profile": "demo", "backend": "torch", "device": "cpu", "max_time": "9m", "save_steps": 7, "save_total_limit": 9,
     "probe_steps": 3,
     "report_to": "wandb", "no_wandb": True, "wandb_project": "p", "wandb_key_file": Path("k"),

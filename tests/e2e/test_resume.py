@@ -289,11 +289,11 @@ def test_an_ignored_hangup_stays_ignored() -> None:
     """nohup asks for it."""
     import signal
 
-    from verbs.train import _signals
+    from verbs.signals import stopping
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _signals() as interrupted:
+        with stopping() as interrupted:
             signal.raise_signal(signal.SIGHUP)
             assert not interrupted()
             signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,69 @@
+"""What training takes in PyTorch, and what its device has. Measured on the CPU: docs/memory.md."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from backends.torch.backend import MICRO_BATCH, choose_device, devices_here
+from backends.torch.loss import CHUNK_BYTES
+from gsm8k_core.free_memory import system_memory
+from gsm8k_core.memory_plan import Costs, DeviceMemory
+
+# Measured as the whole process on Linux: glibc keeps much of what was freed, the more the smaller the pieces.
+_CPU = Costs(
+    process=700_000_000,
+    chunk=CHUNK_BYTES,
+    frozen_chunk=CHUNK_BYTES,
+    half_bytes=3,
+    activations=1.3,
+    adapted=2.0,
+    again=5.0,
+)
+# Estimates, not measurements: the formula, a fifth more, and the device's own context.
+_CUDA = Costs(
+    process=600_000_000,
+    chunk=CHUNK_BYTES,
+    frozen_chunk=CHUNK_BYTES,
+    half_bytes=3,
+    activations=1.2,
+    adapted=1.3,
+    again=2.0,
+)
+_MPS = Costs(
+    process=900_000_000,
+    chunk=CHUNK_BYTES,
+    frozen_chunk=CHUNK_BYTES,
+    half_bytes=3,
+    activations=1.3,
+    adapted=1.5,
+    scores=2.0,
+    again=2.0,
+)
+
+
+def device_memory(asked: str) -> DeviceMemory:
+    """Of the device that `--device asked` means."""
+    device = choose_device(asked, devices_here()).name
+    free, total, reason = system_memory()
+    if device == "cuda":
+        here, everything = torch.cuda.mem_get_info()
+        return DeviceMemory(device, here, everything, _CUDA, MICRO_BATCH[device], "free on the GPU")
+    if device == "mps":
+        most = int(torch.mps.recommended_max_memory())
+        reason = "what Metal recommends"
+        return DeviceMemory(device, min(free, most), most, _MPS, MICRO_BATCH[device], reason)
+    limit = total if sys.platform == "darwin" else free
+    return DeviceMemory(device, free, limit, _CPU, MICRO_BATCH[device], reason)
+
+
+def peak(device: str) -> int:
+    """Bytes at the peak so far: of the process on a CPU, else of the device."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    if device == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

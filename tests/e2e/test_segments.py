@@ -1,0 +1,177 @@
+"""A segment that fails, and the one that goes on: a step that is not finite, and memory that runs out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gsm8k_core.checkpoints import newest
+from gsm8k_core.types import Update
+from tests.e2e.test_resume import CURVE_TOLERANCE, killed, losses, weights
+from tests.e2e.test_resume import data as data
+from tests.e2e.test_resume import model as model
+from tests.e2e.test_resume import train as train
+from verbs.job import Job
+
+Change = Callable[[Update], Update]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """Each update that a run asks for goes through `change` first."""
+    plain = Job.updates
+
+    def updates(job: Job, max_tokens: int) -> Iterator[Update]:
+        return (change(update) for update in plain(job, max_tokens))
+
+    monkeypatch.setattr(Job, "updates", updates)
+
+
+def not_finite(number: int, times: int) -> Change:
+    """Weights that make the loss of one update NaN, the first `times` times."""
+    left = [times]
+
+    def change(update: Update) -> Update:
+        if update.number != number or not left[0]:
+            return update
+        left[0] -= 1
+        first, *rest = update.micro_batches
+        nan = np.full(first.labels.shape, np.nan, np.float32)
+        return replace(update, micro_batches=(replace(first, weights=nan), *rest))
+
+    return change
+
+
+class Hungry:
+    """A micro-batch that the device has no memory for."""
+
+    def __init__(self, batch: Any, message: str) -> None:
+        self.labels, self.num_targets, self.weights, self._message = batch.labels, batch.num_targets, None, message
+
+    @property
+    def tokens(self) -> Any:
+        raise RuntimeError(self._message)
+
+
+WORDS = {
+    "torch": "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+    "mlx": "[malloc_or_wait] Unable to allocate 9 bytes.",
+}
+
+
+def memory_for(tokens: int, backend: str, first: int = 1) -> Change:
+    """A device with memory for so many padded tokens, from update `first` on."""
+
+    def change(update: Update) -> Update:
+        batches = (
+            Hungry(batch, WORDS[backend]) if batch.tokens.size > tokens and update.number >= first else batch
+            for batch in update.micro_batches
+        )
+        return replace(update, micro_batches=tuple(batches))  # type: ignore[arg-type]
+
+    return change
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "run.json").read_text()))
+
+
+def rates(folder: Path) -> list[float]:
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [event["rate"] for event in events if event["event"] == "update"]
+
+
+def test_one_bad_update_is_tried_again_at_half_the_rate(
+    run: Any, train: Any, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--backend", backend_name)
+    assert train(tmp_path / "plain", *flags).returncode == 0
+    with monkeypatch.context() as patch:
+        spoil(patch, not_finite(4, times=1))
+        result = train(tmp_path / "run", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "going on from update 3 at half the rate; this is done once in a run" in result.stdout
+    (change,) = manifest(tmp_path / "run")["adjustments"]
+    assert (change["what"], change["update"], change["value"]) == ("rate", 3, 0.5)
+    plain = rates(tmp_path / "plain")
+    assert rates(tmp_path / "run") == [*plain[:3], *(rate / 2 for rate in plain[3:])]
+    assert losses(tmp_path / "run")[:4] == losses(tmp_path / "plain")[:4]
+    assert losses(tmp_path / "run")[5] != losses(tmp_path / "plain")[5]
+    kept = newest(tmp_path / "run/checkpoints", print)
+    assert kept is not None
+    assert kept.events == (
+        {"update": 0, "total": 6, "rate_factor": 1.0}, {"update": 3, "total": 6, "rate_factor": 0.5}
+    )  # fmt: skip
+    for at in (2, 4):  # before the change and after it
+        folder = killed(tmp_path / "run", at, tmp_path / f"killed-{at}")
+        assert run("train", "--resume", folder).returncode == 0
+        assert (losses(folder), rates(folder)) == (losses(tmp_path / "run"), rates(tmp_path / "run"))
+
+
+def test_the_second_bad_update_ends_the_run_with_the_last_good_model(
+    run: Any, train: Any, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil(patch, not_finite(4, times=99))
+        result = train(folder, "--backend", backend_name)
+        assert (result.returncode, "update 4: loss nan" in result.stderr) == (5, True), result.stderr
+        # The weights before update 4 led there again, so the retry began at the checkpoint before them.
+        assert [(one["update"], one["value"]) for one in manifest(folder)["adjustments"]] == [(3, 0.5), (2, 0.5)]
+        assert f"{folder}/model is the model after update 3, the last good one" in result.stdout
+        assert manifest(folder)["status"] == "failed"
+        assert all(np.isfinite(value).all() for value in weights(folder).values())
+        assert losses(folder)[2] > 0
+        again = run("train", "--resume", folder)
+        assert (again.returncode, "retry" in again.stdout) == (5, False), again.stdout
+    assert run("train", "--resume", folder).returncode == 0  # what was wrong is mended
+    assert len(losses(folder)) == 6
+
+
+def test_bad_from_the_start_is_tried_once_and_leaves_no_model(
+    train: Any, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, not_finite(1, times=99))
+    result = train(tmp_path / "run", "--backend", backend_name)
+    assert (result.returncode, result.stdout.count("retry ")) == (5, 1), result.stderr
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_memory_that_runs_out_halves_the_micro_batches_and_not_the_updates(
+    run: Any, train: Any, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--backend", backend_name, "--micro-batch-tokens", "512")
+    assert train(tmp_path / "plain", *flags).returncode == 0
+    assert "adjustments" not in manifest(tmp_path / "plain")
+    with monkeypatch.context() as patch:
+        spoil(patch, memory_for(60, backend_name, first=4))
+        result = train(tmp_path / "run", *flags)
+        assert result.returncode == 0, result.stderr
+        assert "going on from update 3 with micro-batches of" in result.stdout
+        changes = manifest(tmp_path / "run")["adjustments"]
+        assert {change["what"] for change in changes} == {"micro_batch_tokens"}
+        assert changes[0]["update"] == 3
+        assert int(manifest(tmp_path / "run")["choices"]["batches"]["name"]) == changes[-1]["value"] <= 60
+        apart = np.abs(np.array(losses(tmp_path / "run")) - np.array(losses(tmp_path / "plain")))
+        assert apart[:3].max() == 0 < apart.max() < CURVE_TOLERANCE
+        folder = killed(tmp_path / "run", 4, tmp_path / "killed")
+        assert run("train", "--resume", folder).returncode == 0  # which would fail with the first budget
+        assert losses(folder) == losses(tmp_path / "run")
+        assert manifest(folder)["adjustments"] == changes
+
+
+def test_no_memory_for_one_row_says_what_to_type(
+    train: Any, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, memory_for(8, backend_name, first=2))
+    result = train(tmp_path / "run", "--backend", backend_name)
+    assert result.returncode == 6, result.stderr
+    assert "each micro-batch is one row already: try --gradient-checkpointing, --method lora" in result.stderr
+    kept = newest(tmp_path / "run/checkpoints", print)
+    assert kept is not None
+    assert kept.update == 1

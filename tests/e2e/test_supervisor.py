@@ -1,0 +1,216 @@
+"""The parent of a training process: signals, deaths, and what it says when nothing helps. In processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import backends
+from tests.e2e.conftest import ROOT
+from verbs.child import VARIABLE, take_link
+from verbs.supervisor import supervises
+
+Start = Callable[..., "subprocess.Popen[str]"]
+PATIENCE = 120  # seconds; the machine may be busy
+
+
+@pytest.fixture
+def start(tmp_path: Path, model: Path, data: Path) -> Iterator[Start]:
+    """`start(*flags)`: the command line in a session of its own, training into out/."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def call(*flags: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), "--device",
+            "cpu", "--dtype", "float32", "--batch-size", "2", "--gradient-accumulation-steps", "2", "--save-steps", "2",
+            "--save-total-limit", "3", "--output-dir", "out", *flags,
+        ]  # fmt: skip
+        settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=tmp_path, env=settings, start_new_session=True, **pipes)
+        begun.append(process)
+        return process
+
+    yield call
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):
+            for child in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else ():
+                child.kill()
+            process.kill()
+        process.communicate()
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def updates(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in events if event["event"] == "update"]
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "run.json").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_a_killed_child_is_followed_by_one_with_half_the_tokens(
+    start: Start, tmp_path: Path, backend_name: str, number: signal.Signals
+) -> None:
+    if number == signal.SIGABRT and backend_name == "mlx":
+        pytest.skip("one backend shows that the signal's name is read")
+    out = tmp_path / "out"
+    began = time.time()
+    flags = ("--backend", backend_name, "--num-epochs", "30", "--micro-batch-tokens", "1024", "--json")
+    process = start(*flags)
+    wait_for(lambda: len(updates(out)) >= 5, process)
+    child = manifest(out)["pid"]
+    assert child != process.pid
+    at = time.time() - began
+    os.kill(child, number)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, stderr
+    assert f"the training process was killed by {number.name} (most often: no memory was left); going on from" in stderr
+    assert json.loads(stdout)["reason"] == "done"  # one object, from the second child
+    run = manifest(out)
+    assert run["pid"] != child
+    (change,) = run["adjustments"]
+    assert (change["what"], number.name in change["why"]) == ("micro_batch_tokens", True)
+    assert int(run["choices"]["batches"]["name"]) == change["value"] < 1024
+    assert [event["update"] for event in updates(out)] == list(range(1, run["outcome"]["updates"] + 1))
+    first = next(event for event in updates(out) if event["update"] > change["update"])
+    assert first["elapsed"] > at  # the dead child's seconds count
+    assert abs(time.time() - began - run["outcome"]["seconds"]) < 5
+
+
+def test_a_child_without_its_parent_saves_and_stops(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start("--backend", "torch", "--num-epochs", "100000")
+    wait_for(lambda: len(updates(out)) >= 3, process)
+    child = psutil.Process(manifest(out)["pid"])
+    process.kill()
+    child.wait(PATIENCE)
+    assert manifest(out)["status"] == "stopped"
+    assert manifest(out)["outcome"]["reason"] == "interrupted"
+    assert (out / "model/model.safetensors").is_file()
+
+
+def test_ctrl_c_in_a_terminal_arrives_once(start: Start, tmp_path: Path) -> None:
+    """A terminal sends it to the whole group: the run stops in good order, and not as if it came twice."""
+    process = start("--backend", "torch", "--num-epochs", "100000")
+    wait_for(lambda: len(updates(tmp_path / "out")) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stderr.count("finishing this update")) == (75, 1), stderr
+
+
+def test_a_second_signal_quits_at_once(start: Start, tmp_path: Path) -> None:
+    process = start("--backend", "torch", "--num-epochs", "100000", "--model", "embedded", "--max-samples", "64")
+    wait_for(lambda: (tmp_path / "out/run.json").exists(), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, stderr
+    assert manifest(tmp_path / "out")["status"] == "stopped"
+
+
+DIES = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import cli
+if "{variable}" in os.environ:
+    open("starts", "a").write("x")
+    os.kill(os.getpid(), signal.{signal})
+sys.exit(cli.main())
+"""
+
+
+def dies(tmp_path: Path, by: str) -> subprocess.CompletedProcess[str]:
+    code = DIES.format(root=str(ROOT), variable=VARIABLE, signal=by)
+    return subprocess.run(
+        [sys.executable, "-c", code, "train"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_child_that_dies_at_once_is_not_started_for_ever(tmp_path: Path) -> None:
+    done = dies(tmp_path, "SIGSEGV")
+    assert (done.returncode, (tmp_path / "starts").read_text()) == (6, "xx")
+    assert "was killed by SIGSEGV (most often: no memory was left) again and again; close other" in done.stderr
+    assert "--gradient-checkpointing" in done.stderr
+
+
+def test_a_signal_that_is_no_failure_is_passed_on(tmp_path: Path) -> None:
+    done = dies(tmp_path, "SIGTERM")
+    assert (done.returncode, (tmp_path / "starts").read_text(), done.stderr) == (-signal.SIGTERM, "x", "")
+
+
+def test_exit_codes_of_the_child_are_the_parents(tmp_path: Path) -> None:
+    for flags, code in (("--model ./nowhere", 4), ("--max-time 5x", 2), ("--no-such-flag", 2)):
+        command = [sys.executable, str(ROOT / "cli.py"), "train", *flags.split()]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("error: ")) == (code, 1), done.stderr
+
+
+def test_a_launcher_a_child_and_a_question_get_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MLX_RANK", VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert supervises(["train"])
+    assert supervises(["train", "--resume", "runs/x"])
+    assert not supervises(["eval", "--model", "embedded"])
+    assert not supervises(["train", "--help"])
+    assert not supervises(["train", "--dry-run"])
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MLX_RANK", "0"), (VARIABLE, "{}")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert not supervises(["train"]), name
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert supervises(["train"])
+
+
+def test_the_parent_imports_no_framework() -> None:
+    code = (
+        "import sys, verbs.supervisor\n"
+        "heavy = {'torch', 'mlx', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mac_gets_limits_before_a_framework_starts() -> None:
+    here = backends.environment("darwin", {})
+    assert here == {
+        "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0",
+        "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.8",
+        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
+    }
+    assert backends.environment("linux", {}) == {}
+    # A high mark of one's own may lie under our low one.
+    given = backends.environment("darwin", {"PYTORCH_MPS_HIGH_WATERMARK_RATIO": "0.5"})
+    assert given == {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}
+
+
+def test_without_a_parent_nothing_is_told_or_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    link = take_link()
+    link.tell(run="here")
+    assert not link.parent_is_gone()
+    assert (link.before, link.seconds, link.killed_by) == (0.0, None, "")

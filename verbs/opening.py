@@ -1,0 +1,115 @@
+"""The model of a run, opened on its backend: for the first segment, and again for each one after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import backends
+from gsm8k_core.adjust import as_choice, smaller
+from gsm8k_core.batching import choose_tokens, fullest
+from gsm8k_core.config import TrainConfig
+from gsm8k_core.folders import read_json
+from gsm8k_core.hub import human_size
+from gsm8k_core.memory_plan import Plan, model_of, plan
+from gsm8k_core.quantized import cached_base, dequantized_folder, is_quantized, widths
+from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import Choice, OutOfMemoryError
+from verbs import Context
+from verbs.job import Job, checked_base
+
+
+@dataclass(slots=True)
+class Opened:
+    """The model on its backend, the choices made, and what an adapter of it says it belongs to."""
+
+    backend: Any
+    choices: Mapping[str, Choice]
+    seconds: float  # that loading took
+    quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
+    plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens at most in a micro-batch."""
+        return int(self.choices["batches"].name)
+
+    def memory(self) -> dict[str, Any]:
+        """For run.json: what was predicted, and the peak so far."""
+        measured = {"measured": self.backend.peak_memory()}
+        return {**self.plan.as_json(), **measured} if self.plan else measured
+
+
+def plan_memory(job: Job, context: Context) -> Plan | None:
+    """What fits, before the model is loaded. Raises OutOfMemoryError where one row does not."""
+    config = job.config
+    model = model_of(read_json(job.source.folder / "config.json"), config)
+    if model is None:
+        return None
+    memory = backends.device_memory(job.backend.name, config.device)
+    wanted = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, memory.tokens)
+    dtype = "float32" if config.dtype == "auto" else config.dtype
+    return plan(model, config, dtype, memory, wanted, job.widest, "micro_batch_tokens" in context.explicit)
+
+
+def open_model(job: Job, context: Context) -> Opened:
+    """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
+    before, config = context.elapsed(), job.config
+    planned = None if job.batches else plan_memory(job, context)
+    if planned is not None:
+        context.terminal.say(f"memory   {planned.line()}")
+    folder, quantized = job.source.folder, None
+    if config.method == "qlora":
+        quantized = _quantized_base(job, context.terminal)
+        folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
+    backend = backends.open(job.backend.name, folder, config.device, config.dtype)
+    tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
+    if job.shrink and (fewer := smaller(int(tokens.name), job.widest, config.update_size)):
+        tokens = as_choice(fewer, f"half, since the training process {job.shrink}")
+    if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
+        backend.choose_dtype(first.micro_batches[0], config)
+    if planned is not None and planned.tight:
+        tokens = rehearsed(backend, job, planned, tokens)
+    if planned is not None:
+        planned = planned.settled(config, backend.choices["dtype"].name, tokens)
+    choices = {"backend": job.backend, **backend.choices, "batches": tokens}
+    return Opened(backend, choices, context.elapsed() - before, quantized, planned)
+
+
+def _without_a_plan(config: TrainConfig, backend: Any) -> Choice:
+    return choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
+
+
+def rehearsed(backend: Any, job: Job, planned: Plan, tokens: Choice) -> Choice:
+    """The padded tokens that one real micro-batch of the longest rows had room for: `tokens`, or half, and so on.
+
+    Raises OutOfMemoryError where one row has none.
+    """
+    while True:
+        count = int(tokens.name)
+        try:
+            backend.rehearse(fullest(job.rows.examples, count), job.config)
+            needed = backend.peak_memory() + planned.moments
+            if needed <= planned.memory.free or (fewer := smaller(count, job.widest, job.config.update_size)) is None:
+                return tokens
+            why = f"{count} took {human_size(needed)} of {human_size(planned.memory.free)}, moments included"
+        except OutOfMemoryError:
+            fewer = smaller(count, job.widest, job.config.update_size)
+            if fewer is None:
+                raise
+            why = f"there was no memory for {count}"
+        tokens = as_choice(fewer, f"half: {why}")
+
+
+def _quantized_base(job: Job, terminal: Terminal) -> Path:
+    """The 4-bit base: a new run's from the cache, a resumed one's from its own folder."""
+    if job.run is not None and (job.checkpoint is not None or "base" in job.run.manifest):
+        return checked_base(job.run)
+    made_from = job.source.made_from
+    if made_from is not None and is_quantized(made_from):
+        terminal.say(f"base     the {widths(made_from)} weights as they are")
+        return made_from
+    terminal.say("base     4-bit weights are made of the model, by mlx-lm")
+    return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))

@@ -1,0 +1,129 @@
+"""What a run does about a segment that failed: keep what it has, change one thing, and go on from a checkpoint.
+
+not finite      the step was not applied, so the weights are those of the update before it: they are kept, and go on
+                at half the rate. Where the same update fails at once again, the weights themselves were the
+                trouble, and the same retry begins at the checkpoint before them. One retry a run.
+out of memory   half the padded tokens in a micro-batch, until each holds one row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.adjust import ADJUSTMENTS, RATE_FACTOR, Adjustment, as_choice, halved, recorded, smaller
+from gsm8k_core.checkpoints import Checkpoint, newest
+from gsm8k_core.folders import remove_folder
+from gsm8k_core.resume import cut_metrics
+from gsm8k_core.runs import Run
+from gsm8k_core.types import DivergedError, GSM8KError, OutOfMemoryError, StorageError
+from verbs.job import Job
+
+Say = Callable[[str], None]
+LESS_MEMORY = "try --gradient-checkpointing, --method lora, or a smaller --max-length"
+
+
+def is_whole(live: Any, done: int) -> bool:
+    """Whether the weights are those after `done` updates, and every one of them and of their moments is a number."""
+    try:
+        return bool(live.state().step == done)
+    except DivergedError:  # a weight or a moment that is none
+        return False
+
+
+def keep(live: Any, done: int, save: Callable[[], Path], say: Say) -> Path | None:
+    """A checkpoint of the weights after `done` updates, or None where they are not whole."""
+    try:
+        return save() if is_whole(live, done) else None
+    except (OutOfMemoryError, StorageError) as error:
+        say(f"kept     nothing new: {error}")
+        return None
+
+
+def recover(
+    error: GSM8KError, job: Job, run: Run, done: int, tokens: int, save: Callable[[], Path | None], say: Say
+) -> Job:  # fmt: skip
+    """The job to go on with after `error` came in the update after `done`. Raises `error` when nothing is left to try.
+
+    `tokens` are the padded tokens at most in a micro-batch; `save` keeps the weights, and says where.
+    """
+    if isinstance(error, OutOfMemoryError):
+        return _with_fewer_tokens(error, job, run, done, tokens, save, say)
+    before = halved(recorded(run.manifest))
+    if before is None:
+        if done > job.done:
+            save()
+        checkpoint = newest(run.checkpoints, say)
+    elif before.update == done == job.done and not went_back(run) and done:
+        checkpoint = _before(run, done, say)
+    else:
+        raise error
+    at = checkpoint.update if checkpoint else 0
+    again = "" if before is None else "its weights were the trouble: "
+    change = Adjustment("rate", at, RATE_FACTOR, f"{again}{error}")
+    say(f"retry    {error}\n{'':9}going on {_where(checkpoint)} at half the rate; this is done once in a run")
+    return _go_on(job, run, checkpoint, change)
+
+
+def went_back(run: Run) -> bool:
+    """Whether the one retry has taken its second beginning already."""
+    return sum(one.what == "rate" for one in recorded(run.manifest)) > 1
+
+
+def _before(run: Run, update: int, say: Say) -> Checkpoint | None:
+    """The newest whole checkpoint of an earlier update. Those of `update` go: they lead to the same failure."""
+    while (checkpoint := newest(run.checkpoints, say)) is not None and checkpoint.update >= update:
+        remove_folder(checkpoint.folder)
+    return checkpoint
+
+
+def _with_fewer_tokens(
+    error: OutOfMemoryError, job: Job, run: Run, done: int, tokens: int, save: Callable[[], Path | None], say: Say
+) -> Job:  # fmt: skip
+    fewer = smaller(tokens, job.widest, job.config.update_size)
+    if done > job.done:
+        save()
+    if fewer is None:
+        raise OutOfMemoryError(f"{error}; each micro-batch is one row already: {LESS_MEMORY}") from None
+    checkpoint = newest(run.checkpoints, say)
+    at = checkpoint.update if checkpoint else 0
+    say(
+        f"memory   {error}\n{'':9}going on {_where(checkpoint)} with micro-batches of {fewer} padded tokens (before: "
+        f"{tokens}); the updates stay the same"
+    )
+    change = Adjustment("micro_batch_tokens", at, fewer, str(error))
+    return replace(_go_on(job, run, checkpoint, change), batches=as_choice(fewer, "half, after memory ran out"))
+
+
+def note_smaller(job: Job, run: Run, tokens: int, why: str) -> Job:
+    """The job, with the record that its process died and that it goes on with `tokens` in a micro-batch."""
+    change = Adjustment("micro_batch_tokens", job.done, tokens, f"the training process {why}")
+    run.record(**{ADJUSTMENTS: [*run.manifest.get(ADJUSTMENTS, ()), change.as_json()]})
+    return replace(job, run=run, adjustments=tuple(recorded(run.manifest)), shrink="")
+
+
+def _where(checkpoint: Checkpoint | None) -> str:
+    return f"from update {checkpoint.update}" if checkpoint else "from the beginning"
+
+
+def _go_on(job: Job, run: Run, checkpoint: Checkpoint | None, change: Adjustment) -> Job:
+    run.record(**{ADJUSTMENTS: [*run.manifest.get(ADJUSTMENTS, ()), change.as_json()]})
+    cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
+    return replace(job, run=run, checkpoint=checkpoint, adjustments=tuple(recorded(run.manifest)))
+
+
+def last_good(run: Run, live: Any, done: int, write: Callable[[], None], say: Say) -> None:
+    """Before a run fails for good: the weights after `done` updates become its model, where they are numbers."""
+    if done and is_whole(live, done):
+        write()
+        say(f"kept     {run.model} is the model after update {done}, the last good one")
+    else:
+        name_newest(run, say)
+
+
+def name_newest(run: Run, say: Say) -> None:
+    """Say which checkpoint is the last good model, where there is one."""
+    if (checkpoint := newest(run.checkpoints, say)) is not None:
+        say(f"kept     {checkpoint.model} is the last good model")

@@ -1,0 +1,40 @@
+"""Signals that end a run in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from gsm8k_core.types import EXIT_INTERRUPTED
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def wanted() -> list[signal.Signals]:
+    """Those that exist here and are not ignored: nohup asks for that, and a shell does for what it starts with &."""
+    there = [signal.Signals[name] for name in STOPPING if hasattr(signal, name)]
+    return [number for number in there if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; the second at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if seen:
+            sys.exit(EXIT_INTERRUPTED)
+        seen.append(number)
+        # Written past Python's streams: the terminal may be gone, or one of them in the middle of a line.
+        with suppress(OSError):
+            os.write(2, b"\nfinishing this update, then saving the model; the same again quits at once\n")
+
+    old = {number: signal.signal(number, note) for number in wanted()}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
