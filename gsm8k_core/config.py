@@ -171,8 +171,8 @@ class TrainConfig(DataSettings, RowSettings):
         int,
         Field(
             ge=0,
-            description="dev problems that the base answers first and the trained model at the end, as many as fit into "
-            "5 % of --max-time; with --eval-steps never more than --eval-problems; 0: no such check",
+            description="dev problems that the base answers first and the trained model at the end, as many as "
+            "fit into 5 % of --max-time; with --eval-steps at most --eval-problems; 0: no such check",
         ),
     ] = 64
     report_to: Annotated[

@@ -69,7 +69,8 @@ class Guard:
     def against_base(self, result: DevResult) -> dict[str, object]:
         """The numbers of a `guard` event."""
         assert self.base is not None
-        base, now = self.base.verdicts, result.verdicts[: self.num_problems]
+        shared = min(self.num_problems, len(result.verdicts))  # fewer, where a resumed run asks for fewer
+        base, now = self.base.verdicts[:shared], result.verdicts[:shared]
         won = sum(new and not old for old, new in zip(base, now, strict=True))
         lost = sum(old and not new for old, new in zip(base, now, strict=True))
         p = mcnemar_exact(won, lost)

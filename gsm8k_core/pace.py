@@ -1,4 +1,4 @@
-"""How long an update takes here: seconds per padded token, learned from the updates of this process.
+"""How long things take here. An update: seconds per padded token, learned from the updates of this process.
 
 Updates differ in their padded tokens, and those are known for every coming one. The first update compiles, fills
 caches and loads libraries, so it counts only as long as there is no other. A single hiccup must not steer a run:
@@ -7,7 +7,9 @@ what is more than twice, or less than half, the median of the last RECENT update
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, median
 
@@ -65,3 +67,31 @@ class Pace:
             return []
         middle = median(recent[-RECENT:])
         return [min(max(value, middle / OUTLIER), middle * OUTLIER) for value in recent]
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds that one kind of work took in this process; `guess` until one was measured."""
+
+    guess: float = 0.0
+    num: int = 0
+    total: float = 0.0
+    longest: float = 0.0
+    shortest: float = math.inf
+
+    def add(self, seconds: float) -> None:
+        self.num += 1
+        self.total += seconds
+        self.longest, self.shortest = max(self.longest, seconds), min(self.shortest, seconds)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.num if self.num else self.guess
+
+    @property
+    def most(self) -> float:
+        return self.longest if self.num else self.guess
+
+    @property
+    def least(self) -> float:
+        return self.shortest if self.num else 0.0

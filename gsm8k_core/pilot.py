@@ -27,7 +27,7 @@ from gsm8k_core.budget import CALIBRATION, replanned
 from gsm8k_core.config import TrainConfig
 from gsm8k_core.dev import Deadline, DevResult
 from gsm8k_core.guard import Guard
-from gsm8k_core.pace import Pace
+from gsm8k_core.pace import Pace, Times
 from gsm8k_core.run_clock import NOTICED
 from gsm8k_core.types import Orders, StepEvent, UpdateStats
 
@@ -70,34 +70,6 @@ class PlanEvent:
         return cls(values["update"], values["total"], values.get("rate_factor", 1.0))
 
 
-@dataclass(slots=True)
-class _Times:
-    """Seconds that one kind of work took in this process; `guess` until one was measured."""
-
-    guess: float = 0.0
-    num: int = 0
-    total: float = 0.0
-    longest: float = 0.0
-    shortest: float = math.inf
-
-    def add(self, seconds: float) -> None:
-        self.num += 1
-        self.total += seconds
-        self.longest, self.shortest = max(self.longest, seconds), min(self.shortest, seconds)
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.num if self.num else self.guess
-
-    @property
-    def most(self) -> float:
-        return self.longest if self.num else self.guess
-
-    @property
-    def least(self) -> float:
-        return self.shortest if self.num else 0.0
-
-
 class RunPilot(Generic[Live]):
     """Steers one run, or what is left of it. `elapsed` counts all of the run's seconds, earlier processes included."""
 
@@ -137,14 +109,15 @@ class RunPilot(Generic[Live]):
         self._pace = Pace(tokens)
         # Before the first evaluation, its problems are thought to take as long as the base's did.
         each = self.guard.seconds / max(self.guard.num_problems, 1)
-        self._devs = _Times(guess=each * config.eval_problems)
-        self._saves, self._keeps = _Times(guess=save_reserve), _Times(guess=reserve)
+        self._devs = Times(guess=each * config.eval_problems)
+        self._saves, self._keeps = Times(guess=save_reserve), Times(guess=reserve)
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
         self._saved = 0  # the update of the newest checkpoint of this process
         self._newest: tuple[int, DevResult | None] = (0, None)  # the newest measurement, and after which update
         self._told = False  # whether it was said how long all of it would take
         self._before, self._slept_before = elapsed(), slept()
+        self._slept_said = 0.0
         self.losses = list(losses)
         self.best = None if best is None else (int(best["update"]), DevResult.from_json(best["result"]))
 
@@ -198,9 +171,11 @@ class RunPilot(Generic[Live]):
         now, asleep = self._elapsed(), self._slept() - self._slept_before
         seconds = now - self._before
         self._pace.add(update, max(seconds - asleep, 0.0))
-        if asleep >= NOTICED:
+        unsaid = self._slept() - self._slept_said  # in an evaluation or a save, too
+        if unsaid >= NOTICED:
+            self._slept_said += unsaid
             left = self._config.budget_seconds - now
-            self._emit(StepEvent("slept", {"update": update, "seconds": asleep, "left": left}))
+            self._emit(StepEvent("slept", {"update": update, "seconds": unsaid, "left": left}))
         return now, seconds
 
     def _plan(self, update: int) -> None:
@@ -291,7 +266,7 @@ class RunPilot(Generic[Live]):
             self.guard = replace(self.guard, passed=True)
         self._emit(StepEvent("dev_skipped" if due else "guard_skipped", {"update": update, "reason": reason}))
 
-    def _try(self, live: Live, measure: Evaluate[Live], room: float, times: _Times | None) -> DevResult | None:
+    def _try(self, live: Live, measure: Evaluate[Live], room: float, times: Times | None) -> DevResult | None:
         before = self._elapsed()
         known = times is not None and (room <= self._too_short or room < times.least)
         if self._interrupted() or known or room <= 0:

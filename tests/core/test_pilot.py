@@ -255,7 +255,8 @@ def test_the_budget_is_used_and_the_rate_has_fallen_when_it_ends(seed: int) -> N
     assert unused < 2 * 1.3 * low
     peak = TrainConfig().learning_rate
     assert made.values("update", "rate")[-1] < 0.1 * peak
-    assert Simulation(2000, warmup_ratio=0.0).pilot.rate(made.done) > 0.6 * peak  # the control: on the asked plan it would not have
+    asked = Simulation(2000, warmup_ratio=0.0).pilot.rate(made.done)
+    assert asked > 0.6 * peak  # the control: on the asked plan it would not have
 
 
 def test_control_a_checkpoint_that_nobody_expected_passes_the_budget() -> None:
@@ -470,7 +471,7 @@ def test_sleep_is_reported_and_does_not_count_as_the_pace() -> None:
     assert slept == {"update": 10, "seconds": 60.0, "left": 90.0}
     assert made.now <= 160
     assert 98 <= made.done <= 100  # the budget counts the sleep, and the estimate does not
-    assert Simulation(20, sleep=lambda n: 1.0).run().names("slept") == []
+    assert Simulation(20, sleep=lambda n: 0.2).run().names("slept") == []
 
 
 def test_a_run_that_ended_by_its_plan_goes_on_with_more_time() -> None:
@@ -535,7 +536,8 @@ def test_the_guard_survives_a_resume() -> None:
     resumed = Simulation(past=stopped.checkpoints[stopped.done], **settings).run()
     assert resumed.names("guard") == [("guard", 20)]
     assert resumed.pilot.guard.quarter == (5, AFTER)
-    assert resumed.pilot.guard.outcome() == Simulation(20, guard=Guard(base=BASE), **settings).run().pilot.guard.outcome()
+    whole = Simulation(20, guard=Guard(base=BASE), **settings).run()
+    assert resumed.pilot.guard.outcome() == whole.pilot.guard.outcome()
 
 
 def test_a_signal_ends_the_run_without_the_last_measurement() -> None:
