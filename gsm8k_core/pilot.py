@@ -34,6 +34,7 @@ from gsm8k_core.types import Orders, StepEvent, UpdateStats
 STOP_BUDGET = "budget"
 STOP_INTERRUPTED = "interrupted"
 SHARE_ON_THE_WAY = 0.5
+SPARE_AT_THE_END = 1.25  # times what a measurement took before: the last one is to be had, and answers may get longer
 
 Live = TypeVar("Live")  # the weights in training: only handed on, so core needs to know nothing of them
 Save = Callable[[int, Live], Path]
@@ -161,6 +162,8 @@ class RunPilot(Generic[Live]):
             self._save(update, live)
         if stop is None and (stop := self._stop(update)) == STOP_BUDGET:  # what was just done took longer than thought
             self._measure(update, live, last=True)
+        if stop == STOP_BUDGET:  # a few updates early, where one was slow: going on takes more time, or another plan
+            self._change(update, update)
         if stop and self._saved != update:
             self._save(update, live)
         self._before, self._slept_before = self._elapsed(), self._slept()
@@ -190,14 +193,19 @@ class RunPilot(Generic[Live]):
             update, self.total, asked, left=left, needed=lambda number: self._needed(update, number),
             unsure=max(self._pace.doubt(update + 1), 0.0),
         )  # fmt: skip
+        if early and total > self.total:
+            total = self.total  # to plan for less is safe at once; for more, only what was measured a few times
         whole = self._elapsed() + self._needed(update, asked)
         if not self._told:
             self._told = True
             self._emit(StepEvent("estimate", {"update": update, "seconds": whole, "asked": asked, "total": total}))
+        self._change(update, total)
+
+    def _change(self, update: int, total: int) -> None:
+        """Let the run have `total` updates from now on, and record that."""
         if total != self.total:
-            before = self.total
+            values = {"update": update, "total": total, "before": self.total, "asked": self.asked}
             self._events = (*self._events, replace(self._events[-1], update=update, total=total))
-            values = {"update": update, "total": total, "before": before, "asked": asked}
             self._emit(StepEvent("plan", values))
 
     def _values(self, stats: UpdateStats, seconds: float, now: float) -> dict[str, object]:
@@ -216,22 +224,24 @@ class RunPilot(Generic[Live]):
 
     def _to_go(self, update: int) -> float:
         """Seconds to the end of the process. Where the budget is what ends the run, all but an update of it is used."""
-        as_planned, whole = self._needed(update, self.total), self._needed(update, self.asked)
+        as_planned, whole = self._needed(update, self.total, 1.0), self._needed(update, self.asked, 1.0)
         left = self._config.budget_seconds - self._elapsed() - self._pace.seconds(update + 1, update + 1)
         return max(as_planned, min(left, whole))
 
-    def _needed(self, update: int, total: int) -> float:
-        """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on."""
+    def _needed(self, update: int, total: int, spare: float = SPARE_AT_THE_END) -> float:
+        """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on.
+
+        The last measurement counts `spare` times.
+        """
         num_saves = _due(self._config.save_steps, update, total - 1)
         seconds = self._pace.seconds(update + 1, total) + self._saves.mean * num_saves
         if self._evaluate and self._fits:
             every = self._config.eval_steps
             num_devs = _due(every, update, total) + (total % every > 0)
-            seconds += num_devs * (self._devs.mean + self._keeps.total / max(self._devs.num, 1))
-            seconds += (self.guard.num_due(update, total) - 1 > 0) * self.guard.seconds
-        elif self._answer:
-            seconds += self.guard.num_due(update, total) * self.guard.seconds
-        return seconds + self._ending(total)
+            seconds += (num_devs - 1) * self._devs.mean + num_devs * self._keeps.total / max(self._devs.num, 1)
+        if self._answer:
+            seconds += max(self.guard.num_due(update, total) - 1, 0) * self.guard.seconds
+        return seconds + spare * self._last_measurement() + self._ending(total)
 
     def _measure(self, update: int, live: Live, last: bool) -> None:
         """The evaluation and the guard's measurement that are due: one measurement, where both are."""
@@ -312,7 +322,8 @@ class RunPilot(Generic[Live]):
             return None
         if self._interrupted():
             return STOP_INTERRUPTED
-        next_one = self._pace.at_most(update + 1) + self._last_measurement() + self._ending(update + 1)
+        next_one = self._pace.at_most(update + 1) + self._ending(update + 1)
+        next_one += SPARE_AT_THE_END * self._last_measurement()
         if update >= self.total or self._elapsed() + next_one > self._config.budget_seconds:
             return STOP_BUDGET
         return None

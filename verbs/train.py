@@ -22,6 +22,7 @@ from gsm8k_core.batching import choose_tokens
 from gsm8k_core.checkpoints import prune, write
 from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig
 from gsm8k_core.dev import DevSet
+from gsm8k_core.disk import saved_bytes, write_seconds
 from gsm8k_core.folders import new_folder, remove_folder
 from gsm8k_core.guard import Guard
 from gsm8k_core.lora import lora_spec, write_mlx_adapter
@@ -49,11 +50,11 @@ from verbs.job import Job, as_json, checked_base, new, resumed
 from verbs.train_guard import opened_guard
 from verbs.train_words import Narrator, say_outcome, say_plan
 
-SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
+END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
 DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
 KNOWN_UPDATES = 2000  # a third of a second
 MEASURED = ("eval_problems", "eval_max_new_tokens")
-MOMENTS = 3  # a checkpoint of a whole model holds it three times: weights and two moments
+MOMENTS = 3  # a checkpoint holds what is trained three times: itself and two moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,6 @@ class Opened:
 
     backend: Any
     choices: Mapping[str, Choice]
-    seconds: float  # that loading took
     quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
 
 
@@ -105,7 +105,7 @@ def _refuse_launcher() -> None:
 
 
 def _open(job: Job, context: Context) -> Opened:
-    before, config = context.elapsed(), job.config
+    config = job.config
     folder, quantized = job.source.folder, None
     if config.method == "qlora":
         quantized = _quantized_base(job, context.terminal)
@@ -115,7 +115,7 @@ def _open(job: Job, context: Context) -> Opened:
     if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
         backend.choose_dtype(first.micro_batches[0], config)
     choices = {"backend": job.backend, **backend.choices, "batches": tokens}
-    return Opened(backend, choices, context.elapsed() - before, quantized)
+    return Opened(backend, choices, quantized)
 
 
 def _quantized_base(job: Job, terminal: Terminal) -> Path:
@@ -222,7 +222,7 @@ class Segment:
 
     def _pilot(self, emit: Callable[[StepEvent], None], dev: DevSet | None, guard: Guard) -> RunPilot[Any]:
         job, config = self.job, self.job.config
-        reserve = self.opened.seconds + SAVE_RESERVE_SECONDS + self.sinks.reserve
+        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(config)))
 
         def save(update: int, live: Any) -> Path:
             kept = pilot.as_json()
@@ -246,8 +246,8 @@ class Segment:
         tokens = list(islice(job.tokens(int(self.opened.choices["batches"].name)), KNOWN_UPDATES))
         pilot: RunPilot[Any] = RunPilot(
             config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=save,
-            keep_best=keep_best, evaluate=dev.measure if dev else None, reserve=reserve,
-            save_reserve=reserve if config.uses_adapter else MOMENTS * reserve,
+            keep_best=keep_best, evaluate=dev.measure if dev else None,
+            reserve=writing + END_SECONDS + self.sinks.reserve, save_reserve=MOMENTS * writing,
             losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(),
             tokens=tokens, guard=guard, answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
             slept=lambda: self.context.elapsed.slept,
