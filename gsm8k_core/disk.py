@@ -13,9 +13,9 @@ from gsm8k_core.lora import LoraSpec, target_modules
 from gsm8k_core.model_folder import linear_layers, weight_files
 from gsm8k_core.types import StorageError
 
-SAMPLE_BYTES = 16 << 20
-# A save also copies from the device, reads its headers again and waits for a busy disk: twice the sample's rate.
-SAFETY = 2.0
+SAMPLE_BYTES = 64 << 20
+# A save also copies from the device, reads its headers again and waits for a busy disk.
+SAFETY = 1.5
 FLOAT32 = 4  # bytes
 
 
@@ -35,7 +35,7 @@ def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
 
 def write_seconds(folder: Path, num_bytes: int) -> float:
     """What writing and hashing so many bytes in `folder` may take. Raises StorageError where nothing can be written."""
-    sample = os.urandom(SAMPLE_BYTES)
+    sample = os.urandom(1 << 20) * (SAMPLE_BYTES >> 20)
     began = time.monotonic()
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
