@@ -75,6 +75,11 @@ def budgeted(examples: Sequence[Example], max_tokens: int) -> tuple[Batch, ...]:
     The cheapest cut of the sorted rows: padded tokens in all, and OVERHEAD_TOKENS for each micro-batch.
     """
     rows = by_length(examples)
+    return tuple(pad(rows[start:end]) for start, end in _cut(rows, max_tokens))
+
+
+def _cut(rows: Sequence[Example], max_tokens: int) -> list[tuple[int, int]]:
+    """Where the micro-batches of `budgeted` begin and end in the sorted rows."""
     cost, begins = [0], [0]  # by number of rows cut so far: the least cost, and where its last micro-batch begins
     for end in range(1, len(rows) + 1):
         cost.append(cost[end - 1] + _width(rows[end - 1]) + OVERHEAD_TOKENS)
@@ -88,7 +93,7 @@ def budgeted(examples: Sequence[Example], max_tokens: int) -> tuple[Batch, ...]:
     cuts = [len(rows)]
     while cuts[-1]:
         cuts.append(begins[cuts[-1]])
-    return tuple(pad(rows[start:end]) for end, start in pairwise(cuts))[::-1]
+    return [(start, end) for end, start in pairwise(cuts)][::-1]
 
 
 def fullest(examples: Sequence[Example], max_tokens: int) -> Batch:
@@ -116,12 +121,26 @@ def make_updates(
 
     A micro-batch holds at most `max_tokens` padded tokens; without a budget, `batch_size` rows.
     """
+    for number, (epoch, rows) in enumerate(_rows_of_updates(examples, update_size, num_epochs, seed), 1):
+        cut = micro_batches(rows, batch_size) if max_tokens is None else budgeted(rows, max_tokens)
+        yield Update(number, epoch, tuple(example.id for example in rows), cut)
+
+
+def padded_tokens(
+    examples: Sequence[Example], *, update_size: int, num_epochs: int, seed: int, max_tokens: int
+) -> Iterator[int]:
+    """`num_tokens` of every update of the run, in order, without making one."""
+    for _, unsorted in _rows_of_updates(examples, update_size, num_epochs, seed):
+        rows = by_length(unsorted)
+        yield sum((end - start) * _width(rows[start]) for start, end in _cut(rows, max_tokens))
+
+
+def _rows_of_updates(
+    examples: Sequence[Example], update_size: int, num_epochs: int, seed: int
+) -> Iterator[tuple[int, list[Example]]]:
+    """(epoch, rows) of every update, in order."""
     salt = int(rows_hash(examples)[:16], 16)
-    number = 0
     for epoch in range(num_epochs):
         order = np.random.default_rng([seed, epoch, update_size, salt]).permutation(len(examples))
         for start in range(0, len(examples), update_size):
-            rows = [examples[index] for index in order[start : start + update_size]]
-            number += 1
-            cut = micro_batches(rows, batch_size) if max_tokens is None else budgeted(rows, max_tokens)
-            yield Update(number, epoch, tuple(example.id for example in rows), cut)
+            yield epoch, [examples[index] for index in order[start : start + update_size]]

@@ -170,6 +170,14 @@ class TrainConfig(DataSettings, RowSettings):
     ] = 0
     eval_problems: Annotated[int, Field(gt=0, description="dev problems, the first ones, always the same")] = 32
     eval_max_new_tokens: Annotated[int, Field(gt=0, description="longest answer to a dev problem, in tokens")] = 320
+    guard_problems: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="dev problems that the base answers first and the trained model at the end, as many as "
+            "fit into 5 % of --max-time; with --eval-steps at most --eval-problems; 0: no such check",
+        ),
+    ] = 64
     # 25: a collapse wastes 25 updates at most, and a probe takes as long as 6 rows of an update (docs/training.md).
     # It divides the default of --save-steps, so every checkpoint has been looked at.
     probe_steps: Annotated[
@@ -212,6 +220,11 @@ class TrainConfig(DataSettings, RowSettings):
     def update_size(self) -> int:
         """Rows in one update."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def dev_problems(self) -> int:
+        """How many dev problems are ever answered; the guard's are the first of them."""
+        return self.eval_problems if self.eval_steps else self.guard_problems
 
     @property
     def trackers(self) -> tuple[str, ...]:

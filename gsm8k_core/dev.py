@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gsm8k_core.answers import HEADLINE, grade
@@ -42,6 +42,7 @@ class DevResult:
     num_problems: int
     num_stopped: int  # answers that an end token closed; the others were cut
     seconds: float
+    verdicts: tuple[bool, ...] = ()  # whether each answer is right, as `accuracy` counts; not in older checkpoints
 
     @property
     def accuracy(self) -> float:
@@ -70,11 +71,23 @@ class DevResult:
     def as_json(self) -> dict[str, object]:
         """For a checkpoint. JSON has no NaN: a loss that is not finite is null."""
         loss = self.loss if math.isfinite(self.loss) else None
-        return asdict(self) | {"loss": loss, "num_correct": dict(self.num_correct)}
+        return asdict(self) | {"loss": loss, "num_correct": dict(self.num_correct), "verdicts": list(self.verdicts)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DevResult:
-        return cls(**{**values, "loss": math.nan if values["loss"] is None else values["loss"]})
+        loss = math.nan if values["loss"] is None else values["loss"]
+        return cls(**{**values, "loss": loss, "verdicts": tuple(values.get("verdicts", ()))})
+
+
+def joined(parts: Sequence[DevResult]) -> DevResult:
+    """The result on the problems of all parts, which were measured one after another."""
+    num_targets = sum(part.num_targets for part in parts)
+    correct = {rule: sum(part.num_correct[rule] for part in parts) for rule in parts[0].num_correct}
+    return DevResult(
+        math.fsum(part.loss * part.num_targets for part in parts) / num_targets, num_targets, correct,
+        sum(part.num_problems for part in parts), sum(part.num_stopped for part in parts),
+        math.fsum(part.seconds for part in parts), tuple(right for part in parts for right in part.verdicts),
+    )  # fmt: skip
 
 
 def _or_inf(loss: float) -> float:
@@ -101,6 +114,10 @@ class DevSet:
         if not self.examples or [row.id for row in self.examples] != [problem.id for problem in self.problems]:
             raise ValueError("a dev set needs the same rows, one at least, as examples and as problems")
 
+    def part(self, first: int, end: int) -> DevSet:
+        """The same measurement on the problems from place `first` to before place `end`."""
+        return replace(self, examples=self.examples[first:end], problems=self.problems[first:end])
+
     def measure(self, live: Measured, deadline: Deadline) -> DevResult | None:
         """Everything, or None when `deadline` came true before the end.
 
@@ -114,11 +131,11 @@ class DevSet:
 
         try:
             loss, num_targets = self._loss(live, check)
-            num_correct, num_stopped = self._answers(live, check)
+            num_correct, num_stopped, verdicts = self._answers(live, check)
         except _TimeUp:
             return None
         seconds = self.clock() - before
-        return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds)
+        return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds, verdicts)
 
     def _loss(self, live: Measured, check: Callable[[], None]) -> tuple[float, int]:
         sums, num_targets = [], 0
@@ -129,10 +146,10 @@ class DevSet:
             num_targets += batch.num_targets
         return -math.fsum(sums) / num_targets, num_targets
 
-    def _answers(self, live: Measured, check: Callable[..., None]) -> tuple[dict[str, int], int]:
-        """How many are correct under each rule, and how many were closed by an end token."""
+    def _answers(self, live: Measured, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
+        """How many are correct under each rule, how many were closed by an end token, and which are right."""
         check()
-        correct, num_stopped = dict.fromkeys(HEADLINE, 0), 0
+        correct, num_stopped, right = dict.fromkeys(HEADLINE, 0), 0, [False] * len(self.problems)
         prompts = [row.tokens[: row.num_prompt] for row in self.examples]
         completions = live.generate(prompts, Sampling(self.max_new_tokens, self.eval_batch_size), check)
         try:
@@ -140,9 +157,10 @@ class DevSet:
                 verdicts = grade(self.decode(completion.tokens), self.problems[index].answer)
                 for rule in HEADLINE:
                     correct[rule] += verdicts[rule].correct
+                right[index] = verdicts[HEADLINE_RULE].correct
                 num_stopped += completion.finish_reason == "stop"
         finally:
             # A generator left open would keep its cache, and the model in the mode it generates in.
             if close := getattr(completions, "close", None):
                 close()
-        return correct, num_stopped
+        return correct, num_stopped, tuple(right)

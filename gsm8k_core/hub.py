@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import math
 import os
 import re
 import threading
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from gsm8k_core.run_clock import through_sleep
 from gsm8k_core.types import DataError, GSM8KError, StorageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ PROBE_SECONDS = 1.0  # with the start of Python and a busy machine, a refusal st
 MAX_ANSWER_BYTES = 16 << 20
 HUB = "https://huggingface.co"
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DOWNLOADS: list[float] = []  # seconds of each download of this process
 OFFLINE_KEYS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -116,6 +119,7 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
 
     size = sum(listing.files[name] for name in names)
     announce(f"downloading {listing.repo} from {shown_endpoint()}: {human_size(size)} in {len(names)} files")
+    began = through_sleep()
     try:
         return Path(
             snapshot_download(
@@ -128,6 +132,13 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
         )
     except Exception as error:  # whatever the network library raises
         raise _download_error(listing, error) from None
+    finally:
+        _DOWNLOADS.append(through_sleep() - began)
+
+
+def seconds_downloading() -> float:
+    """What this process has spent on downloads: a time budget does not count it."""
+    return math.fsum(_DOWNLOADS)
 
 
 def _download_error(listing: Listing, error: Exception) -> GSM8KError:

@@ -1,11 +1,14 @@
 """The run's only decision maker: the rate of each update, and when to evaluate, to save and to stop.
 
-The rate depends on update numbers and the plan only, never on a clock, so that a run can be replayed.
+The rate depends on update numbers and the plan only, never on a clock. What the clock changes is the plan, by an
+event that the checkpoint keeps, so that a run can be replayed.
 
-The budget, in words. After an update, the run goes on only when another one, as long as the longest so far, leaves
-time for what must follow it: a checkpoint (none after the last update), then the final model. A checkpoint is taken
-to need as long as the longest one so far, `save_reserve` before there is one; the final model `reserve`, or as long
-as the longest save of a best model if that was more. What was measured in an earlier process is measured again.
+The budget, in words. It ends when the process does: with a checkpoint, where fewer updates were done than asked for,
+a last evaluation and the final model. gsm8k_core.budget says how many updates fit and when the plan is changed for
+that. Whatever was planned, an update is begun only when it leaves time for all that must follow it, even if it is as
+slow as the slowest of the last ones. A checkpoint is taken to need as long as the longest one so far,
+`save_reserve` before there is one; the final model `reserve`, or as long as the longest save of a best model if that
+was more. What was measured in an earlier process is measured again.
 
 An evaluation gets what is left after all of that and one save of a best model, on the way only half of it: what it
 will cost is not known beforehand, and it must not eat up the training. One that did not fit is not tried again with
@@ -16,17 +19,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from gsm8k_core.budget import CALIBRATION, replanned
 from gsm8k_core.config import TrainConfig
 from gsm8k_core.dev import Deadline, DevResult
+from gsm8k_core.guard import Guard
+from gsm8k_core.pace import Pace, Times
+from gsm8k_core.run_clock import NOTICED
 from gsm8k_core.types import Orders, StepEvent, UpdateStats
 
 STOP_BUDGET = "budget"
 STOP_INTERRUPTED = "interrupted"
 SHARE_ON_THE_WAY = 0.5
+SPARE_AT_THE_END = 1.25  # times what a measurement took before: the last one is to be had, and answers may get longer
 
 Live = TypeVar("Live")  # the weights in training: only handed on, so core needs to know nothing of them
 Save = Callable[[int, Live], Path]
@@ -64,34 +72,6 @@ class PlanEvent:
         return cls(values["update"], values["total"], values.get("rate_factor", 1.0))
 
 
-@dataclass(slots=True)
-class _Times:
-    """Seconds that one kind of work took in this process; `guess` until one was measured."""
-
-    guess: float = 0.0
-    num: int = 0
-    total: float = 0.0
-    longest: float = 0.0
-    shortest: float = math.inf
-
-    def add(self, seconds: float) -> None:
-        self.num += 1
-        self.total += seconds
-        self.longest, self.shortest = max(self.longest, seconds), min(self.shortest, seconds)
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.num if self.num else self.guess
-
-    @property
-    def most(self) -> float:
-        return self.longest if self.num else self.guess
-
-    @property
-    def least(self) -> float:
-        return self.shortest if self.num else 0.0
-
-
 class RunPilot(Generic[Live]):
     """Steers one run, or what is left of it. `elapsed` counts all of the run's seconds, earlier processes included."""
 
@@ -111,10 +91,16 @@ class RunPilot(Generic[Live]):
         losses: Sequence[float] = (),
         best: Mapping[str, Any] | None = None,
         probe: Probe[Live] | None = None,
+        tokens: Sequence[int] = (),
+        guard: Guard | None = None,
+        answer: Evaluate[Live] | None = None,
+        slept: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`losses` and `best` are those of as_json() in the checkpoint that the run goes on from.
 
-        `probe` gives its event, or raises CollapsedError, which ends the run.
+        `probe` gives its event, or raises CollapsedError, which ends the run; `tokens`: the padded tokens of each
+        update, from the first of the run; `answer` measures the guard's problems; `slept`: seconds of `elapsed` in
+        which the machine slept.
         """
         numbers = [event.update for event in events]
         if not numbers or numbers[0] != 0 or numbers != sorted(numbers):
@@ -123,13 +109,20 @@ class RunPilot(Generic[Live]):
         self._emit, self._elapsed, self._interrupted = emit, elapsed, interrupted
         self._save_to, self._keep_best, self._reserve = save, keep_best, reserve
         self._evaluate = evaluate if config.eval_steps else None
-        self._probe = probe if config.probe_steps else None
-        self._updates, self._devs, self._probes = _Times(), _Times(), _Times()
-        self._saves, self._keeps = _Times(guess=save_reserve), _Times(guess=reserve)
+        self.guard, self._answer, self._slept = guard or Guard(), answer, slept
+        self._pace = Pace(tokens)
+        # Before the first evaluation, its problems are thought to take as long as the base's did.
+        each = self.guard.seconds / max(self.guard.num_problems, 1)
+        self._devs = Times(guess=each * config.eval_problems)
+        self._saves, self._keeps = Times(guess=save_reserve), Times(guess=reserve)
+        self._probe, self._probes = probe if config.probe_steps else None, Times()
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
         self._saved = 0  # the update of the newest checkpoint of this process
-        self._before = elapsed()
+        self._newest: tuple[int, DevResult | None] = (0, None)  # the newest measurement, and after which update
+        self._told = False  # whether it was said how long all of it would take
+        self._before, self._slept_before = elapsed(), slept()
+        self._slept_said = 0.0
         self.losses = list(losses)
         self.best = None if best is None else (int(best["update"]), DevResult.from_json(best["result"]))
 
@@ -138,6 +131,16 @@ class RunPilot(Generic[Live]):
         """Updates in the whole run, as planned now."""
         return self._events[-1].total
 
+    @property
+    def asked(self) -> int:
+        """Updates in the whole run, as asked for."""
+        return self._events[0].total
+
+    @property
+    def events(self) -> tuple[PlanEvent, ...]:
+        """The plan and its changes."""
+        return self._events
+
     def rate(self, update: int) -> float:
         event = next(event for event in reversed(self._events) if event.update < update)
         return event.rate_factor * rate_at(update, event.total, self._config)
@@ -145,27 +148,72 @@ class RunPilot(Generic[Live]):
     def as_json(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that another pilot goes on from here."""
         best = self.best and {"update": self.best[0], "result": self.best[1].as_json()}
-        return {"events": [event.as_json() for event in self._events], "losses": list(self.losses), "best": best}
+        events = [event.as_json() for event in self._events]
+        return {"events": events, "losses": list(self.losses), "best": best, "guard": self.guard.as_json()}
 
     def after(self, stats: UpdateStats, live: Live) -> Orders:
-        """Report the update, evaluate and save when it is due, and end the run before the budget does."""
-        now, update = self._elapsed(), stats.update
-        self._updates.add(now - self._before)
+        """Report the update, plan anew where the clock asks for it, evaluate and save what is due, and end in time."""
+        update = stats.update
+        now, seconds = self._note_time(update)
         self.losses.append(stats.loss)
-        self._emit(StepEvent("update", self._values(stats, now - self._before, now)))
+        self._plan(update)
+        self._emit(StepEvent("update", self._values(stats, seconds, now)))
         # In this order: nothing that a probe ends is kept, and a checkpoint holds the best of its own update as well.
-        if self._probe and (update % self._config.probe_steps == 0 or update == self.total):
+        stop = self._stop(update)
+        last = update >= self.asked or stop == STOP_BUDGET
+        if self._probe and (update % self._config.probe_steps == 0 or last):
             self._look(update, live, self._probe)
-        if self._evaluate and (update % self._config.eval_steps == 0 or update == self.total):
-            self._measure(update, live, self._evaluate)
+        self._measure(update, live, last)
         every = self._config.save_steps
         if every and update % every == 0 and update < self.total:
             self._save(update, live)
-        stop = self._stop(update)
+        if stop is None and (stop := self._stop(update)) == STOP_BUDGET:  # what was just done took longer than thought
+            self._measure(update, live, last=True)
+        if stop == STOP_BUDGET:  # a few updates early, where one was slow: going on takes more time, or another plan
+            self._change(update, update)
         if stop and self._saved != update:
             self._save(update, live)
-        self._before = self._elapsed()
+        self._before, self._slept_before = self._elapsed(), self._slept()
         return Orders(stop=stop)
+
+    def _note_time(self, update: int) -> tuple[float, float]:
+        """The time, and the seconds of this update."""
+        now, asleep = self._elapsed(), self._slept() - self._slept_before
+        seconds = now - self._before
+        self._pace.add(update, max(seconds - asleep, 0.0))
+        unsaid = self._slept() - self._slept_said  # in an evaluation or a save, too
+        if unsaid >= NOTICED:
+            self._slept_said += unsaid
+            left = self._config.budget_seconds - now
+            self._emit(StepEvent("slept", {"update": update, "seconds": unsaid, "left": left}))
+        return now, seconds
+
+    def _plan(self, update: int) -> None:
+        """Fit the number of updates to the budget, and say once how long all of them would take."""
+        left, asked = self._config.budget_seconds - self._elapsed(), self.asked
+        if update >= asked:
+            return
+        early = self._pace.num < CALIBRATION
+        if early and self._needed(update, min(update + 2 * CALIBRATION, asked)) <= left:
+            return
+        total = replanned(
+            update, self.total, asked, left=left, needed=lambda number: self._needed(update, number),
+            unsure=max(self._pace.doubt(update + 1), 0.0),
+        )  # fmt: skip
+        if early and total > self.total:
+            total = self.total  # to plan for less is safe at once; for more, only what was measured a few times
+        whole = self._elapsed() + self._needed(update, asked)
+        if not self._told:
+            self._told = True
+            self._emit(StepEvent("estimate", {"update": update, "seconds": whole, "asked": asked, "total": total}))
+        self._change(update, total)
+
+    def _change(self, update: int, total: int) -> None:
+        """Let the run have `total` updates from now on, and record that."""
+        if total != self.total:
+            values = {"update": update, "total": total, "before": self.total, "asked": self.asked}
+            self._events = (*self._events, replace(self._events[-1], update=update, total=total))
+            self._emit(StepEvent("plan", values))
 
     def _values(self, stats: UpdateStats, seconds: float, now: float) -> dict[str, object]:
         return {
@@ -177,62 +225,101 @@ class RunPilot(Generic[Live]):
             "rate": stats.rate,
             "seconds": seconds,
             "elapsed": now,
-            "eta": self._eta(stats.update),
+            "eta": self._to_go(stats.update),
             "total": self.total,
         }
 
-    def _eta(self, update: int) -> float:
-        """Seconds to the end of training, with the evaluations and checkpoints that are due, this update's too."""
-        num_saves = _due(self._config.save_steps, update, self.total - 1)
-        seconds = self._updates.mean * (self.total - update) + self._saves.mean * num_saves
+    def _to_go(self, update: int) -> float:
+        """Seconds to the end of the process. Where the budget is what ends the run, all but an update of it is used."""
+        as_planned, whole = self._needed(update, self.total, 1.0), self._needed(update, self.asked, 1.0)
+        left = self._config.budget_seconds - self._elapsed() - self._pace.seconds(update + 1, update + 1)
+        return max(as_planned, min(left, whole))
+
+    def _needed(self, update: int, total: int, spare: float = SPARE_AT_THE_END) -> float:
+        """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on.
+
+        The last measurement counts `spare` times.
+        """
+        num_saves = _due(self._config.save_steps, update, total - 1)
+        seconds = self._pace.seconds(update + 1, total) + self._saves.mean * num_saves
         if self._evaluate and self._fits:
             every = self._config.eval_steps
-            num_devs = _due(every, update, self.total) + (self.total % every > 0)
-            seconds += num_devs * (self._devs.mean + self._keeps.total / max(self._devs.num, 1))
-        return seconds
+            num_devs = _due(every, update, total) + (total % every > 0)
+            seconds += (num_devs - 1) * self._devs.mean + num_devs * self._keeps.total / max(self._devs.num, 1)
+        if self._answer:
+            seconds += max(self.guard.num_due(update, total) - 1, 0) * self.guard.seconds
+        if self._probe:
+            every = self._config.probe_steps
+            seconds += (_due(every, update, total) + (total % every > 0)) * self._probes.mean
+        return seconds + spare * self._last_measurement() + self._ending(total)
 
     def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
         """Ask the probe, unless the run is to end or there is no time for it."""
         before = self._elapsed()
-        needed = self._probes.most + self._ending(update)
+        needed = self._probes.most + SPARE_AT_THE_END * self._last_measurement() + self._ending(update)
         if not self._interrupted() and before + needed <= self._config.budget_seconds:
             event = probe(update, live)
             self._probes.add(self._elapsed() - before)
             self._emit(event)
 
-    def _measure(self, update: int, live: Live, evaluate: Evaluate[Live]) -> None:
-        room = self._room(update)
-        result = self._try(live, evaluate, room)
-        if result is not None:
+    def _measure(self, update: int, live: Live, last: bool) -> None:
+        """The evaluation and the guard's measurement that are due: one measurement, where both are."""
+        due = self._evaluate is not None and (update % self._config.eval_steps == 0 or last)
+        guarded = self._answer is not None and self.guard.due(update, self.total, last)
+        measure = self._evaluate if due else self._answer if guarded else None
+        if measure is None:
+            return
+        room = self._room(update, last)
+        again = self._newest[1] if self._newest[0] == update else None  # the same weights, just before a stop
+        result = again or self._try(live, measure, room, self._devs if due else None)
+        if result is None:
+            self._skip(update, room, due)
+            return
+        self._newest = (update, result)
+        if guarded:
+            self.guard = self.guard.seen(update, result, last)
+            when = "end" if last else "quarter"
+            self._emit(StepEvent("guard", {"update": update, "when": when, **self.guard.against_base(result)}))
+        if due and not again:
             self._fits = True
             self._emit(StepEvent("dev", {"update": update, **result.values()}))
             if self.best is None or result.better_than(self.best[1]):
                 self._keep(update, live, result)
-        elif self._interrupted():
-            self._emit(StepEvent("dev_skipped", {"update": update, "reason": STOP_INTERRUPTED}))
-        else:
-            self._fits, self._too_short = False, max(self._too_short, room)
-            self._emit(StepEvent("dev_skipped", {"update": update, "reason": STOP_BUDGET}))
 
-    def _try(self, live: Live, evaluate: Evaluate[Live], room: float) -> DevResult | None:
+    def _skip(self, update: int, room: float, due: bool) -> None:
+        """Note a measurement that was not made, or not to its end."""
+        reason = STOP_INTERRUPTED if self._interrupted() else STOP_BUDGET
+        if due and reason == STOP_BUDGET:
+            self._fits, self._too_short = False, max(self._too_short, room)
+        if not due:
+            self.guard = replace(self.guard, passed=True)
+        self._emit(StepEvent("dev_skipped" if due else "guard_skipped", {"update": update, "reason": reason}))
+
+    def _try(self, live: Live, measure: Evaluate[Live], room: float, times: Times | None) -> DevResult | None:
         before = self._elapsed()
-        if self._interrupted() or room <= self._too_short or room < self._devs.least:
+        known = times is not None and (room <= self._too_short or room < times.least)
+        if self._interrupted() or known or room <= 0:
             return None
-        result = evaluate(live, lambda: self._interrupted() or self._elapsed() - before >= room)
-        if result is not None:
-            self._devs.add(self._elapsed() - before)
+        result = measure(live, lambda: self._interrupted() or self._elapsed() - before >= room)
+        if result is not None and times is not None:
+            times.add(self._elapsed() - before)
         return result
 
-    def _room(self, update: int) -> float:
-        """Seconds that an evaluation may take now."""
-        # An update's time is left as well: one batch or one token past the deadline takes no longer than that.
-        needed = self._updates.most + self._keeps.most + self._ending(update)
-        room = self._config.budget_seconds - self._elapsed() - needed
-        return room if update >= self.total else SHARE_ON_THE_WAY * room
+    def _room(self, update: int, last: bool) -> float:
+        """Seconds that an evaluation may take now. One batch or one token past it takes no longer than an update."""
+        keep = self._keeps.most if self._evaluate else 0.0
+        room = self._config.budget_seconds - self._elapsed() - keep - self._ending(update)
+        return room if last else SHARE_ON_THE_WAY * (room - self._pace.longest)
 
     def _ending(self, update: int) -> float:
-        """Seconds that have to be left where training ends after `update`."""
-        return max(self._reserve, self._keeps.longest) + (self._saves.most if update < self.total else 0.0)
+        """Seconds that have to be left for saving where training ends after `update`."""
+        return max(self._reserve, self._keeps.longest) + (self._saves.most if update < self.asked else 0.0)
+
+    def _last_measurement(self) -> float:
+        """Seconds that the measurement at the end is expected to take."""
+        if self._evaluate and self._fits:
+            return self._devs.mean
+        return self.guard.seconds if self._answer else 0.0
 
     def _keep(self, update: int, live: Live, result: DevResult) -> None:
         before = self._elapsed()
@@ -250,11 +337,13 @@ class RunPilot(Generic[Live]):
         self._emit(StepEvent("save", {"update": update, "folder": str(folder), "seconds": seconds}))
 
     def _stop(self, update: int) -> str | None:
-        if update >= self.total:
+        if update >= self.asked:
             return None
         if self._interrupted():
             return STOP_INTERRUPTED
-        if self._elapsed() + self._updates.most + self._ending(update + 1) > self._config.budget_seconds:
+        next_one = self._pace.at_most(update + 1) + self._ending(update + 1)
+        next_one += SPARE_AT_THE_END * self._last_measurement()
+        if update >= self.total or self._elapsed() + next_one > self._config.budget_seconds:
             return STOP_BUDGET
         return None
 

@@ -22,7 +22,7 @@ FREE: Final = frozenset({
     "config", "json_", "verbose", "output_dir", "resume", "force", "dry_run",
     "profile",  # a name for defaults; what it sets is compared by itself
     "backend", "device",
-    "max_time", "save_steps", "save_total_limit", "probe_steps",
+    "max_time", "save_steps", "save_total_limit", "probe_steps", "guard_problems",
     "report_to", "no_wandb", "wandb_project", "wandb_key_file",
 })  # fmt: skip
 HARMLESS: Final = frozenset({

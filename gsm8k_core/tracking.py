@@ -170,6 +170,12 @@ class Steps:
         except (OSError, SystemExit):  # the terminal is gone; the run is not
             self._bar, self._total = None, sys.maxsize
 
+    def resize(self, total: int) -> None:
+        """Another number of steps in all."""
+        self._total = total if self._total != sys.maxsize else self._total
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, total=total)
+
     def _left(self) -> str:
         seconds = (time.monotonic() - self._begun) / max(self._done, 1) * (self._total - self._done)
         return f"{clock(seconds)} to go"

@@ -6,9 +6,11 @@ Every file has `run(config, context) -> exit code`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gsm8k_core import hub
+from gsm8k_core.run_clock import RunClock
 from gsm8k_core.tracking import Terminal
 from gsm8k_core.types import Choice
 from verbs.child import Link
@@ -20,17 +22,17 @@ class Context:
 
     terminal: Terminal
     explicit: frozenset[str]  # names of the fields that were given by flag or file
-    elapsed: Callable[[], float]  # seconds since the process began
+    elapsed: RunClock  # seconds since the process began, downloads left out
     link: Link = field(default_factory=Link)  # to the process that watches over this one
 
 
-def process_clock() -> Callable[[], float]:
-    """Seconds since this process began, by a clock that never jumps."""
+def process_clock() -> RunClock:
+    """The clock of this process, from its very beginning."""
     import psutil  # here, not above: only a verb that runs needs it
 
+    # Once, and within a second of the process's start: no setting of the wall clock is to be feared here.
     already = max(0.0, time.time() - psutil.Process().create_time())
-    start = time.monotonic() - already
-    return lambda: time.monotonic() - start
+    return RunClock(already, left_out=hub.seconds_downloading)
 
 
 def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import backends
 from gsm8k_core.adjust import Adjustment, planned
 from gsm8k_core.adjust import recorded as recorded_adjustments
-from gsm8k_core.batching import make_updates, num_updates, rows_hash, width_of
+from gsm8k_core.batching import make_updates, num_updates, padded_tokens, rows_hash, width_of
 from gsm8k_core.checkpoints import Checkpoint, newest
 from gsm8k_core.config import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, flag, with_profile
 from gsm8k_core.data import DataSet, load_data, training_rows
@@ -73,7 +73,15 @@ class Job:
     def events(self) -> list[PlanEvent]:
         """The plan so far."""
         recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
+        if recorded and recorded[-1].total <= self.done < self.total:  # it ended as planned, and goes on with more time
+            recorded = [*recorded, PlanEvent(self.done, self.total, recorded[-1].rate_factor)]
         return planned(recorded or [PlanEvent(0, self.total)], self.adjustments)
+
+    @property
+    def only_model_is_missing(self) -> bool:
+        """Whether the process was killed after the last update that the budget had planned."""
+        killed = bool(self.adjustments) and self.adjustments[-1].update == self.done
+        return killed and self.checkpoint is not None and self.checkpoint.events[-1]["total"] == self.done
 
     @property
     def done(self) -> int:
@@ -87,12 +95,17 @@ class Job:
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
-        config = self.config
-        every = make_updates(
-            self.rows.examples, update_size=config.update_size, num_epochs=config.num_epochs, seed=config.seed,
-            max_tokens=max_tokens,
-        )  # fmt: skip
+        every = make_updates(self.rows.examples, max_tokens=max_tokens, **self._order)
         return (update for update in every if update.number > self.done)
+
+    def tokens(self, max_tokens: int) -> Iterator[int]:
+        """The padded tokens of every update of the run, from the first one on."""
+        return padded_tokens(self.rows.examples, max_tokens=max_tokens, **self._order)
+
+    @property
+    def _order(self) -> dict[str, int]:
+        config = self.config
+        return {"update_size": config.update_size, "num_epochs": config.num_epochs, "seed": config.seed}
 
 
 def new(config: TrainConfig, context: Context) -> Job:
@@ -178,7 +191,7 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     if checkpoint is not None:
         _check_own(checkpoint, config, hashes)
     if not context.link.killed_by:  # then what there is becomes the model
-        _refuse_spent(config, checkpoint)
+        _refuse_spent(config, recorded, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
     where = (
         f"update {checkpoint.update}, {checkpoint.folder}"
@@ -266,8 +279,13 @@ def checked_base(run: Run) -> Path:
     return run.base
 
 
-def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    if checkpoint is not None and checkpoint.elapsed >= config.budget_seconds - 1:
+def _refuse_spent(config: TrainConfig, recorded: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
+        return
+    # Where it ended as the budget had it planned, the rate has fallen to its end: it takes more time to go on.
+    ended = bool(checkpoint.events) and checkpoint.events[-1]["total"] == checkpoint.update
+    more = config.budget_seconds > recorded.budget_seconds
+    if checkpoint.elapsed >= config.budget_seconds - 1 or (ended and not more):
         raise UsageError(
             f"the run has used {clock(checkpoint.elapsed)} of its {config.max_time}; "
             f"give it more in all, such as --max-time {int(2 * checkpoint.elapsed / 60) + 1}m"
@@ -301,7 +319,7 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
     check_token_ids((example.tokens for example in examples), vocabulary_size(source.folder))
     summary = summarise(examples, config.max_length)
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
-    asked = dev[: config.eval_problems] if config.eval_steps else ()
+    asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends), strict=True)) if asked else []
     probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends) if config.probe_steps and dev else []
     return Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)

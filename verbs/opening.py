@@ -27,7 +27,6 @@ class Opened:
 
     backend: Any
     choices: Mapping[str, Choice]
-    seconds: float  # that loading took
     quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
     plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
 
@@ -56,7 +55,7 @@ def plan_memory(job: Job, context: Context) -> Plan | None:
 
 def open_model(job: Job, context: Context) -> Opened:
     """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
-    before, config = context.elapsed(), job.config
+    config = job.config
     planned = None if job.batches else plan_memory(job, context)
     if planned is not None:
         context.terminal.say(f"memory   {planned.line()}")
@@ -75,7 +74,7 @@ def open_model(job: Job, context: Context) -> Opened:
     if planned is not None:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
     choices = {"backend": job.backend, **backend.choices, "batches": tokens}
-    return Opened(backend, choices, context.elapsed() - before, quantized, planned)
+    return Opened(backend, choices, quantized, planned)
 
 
 def _without_a_plan(config: TrainConfig, backend: Any) -> Choice:

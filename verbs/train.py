@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
+import platform
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.awake import kept_awake
 from gsm8k_core.checkpoints import prune, write
 from gsm8k_core.config import EMBEDDED_MODEL, TrainConfig
 from gsm8k_core.dev import DevSet
+from gsm8k_core.disk import saved_bytes, write_seconds
 from gsm8k_core.folders import new_folder, remove_folder
+from gsm8k_core.guard import Guard
 from gsm8k_core.lora import lora_spec, write_mlx_adapter
 from gsm8k_core.model_folder import end_token_ids, folder_hash
 from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
@@ -24,7 +28,7 @@ from gsm8k_core.probe import Probe
 from gsm8k_core.prompts import decode, load_tokenizer
 from gsm8k_core.runs import Run
 from gsm8k_core.sinks import open_sinks
-from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock, counted
+from gsm8k_core.tracking import MetricsFile
 from gsm8k_core.types import (
     EXIT_OK,
     EXIT_STOPPED,
@@ -44,11 +48,14 @@ from verbs.job import Job, as_json, new, resumed
 from verbs.opening import Opened, open_model
 from verbs.recovery import keep, last_good, name_newest, note_smaller, recover
 from verbs.signals import stopping
+from verbs.train_guard import opened_guard
+from verbs.train_words import Narrator, say_outcome, say_plan
 
-SAVE_RESERVE_SECONDS = 2.0  # a save takes about as long as the load that was measured, and this
+END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
 DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
+KNOWN_UPDATES = 2000  # a third of a second
 MEASURED = ("eval_problems", "eval_max_new_tokens")
-MOMENTS = 3  # a checkpoint of a whole model holds it three times: weights and two moments
+MOMENTS = 3  # a checkpoint holds what is trained three times: itself and two moments
 
 
 def run(config: TrainConfig, context: Context) -> int:
@@ -62,7 +69,7 @@ def run(config: TrainConfig, context: Context) -> int:
     link = context.link
     before = job.seconds if link.seconds is None else link.seconds
     job = replace(job, seconds=before + link.before, shrink=link.killed_by)
-    with stopping() as stopped:
+    with stopping() as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
         opened = open_model(job, context)
         say_choices(context.terminal, opened.choices)
         claimed = job.claim(opened.choices)
@@ -89,7 +96,7 @@ def run(config: TrainConfig, context: Context) -> int:
             raise
         finally:
             claimed.release()
-    _say_outcome(job, claimed, result, pilot, context.terminal)
+    say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)
     return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
@@ -165,16 +172,22 @@ class Segment:
         """One segment."""
         job, config, terminal = self.job, self.job.config, self.context.terminal
         self._prepare_base()
+        say_plan(job, self.run.folder, terminal)
+        dev = self._dev_set()
+        guard = opened_guard(
+            job, self.run, dev, self.opened.backend, self.elapsed(), self.interrupted, terminal
+        )  # fmt: skip
         metrics = MetricsFile(self.run.metrics)
         with terminal.progress("update", job.events[-1].total) as steps:
+            narrator = Narrator(job, steps, terminal)
 
             def emit(event: StepEvent) -> None:
                 metrics(event)
                 self.sinks.event(event)
-                _show(event, steps, config.budget_seconds, terminal)
+                narrator(event)
 
-            self.pilot = pilot = self._pilot(emit)
-            self._say_plan(pilot)
+            self.pilot = pilot = self._pilot(emit, dev, guard)
+            self._record_plan(pilot)
             values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
             emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
             if self.changed:
@@ -182,7 +195,7 @@ class Segment:
             state = job.checkpoint.state() if job.checkpoint else None
             try:
                 # Without time for another update, the checkpoint's weights become the model.
-                spent = bool(job.done) and self.elapsed() >= config.budget_seconds
+                spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
                 updates = iter(()) if spent else job.updates(self.opened.tokens)
                 outcome = self.opened.backend.train(updates, self._trained_config(), pilot, state)
                 outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
@@ -193,6 +206,7 @@ class Segment:
                 raise
             finally:
                 metrics.close()
+        self._record_plan(pilot)
         self._note_choices()
         return outcome, pilot
 
@@ -227,21 +241,34 @@ class Segment:
         base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
         return self.job.config.model_copy(update={"model": base, "micro_batch_tokens": str(self.opened.tokens)})
 
-    def _pilot(self, emit: Callable[[StepEvent], None]) -> RunPilot[Any]:
+    def _record_plan(self, pilot: RunPilot[Any]) -> None:
+        """The plan as it now is, with every change of it."""
+        config = self.job.config
+        self.run.record(
+            plan={
+                "updates": pilot.total, "asked": pilot.asked, "update_size": config.update_size,
+                "budget_seconds": config.budget_seconds, "events": [event.as_json() for event in pilot.events],
+            }
+        )  # fmt: skip
+
+    def _pilot(self, emit: Callable[[StepEvent], None], dev: DevSet | None, guard: Guard) -> RunPilot[Any]:
         job, config = self.job, self.job.config
-        reserve = self.opened.seconds + SAVE_RESERVE_SECONDS + self.sinks.reserve
+        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(config)))
 
         def keep_best(update: int, live: Any) -> Path:
             self.run.replace(self.run.best, live.save)
             self.run.record(best={"update": update})
             return self.run.best
 
-        dev = self._dev_set()
+        # The padded tokens of so many updates are known beforehand; the others are taken for average.
+        tokens = list(islice(job.tokens(self.opened.tokens), KNOWN_UPDATES))
         pilot: RunPilot[Any] = RunPilot(
             config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=self._save,
-            keep_best=keep_best, evaluate=dev.measure if dev else None, reserve=reserve,
-            save_reserve=reserve if config.uses_adapter else MOMENTS * reserve,
+            keep_best=keep_best, evaluate=dev.measure if dev else None,
+            reserve=writing + END_SECONDS + self.sinks.reserve, save_reserve=MOMENTS * writing,
             losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(), probe=self._probe(),
+            tokens=tokens, guard=guard, answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
+            slept=lambda: self.context.elapsed.slept,
         )  # fmt: skip
         return pilot
 
@@ -252,7 +279,8 @@ class Segment:
         kept, config = pilot.as_json(), job.config.model_dump(mode="json")
         folder = write(
             self.run.checkpoints, live, update=update, elapsed=self.elapsed(), events=kept["events"],
-            losses=kept["losses"], facts={"best": kept["best"], "hashes": dict(job.hashes), "config": config},
+            losses=kept["losses"],
+            facts={"best": kept["best"], "guard": kept["guard"], "hashes": dict(job.hashes), "config": config},
         )  # fmt: skip
         prune(self.run.checkpoints, job.config.save_total_limit)
         return folder
@@ -278,42 +306,9 @@ class Segment:
         tokenizer = load_tokenizer(self.job.source.folder)
         return DevSet(
             [example for _, example in pairs], [problem for problem, _ in pairs], partial(decode, tokenizer),
-            batch_size=config.batch_size, eval_batch_size=min(config.eval_problems, DEV_BATCH),
+            batch_size=config.batch_size, eval_batch_size=min(len(pairs), DEV_BATCH),
             max_new_tokens=config.eval_max_new_tokens,
         )  # fmt: skip
-
-    def _say_plan(self, pilot: RunPilot[Any]) -> None:
-        config = self.job.config
-        what = "" if config.method == "full" else f", {config.method} of rank {config.lora_rank}"
-        after = f" after the first {self.job.done}" if self.job.done else ""
-        self.context.terminal.say(
-            f"plan     {counted(pilot.total, 'update')} of {counted(config.update_size, 'row')}{after}, "
-            f"{counted(config.num_epochs, 'epoch')}{what}, "
-            f"rate {config.learning_rate:g}, at most {clock(config.budget_seconds)}; folder {self.run.folder}"
-        )
-        self.run.record(
-            plan={
-                "updates": pilot.total, "update_size": config.update_size, "budget_seconds": config.budget_seconds
-            }
-        )  # fmt: skip
-
-
-def _show(event: StepEvent, steps: Steps, budget: float, terminal: Terminal) -> None:
-    values: Any = event.values
-    if event.name == "update":
-        left = clock(budget - values["elapsed"])
-        note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s, {clock(values['eta'])} to go, budget {left}"
-        steps.advance(note, done=values["update"])
-    elif event.name == "dev":
-        terminal.say(
-            f"dev      update {values['update']}: loss {values['loss']:.3f}, {values['correct']} of "
-            f"{values['problems']} right, {values['stopped']} ended by themselves ({values['seconds']:.0f} s)"
-        )
-    elif event.name == "probe":
-        for warning in values["warnings"]:
-            terminal.say(f"health   update {values['update']}: {warning}")
-    elif event.name == "dev_skipped":
-        terminal.say(f"dev      update {values['update']}: not measured ({values['reason']})")
 
 
 def _mean(values: list[float]) -> float:
@@ -330,31 +325,10 @@ def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: f
         "first_four": _mean(pilot.losses[:4]),
         "last_four": _mean(pilot.losses[-4:]),
     }
+    if run.manifest["config"].get("guard_problems"):
+        result["guard"] = pilot.guard.outcome()
     if pilot.best is not None:
         update, best = pilot.best
         result["best"] = {"update": update, "accuracy": best.accuracy, "loss": best.loss, "folder": str(run.best)}
     run.record(status="done" if outcome.reason == "done" else "stopped", outcome=result)
     return result
-
-
-def _say_outcome(job: Job, run: Run, result: dict[str, Any], pilot: RunPilot[Any], terminal: Terminal) -> None:
-    why = {
-        STOP_BUDGET: f"ended by the time budget ({job.config.max_time})",
-        STOP_INTERRUPTED: "stopped by a signal",
-    }.get(result["reason"], "done")
-    enough = result["updates"] >= 8
-    first, last = ("first_four", "last_four") if enough else ("first_loss", "last_loss")
-    terminal.say(
-        f"{why} after {counted(result['updates'], 'update')} in {clock(result['seconds'])}: "
-        f"loss {result[first]:.3f} -> {result[last]:.3f}{' (means of four)' if enough else ''}; model in {run.model}"
-    )
-    if (best := result.get("best")) and best["update"] != result["updates"]:
-        terminal.say(f"best     on the dev split after update {best['update']} ({best['accuracy']:.0%}): {run.best}")
-    if result["reason"] != "done":
-        more = ["--max-time", f"{int(2 * result['seconds'] / 60) + 1}m"] if result["reason"] == STOP_BUDGET else []
-        terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(run.folder), *more])}")
-    follow = shlex.join(
-        ["python", "cli.py", "compare", "--base-model", job.config.model, "--trained-model", str(run.folder)]
-    )
-    terminal.say(f"next     {follow}")
-    terminal.result({"run": str(run.folder), "model": str(run.model), "next": follow, **result})

@@ -160,6 +160,9 @@ class UpdateTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
         self.update, device = inputs["update"], self.args.device
+        # Trainer's scheduler asked for this rate before the pilot saw the last update, after which it may plan anew.
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.pilot.rate(self.update.number)
         scale = 1 / max(self.update.num_targets, 1)
         total = torch.zeros((), device=device)
         # One context for the whole update: autocast keeps each weight that it has cast until the outermost one ends.

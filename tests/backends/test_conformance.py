@@ -64,6 +64,26 @@ def test_the_pilots_rate_is_the_step(backend_name: str, qwen2: Path, examples: l
     assert np.median(moved) == pytest.approx(2e-3, rel=1e-3)
 
 
+def test_a_plan_changed_after_an_update_is_the_rate_of_the_next(
+    backend_name: str, qwen2: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    class Replanning(FakePilot):
+        """A rate of zero from the moment that the first update is reported."""
+
+        def rate(self, update: int) -> float:
+            return 0.0 if self.stats else 1e-2
+
+    saved = []
+    for number in (1, 3):
+        backend = open_it(backend_name, qwen2)
+        pilot = Replanning()
+        # Its scheduler asks for the second rate before the first update is reported: a later answer must win.
+        backend.train(updates_of(examples)[:number], TrainConfig(), pilot)
+        backend.save(tmp_path / str(number))
+        saved.append(load_file(tmp_path / str(number) / "model.safetensors"))
+    assert all(np.array_equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
 def test_micro_batches_do_not_change_an_update(backend_name: str, qwen2: Path, examples: list[Example]) -> None:
     found = []
     for size in (2, 8):

@@ -6,7 +6,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from gsm8k_core.batching import OVERHEAD_TOKENS, PAD_MULTIPLE, budgeted, choose_tokens, make_updates, num_updates, pad
+from gsm8k_core.batching import (
+    OVERHEAD_TOKENS,
+    PAD_MULTIPLE,
+    budgeted,
+    choose_tokens,
+    make_updates,
+    num_updates,
+    pad,
+    padded_tokens,
+)
 from gsm8k_core.types import IGNORE_INDEX, Choice, Example, Update
 
 
@@ -116,3 +125,12 @@ def test_how_many_tokens_is_asked_or_the_devices_or_what_the_rows_would_take() -
     assert choose_tokens("auto", 4, 512, device) == Choice("1024", "padded tokens at most in a micro-batch; fast")
     assert choose_tokens("auto", 2, 256, device).name == "512"
     assert "2 rows of --max-length 256" in choose_tokens("auto", 2, 256, device).reason
+
+
+def test_the_padded_tokens_of_coming_updates_are_known_without_making_them() -> None:
+    rng = np.random.default_rng(5)
+    uneven = [Example(f"row-{n}", tuple(range(int(rng.integers(9, 200)))), 4) for n in range(70)]
+    order = {"update_size": 16, "num_epochs": 2, "seed": 3, "max_tokens": 700}
+    made = list(make_updates(uneven, **order))
+    assert list(padded_tokens(uneven, **order)) == [update.num_tokens for update in made]
+    assert len(made) == 10

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gsm8k_core.batching import micro_batches
-from gsm8k_core.dev import DevResult, DevSet
+from gsm8k_core.dev import DevResult, DevSet, joined
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
 
 # Two prompt tokens, then 1, 2, 3 and 9 targets: in batches of two the means per batch differ from the whole.
@@ -112,6 +112,25 @@ def test_a_result_survives_json() -> None:
     assert DevResult.from_json(json.loads(json.dumps(result.as_json(), allow_nan=False))) == result
     lost = DevResult.from_json(json.loads(json.dumps(replace(result, loss=math.nan).as_json(), allow_nan=False)))
     assert math.isnan(lost.loss)
+
+
+def test_it_is_kept_which_problems_were_right() -> None:
+    assert measured().verdicts == (True, True, False, False)  # by the rule of `accuracy`, in the order of the problems
+
+
+def test_a_result_of_an_older_checkpoint_has_no_verdicts() -> None:
+    values = measured().as_json()
+    del values["verdicts"]
+    assert DevResult.from_json(values) == replace(measured(), verdicts=(), seconds=values["seconds"])
+
+
+def test_parts_measured_one_after_another_are_the_whole() -> None:
+    parts = [measured(DEV.part(0, 1)), measured(DEV.part(1, 4))]
+    whole = joined(parts)
+    # This model's last answer in each call is cut.
+    assert whole == replace(measured(), loss=whole.loss, seconds=whole.seconds, num_stopped=2)
+    assert whole.loss == pytest.approx(measured().loss, abs=1e-12)
+    assert whole.seconds == sum(part.seconds for part in parts)
 
 
 def test_better_is_more_accurate_then_a_lower_loss() -> None:

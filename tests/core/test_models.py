@@ -48,6 +48,15 @@ def test_cold_downloads_and_says_the_size_first(hub: Any) -> None:
     assert not [line for line in hub.requests if line.endswith((".bin", ".py", ".md"))]
 
 
+def test_the_time_of_a_download_is_known_and_the_cache_takes_none(hub: Any) -> None:
+    before = hub_source.seconds_downloading()
+    resolve_model(QWEN, quiet)
+    spent = hub_source.seconds_downloading()
+    assert spent > before
+    resolve_model(QWEN, quiet)
+    assert hub_source.seconds_downloading() == spent
+
+
 def test_what_was_downloaded_is_a_model(hub: Any) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -25,7 +25,7 @@ OTHER: dict[str, object] = {
     "report_to": "wandb", "no_wandb": True, "wandb_project": "p", "wandb_key_file": Path("k"),
     "dtype": "bfloat16", "gradient_checkpointing": True, "micro_batch_tokens": "640",
     "batch_size": 8, "gradient_accumulation_steps": 4,
-    "eval_steps": 5, "eval_problems": 5, "eval_max_new_tokens": 5,
+    "eval_steps": 5, "eval_problems": 5, "eval_max_new_tokens": 5, "guard_problems": 5,
     "model": "m", "data": "d.jsonl", "data_config": "socratic", "seed": 1, "max_samples": 9, "max_length": 99,
     "annotations": "strip", "drop_long": True, "num_epochs": 9, "learning_rate": 1e-4, "warmup_ratio": 0.1,
     "schedule": "constant", "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.8, "adam_epsilon": 1e-6,

@@ -1,0 +1,48 @@
+"""How long saving will take, from the size of what is saved and a sample written to the very disk."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from gsm8k_core.lora import LoraSpec, target_modules
+from gsm8k_core.model_folder import linear_layers, weight_files
+from gsm8k_core.types import StorageError
+
+SAMPLE_BYTES = 64 << 20
+# A save also copies from the device, reads its headers again and waits for a busy disk.
+SAFETY = 1.5
+FLOAT32 = 4  # bytes
+
+
+def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
+    """Bytes of what is trained of the model in `folder`, in float32: the adapter `spec`, or the whole model."""
+    from safetensors import safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="numpy") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if spec is None:
+        return FLOAT32 * sum(math.prod(shape) for shape in shapes.values())
+    targets = target_modules(spec, linear_layers(folder))
+    return FLOAT32 * spec.rank * sum(sum(shapes[f"{name}.weight"]) for name in targets)
+
+
+def write_seconds(folder: Path, num_bytes: int) -> float:
+    """What writing and hashing so many bytes in `folder` may take. Raises StorageError where nothing can be written."""
+    sample = os.urandom(1 << 20) * (SAMPLE_BYTES >> 20)
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(sample)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); free some space") from error
+    hashlib.sha256(sample)
+    return SAFETY * (time.monotonic() - began) * num_bytes / SAMPLE_BYTES

@@ -1,0 +1,108 @@
+"""`--max-time` and the guard through the command line: planned, used, compared, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsm8k_core.run_clock import RunClock
+from tests.e2e.conftest import ROOT, Run
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import budget_figures
+
+SETTINGS = (
+    "--device", "cpu", "--dtype", "float32", "--batch-size", 8, "--gradient-accumulation-steps", 1,
+    "--num-epochs", 2000, "--guard-problems", 12, "--eval-max-new-tokens", 48, "--save-steps", 0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a run is no process of its own, and pytest's age is not its."""
+    monkeypatch.setattr("verbs.process_clock", RunClock)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 rows, so that the dev split has some."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = [
+        {"question": f"Tom buys {a} apples and {b} more .", "answer": f"he has {a} + {b} = {a + b} .\n#### {a + b}"}
+        for a in range(2, 42)
+        for b in range(2, 12)
+    ]
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def events_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [event for event in events if event["event"] == name]
+
+
+def test_a_run_is_planned_to_its_budget_compared_with_the_base_and_gone_on_with(
+    run: Run, model: Path, many: Path, tmp_path: Path, backend_name: str
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--model", model, "--data", many, "--backend", backend_name, "--max-time", "15s")
+    done = run("train", *flags, "--output-dir", out, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    manifest = manifest_of(out)
+    plan, outcome = manifest["plan"], manifest["outcome"]
+    assert outcome["reason"] == "budget"
+    assert outcome["updates"] == plan["updates"] == plan["events"][-1]["total"] < plan["asked"]
+    rates = [event["rate"] for event in events_of(out, "update")]
+    assert rates[-1] < 0.1 * max(rates)
+    assert outcome["seconds"] < 15 + max(event["seconds"] for event in events_of(out, "update"))
+    assert "2,000 epochs need about " in done.stdout
+    assert "the base answers 0 of " in done.stdout
+    guard = outcome["guard"]
+    assert guard["verdict"] == f"not distinguishable at n = {guard['base']['problems']}"
+    assert [event["when"] for event in events_of(out, "guard")] == ["quarter", "end"]
+    assert "do not show that the trained model is better than the base" in done.stdout
+    assert "try      more epochs or a longer --max-time than 15s" in done.stdout
+
+    refused = run("train", "--resume", out)
+    assert (refused.returncode, "such as --max-time" in refused.stderr) == (2, True), refused.stderr
+    more = run("train", "--resume", out, "--max-time", f"{int(outcome['seconds']) + 8}s")
+    assert more.returncode == 0, more.stderr
+    assert "the base answers" not in more.stdout
+    after = manifest_of(out)
+    assert after["outcome"]["updates"] > outcome["updates"]
+    assert after["outcome"]["guard"]["base"] == guard["base"]
+    assert after["plan"]["events"][: len(plan["events"])] == plan["events"]
+    figures = budget_figures.figures(out)
+    assert (figures["budget"], figures["updates"]) == (int(outcome["seconds"]) + 8, after["outcome"]["updates"])
+
+
+def test_an_ample_budget_and_no_guard_leave_the_run_as_it_was(
+    run: Run, model: Path, many: Path, tmp_path: Path, backend_name: str
+) -> None:
+    losses = []
+    for name, problems in (("with", 12), ("without", 0)):
+        flags = ("--model", model, "--data", many, "--backend", backend_name, "--output-dir", tmp_path / name)
+        done = run("train", *flags, *SETTINGS, "--num-epochs", 1, "--max-samples", 80, "--guard-problems", problems)
+        assert done.returncode == 0, done.stderr
+        losses.append([(event["loss"], event["rate"]) for event in events_of(tmp_path / name, "update")])
+        assert manifest_of(tmp_path / name)["plan"]["events"] == [{"update": 0, "total": 10, "rate_factor": 1.0}]
+    assert losses[0] == losses[1]
+    assert len(events_of(tmp_path / "with", "guard")) == 2
+    assert "guard" not in manifest_of(tmp_path / "without")["outcome"]
+
+
+def test_too_few_dev_problems_are_said(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    flags = ("--model", model, "--data", data, "--backend", "torch", "--output-dir", tmp_path / "out")
+    done = run("train", *flags, *SETTINGS, "--num-epochs", 1, "--max-samples", 8)
+    assert done.returncode == 0, done.stderr
+    assert "dev problems for it, and fewer than 8 show nothing" in done.stdout
+    assert manifest_of(tmp_path / "out")["outcome"]["guard"]["verdict"] == "not measured"
