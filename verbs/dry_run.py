@@ -25,10 +25,12 @@ def dry_run(config: TrainConfig, context: Context) -> int:
     if config.resume:
         raise UsageError("--dry-run is for a new run; leave out --resume, or --dry-run to go on")
     job = new(config, context)
+    before = context.elapsed()
     opened = open_model(job, context)
+    loading = context.elapsed() - before
     say_choices(context.terminal, opened.choices)
     rehearsal = _rehearse(job, opened)
-    time, disk = rehearsal.of(job, opened), _disk(job)
+    time, disk = rehearsal.of(job, opened.tokens, loading), _disk(job)
     terminal = context.terminal
     peak = opened.backend.peak_memory()
     moments = opened.plan.moments if opened.plan else 0
@@ -59,14 +61,14 @@ class Rehearsal:
     seconds: float
     tokens: int  # padded
 
-    def of(self, job: Job, opened: Opened) -> dict[str, Any]:
+    def of(self, job: Job, max_tokens: int, loading: float) -> dict[str, Any]:
         """Seconds of the whole run, its micro-batches' padded tokens at the rate of this one's."""
         per_epoch = job.total // job.config.num_epochs
-        first = (update for update in job.updates(opened.tokens) if update.number <= per_epoch)
+        first = (update for update in job.updates(max_tokens) if update.number <= per_epoch)
         tokens = job.config.num_epochs * sum(update.num_tokens for update in first)
         seconds = tokens * self.seconds / self.tokens
         return {
-            "seconds": seconds, "updates": job.total, "tokens": tokens, "loading": opened.seconds,
+            "seconds": seconds, "updates": job.total, "tokens": tokens, "loading": loading,
             "per_update": seconds / job.total, "budget": job.config.budget_seconds,
         }  # fmt: skip
 
