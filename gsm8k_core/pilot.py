@@ -34,7 +34,8 @@ from gsm8k_core.types import Orders, StepEvent, UpdateStats
 STOP_BUDGET = "budget"
 STOP_INTERRUPTED = "interrupted"
 SHARE_ON_THE_WAY = 0.5
-SPARE_AT_THE_END = 1.25  # times what a measurement took before: the last one is to be had, and answers may get longer
+# The last measurement is to be had, and answers may get longer: so much of what one took, or of the budget, is spare.
+SPARE_OF_IT, SPARE_OF_ALL = 0.25, 0.01
 
 Live = TypeVar("Live")  # the weights in training: only handed on, so core needs to know nothing of them
 Save = Callable[[int, Live], Path]
@@ -230,16 +231,17 @@ class RunPilot(Generic[Live]):
         }
 
     def _to_go(self, update: int) -> float:
-        """Seconds to the end of the process. Where the budget is what ends the run, all but an update of it is used."""
-        as_planned, whole = self._needed(update, self.total, 1.0), self._needed(update, self.asked, 1.0)
-        left = self._config.budget_seconds - self._elapsed() - self._pace.seconds(update + 1, update + 1)
-        return max(as_planned, min(left, whole))
+        """Seconds to the end of the process.
 
-    def _needed(self, update: int, total: int, spare: float = SPARE_AT_THE_END) -> float:
-        """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on.
-
-        The last measurement counts `spare` times.
+        Where the budget ends the run, the plan may still grow until an update is left unused: the middle of both ends.
         """
+        as_planned, whole = (self._needed(update, total, spare=False) for total in (self.total, self.asked))
+        left = self._config.budget_seconds - self._elapsed()
+        grown = min(left - self._pace.seconds(update + 1, update + 1), whole)
+        return min((as_planned + max(as_planned, grown)) / 2, max(left, 0.0))
+
+    def _needed(self, update: int, total: int, spare: bool = True) -> float:
+        """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on."""
         num_saves = _due(self._config.save_steps, update, total - 1)
         seconds = self._pace.seconds(update + 1, total) + self._saves.mean * num_saves
         if self._evaluate and self._fits:
@@ -251,12 +253,12 @@ class RunPilot(Generic[Live]):
         if self._probe:
             every = self._config.probe_steps
             seconds += (_due(every, update, total) + (total % every > 0)) * self._probes.mean
-        return seconds + spare * self._last_measurement() + self._ending(total)
+        return seconds + self._last_measurement(spare) + self._ending(total)
 
     def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
         """Ask the probe, unless the run is to end or there is no time for it."""
         before = self._elapsed()
-        needed = self._probes.most + SPARE_AT_THE_END * self._last_measurement() + self._ending(update)
+        needed = self._probes.most + self._last_measurement(True) + self._ending(update)
         if not self._interrupted() and before + needed <= self._config.budget_seconds:
             event = probe(update, live)
             self._probes.add(self._elapsed() - before)
@@ -315,11 +317,13 @@ class RunPilot(Generic[Live]):
         """Seconds that have to be left for saving where training ends after `update`."""
         return max(self._reserve, self._keeps.longest) + (self._saves.most if update < self.asked else 0.0)
 
-    def _last_measurement(self) -> float:
-        """Seconds that the measurement at the end is expected to take."""
+    def _last_measurement(self, spare: bool) -> float:
+        """Seconds that the measurement at the end is expected to take, or has to have."""
+        expected = self.guard.seconds if self._answer else 0.0
         if self._evaluate and self._fits:
-            return self._devs.mean
-        return self.guard.seconds if self._answer else 0.0
+            expected = self._devs.mean
+        least = SPARE_OF_ALL * self._config.budget_seconds if expected else 0.0
+        return expected + spare * max(SPARE_OF_IT * expected, least)
 
     def _keep(self, update: int, live: Live, result: DevResult) -> None:
         before = self._elapsed()
@@ -341,8 +345,7 @@ class RunPilot(Generic[Live]):
             return None
         if self._interrupted():
             return STOP_INTERRUPTED
-        next_one = self._pace.at_most(update + 1) + self._ending(update + 1)
-        next_one += SPARE_AT_THE_END * self._last_measurement()
+        next_one = self._pace.at_most(update + 1) + self._last_measurement(spare=True) + self._ending(update + 1)
         if update >= self.total or self._elapsed() + next_one > self._config.budget_seconds:
             return STOP_BUDGET
         return None

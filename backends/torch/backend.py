@@ -52,7 +52,7 @@ CAPABILITIES = Capabilities(
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5
 MICRO_BATCH = {
-    "cpu": Choice("1024", "on a CPU a few rows fill the cores, and more take memory"),
+    "cpu": Choice("640", "on a CPU a few rows fill the cores, and more take memory"),
     "cuda": Choice("8192", "a GPU needs many tokens at once; an estimate, not a measurement"),
     "mps": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
 }

@@ -231,3 +231,11 @@ def test_a_budget_that_ends_sooner_than_planned_is_the_end_of_the_plan() -> None
     assert made.orders[at] == "budget"
     assert made.pilot.events[-1] == PlanEvent(at, at)
     assert made.checkpoints[at]["events"][-1] == {"update": at, "total": at, "rate_factor": 1.0}
+
+
+def test_the_time_to_go_is_never_more_than_the_budget_holds() -> None:
+    made = Simulation(1000, max_time="60").run()
+    assert all(
+        values["eta"] <= 60 - values["elapsed"]  # type: ignore[operator]
+        for values in (event.values for event in made.events if event.name == "update")
+    )
