@@ -228,7 +228,13 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
     run = Run(folder, manifest, lock)
-    run.record()
+    try:
+        run.record()
+    except StorageError:  # an empty run.json would be in the way, and is nothing to go on with
+        (folder / MANIFEST).unlink()
+        (folder / "logs").rmdir()
+        run.release()
+        raise
     return run
 
 
