@@ -39,8 +39,8 @@ DISK = settings(FUZZ, max_examples=max(EXAMPLES // 4, 25))  # those that write f
 
 PIECES = (
     "####", "#### ", "18", "-3", "1,234", ".5", "$", "%", "\\boxed{", "}", "{", "answer is ", "The answer is ", "=",
-    "\n", " ", "<<48/2=24>>", "**", "\u2212", "\u0663", "\u00b2", "\u00bd", "\x1b[31m", "\0", "1/2", "3:00", "答案是", "e9",
-    "(", ")", "x", "+", "*", "//", "≈", "\\times", "\\frac{1}{2}", "9" * 50,
+    "\n", " ", "<<48/2=24>>", "**", "\u2212", "\u0663", "\u00b2", "\u00bd", "\x1b[31m", "\0", "1/2", "3:00", "答案是",
+    "e9", "(", ")", "x", "+", "*", "//", "≈", "\\times", "\\frac{1}{2}", "9" * 50,
 )  # fmt: skip
 TEXTS = st.text(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
 NUMBERS = st.one_of(
