@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -117,7 +118,7 @@ def test_a_gold_is_read_or_refused_with_our_error(text: str) -> None:
         assert re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", gold_number(text))
     else:
         assert printable(said) == said
-        assert len(said) < 200
+        assert len(said) < 1000
 
 
 SECONDS = 1.0  # for 100 kB in one rule: 0.05 in the slowest that was measured; a quadratic rule takes minutes
@@ -298,13 +299,16 @@ def test_settings_of_any_values_are_read_or_refused(model: Path, name: str, valu
             assert wrong is None or "config.json" in wrong or str(folder) in wrong
 
 
+BASES = st.none() | st.floats() | st.integers() | st.integers(0, 10**400) | JSON
+
+
 @FUZZ
-@given(JSON, JSON)
+@given(JSON | st.fixed_dictionaries({"rope_theta": BASES}), BASES)
 def test_a_rope_base_is_a_number_or_refused(nested: Any, top: Any) -> None:
     config = {"rope_parameters": nested, "rope_theta": top}
     if refusal(rope_theta, config) is None:
         base = rope_theta(config)
-        assert base is None or base > 0
+        assert base is None or 0 < base < math.inf
 
 
 # --- the calculator -------------------------------------------------------------------------------------------------
