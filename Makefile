@@ -58,7 +58,14 @@ test: $(VENV)/.stamp-test tokenizer
 test-page: $(VENV)/.stamp-page
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/page --require-page $(ARGS)
 
-test-faults: $(VENV)/.stamp-test
+test-bench: $(VENV)/.stamp-bench
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/bench --require-bench $(ARGS)
+
+lint: $(VENV)/.stamp-test
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+faults: $(VENV)/.stamp-test
 	@set -e; backends=$(BACKENDS); [ -n "$$backends" ] || { backends=mlx,torch; \
 		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	for backend in $$(echo "$$backends" | tr , ' '); do \
@@ -73,13 +80,6 @@ audit: $(VENV)/.stamp-run
 		echo "Installing pip-audit"; rm -rf .cache/audit; mkdir -p .cache; $(PY) -m venv .cache/audit; \
 		PIP_DISABLE_PIP_VERSION_CHECK=1 .cache/audit/bin/python -m pip install -qq pip-audit; fi; \
 	$(PY) tests/faults/audit.py .cache/audit/bin/pip-audit constraints.txt
-
-bench: $(VENV)/.stamp-bench
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/bench --require-bench $(ARGS)
-
-lint: $(VENV)/.stamp-test
-	@$(PY) -m ruff check .
-	@$(PY) -m mypy
 
 bench: $(VENV)/.stamp-bench
 	@$(PY) cli.py benchmark $(or $(ARGS),train --contenders all --trainable blocks)

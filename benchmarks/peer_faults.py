@@ -81,6 +81,9 @@ class Program:
     def command(self, work: Path, out: Path, resume: bool) -> list[str]:
         raise NotImplementedError
 
+    def second_save_began(self, out: Path) -> bool:
+        raise NotImplementedError
+
     def run(self, work: Path, out: Path, resume: bool = False) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(work, out, resume), env={**os.environ, **QUIET}, cwd=ROOT, stdin=subprocess.DEVNULL,
@@ -103,8 +106,15 @@ class Ours(Program):
         ]  # fmt: skip
 
 
+    def second_save_began(self, out: Path) -> bool:
+        return any((out / "checkpoints").glob(".update-000004.*"))
+
+
 class Trainer(Program):
     name = "HF Trainer"
+
+    def second_save_began(self, out: Path) -> bool:
+        return (out / "checkpoint-4").exists()
 
     def command(self, work: Path, out: Path, resume: bool) -> list[str]:
         return [sys.executable, "-c", HF, str(work / "model"), str(work), str(out), "yes" if resume else "no"]
@@ -112,6 +122,11 @@ class Trainer(Program):
 
 class MlxLm(Program):
     name = "mlx_lm.lora"
+
+    def second_save_began(self, out: Path) -> bool:
+        """It writes adapters.safetensors over, then a copy under the number of the update."""
+        first, now = out / "0000002_adapters.safetensors", out / "adapters.safetensors"
+        return first.exists() and now.stat().st_mtime_ns > first.stat().st_mtime_ns
 
     def command(self, work: Path, out: Path, resume: bool) -> list[str]:
         again = ["--resume-adapter-file", str(out / "adapters.safetensors")] if resume else []
@@ -153,40 +168,27 @@ def state_of(folder: Path, saves: str) -> str:
 
 def killed_in_a_save(program: Program, work: Path, out: Path) -> str:
     """Ten times: killed while the second save is being written; then asked to go on."""
-    went_on, words = 0, ""
+    went_on, torn, words = 0, 0, ""
     for number in range(10):
         folder = out / str(number)
         process = subprocess.Popen(
             program.command(work, folder, False), env={**os.environ, **QUIET}, cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        _wait_for_second_save(process, folder)
+        _wait_for_second_save(process, program, folder)
         time.sleep(number * 0.0004)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        torn += "torn" in state_of(folder, program.saves)
         again = program.run(work, folder, resume=True)
         went_on += again.returncode == 0
         words = words if again.returncode == 0 else last_words(again)
-    return f"{went_on} of 10 went on" + (f"; {words}" if words else "")
+    return f"{went_on} of 10 went on, {torn} with a torn file of weights" + (f"; {words}" if words else "")
 
 
-def _wait_for_second_save(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Until the second large file (or the same one anew) has begun to be written."""
-    seen: set[tuple[str, int]] = set()
+def _wait_for_second_save(process: subprocess.Popen[bytes], program: Program, folder: Path) -> None:
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        for root, _, names in os.walk(folder):
-            for name in names:
-                if name.endswith(".safetensors") and name != "moments.safetensors" and name[0] != "0":
-                    path = os.path.join(root, name)
-                    try:
-                        found = os.stat(path)
-                    except OSError:
-                        continue
-                    # A folder that was renamed is the same save: the inode tells, and a file written anew its time.
-                    seen.add((str(found.st_ino), found.st_mtime_ns // 50_000_000))
-        if len(seen) >= 2:
-            return
+    while not program.second_save_began(folder) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0003)
 
 
