@@ -30,7 +30,7 @@ help:
 	@echo "make test    set up with the test tools, then run every test; ARGS=... goes to pytest"
 	@echo "make lint    ruff and mypy"
 	@echo "make faults  the long tests of docs/reliability.md: $(KILLS) kills on each backend, every write point of a save,"
-	@echo "             $(FUZZ_EXAMPLES) examples of each fuzzed property (half an hour on 2 cores)"
+	@echo "             $(FUZZ_EXAMPLES) examples of each fuzzed property (about 40 minutes on 2 busy cores)"
 	@echo "make audit   pip-audit over constraints.txt; asks PyPI's vulnerability database"
 	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
 	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"
