@@ -69,7 +69,7 @@ faults: $(VENV)/.stamp-test
 	@set -e; backends=$(BACKENDS); [ -n "$$backends" ] || { backends=mlx,torch; \
 		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	for backend in $$(echo "$$backends" | tr , ' '); do \
-		$(FAULTS) tests/faults/kill_driver.py --backend "$$backend" --kills $(KILLS) --in-save $$(($(KILLS) / 4)); \
+		$(FAULTS) tests/faults/kill_driver.py --backend "$$backend" --kills $(KILLS) --in-save $$(($(KILLS) / 5)); \
 	done; \
 	$(FAULTS) -m pytest tests/faults -k "not test_kills" --require-backends=$$backends; \
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(FAULTS) -m pytest tests/faults/test_fuzz.py --hypothesis-show-statistics $(ARGS)

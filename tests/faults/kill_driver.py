@@ -243,49 +243,46 @@ def faults_of(bench: Bench, target: Path, saved: int, whole: dict[str, Any]) -> 
     return found
 
 
-def aims(rng: random.Random, span: float, lengths: dict[str, float], kills: int, in_save: int) -> Iterator[Aim]:
-    """Kills at any time after the first update; then more of them inside saves."""
-    for _ in range(kills - in_save):
-        yield Aim(rng.uniform(0, span))
-    while True:
-        yield Aim(rng.uniform(0, lengths["save"]), "save", rng.randint(1, (UPDATES - 1) // SAVE_STEPS))
-
-
 def unbroken(bench: Bench) -> tuple[dict[str, Any], float, dict[str, float]]:
-    """What an unbroken run gives; its seconds after the first update; the mean seconds of a phase."""
+    """What an unbroken run gives; its seconds after the first update, the least of three; mean seconds of a phase."""
     folder = bench.folder / WHOLE
-    for _ in range(2):  # the first one is slow: MLX compiles, the file cache is cold
+    spans = []
+    for _ in range(3):  # the first one is slow: MLX compiles, the file cache is cold
         shutil.rmtree(folder, ignore_errors=True)
         code, said = bench.finish(bench.train(folder))
         assert code == 0, said
-    entered, seconds = bench.board.read()[3:]
-    lengths = {phase: seconds[phase] / max(entered[phase], 1) for phase in PHASES}
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    first = next(event["elapsed"] for event in events if event["event"] == "update")
-    return result_of(folder), events[-1]["elapsed"] - first + lengths["model"], lengths
+        events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        first = next(event["elapsed"] for event in events if event["event"] == "update")
+        entered, seconds = bench.board.read()[3:]
+        lengths = {phase: seconds[phase] / max(entered[phase], 1) for phase in PHASES}
+        spans.append(events[-1]["elapsed"] - first + lengths["model"])
+    return result_of(folder), min(spans), lengths
 
 
 def spread(bench: Bench, kills: int, in_save: int, seed: int) -> dict[str, Any]:
-    """At least `kills` kills, `in_save` of them while a checkpoint was written."""
+    """`kills` kills at any time after the first update; then more, aimed at saves, until `in_save` were inside one."""
     whole, span, lengths = unbroken(bench)
     counts: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
-    late, begin = 0, time.monotonic()
-    for number, aim in enumerate(aims(random.Random(seed), span, lengths, kills, in_save)):
-        target = bench.folder / f"run-{number}"
+    rng, begin = random.Random(seed), time.monotonic()
+    late = aimed = 0
+    while counts.total() < kills or counts["save"] < in_save:
+        aim = Aim(rng.uniform(0, span))
+        if counts.total() >= kills:
+            aim = Aim(rng.uniform(0, lengths["save"]), "save", rng.randint(1, (UPDATES - 1) // SAVE_STEPS))
+        target = bench.folder / f"run-{counts.total()}-{late}"
         struck = kill(bench, target, aim)
         if struck is None:
             late += 1
         else:
             counts[struck[0]] += 1
+            aimed += bool(aim.phase)
             if found := faults_of(bench, target, struck[1], whole):
-                wrong.append({"kill": number, "phase": struck[0], "wrong": found})
+                wrong.append({"aim": str(aim), "phase": struck[0], "wrong": found})
         shutil.rmtree(target)
-        if counts.total() >= kills and counts["save"] >= in_save:
-            break
     return {
-        "kills": counts.total(), "phases": dict(counts), "came after the end": late, "wrong": wrong,
-        "seconds": round(time.monotonic() - begin, 1),
+        "kills": counts.total(), "of them aimed at saves": aimed, "phases": dict(counts), "came after the end": late,
+        "wrong": wrong, "seconds": round(time.monotonic() - begin, 1),
     }  # fmt: skip
 
 
