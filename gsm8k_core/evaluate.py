@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from gsm8k_core import disagreements, samples
 from gsm8k_core.answers import grade
 from gsm8k_core.diagnose import diagnosis_json
-from gsm8k_core.folders import write_json
+from gsm8k_core.folders import refuse_links, write_json
 from gsm8k_core.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
@@ -152,6 +152,7 @@ def evaluate(
     draws = {(problem.id, sample): Draw(problem, sample) for problem in problems for sample in range(key.samples)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder, path)
         with _held(folder), path.open("a", encoding="utf-8") as file:
             write_json(folder / "key.json", asdict(key))
             records = _read_records(path, frozenset(draws))

@@ -89,6 +89,13 @@ def matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
     return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
+def refuse_links(*paths: Path) -> None:
+    """Raises StorageError for a path that is a link: what is written in a folder of ours stays in it."""
+    for path in paths:
+        if path.is_symlink():
+            raise StorageError(f"{path} is a link, and is not written through; put the file or folder itself there")
+
+
 @contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
     """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""

@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
 )
 HASHED_FILES = ("*.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES)
 CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name Python files to run
+LARGEST_BASE = 1e30  # JSON can say 1e999, which is infinite, and whole numbers that no float can hold
 QUANTISED_KEYS = ("quantization", "quantization_config")
 
 
@@ -145,7 +146,7 @@ def rope_theta(config: Mapping[str, Any]) -> float | None:
     nested = (config.get("rope_parameters") or {}).get("rope_theta")
     top = config.get("rope_theta")
     for value in (nested, top):
-        if value is not None and (type(value) not in (int, float) or value <= 0):
+        if value is not None and (type(value) not in (int, float) or not 0 < value < LARGEST_BASE):
             raise DataError(f"config.json has rope_theta {value!r}; it must be a positive number")
     if nested is not None and top is not None and nested != top:
         raise DataError(

@@ -106,7 +106,10 @@ def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Se
             messages(problem, with_answer, shots), tokenize=False, add_generation_prompt=not with_answer
         )
     except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
-        raise DataError(f"the model's chat template refused {problem.id}: {_first_line(error)}") from error
+        whose = getattr(tokenizer, "name_or_path", "") or "the model"
+        raise DataError(
+            f"the chat template of {whose} refused {problem.id} ({_first_line(error)}); use another model, or mend it"
+        ) from error
     return str(text)
 
 

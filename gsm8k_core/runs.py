@@ -28,12 +28,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gsm8k_core.folders import remove_folder, sync, write_json
+from gsm8k_core.folders import refuse_links, remove_folder, sync, write_json
 from gsm8k_core.types import StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = "run.json"
 LOCK = ".lock"
+PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs")
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
 
@@ -177,6 +178,7 @@ def reopen(folder: Path) -> Run:
         what = "has no run.json that can be read" if folder.exists() else "does not exist"
         raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")
     check_writable(folder)
+    refuse_links(*(folder / name for name in PARTS))
     lock = _hold(folder)
     run = Run(folder, read_manifest(folder) or {}, lock)
     for target in (run.model, run.best, run.mlx_adapter):
@@ -228,7 +230,13 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
     run = Run(folder, manifest, lock)
-    run.record()
+    try:
+        run.record()
+    except StorageError:  # an empty run.json would be in the way, and is nothing to go on with
+        (folder / MANIFEST).unlink()
+        (folder / "logs").rmdir()
+        run.release()
+        raise
     return run
 
 

@@ -11,6 +11,7 @@ import textwrap
 import time
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -48,7 +49,9 @@ class MetricsFile:
             raise StorageError(f"{self._path} cannot be written ({error.strerror}); free some space") from error
 
     def close(self) -> None:
-        self._file.close()
+        # Each line was flushed when it was written. One that did not fit was said then, and would fail here once more.
+        with suppress(OSError):
+            self._file.close()
 
 
 class Terminal:

@@ -129,7 +129,7 @@ def test_a_prompt_that_is_not_the_start_of_its_row_is_refused(folder: Path) -> N
 
 def test_a_template_that_refuses_is_one_clear_error(folder: Path) -> None:
     retemplate(folder, "{{ raise_exception('System role not supported') }}")
-    with pytest.raises(DataError, match=r"train-0: System role not supported"):
+    with pytest.raises(DataError, match=r"template of \S+ refused train-0 \(System role not supported\); use another"):
         make_examples(load_tokenizer(folder), [PROBLEM], [1])
 
 

@@ -1,0 +1,35 @@
+"""docs/reliability.md names each of the 31 faults once, and only tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+TABLE = TESTS.parent / "docs" / "reliability.md"
+ROW = re.compile(r"\| ([0-9]+) \|.*")
+TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
+
+
+def rows() -> dict[int, list[tuple[str, str]]]:
+    """Fault number -> (file, test) of its row."""
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if ROW.fullmatch(line)]
+    found = {int(line.split("|")[1]): TEST.findall(line) for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def names_in(file: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def test_each_fault_has_a_row_with_a_test() -> None:
+    assert sorted(rows()) == list(range(1, 32))
+    assert [number for number, named in rows().items() if not named] == []
+
+
+def test_each_test_that_is_named_exists() -> None:
+    named = {test for tests in rows().values() for test in tests}
+    assert len(named) > 50
+    assert [f"{file}::{name}" for file, name in sorted(named) if name not in names_in(TESTS / file)] == []
