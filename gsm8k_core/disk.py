@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -37,9 +38,10 @@ def write_seconds(folder: Path, num_bytes: int) -> float:
     A sample waits for the disk at its end as a whole save does, so it errs to the long side: 2.3 s for 540 MB where a
     checkpoint of 1.6 GB took 4.0 s.
     """
-    sample = os.urandom(1 << 20) * (SAMPLE_BYTES >> 20)
-    began = time.monotonic()
     try:
+        size = min(SAMPLE_BYTES, shutil.disk_usage(folder).free // 4)  # the room is the run's, not the sample's
+        sample = (os.urandom(1 << 20) * (SAMPLE_BYTES >> 20))[: max(size, 1)]
+        began = time.monotonic()
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(sample)
             file.flush()
@@ -47,4 +49,4 @@ def write_seconds(folder: Path, num_bytes: int) -> float:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); free some space") from error
     hashlib.sha256(sample)
-    return (time.monotonic() - began) * num_bytes / SAMPLE_BYTES
+    return (time.monotonic() - began) * num_bytes / len(sample)
