@@ -105,7 +105,6 @@ class Ours(Program):
             "--num-epochs", "1", "--save-steps", str(EVERY), "--learning-rate", "1e-3", "--output-dir", str(out),
         ]  # fmt: skip
 
-
     def second_save_began(self, out: Path) -> bool:
         return any((out / "checkpoints").glob(".update-000004.*"))
 

@@ -36,11 +36,12 @@ class Narrator:
     def __init__(self, job: Job, steps: Steps, terminal: Terminal) -> None:
         self._job, self._steps, self._terminal = job, steps, terminal
         self._said = job.events[-1].total  # the plan that was last said
+        self._budget = job.config.budget_seconds
 
     def __call__(self, event: StepEvent) -> None:
         values: Any = event.values
         if event.name == "update":
-            left = clock(self._job.config.budget_seconds - values["elapsed"])
+            left = clock(self._budget - values["elapsed"])
             note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s, {clock(values['eta'])} to go, budget {left}"
             self._steps.advance(note, done=values["update"])
         elif line := self._line(event.name, values):
@@ -70,11 +71,12 @@ class Narrator:
         ends = f"the budget ends after {self._epochs(total)} ({counted(total, 'update')})"
         if name == "estimate":
             self._said = total
+            if total == asked:  # not even the next update fits, or all of them do
+                ends = "the budget is enough" if values["seconds"] <= self._budget else "the budget ends before that"
             epochs, rows = self._job.config.num_epochs, len(self._job.rows.examples)
             return (
                 f"plan     {counted(rows, 'example')}, {counted(epochs, 'epoch')} {'needs' if epochs == 1 else 'need'} "
-                f"about {clock(values['seconds'])} on this machine; "
-                f"{'the budget is enough' if total == asked else ends}"
+                f"about {clock(values['seconds'])} on this machine; {ends}"
             )
         if abs(total - self._said) < SAID_AGAIN * self._said:
             return ""
