@@ -206,7 +206,11 @@ class TorchBackend:
         if dtype == torch.float32:
             return self._model.eval()
         if self._cast is None:
-            self._cast = copy.deepcopy(self._model).to(dtype)
+            # Parameters alone: rounded to bfloat16, RoPE's frequencies would turn by half a radian at position 300.
+            cast = {
+                id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in self._model.parameters()
+            }
+            self._cast = copy.deepcopy(self._model, cast)
         return self._cast.eval()
 
     def train(

@@ -233,6 +233,13 @@ def test_frozen_weights_in_bfloat16_change_no_bit(
     assert losses[0] == losses[1]
 
 
+def test_rope_keeps_its_frequencies_where_weights_are_cast_for_generating(qwen2: Path) -> None:
+    cast = backends.open("torch", qwen2, "cpu", "bfloat16")._compute_model()  # type: ignore[attr-defined]
+    assert {parameter.dtype for parameter in cast.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in cast.buffers()} == {torch.float32}
+    assert cast.lm_head.weight is cast.get_input_embeddings().weight
+
+
 # --- one cast an update -------------------------------------------------------------------------------------------
 
 
