@@ -322,8 +322,9 @@ class _Help(io.StringIO):
 
 def _first_section(box: str) -> str:
     """The message inside tyro's frame, which is of box characters or, on a plain terminal, of dashes."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]
-    body = lines[1:] if box.startswith("╭") else lines[2:]  # without the title
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # on a terminal the frame has colours
+    lines = [line.strip("│ ") for line in plain.splitlines()]
+    body = lines[1:] if plain.startswith("╭") else lines[2:]  # without the title
     message = itertools.takewhile(lambda line: line and set(line) - set("─╰╯-"), body)
     return " ".join(message).rstrip(".")
 

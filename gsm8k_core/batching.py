@@ -96,9 +96,9 @@ def _cut(rows: Sequence[Example], max_tokens: int) -> list[tuple[int, int]]:
     return [(start, end) for end, start in pairwise(cuts)][::-1]
 
 
-def fullest(examples: Sequence[Example], max_tokens: int) -> Batch:
-    """A micro-batch of the longest rows, as many as `max_tokens` has room for, at least one."""
-    return pad(by_length(examples)[: max(max_tokens // width_of(examples), 1)])
+def fullest(examples: Sequence[Example], max_tokens: int, update_size: int) -> Batch:
+    """A micro-batch of the longest rows: as many as `max_tokens` has room for and an update holds, at least one."""
+    return pad(by_length(examples)[: max(min(max_tokens // width_of(examples), update_size), 1)])
 
 
 def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice) -> Choice:

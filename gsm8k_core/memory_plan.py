@@ -117,7 +117,7 @@ class Need:
 
 def predict(model: Model, config: TrainConfig, dtype: str, costs: Costs, tokens: int, widest: int) -> Need:
     """The peak of an update whose micro-batches hold at most `tokens` padded tokens, or one row of `widest`."""
-    shape, filled = model.shape, max(tokens, widest)
+    shape, filled = model.shape, max(min(tokens, config.update_size * widest), widest)  # an update holds no more
     size = 4 if dtype == "float32" else 2
     adapted = config.uses_adapter
     copied = size == 2 and (costs.working_copy or adapted)
@@ -196,7 +196,7 @@ def plan(
         return predict(model, config, dtype, memory.costs, tokens, widest)
 
     least = need(widest)
-    if least.total > memory.limit:
+    if least.total > MARGIN * memory.limit:  # the formula may be wrong by that; a trial decides what is in between
         raise OutOfMemoryError(
             f"training needs about {human_size(least.total)} for one row of {widest} tokens, and there are "
             f"{human_size(memory.limit)} ({memory.reason}); try {_less(model, config, dtype, memory, widest)}"
@@ -214,6 +214,8 @@ def plan(
 
 def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, widest: int) -> str:
     """What to type so that it fits, with what it would take; else all that may help."""
+    if config.resume:
+        return "closing other programs; a run that goes on keeps its method"
     changes: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"method": "lora"}]
     changes.append({"method": "lora", "gradient_checkpointing": True})
     words = {"gradient_checkpointing": "--gradient-checkpointing", "method": "--method lora"}

@@ -158,8 +158,12 @@ class Steps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        bar, self._bar = self._bar, None
+        try:
+            if bar:
+                bar.stop()
+        except (OSError, SystemExit):  # as in advance: a closed terminal must not cost the model
+            self._total = sys.maxsize
 
     def advance(self, note: str, done: int | None = None) -> None:
         before, self._done = self._done, self._done + 1 if done is None else done
@@ -176,8 +180,11 @@ class Steps:
     def resize(self, total: int) -> None:
         """Another number of steps in all."""
         self._total = total if self._total != sys.maxsize else self._total
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, total=total)
+        try:
+            if self._bar and self._task is not None:
+                self._bar.update(self._task, total=total)
+        except (OSError, SystemExit):
+            self._bar, self._total = None, sys.maxsize
 
     def _left(self) -> str:
         seconds = (time.monotonic() - self._begun) / max(self._done, 1) * (self._total - self._done)

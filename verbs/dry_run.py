@@ -87,7 +87,7 @@ class Rehearsal:
 
 
 def _rehearse(job: Job, opened: Opened) -> Rehearsal:
-    batch = fullest(job.rows.examples, opened.tokens)
+    batch = fullest(job.rows.examples, opened.tokens, job.config.update_size)
     return Rehearsal(opened.backend.rehearse(batch, job.config), batch.tokens.size)
 
 

@@ -62,6 +62,7 @@ class Job:
     seconds: float = 0.0  # that the run took before this process
     shrink: str = ""  # why it gets half the padded tokens in a micro-batch that it would get
     adjustments: tuple[Adjustment, ...] = ()  # what it changed about itself after failures
+    unfinished: bool = False  # whether its process died before it could end the run
     batches: Choice | None = None  # padded tokens at most in a micro-batch, where the run found them out by itself
 
     @property
@@ -75,13 +76,12 @@ class Job:
         recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
         if recorded and recorded[-1].total <= self.done < self.total:  # it ended as planned, and goes on with more time
             recorded = [*recorded, PlanEvent(self.done, self.total, recorded[-1].rate_factor)]
-        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments)
+        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments, self.done)
 
     @property
     def only_model_is_missing(self) -> bool:
-        """Whether the process was killed after the last update that the budget had planned."""
-        killed = bool(self.adjustments) and self.adjustments[-1].update == self.done
-        return killed and self.checkpoint is not None and self.checkpoint.events[-1]["total"] == self.done
+        """Whether its process died after the last update that the budget had planned, and no more time was given."""
+        return self.unfinished and self.checkpoint is not None and _ended(self.checkpoint, self.config)
 
     @property
     def done(self) -> int:
@@ -190,8 +190,9 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     checkpoint = newest(run.checkpoints, terminal.say)
     if checkpoint is not None:
         _check_own(checkpoint, config, hashes)
-    if not context.link.killed_by:  # then what there is becomes the model
-        _refuse_spent(config, recorded, checkpoint)
+    unfinished = run.manifest.get("status") == "running"
+    if not unfinished:  # else what there is becomes the model
+        _refuse_spent(config, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
     where = (
         f"update {checkpoint.update}, {checkpoint.folder}"
@@ -208,7 +209,7 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     job = Job(config, choice, source, rows, hashes, claim, "it is the run's own")
     seconds = checkpoint.elapsed if checkpoint else 0.0
     adjustments = tuple(recorded_adjustments(run.manifest))
-    return replace(job, run=run, checkpoint=checkpoint, seconds=seconds, adjustments=adjustments)
+    return replace(job, run=run, checkpoint=checkpoint, seconds=seconds, adjustments=adjustments, unfinished=unfinished)
 
 
 def _folder(config: TrainConfig, context: Context) -> Path:
@@ -279,13 +280,16 @@ def checked_base(run: Run) -> Path:
     return run.base
 
 
-def _refuse_spent(config: TrainConfig, recorded: TrainConfig, checkpoint: Checkpoint | None) -> None:
+def _ended(checkpoint: Checkpoint, config: TrainConfig) -> bool:
+    """Whether it is the end of what its budget had planned, the rate fallen to its end, and the budget is no larger."""
+    more = config.budget_seconds > TrainConfig(**checkpoint.facts["config"]).budget_seconds
+    return bool(checkpoint.events) and checkpoint.events[-1]["total"] == checkpoint.update and not more
+
+
+def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
         return
-    # Where it ended as the budget had it planned, the rate has fallen to its end: it takes more time to go on.
-    ended = bool(checkpoint.events) and checkpoint.events[-1]["total"] == checkpoint.update
-    more = config.budget_seconds > recorded.budget_seconds
-    if checkpoint.elapsed >= config.budget_seconds - 1 or (ended and not more):
+    if checkpoint.elapsed >= config.budget_seconds - 1 or _ended(checkpoint, config):
         raise UsageError(
             f"the run has used {clock(checkpoint.elapsed)} of its {config.max_time}; "
             f"give it more in all, such as --max-time {int(2 * checkpoint.elapsed / 60) + 1}m"

@@ -65,6 +65,8 @@ def open_model(job: Job, context: Context) -> Opened:
         folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
     backend = backends.open(job.backend.name, folder, config.device, config.dtype)
     tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
+    if int(tokens.name) < job.widest:
+        context.terminal.say(f"batches  the longest row has {job.widest} padded tokens: a micro-batch of its own")
     if job.shrink and (fewer := smaller(int(tokens.name), job.widest, config.update_size)):
         tokens = as_choice(fewer, f"half, since the training process {job.shrink}")
     if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
@@ -89,7 +91,7 @@ def rehearsed(backend: Any, job: Job, planned: Plan, tokens: Choice) -> Choice:
     while True:
         count = int(tokens.name)
         try:
-            backend.rehearse(fullest(job.rows.examples, count), job.config)
+            backend.rehearse(fullest(job.rows.examples, count, job.config.update_size), job.config)
             needed = backend.peak_memory() + planned.moments
             if needed <= planned.memory.free or (fewer := smaller(count, job.widest, job.config.update_size)) is None:
                 return tokens

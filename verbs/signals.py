@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from gsm8k_core.types import EXIT_INTERRUPTED
 
+SAME = 1.0  # seconds
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -21,13 +23,19 @@ def wanted() -> list[signal.Signals]:
 
 @contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; the second at once."""
-    seen: list[int] = []
+    """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; a second one at once.
+
+    Who stops a whole service or a job signals every process of it, and may follow SIGTERM with SIGHUP: what comes
+    within SAME seconds, from the parent too, is one request.
+    """
+    seen: list[float] = []
 
     def note(number: int, frame: object) -> None:
         if seen:
-            sys.exit(EXIT_INTERRUPTED)
-        seen.append(number)
+            if time.monotonic() - seen[0] > SAME:
+                sys.exit(EXIT_INTERRUPTED)
+            return
+        seen.append(time.monotonic())
         # Written past Python's streams: the terminal may be gone, or one of them in the middle of a line.
         with suppress(OSError):
             os.write(2, b"\nfinishing this update, then saving the model; the same again quits at once\n")

@@ -65,6 +65,7 @@ def supervise(arguments: Sequence[str]) -> int:
     failures, newest = 0, ""
     with _forwarding() as child:
         while True:
+            child.stopping = bool(child.pending)
             link = {"before": elapsed(), "seconds": told.seconds, "killed_by": killed_by}
             code = child.run(_command(arguments, told), link, told)
             killed_by = _reason(code, told)
@@ -143,6 +144,7 @@ class _Child:
                 self.process.send_signal(number)
             self.pending.clear()
             code = self.process.wait()
+            self.process = None  # a signal that comes now is for the next one
             told.read(ours)
         return code
 

@@ -8,6 +8,7 @@ from gsm8k_core.dev import DevSet, Measured
 from gsm8k_core.guard import SHARE, Guard, base_line, measure_base
 from gsm8k_core.runs import Run
 from gsm8k_core.tracking import Terminal
+from gsm8k_core.types import OutOfMemoryError
 from verbs.job import Job
 
 
@@ -22,11 +23,14 @@ def opened_guard(
     if (known := _recorded(job, run)) is not None:
         return known
     room = SHARE * min(config.budget_seconds, max(config.budget_seconds - elapsed, 0.0))
-    guard = (
-        measure_base(dev, base, config.guard_problems, room, interrupted)
-        if dev
-        else Guard(reason="these rows have no dev split")
-    )
+    try:
+        guard = (
+            measure_base(dev, base, config.guard_problems, room, interrupted)
+            if dev
+            else Guard(reason="these rows have no dev split")
+        )
+    except OutOfMemoryError:  # training may have room all the same
+        guard = Guard(reason="there was no memory for its answers")
     terminal.say(base_line(guard, config.max_time))
     run.record(guard=guard.as_json())
     return guard

@@ -13,6 +13,7 @@ from gsm8k_core.tracking import Steps, Terminal, clock, counted
 from gsm8k_core.types import StepEvent
 from verbs.job import Job
 
+ROSE = 1.5  # times the first loss: updates are of unlike rows, but not that unlike
 SAID_AGAIN = 0.05  # a change of the plan below this share of it is recorded, and makes no line
 
 
@@ -100,6 +101,9 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
         f"{why} after {counted(result['updates'], 'update')} in {clock(result['seconds'])}: "
         f"loss {result[first]:.3f} -> {result[last]:.3f}{' (means of four)' if enough else ''}; model in {model}"
     )
+    if result["last_loss"] > ROSE * result["first_loss"]:
+        began, ended = (f"{result[name]:.3f}" for name in ("first_loss", "last_loss"))
+        terminal.say(f"loss     from {began} to {ended}: training has damaged the model; try a lower --learning-rate")
     if (found := result.get("best")) and found["update"] != result["updates"]:
         terminal.say(f"best     on the dev split after update {found['update']} ({found['accuracy']:.0%}): {best}")
     _say_guard(job, model, result, terminal)

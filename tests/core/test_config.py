@@ -77,6 +77,12 @@ def test_a_bad_line_is_one_clear_line(line: str, says: str, capsys: pytest.Captu
     assert err.count("\n") == 1
 
 
+def test_a_bad_line_is_as_clear_in_the_colours_of_a_terminal() -> None:
+    red, off = "\x1b[31m", "\x1b[0m"
+    box = f"{red}╭─ {off}Parsing error{red} ─╮{off}\n{red}│{off} --backend: invalid {red}│{off}\n{red}╰──╯{off}"
+    assert cli._first_section(box) == "--backend: invalid"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from gsm8k_core.tracking import MetricsFile, Terminal, clock, counted, printable, wrapped
+from gsm8k_core.tracking import MetricsFile, Steps, Terminal, clock, counted, printable, wrapped
 from gsm8k_core.types import StepEvent
 
 
@@ -103,3 +104,30 @@ def test_on_a_terminal_the_bar_and_the_lines_share_one_console() -> None:
         steps.advance("loss 3.832  0.3 s, 34 s to go, budget 1 h 59 min", done=32)
     assert "\r\x1b[2Kplan" in out.getvalue()  # the bar was wiped before the line
     assert " 32/300" in out.getvalue()  # and has room for its numbers beside a long note
+
+
+def test_a_bar_whose_terminal_is_gone_raises_nothing_at_its_end() -> None:
+    """An error from there would end the run before its model is saved."""
+
+    class Gone(io.StringIO):
+        closed_now = False
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            if self.closed_now:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+        def flush(self) -> None:
+            self.write("")
+
+    terminal = Gone()
+    with Steps("update", 3, Console(file=terminal, force_terminal=True)) as steps:
+        steps.advance("", done=1)
+        terminal.closed_now = True
+        steps.advance("", done=2)
+        steps.resize(5)
+    with pytest.raises(OSError, match="Input/output"):
+        terminal.write("")

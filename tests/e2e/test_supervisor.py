@@ -125,7 +125,10 @@ def test_a_second_signal_quits_at_once(start: Start, tmp_path: Path) -> None:
     process = start("--backend", "torch", "--num-epochs", "100000", "--model", "embedded", "--max-samples", "64")
     wait_for(lambda: (tmp_path / "out/run.json").exists(), process)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)  # so soon, it is the same request: a service is stopped like that
+    time.sleep(1.2)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, stderr
