@@ -41,14 +41,13 @@ def halved(adjustments: Iterable[Adjustment]) -> Adjustment | None:
     return next((one for one in reversed(list(adjustments)) if one.what == "rate"), None)
 
 
-def planned(events: Sequence[PlanEvent], adjustments: Sequence[Adjustment], done: int) -> list[PlanEvent]:
-    """The plan of a checkpoint after `done` updates, with the last change of the rate where that came later."""
+def planned(events: Sequence[PlanEvent], adjustments: Sequence[Adjustment]) -> list[PlanEvent]:
+    """The plan of a checkpoint, with the last change of the rate where the checkpoint was written before it."""
     change = halved(adjustments)
     if change is None or any(event.rate_factor == change.value for event in events):
         return list(events)
-    begins = min(change.update, done)  # the checkpoint that the change began with may be damaged since
-    at = sum(event.update <= begins for event in events)
-    event = replace(events[at - 1], update=begins, rate_factor=change.value)
+    at = sum(event.update <= change.update for event in events)
+    event = replace(events[at - 1], update=change.update, rate_factor=change.value)
     return [*events[:at], event, *(replace(later, rate_factor=change.value) for later in events[at:])]
 
 

@@ -213,7 +213,10 @@ class RunPilot(Generic[Live]):
         """Let the run have `total` updates from now on, and record that."""
         if total != self.total:
             values = {"update": update, "total": total, "before": self.total, "asked": self.asked}
-            self._events = (*self._events, replace(self._events[-1], update=update, total=total))
+            # A change of the rate may lie ahead: the checkpoint that it began with was damaged since.
+            before = [event for event in self._events if event.update <= update]
+            ahead = [replace(event, total=total) for event in self._events[len(before) :]]
+            self._events = (*before, replace(before[-1], update=update, total=total), *ahead)
             self._emit(StepEvent("plan", values))
 
     def _values(self, stats: UpdateStats, seconds: float, now: float) -> dict[str, object]:

@@ -76,7 +76,7 @@ class Job:
         recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
         if recorded and recorded[-1].total <= self.done < self.total:  # it ended as planned, and goes on with more time
             recorded = [*recorded, PlanEvent(self.done, self.total, recorded[-1].rate_factor)]
-        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments, self.done)
+        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments)
 
     @property
     def only_model_is_missing(self) -> bool:
@@ -191,7 +191,8 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
     if checkpoint is not None:
         _check_own(checkpoint, config, hashes)
     unfinished = run.manifest.get("status") == "running"
-    if not unfinished:  # else what there is becomes the model
+    dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
+    if not (context.link.killed_by or dead_at_end):  # then what there is becomes the model
         _refuse_spent(config, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
     where = (

@@ -120,6 +120,18 @@ def test_a_change_of_the_plan_keeps_the_rate_factor() -> None:
     assert {event.rate_factor for event in made.pilot.events[1:]} == {0.5}
 
 
+def test_a_plan_that_is_changed_before_a_change_of_the_rate_stays_in_order() -> None:
+    """The rate was halved from update 40 on, and the run goes on from an older checkpoint."""
+    made = Simulation(plan=(PlanEvent(0, 50), PlanEvent(40, 50, 0.5)), max_time="46").run()
+    events = made.pilot.events
+    numbers = [event.update for event in events]
+    assert numbers == sorted(numbers)
+    assert numbers[1] < 40
+    assert [event.rate_factor for event in events if event.update >= 40] == [0.5] * sum(n >= 40 for n in numbers)
+    assert {event.rate_factor for event in events if event.update < 40} == {1.0}
+    assert made.pilot.total == events[-1].total < 50
+
+
 def test_an_older_event_has_no_factor() -> None:
     assert PlanEvent.from_json({"update": 3, "total": 9}) == PlanEvent(3, 9, 1.0)
 
