@@ -16,6 +16,8 @@ import transformers
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from gsm8k_core.seats import GROUP
+
 STEP = 32  # positions by which a block grows: few are read for nothing, and it grows seldom
 ATTENTION = "grouped_decode"
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -47,10 +49,11 @@ class _Group:
 class SeatCache(transformers.Cache):
     """transformers' cache protocol over the blocks. Say what the next forward reads, with `at_prompts` or `at_step`."""
 
-    def __init__(self, num_rows: int, group_rows: int) -> None:
+    def __init__(self, num_rows: int, grouped: bool) -> None:
         super().__init__(layers=[])
-        self._group_rows = group_rows
-        self._groups = [_Group(min(group_rows, num_rows - start)) for start in range(0, num_rows, group_rows)]
+        self._grouped, self._group_rows = grouped, GROUP if grouped else num_rows
+        starts = range(0, num_rows, self._group_rows)
+        self._groups = [_Group(min(self._group_rows, num_rows - start)) for start in starts]
         self._rows, self._prefix, self._shared = slice(0, 0), None, 0
         self._positions_B: torch.Tensor | None = None  # of a step; of prompts there is none
 
@@ -79,8 +82,7 @@ class SeatCache(transformers.Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Write (B, K, T, D) and return what attention sees: of prompts (B, K, T, D), in a step a block of each group,
-        or the block itself if there is only one for all rows."""
+        """Write (B, K, T, D) and return what attention sees, (B, K, S, D), or that of each group in a step."""
         new = key_states, value_states
         if self._positions_B is None:
             return self._write_prompts(new, layer_idx)
@@ -91,10 +93,8 @@ class SeatCache(transformers.Cache):
             for block, states in zip(blocks, new, strict=True):
                 block[index_B, :, self._positions_B[part]] = states[part, :, 0]
             seen.append((blocks[0][rows], blocks[1][rows]))
-        if self._group_rows >= sum(group.num_rows for group in self._groups):
-            return seen[0]
         keys, values = zip(*seen, strict=True)
-        return keys, values
+        return (keys, values) if self._grouped else seen[0]
 
     def _write_prompts(self, new: Pair, layer: int) -> Pair:
         if self._prefix is not None:

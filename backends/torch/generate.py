@@ -15,7 +15,7 @@ import torch
 from backends.torch.cache import ATTENTION, SeatCache
 from gsm8k_core.finite import logits_not_finite
 from gsm8k_core.sampling import draw_rows
-from gsm8k_core.seats import GROUP, Seat, Seats, shared_length
+from gsm8k_core.seats import Seat, Seats, shared_length
 from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -49,7 +49,7 @@ class _Decoder:
         ours = stock == "sdpa" and self._window is None and model.device.type == "cpu"
         self._attention = ATTENTION if ours and model._supports_attention_backend else stock
         # Only our own attention takes the keys group by group.
-        self._cache = SeatCache(num_rows, GROUP if self._attention == ATTENTION else num_rows)
+        self._cache = SeatCache(num_rows, grouped=self._attention == ATTENTION)
 
     def _mask(self, positions_BT: torch.Tensor, width: int, num_rows: int) -> Any:
         """0 where the token at a position may look, the lowest number elsewhere: (rows, 1, T, S)."""
