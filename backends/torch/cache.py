@@ -1,13 +1,14 @@
 """Keys and values of a batch that is decoded: one row a seat, each with a length of its own.
 
-The rows lie in one preallocated block, so a step writes one position and copies nothing.
+The rows lie in preallocated blocks, one for a group of neighbours, so a step writes one position and copies nothing:
+torch's bfloat16 products copy an operand whose matrices do not lie back to back, as those of a slice of a block.
 
-Axes: B rows, T new tokens, S cached positions, K key/value heads, G query heads per key/value head, D head size.
+Axes: B rows, T new tokens, S positions of a block, K key/value heads, G query heads per key/value head, D head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,89 +16,131 @@ import transformers
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-STEP = 128  # positions by which the block grows
+from gsm8k_core.seats import GROUP
+
+STEP = 32  # positions by which a block grows: few are read for nothing, and it grows seldom
 ATTENTION = "grouped_decode"
-Span = tuple[int, int, int]  # rows from, rows to, cached positions that the longest of them has
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Group:
+    """Neighbours, and their keys and values by layer, each (B, K, S, D), S a multiple of STEP."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows, self.size = num_rows, 0
+        self.layers: list[Pair] = []
+
+    def fit(self, width: int) -> None:
+        """Hold `width` positions and little more."""
+        if width <= self.size < width + 2 * STEP:
+            return
+        self.size = -(-width // STEP) * STEP
+        for layer, pair in enumerate(self.layers):  # one after the other: twice the memory of one layer, not of all
+            keys, values = (F.pad(block, (0, 0, 0, self.size - block.shape[2])) for block in pair)
+            self.layers[layer] = keys, values
+
+    def layer(self, index: int, like: Pair) -> Pair:
+        if index == len(self.layers):
+            keys, values = (part.new_zeros(self.num_rows, part.shape[1], self.size, part.shape[3]) for part in like)
+            self.layers.append((keys, values))
+        return self.layers[index]
 
 
 class SeatCache(transformers.Cache):
-    """transformers' cache protocol over the block. Say where the next forward writes, with `at`, before it."""
+    """transformers' cache protocol over the blocks. Say what the next forward reads, with `at_prompts` or `at_step`."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, grouped: bool) -> None:
         super().__init__(layers=[])
-        self._num_rows = num_rows
-        self._blocks: list[tuple[torch.Tensor, torch.Tensor]] = []  # by layer: keys, values, each (B, K, S, D)
-        self._rows = slice(0, 0)
-        self._start: int | torch.Tensor = 0
-        self._width = 0
+        self._grouped, self._group_rows = grouped, GROUP if grouped else num_rows
+        starts = range(0, num_rows, self._group_rows)
+        self._groups = [_Group(min(self._group_rows, num_rows - start)) for start in starts]
+        self._rows, self._prefix, self._shared = slice(0, 0), None, 0
+        self._positions_B: torch.Tensor | None = None  # of a step; of prompts there is none
 
-    def at(self, rows: slice, start: int | torch.Tensor, width: int) -> None:
-        """The next forward's tokens are those of `rows`, from position `start` on (or each row's own, (B,), for one
-        token each); attention then sees the first `width` positions."""
-        self._rows, self._start, self._width = rows, start, width
-        if self._blocks and self._blocks[0][0].shape[2] < width:
-            self._blocks = [(self._grown(keys), self._grown(values)) for keys, values in self._blocks]
+    def at_prompts(self, rows: slice, width: int, prefix: SeatCache | None, shared: int) -> None:
+        """The next forward reads the prompts of `rows`, up to `width` tokens, all but the first `shared`, which are
+        those of the only row of `prefix`."""
+        self._rows, self._positions_B, self._prefix, self._shared = rows, None, prefix, shared
+        for group, _, _ in self._parts(rows):
+            group.fit(max(width, group.size))
 
-    def _grown(self, block: torch.Tensor) -> torch.Tensor:
-        return F.pad(block, (0, 0, 0, -(-self._width // STEP) * STEP - block.shape[2]))
+    def at_step(self, cached: Sequence[int], positions_B: torch.Tensor) -> int:
+        """The next forward reads one token a row, after its `cached` positions; how many positions it may see."""
+        self._rows, self._positions_B = slice(0, len(cached)), positions_B
+        parts = list(self._parts(self._rows))
+        for group, _, part in parts:
+            group.fit(max(cached[part]) + 1)
+        return max(group.size for group, _, _ in parts)
 
-    def _layer(self, layer: int, like: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        if layer == len(self._blocks):
-            size = -(-self._width // STEP) * STEP
-            keys, values = (part.new_zeros(self._num_rows, part.shape[1], size, part.shape[3]) for part in like)
-            self._blocks.append((keys, values))
-        return self._blocks[layer]
+    def _parts(self, rows: slice) -> Iterator[tuple[_Group, slice, slice]]:
+        """The groups that `rows` lie in: the group, which of its rows, and which of `rows` these are."""
+        for index in range(rows.start // self._group_rows, -(-rows.stop // self._group_rows)):
+            start = index * self._group_rows
+            first, last = max(rows.start, start), min(rows.stop, start + self._group_rows)
+            yield self._groups[index], slice(first - start, last - start), slice(first - rows.start, last - rows.start)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, K, T, D) and return what attention sees, (B, K, S, D)."""
-        blocks = self._layer(layer_idx, (key_states, value_states))
-        for block, new in zip(blocks, (key_states, value_states), strict=True):
-            if isinstance(self._start, int):
-                block[self._rows, :, self._start : self._start + new.shape[2]] = new
-            else:
-                block[torch.arange(new.shape[0], device=new.device), :, self._start] = new[:, :, 0]
-        keys, values = (block[self._rows, :, : self._width] for block in blocks)
-        return keys, values
+    ) -> tuple[Any, Any]:
+        """Write (B, K, T, D) and return what attention sees, (B, K, S, D), or that of each group in a step."""
+        new = key_states, value_states
+        if self._positions_B is None:
+            return self._write_prompts(new, layer_idx)
+        seen: list[Pair] = []
+        for group, rows, part in self._parts(self._rows):
+            blocks = group.layer(layer_idx, new)
+            index_B = torch.arange(rows.stop, device=key_states.device)
+            for block, states in zip(blocks, new, strict=True):
+                block[index_B, :, self._positions_B[part]] = states[part, :, 0]
+            seen.append((blocks[0][rows], blocks[1][rows]))
+        keys, values = zip(*seen, strict=True)
+        return (keys, values) if self._grouped else seen[0]
+
+    def _write_prompts(self, new: Pair, layer: int) -> Pair:
+        if self._prefix is not None:
+            shared = (block[:, :, : self._shared] for block in self._prefix._groups[0].layers[layer])
+            keys, values = (
+                torch.cat([first.expand(states.shape[0], -1, -1, -1), states], dim=2)
+                for first, states in zip(shared, new, strict=True)
+            )
+            new = keys, values
+        for group, rows, part in self._parts(self._rows):
+            for block, states in zip(group.layer(layer, new), new, strict=True):
+                block[rows, :, : states.shape[2]] = states[part]
+        return new
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._width
+        return max(group.size for group, _, _ in self._parts(self._rows))
 
-    def share(self, rows: slice, other: SeatCache, width: int) -> None:
-        """Give `rows` the first `width` positions of the only row of another cache."""
-        for layer, like in enumerate(other._blocks):
-            for block, shared in zip(self._layer(layer, like), like, strict=True):
-                block[rows, :, :width] = shared[:1, :, :width]
-
-    def reorder(self, order: Sequence[int], width: int) -> None:
-        """Row i becomes the old row `order[i]`, which is i or higher; the first `width` positions are in use."""
+    def reorder(self, order: Sequence[int], cached: Sequence[int]) -> None:
+        """Row i becomes the old row `order[i]`, which is i or higher, with its `cached[i]` positions."""
         for row, old in enumerate(order):
-            if row != old:
-                for block in (block for pair in self._blocks for block in pair):
-                    block[row, :, :width] = block[old, :, :width]
+            if row == old:
+                continue
+            (target, to, _), (source, of, _) = (next(self._parts(slice(at, at + 1))) for at in (row, old))
+            target.fit(max(cached[row], target.size))
+            for into, pair in zip(target.layers, source.layers, strict=True):
+                for block, moved in zip(into, pair, strict=True):
+                    block[to, :, : cached[row]] = moved[of, :, : cached[row]]
 
 
 def decode_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor, scaling: float, spans: Sequence[Span], **unused: Any,
+    module: torch.nn.Module, query: torch.Tensor, key: Sequence[torch.Tensor], value: Sequence[torch.Tensor],
+    attention_mask: torch.Tensor, scaling: float, **unused: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """One new token a row, group by group, each group over its own longest row; keys are read once for all G heads.
+    """One new token a row, group by group, each group over its own block; keys are read once for all G heads.
 
-    On a CPU, torch's fused kernel takes a third more time than these products in float32, and twice theirs in bfloat16.
     Returns (B, 1, K x G, D).
     """
-    rows, heads, kv_heads = query.shape[0], query.shape[1], key.shape[1]
+    rows, heads, kv_heads = query.shape[0], query.shape[1], key[0].shape[1]
     query_BKGD = (query * scaling).reshape(rows, kv_heads, heads // kv_heads, -1)
-    mixed = []
-    for first, last, width in spans:
-        key_BKSD, value_BKSD = key[first:last, :, :width], value[first:last, :, :width]
-        if query.dtype == torch.float32:
-            scores_BKGS = query_BKGD[first:last] @ key_BKSD.transpose(-1, -2)
-        else:  # in bfloat16 the product is faster with the long axis first
-            scores_BKGS = (key_BKSD @ query_BKGD[first:last].transpose(-1, -2)).transpose(-1, -2)
-        scores_BKGS = scores_BKGS + attention_mask[first:last, :, :, :width]
-        mixed.append(scores_BKGS.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value_BKSD)
+    mixed, first = [], 0
+    for key_BKSD, value_BKSD in zip(key, value, strict=True):
+        last, size = first + key_BKSD.shape[0], key_BKSD.shape[2]
+        scores_BKGS = query_BKGD[first:last] @ key_BKSD.transpose(-1, -2)
+        scores_BKGS += attention_mask[first:last, :, :, :size]
+        mixed.append(scores_BKGS.softmax(dim=-1) @ value_BKSD)  # softmax sums in float32 in any case
+        first = last
     return torch.cat(mixed).reshape(rows, 1, heads, -1), None
 
 

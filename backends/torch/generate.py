@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.torch.cache import ATTENTION, SeatCache, Span
+from backends.torch.cache import ATTENTION, SeatCache
 from gsm8k_core.finite import logits_not_finite
 from gsm8k_core.sampling import draw_rows
-from gsm8k_core.seats import GROUP, Seat, Seats, shared_length
+from gsm8k_core.seats import Seat, Seats, shared_length
 from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -36,7 +36,7 @@ class _Decoder:
     """A model, its cache, and what each forward is given."""
 
     def __init__(self, model: Any, num_rows: int) -> None:
-        self._model, self._cache = model, SeatCache(num_rows)
+        self._model = model
         kinds = set(getattr(model.config, "layer_types", None) or ())
         if kinds - {FULL, SLIDING}:
             raise PreflightError(
@@ -48,6 +48,8 @@ class _Decoder:
         stock = model.config._attn_implementation
         ours = stock == "sdpa" and self._window is None and model.device.type == "cpu"
         self._attention = ATTENTION if ours and model._supports_attention_backend else stock
+        # Only our own attention takes the keys group by group.
+        self._cache = SeatCache(num_rows, grouped=self._attention == ATTENTION)
 
     def _mask(self, positions_BT: torch.Tensor, width: int, num_rows: int) -> Any:
         """0 where the token at a position may look, the lowest number elsewhere: (rows, 1, T, S)."""
@@ -73,9 +75,7 @@ class _Decoder:
         last_BT = torch.zeros(tokens_BT.shape, dtype=torch.bool)
         last_BT[torch.arange(count), torch.tensor([len(prompt) - 1 - shared for prompt in prompts])] = True
         positions_1T = torch.arange(shared, longest, device=device)[None]
-        self._cache.at(rows, shared, longest)
-        if prefix is not None:
-            self._cache.share(rows, prefix._cache, shared)
+        self._cache.at_prompts(rows, longest, prefix and prefix._cache, shared)
         logits = self._model(
             input_ids=tokens_BT.to(device), position_ids=positions_1T.expand(count, -1),
             attention_mask=self._mask(positions_1T, longest, count), past_key_values=self._cache, use_cache=True,
@@ -89,24 +89,17 @@ class _Decoder:
         cached, device = [seat.num_cached for seat in seats], self._model.device
         positions_B1 = torch.tensor(cached, device=device)[:, None]
         tokens_B1 = torch.tensor([seat.written[-1] for seat in seats], device=device)[:, None]
-        width = max(cached) + 1
-        self._cache.at(slice(0, len(seats)), positions_B1[:, 0], width)
+        width = self._cache.at_step(cached, positions_B1[:, 0])
         with _attention(self._model, self._attention):
             return self._model(
                 input_ids=tokens_B1, position_ids=positions_B1,
                 attention_mask=self._mask(positions_B1, width, len(seats)), past_key_values=self._cache,
-                use_cache=True, logits_to_keep=1, **({"spans": _spans(cached)} if self._attention == ATTENTION else {}),
+                use_cache=True, logits_to_keep=1,
             ).logits[:, -1]  # fmt: skip
 
-    def reorder(self, order: Sequence[int], width: int) -> None:
-        """See SeatCache.reorder."""
-        self._cache.reorder(order, width)
-
-
-def _spans(cached: Sequence[int]) -> list[Span]:
-    """Groups of neighbours, and how many positions each needs."""
-    starts = range(0, len(cached), GROUP)
-    return [(start, min(start + GROUP, len(cached)), max(cached[start : start + GROUP]) + 1) for start in starts]
+    def reorder(self, order: Sequence[int], seats: Sequence[Seat]) -> None:
+        """See SeatCache.reorder; `seats` are those in the new order."""
+        self._cache.reorder(order, [seat.num_cached for seat in seats])
 
 
 def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) -> list[int]:
@@ -141,8 +134,7 @@ def generate(
             logits_BV = decoder.prefill(rows, [seat.prompt for seat in arrived], prefix, shared)
             yield from seats.write(first, _pick(logits_BV, sampling, arrived))
             first = rows.stop
-        longest = max(seat.num_cached for seat in seats.taken)
-        decoder.reorder(seats.order(), longest)
+        decoder.reorder(seats.order(), seats.taken)
 
 
 def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
