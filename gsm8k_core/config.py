@@ -133,7 +133,8 @@ class TrainConfig(DataSettings, RowSettings):
         False
     )
     max_time: Annotated[
-        Duration, Field(description="end the run, model saved, within this time: seconds, or 90m, or 2h")
+        Duration,
+        Field(description="end the run, model saved, within this time: seconds, 90m or 2h; with --resume, in all"),
     ] = "2h"
     output_dir: Annotated[
         OptionalPath, Field(description="the run's folder, new; default runs/<date>-<time>-<model>")

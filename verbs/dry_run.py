@@ -34,7 +34,7 @@ def dry_run(config: TrainConfig, context: Context) -> int:
     terminal = context.terminal
     peak = opened.backend.peak_memory()
     moments = opened.plan.moments if opened.plan else 0
-    terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments come to that")
+    terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments are added")
     terminal.say(rehearsal.line(time, job.config))
     terminal.say(
         f"disk     about {human_size(disk['needed'])} ({human_size(disk['model'])} the model, "
@@ -78,7 +78,7 @@ class Rehearsal:
         epochs = counted(config.num_epochs, "epoch")
         said = (
             f"time     about {clock(time['seconds'])} for {counted(time['updates'], 'update')} ({epochs}), by one "
-            f"micro-batch of {self.tokens} padded tokens in {self.seconds:.2f} s; steps and evaluations come to that"
+            f"micro-batch of {self.tokens} padded tokens in {self.seconds:.2f} s; steps and evaluations are added"
         )
         if time["seconds"] <= room:
             return f"{said}; --max-time {config.max_time} is enough"

@@ -27,6 +27,7 @@ from verbs.signals import wanted
 
 MOST_RESTARTS = 3  # in a row without a new checkpoint
 KILLED = ("SIGKILL", "SIGABRT", "SIGSEGV", "SIGBUS")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "MLX_RANK")  # variables that one of them sets
 NO_CHILD = ("--help", "-h", "--dry-run")
 
 
@@ -34,8 +35,7 @@ def supervises(arguments: Sequence[str]) -> bool:
     """Whether this command line gets a parent: a training run that no launcher started, and that is no child itself."""
     if os.name != "posix" or arguments[:1] != ["train"] or set(arguments) & set(NO_CHILD):
         return False
-    launched = "RANK" in os.environ or "MLX_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return not launched and VARIABLE not in os.environ
+    return not {*LAUNCHERS, VARIABLE} & os.environ.keys()
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class _Told:
     run: Path | None = None
     seconds: float | None = None  # that the run had taken before this parent
     flags: list[str] = field(default_factory=list)  # of the command line, that a resumed run has to get again
+    downloaded: float = 0.0  # seconds that the children spent downloading, which do not count
     final: bool = False  # the child's end is not to be tried again
 
     def read(self, ours: socket.socket) -> None:
@@ -56,7 +57,10 @@ class _Told:
                 text += part
         for line in text.splitlines():
             for name, value in json.loads(line).items():
-                setattr(self, name, Path(value) if name == "run" else value)
+                if name == "downloaded":
+                    self.downloaded += value
+                else:
+                    setattr(self, name, Path(value) if name == "run" else value)
 
 
 def supervise(arguments: Sequence[str]) -> int:
@@ -66,7 +70,7 @@ def supervise(arguments: Sequence[str]) -> int:
     with _forwarding() as child:
         while True:
             child.stopping = bool(child.pending)
-            link = {"before": elapsed(), "seconds": told.seconds, "killed_by": killed_by}
+            link = {"before": elapsed() - told.downloaded, "seconds": told.seconds, "killed_by": killed_by}
             code = child.run(_command(arguments, told), link, told)
             killed_by = _reason(code, told)
             if not killed_by or child.stopping:

@@ -21,6 +21,7 @@ from gsm8k_core.dev import DevSet
 from gsm8k_core.disk import saved_bytes, write_seconds
 from gsm8k_core.folders import new_folder, remove_folder
 from gsm8k_core.guard import Guard
+from gsm8k_core.hub import seconds_downloading
 from gsm8k_core.lora import lora_spec, write_mlx_adapter
 from gsm8k_core.model_folder import end_token_ids, folder_hash
 from gsm8k_core.pilot import STOP_BUDGET, STOP_INTERRUPTED, RunPilot
@@ -73,7 +74,8 @@ def run(config: TrainConfig, context: Context) -> int:
         opened = open_model(job, context)
         say_choices(context.terminal, opened.choices)
         claimed = job.claim(opened.choices)
-        link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=_repeated(job.config))
+        flags = _repeated(job.config)
+        link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
         if link.killed_by:
             job = note_smaller(job, claimed, opened.tokens, link.killed_by)
         try:

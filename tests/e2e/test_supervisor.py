@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 import backends
 from tests.e2e.conftest import ROOT
 from verbs.child import VARIABLE, take_link
-from verbs.supervisor import supervises
+from verbs.supervisor import _Told, supervises
 
 Start = Callable[..., "subprocess.Popen[str]"]
 PATIENCE = 120  # seconds; the machine may be busy
@@ -180,12 +181,22 @@ def test_a_launcher_a_child_and_a_question_get_no_parent(monkeypatch: pytest.Mon
     assert not supervises(["eval", "--model", "embedded"])
     assert not supervises(["train", "--help"])
     assert not supervises(["train", "--dry-run"])
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MLX_RANK", "0"), (VARIABLE, "{}")):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("WORLD_SIZE", ""), ("MLX_RANK", "0"), (VARIABLE, "{}")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert not supervises(["train"]), name
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert supervises(["train"])
+
+
+def test_what_every_child_downloaded_is_left_out() -> None:
+    told = _Told()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for seconds in (20.0, 5.0):
+            theirs.sendall(
+                json.dumps({"run": "/r", "seconds": 1.0, "flags": [], "downloaded": seconds}).encode() + b"\n"
+            )
+        told.read(ours)
+    assert (told.run, told.downloaded) == (Path("/r"), 25.0)
 
 
 def test_the_parent_imports_no_framework() -> None:
