@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ if str(ROOT) not in sys.path:  # a script's own folder is on the path, the check
     sys.path.insert(0, str(ROOT))
 
 from gsm8k_core.benchmark_job import TrainJob, TrainSample  # noqa: E402
+from gsm8k_core.free_memory import peak_rss  # noqa: E402
 
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
 GEMM_ROUNDS = 8
@@ -109,11 +109,6 @@ def gemm_gflops(device: Any) -> float:
         run()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e9
-
-
-def peak_rss() -> int:
-    """Bytes. The kernel counts in KiB on Linux, in bytes on macOS."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Tape:

@@ -1,6 +1,6 @@
 """What training really takes: one process a point, on the longest rows, into a JSON line each.
 
-    python benchmarks/memory.py OUT.jsonl BACKEND MODEL METHOD DTYPE TOKENS [--gradient-checkpointing]
+    python benchmarks/memory.py OUT.jsonl BACKEND MODEL METHOD DTYPE TOKENS [--gradient-checkpointing] [--data FOLDER]
 
 A point is an update of one short row, which makes the moments, then one of two full micro-batches of the longest
 GSM8K rows within TOKENS padded tokens: weights, moments, the sum of the gradients and the activations are there
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -25,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import backends
 from gsm8k_core.batching import budgeted, by_length, pad
-from gsm8k_core.config import TrainConfig
+from gsm8k_core.config import DEFAULT_DATA, TrainConfig
 from gsm8k_core.data import load_data
+from gsm8k_core.free_memory import peak_rss
 from gsm8k_core.model_folder import end_token_ids
 from gsm8k_core.models import resolve_model
 from gsm8k_core.prompts import load_tokenizer, make_examples
@@ -41,12 +41,6 @@ class _Pilot:
 
     def after(self, stats: Any, live: Any) -> Orders:
         return Orders()
-
-
-def rss_bytes() -> int:
-    """The most that this process has held so far."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def updates(rows: list[Example], max_tokens: int) -> tuple[Update, Update]:
@@ -65,7 +59,7 @@ def main() -> None:
     for name in ("out", "backend", "model", "method", "dtype"):
         parser.add_argument(name)
     parser.add_argument("tokens", type=int)
-    parser.add_argument("--data", default="/work/shared/gsm8k" if Path("/work/shared/gsm8k").is_dir() else "generated")
+    parser.add_argument("--data", default=DEFAULT_DATA, help="as for train: a folder needs no Hub")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     asked = parser.parse_args()
     source = resolve_model(asked.model, lambda line: None)
@@ -74,9 +68,9 @@ def main() -> None:
     rows = [row for row in rows if len(row.tokens) <= 512]
     first, second = updates(rows, asked.tokens)
     backends.check(asked.backend, "cpu", asked.dtype, asked.method)  # imports the framework
-    before = rss_bytes()
+    before = peak_rss()
     backend = backends.open(asked.backend, source.folder, "cpu", asked.dtype)
-    loaded = rss_bytes()
+    loaded = peak_rss()
     config = TrainConfig(method=asked.method, gradient_checkpointing=asked.gradient_checkpointing, dtype=asked.dtype)
     begun = time.monotonic()
     backend.train(iter([first, second]), config, _Pilot())
@@ -84,7 +78,7 @@ def main() -> None:
         **{name: value for name, value in vars(asked).items() if name not in ("out", "data")},
         "shapes": [shape(batch) for batch in second.micro_batches],
         "targets": [batch.num_targets for batch in second.micro_batches],
-        "imports": before, "loaded": loaded, "rss": rss_bytes(), "own": _own_peak(asked.backend),
+        "imports": before, "loaded": loaded, "rss": peak_rss(), "own": _own_peak(asked.backend),
         "seconds": time.monotonic() - begun,
     }  # fmt: skip
     with Path(asked.out).open("a", encoding="utf-8") as file:

@@ -1,7 +1,8 @@
-"""How much memory this process may take: what is free on the machine, and what a container allows."""
+"""How much memory this process may take, what it took, and what a container allows."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,17 @@ def system_memory(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> tuple[int,
             total, reason = limit, "the container's limit"
         free = min(free, limit - used + held)
     return max(free, 0), total, reason
+
+
+def peak_rss() -> int:
+    """Bytes that this process held at its peak. The kernel counts in KiB on Linux, in bytes on macOS."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # here, not above: Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def container_limits(cgroups: Path, own: Path) -> Iterator[tuple[int, int]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
 
 from backends.torch.backend import MICRO_BATCH, choose_device, devices_here
 from backends.torch.loss import CHUNK_BYTES
-from gsm8k_core.free_memory import system_memory
+from gsm8k_core.free_memory import peak_rss, system_memory
 from gsm8k_core.memory_plan import Costs, DeviceMemory
 
 # Measured as the whole process on Linux: glibc keeps much of what was freed, the more the smaller the pieces.
@@ -65,5 +64,4 @@ def peak(device: str) -> int:
         return int(torch.cuda.max_memory_reserved())
     if device == "mps":
         return int(torch.mps.driver_allocated_memory())
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return peak_rss()
