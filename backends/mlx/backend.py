@@ -10,12 +10,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.mlx import blas
+from backends.mlx import blas, environment
 
 # float32 is float32: MLX would round products to TF32 on CUDA and on newer Macs. Read once, at the first product.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# Metal's watchdog ends a long kernel while the display is on, unless this is set before mlx is imported.
-os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+for name, value in environment.DARWIN.items():  # a verb without a parent, too; elsewhere nobody reads it
+    os.environ.setdefault(name, value)
 BLAS = blas.preload()  # before the first import of mlx, or it comes too late
 COMPILER = blas.compiler()
 

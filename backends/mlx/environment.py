@@ -1,4 +1,4 @@
-"""Variables that Metal reads once, when MLX starts: set for the training process by its parent. Imports no mlx."""
+"""Variables that Metal reads once, when MLX starts. Imports no mlx."""
 
 from __future__ import annotations
 

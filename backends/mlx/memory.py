@@ -15,10 +15,10 @@ import mlx.core as mx
 
 from backends.mlx.choose import MICRO_BATCH, choose_device
 from backends.mlx.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES
+from gsm8k_core.batching import choose_tokens
 from gsm8k_core.free_memory import system_memory
 from gsm8k_core.hub import human_size
 from gsm8k_core.memory_plan import Costs, DeviceMemory, model_of, predict
-from gsm8k_core.sources import AUTO
 from gsm8k_core.types import Choice
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ def own_peak(body: Mapping[str, Any], config: TrainConfig, dtype: str, device: s
     model = model_of(body, config)
     if model is None:
         return 0
-    asked, most = config.micro_batch_tokens, config.batch_size * config.max_length
-    tokens = int(asked) if asked != AUTO else min(most, int(MICRO_BATCH[device].name))
-    return predict(model, config, dtype, COSTS, tokens, config.max_length).total - COSTS.process
+    tokens = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, MICRO_BATCH[device])
+    return predict(model, config, dtype, COSTS, int(tokens.name), config.max_length).total - COSTS.process
 
 
 @contextmanager
