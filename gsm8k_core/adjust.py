@@ -8,10 +8,10 @@ of an update stay what they are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gsm8k_core.pilot import PlanEvent
+from gsm8k_core.plan import PlanEvent, changed
 from gsm8k_core.types import Choice
 
 RATE_FACTOR = 0.5
@@ -46,9 +46,7 @@ def planned(events: Sequence[PlanEvent], adjustments: Sequence[Adjustment]) -> l
     change = halved(adjustments)
     if change is None or any(event.rate_factor == change.value for event in events):
         return list(events)
-    at = sum(event.update <= change.update for event in events)
-    event = replace(events[at - 1], update=change.update, rate_factor=change.value)
-    return [*events[:at], event, *(replace(later, rate_factor=change.value) for later in events[at:])]
+    return changed(events, change.update, rate_factor=change.value)
 
 
 def smaller(tokens: int, widest: int, update_size: int) -> int | None:

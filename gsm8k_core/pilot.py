@@ -17,9 +17,8 @@ as little time or less. One that a signal ends is not made up for when the run g
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +27,7 @@ from gsm8k_core.config import TrainConfig
 from gsm8k_core.dev import Deadline, DevResult
 from gsm8k_core.guard import Guard
 from gsm8k_core.pace import Pace, Times
+from gsm8k_core.plan import PlanEvent, changed, rate_at
 from gsm8k_core.run_clock import NOTICED
 from gsm8k_core.types import Orders, StepEvent, UpdateStats
 
@@ -41,36 +41,6 @@ Live = TypeVar("Live")  # the weights in training: only handed on, so core needs
 Save = Callable[[int, Live], Path]
 Evaluate = Callable[[Live, Deadline], DevResult | None]
 Probe = Callable[[int, Live], StepEvent]
-
-
-def rate_at(update: int, total: int, config: TrainConfig) -> float:
-    """The learning rate of update `update` of `total` (both from 1).
-
-    It rises in equal steps to the peak over the first `warmup_ratio` of the updates, then falls in a line that
-    would reach zero one update after the last, or stays.
-    """
-    warmup = math.ceil(config.warmup_ratio * total)
-    if update <= warmup:
-        return config.learning_rate * update / warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * max(total - update + 1, 0) / (total - warmup + 1 if warmup else total)
-
-
-@dataclass(frozen=True, slots=True)
-class PlanEvent:
-    """From the update after `update` on, the run has `total` updates, and its rate is multiplied by `rate_factor`."""
-
-    update: int
-    total: int
-    rate_factor: float = 1.0
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> PlanEvent:
-        return cls(values["update"], values["total"], values.get("rate_factor", 1.0))
 
 
 class RunPilot(Generic[Live]):
@@ -213,10 +183,7 @@ class RunPilot(Generic[Live]):
         """Let the run have `total` updates from now on, and record that."""
         if total != self.total:
             values = {"update": update, "total": total, "before": self.total, "asked": self.asked}
-            # A change of the rate may lie ahead: the checkpoint that it began with was damaged since.
-            before = [event for event in self._events if event.update <= update]
-            ahead = [replace(event, total=total) for event in self._events[len(before) :]]
-            self._events = (*before, replace(before[-1], update=update, total=total), *ahead)
+            self._events = tuple(changed(self._events, update, total=total))
             self._emit(StepEvent("plan", values))
 
     def _values(self, stats: UpdateStats, seconds: float, now: float) -> dict[str, object]:

@@ -19,7 +19,7 @@ from gsm8k_core.data import DataSet, load_data, training_rows
 from gsm8k_core.lora import lora_spec, target_modules
 from gsm8k_core.model_folder import end_token_ids, folder_hash, linear_layers, tokenizer_hash, vocabulary_size
 from gsm8k_core.models import Source, identity, resolve_model
-from gsm8k_core.pilot import PlanEvent
+from gsm8k_core.plan import PlanEvent
 from gsm8k_core.preflight import Preflight, check_token_ids, keep_whole, summarise
 from gsm8k_core.probe import PROBE_ROWS
 from gsm8k_core.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples

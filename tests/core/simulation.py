@@ -10,7 +10,8 @@ from typing import Any
 from gsm8k_core.config import TrainConfig
 from gsm8k_core.dev import DevResult
 from gsm8k_core.guard import Guard
-from gsm8k_core.pilot import PlanEvent, RunPilot
+from gsm8k_core.pilot import RunPilot
+from gsm8k_core.plan import PlanEvent
 from gsm8k_core.types import StepEvent, UpdateStats
 
 LIVE = object()

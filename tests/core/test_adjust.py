@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsm8k_core.adjust import Adjustment, planned
-from gsm8k_core.pilot import PlanEvent
+from gsm8k_core.plan import PlanEvent
 
 HALF = Adjustment("rate", 50, 0.5, "loss nan")
 

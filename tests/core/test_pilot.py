@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.config import TrainConfig
-from gsm8k_core.pilot import PlanEvent, rate_at
+from gsm8k_core.plan import PlanEvent, rate_at
 from tests.core.simulation import Simulation, dev
 
 

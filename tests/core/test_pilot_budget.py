@@ -10,7 +10,7 @@ import pytest
 from gsm8k_core.config import TrainConfig
 from gsm8k_core.dev import DevResult
 from gsm8k_core.guard import Guard
-from gsm8k_core.pilot import PlanEvent, rate_at
+from gsm8k_core.plan import PlanEvent, rate_at
 from tests.core.simulation import Simulation, dev
 
 

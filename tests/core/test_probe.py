@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gsm8k_core.config import TrainConfig
-from gsm8k_core.pilot import PlanEvent, RunPilot
+from gsm8k_core.pilot import RunPilot
+from gsm8k_core.plan import PlanEvent
 from gsm8k_core.probe import PROBE_ROWS, PROBE_TOKENS, Probe
 from gsm8k_core.types import (
     Batch,
