@@ -135,8 +135,8 @@ def measure_base(
     late: Deadline = lambda: left() <= 0 or interrupted()  # noqa: E731
     first = dev.part(0, FEWEST).measure(live, late) if left() > 0 else None
     if first is None:
-        why = "a signal came" if interrupted() else f"{FEWEST} answers of the base took longer than {seconds:.1f} s"
-        return Guard(reason=why)
+        slow = f"{FEWEST} answers of the base took longer than {seconds:.1f} s, its share of --max-time; a longer one helps"
+        return Guard(reason="a signal came" if interrupted() else slow)
     parts, done = [first], FEWEST
     while done < num_problems:
         each = math.fsum(part.seconds for part in parts) / done
@@ -151,12 +151,12 @@ def measure_base(
 # --- the words -----------------------------------------------------------------------------------------------------
 
 
-def base_line(guard: Guard, budget: str) -> str:
+def base_line(guard: Guard) -> str:
     """One line on the base, or on why nothing is compared."""
     if guard.base is None:
         return (
-            f"guard    the base is not measured, so nothing will be compared: {guard.reason}; "
-            f"a longer --max-time than {budget} makes room, --guard-problems 0 turns this off"
+            f"guard    the base is not measured, so nothing will be compared: {guard.reason} "
+            "(--guard-problems 0 turns this off)"
         )
     right = sum(guard.base.verdicts)
     return (

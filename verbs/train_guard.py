@@ -31,8 +31,9 @@ def opened_guard(
         )
     except OutOfMemoryError:  # training may have room all the same
         guard = Guard(reason="there was no memory for its answers")
-    terminal.say(base_line(guard, config.max_time))
-    run.record(guard=guard.as_json())
+    terminal.say(base_line(guard))
+    if guard.base is not None or not interrupted():  # after a signal, a run that begins again measures it then
+        run.record(guard=guard.as_json())
     return guard
 
 

@@ -65,7 +65,7 @@ def test_not_even_eight_is_said() -> None:
     guard, live = measured(1.0, room=7.5)
     assert guard.base is None
     assert live.now - 100 <= 7.5 + 1.0  # one token past the time at most
-    assert "8 answers of the base took longer than 7.5 s" in base_line(guard, "150s")
+    assert "8 answers of the base took longer than 7.5 s" in base_line(guard)
     assert guard.outcome() == {"verdict": "not measured", "reason": guard.reason}
 
 
@@ -155,7 +155,7 @@ def test_the_outcome_has_each_measurement() -> None:
 
 def test_one_line_each() -> None:
     guard, after = guard_of(*[WON] * 3, *[SAME] * 5)
-    assert base_line(guard, "2h") == (
+    assert base_line(guard) == (
         "guard    the base answers 5 of 8 dev problems right (2 s); the trained model will answer the same ones"
     )
     values = {"update": 30, "when": "quarter", **guard.against_base(after)}
@@ -176,3 +176,8 @@ def test_a_model_that_is_not_better_is_said_to_be_so_with_what_to_try() -> None:
     assert "own style" in tries
     assert "--method lora" not in advice(WORSE, adapter=True, rate=3e-4, budget="2h")
     assert "more --guard-problems" in advice("not distinguishable at n = 9", adapter=True, rate=3e-4, budget="2h")
+
+
+def test_more_time_is_advised_only_where_time_was_short() -> None:
+    assert "a longer one helps" in base_line(measured(1.0, room=7.5)[0])
+    assert "longer" not in base_line(Guard(reason="these rows have no dev split"))
