@@ -41,7 +41,7 @@ def freeze(model: Any, trainable: str) -> None:
 
 
 def make_optimizer(trained: Mapping[str, torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a base rate of 1, so that the scheduler's factor is the rate itself."""
+    """AdamW; each update sets its rate."""
     parameters = list(trained.values())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -150,17 +150,15 @@ class UpdateTrainer(Trainer):
         return samples, None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        first = self.first.number
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda done: self.pilot.rate(first + done)
-        )
+        """Trainer wants one. It would ask for a rate before the pilot saw the last update: see training_step."""
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: 1.0)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
         self.update, device = inputs["update"], self.args.device
-        # Trainer's scheduler asked for this rate before the pilot saw the last update, after which it may plan anew.
+        # Here, and not by the scheduler: after each update the pilot may plan anew.
         for group in self.optimizer.param_groups:
             group["lr"] = self.pilot.rate(self.update.number)
         scale = 1 / max(self.update.num_targets, 1)
