@@ -21,13 +21,14 @@ from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, choose
 from gsm8k_core.data import load_data
 from gsm8k_core.flops import shape_of
 from gsm8k_core.folders import read_json, write_json
+from gsm8k_core.machine import ROOT
 from gsm8k_core.models import identity, resolve_model
 from gsm8k_core.runs import host, versions
 from gsm8k_core.sources import choose_pair
 from gsm8k_core.tracking import clock, counted
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError, StorageError
 from verbs import Context
-from verbs.benchmark_jobs import ROOT, ContenderFailed, Lab, Work, first_adapter, hardware, prepare
+from verbs.benchmark_jobs import ContenderFailed, Lab, Work, first_adapter, hardware, prepare
 from verbs.mac_report import mac_report
 
 BASE = "base"  # the scored weights before training

@@ -23,6 +23,7 @@ from gsm8k_core.benchmark_job import GenerateJob, Job, Row, Score, ScoreJob, Tex
 from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, Hardware
 from gsm8k_core.data import DataSet
 from gsm8k_core.lora import LoraSpec, first_values, lora_spec, target_modules, write_adapter
+from gsm8k_core.machine import ROOT
 from gsm8k_core.model_folder import end_token_ids, linear_layers, weight_files
 from gsm8k_core.models import Source
 from gsm8k_core.prompts import load_tokenizer, make_examples, messages, prompt_tokens
@@ -30,7 +31,6 @@ from gsm8k_core.quantized import read_tensors
 from gsm8k_core.tracking import printable
 from gsm8k_core.types import Choice, DataError, PreflightError, Problem
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "benchmarks"
 PACKAGES = ("mlx", "mlx_lm", "torch", "transformers", "accelerate", "trl", "datasets")
 CUDA_WHEELS = ("mlx_cuda_13", "mlx_cuda_12", "mlx_cuda")

@@ -13,11 +13,11 @@ from typing import Any
 
 from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.folders import write_json
+from gsm8k_core.machine import ROOT
 from gsm8k_core.tracking import clock
 from gsm8k_core.types import EXIT_OK
 from verbs import Context
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME = "mac-report.json"
 LIMIT_SECONDS = 1200.0  # of one part: parity needs a minute, a benchmark's one round is never cut short
 SMALL = ("--rounds", "3", "--max-time", "150s")
