@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,17 +73,17 @@ print("LOSSES", [entry["loss"] for entry in trainer.state.log_history if "loss" 
 """
 
 
-class Program:
+class Program(ABC):
     """One contender: how it trains, where it saves, and how it is asked to go on."""
 
     name = ""
     saves = "*.safetensors"  # under the output folder
 
-    def command(self, work: Path, out: Path, resume: bool) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self, work: Path, out: Path, resume: bool) -> list[str]: ...
 
-    def second_save_began(self, out: Path) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def second_save_began(self, out: Path) -> bool: ...
 
     def run(self, work: Path, out: Path, resume: bool = False) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

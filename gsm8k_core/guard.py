@@ -135,8 +135,8 @@ def measure_base(
     late: Deadline = lambda: left() <= 0 or interrupted()  # noqa: E731
     first = dev.part(0, FEWEST).measure(live, late) if left() > 0 else None
     if first is None:
-        slow = f"{FEWEST} answers of the base took longer than {seconds:.1f} s, its share of --max-time; a longer one helps"
-        return Guard(reason="a signal came" if interrupted() else slow)
+        slow = f"{FEWEST} answers of the base took longer than {seconds:.1f} s, their share of --max-time"
+        return Guard(reason="a signal came" if interrupted() else f"{slow}; a longer one helps")
     parts, done = [first], FEWEST
     while done < num_problems:
         each = math.fsum(part.seconds for part in parts) / done

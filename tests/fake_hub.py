@@ -70,13 +70,24 @@ class FakeHub:
         return None
 
 
+class _Sender(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, cut: int | None = None) -> None:
+        self.send_response(status)
+        standing = {"Content-Length": str(len(body)), "Connection": "close"}  # so that stop() is the end
+        for name, value in {**standing, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:cut])
+
+
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Handler(_Sender):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -123,17 +134,6 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self._send(206 if start else 200, content[start:], headers, hub.cut)
-
-        def _send(
-            self, status: int, body: bytes, headers: Mapping[str, str] | None = None, cut: int | None = None
-        ) -> None:
-            self.send_response(status)
-            standing = {"Content-Length": str(len(body)), "Connection": "close"}  # so that stop() is the end
-            for name, value in {**standing, **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body[:cut])
 
     return Handler
 

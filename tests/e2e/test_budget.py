@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.run_clock import RunClock
+from tests.apples import write_problems
 from tests.e2e.conftest import ROOT, Run
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -30,15 +31,7 @@ def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 rows, so that the dev split has some."""
-    folder = tmp_path_factory.mktemp("many")
-    rows = [
-        {"question": f"Tom buys {a} apples and {b} more .", "answer": f"he has {a} + {b} = {a + b} .\n#### {a + b}"}
-        for a in range(2, 42)
-        for b in range(2, 12)
-    ]
-    for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_problems(tmp_path_factory.mktemp("many"), 40, 10)
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 import backends
 from tests import tiny
+from tests.apples import write_problems
 
 CURVE_TOLERANCE = 6e-5  # rung 5's
 BOTH = pytest.mark.skipif(
@@ -31,15 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = [
-        {"question": f"Tom buys {a} apples and {b} more .", "answer": f"he has {a} + {b} = {a + b} .\n#### {a + b}"}
-        for a in range(2, 10)
-        for b in range(2, 7)
-    ]
-    for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_problems(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.apples import write_problems
 from tests.e2e.conftest import Done, run
 
 __all__ = ["run"]
@@ -30,16 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults") / "data"
-    folder.mkdir()
-    rows = [
-        {"question": f"Tom buys {a} apples and {b} more .", "answer": f"he has {a} + {b} = {a + b} .\n#### {a + b}"}
-        for a in range(2, 10)
-        for b in range(2, 7)
-    ]
-    for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_problems(tmp_path_factory.mktemp("faults") / "data")
 
 
 def one_error(done: Done) -> str:

@@ -38,6 +38,7 @@ from gsm8k_core.checkpoints import newest
 from gsm8k_core.pilot import RunPilot
 from gsm8k_core.runs import Run
 from tests import tiny
+from tests.apples import write_problems
 from tests.fake_checkpoints import same_state
 
 # MLX_RANK is a launcher's variable: no supervisor is wanted here, the process itself is to be killed.
@@ -169,14 +170,7 @@ def ended(pid: int, seconds: float) -> int | None:
 
 def prepare(folder: Path) -> None:
     tiny.make(folder / "tiny", hidden_size=32)
-    rows = [
-        {"question": f"Tom buys {a} apples and {b} more .", "answer": f"he has {a} + {b} = {a + b} .\n#### {a + b}"}
-        for a in range(2, 10)
-        for b in range(2, 7)
-    ]
-    (folder / "data").mkdir()
-    for name in ("train", "test"):
-        (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_problems(folder / "data")
 
 
 def result_of(folder: Path) -> dict[str, Any]:
