@@ -81,6 +81,7 @@ CONTENDERS: dict[str, Callable[[TrainJob, Tape], Outcome]] = {
     "ours-mlx": ours,
     "ours-torch": ours,
     "mlx-lm": _peer("mlx_lm_lora"),
+    "mlx-lm-double": _peer("mlx_lm_lora"),
     "trl": _peer("trl_shipped"),
     "trl-best": _peer("trl_best"),
     "hf": _peer("hf_trainer"),

@@ -61,7 +61,14 @@ class BenchmarkConfig(Settings):
     rounds: Annotated[
         int, Field(gt=0, le=1000, description="rounds; in each one every contender runs once, in turn")
     ] = 5
-    rows: Annotated[int, Field(gt=0, description="training rows, the first ones")] = 80
+    rows: Annotated[int, Field(gt=0, description="training rows")] = 80
+    select: Annotated[
+        Literal["first", "spread"],
+        Field(
+            description="first: the first training rows, a sample for the speed; spread: from the shortest to the "
+            "longest in even steps, for the peak memory"
+        ),
+    ] = "first"
     update_size: Annotated[int, Field(gt=0, description="rows in an update")] = 8
     batch_size: Annotated[int, Field(gt=0, description="rows in a micro-batch")] = 4
     passes: Annotated[
@@ -102,9 +109,11 @@ class BenchmarkConfig(Settings):
 
     @pydantic.model_validator(mode="after")
     def _whole_updates(self) -> Self:
-        if self.update_size % self.batch_size:
+        named = [CONTENDERS[name] for name in self.contenders.split(",") if name in CONTENDERS]
+        rows = self.batch_size * max((each.batch_times for each in named), default=1)
+        if self.update_size % rows:
             raise ValueError(
-                f"--update-size {self.update_size} must be a multiple of --batch-size {self.batch_size}: the peers "
+                f"--update-size {self.update_size} must be a multiple of the rows in a micro-batch, {rows}: the peers "
                 "have no smaller last micro-batch"
             )
         if self.rows < self.update_size:
@@ -121,10 +130,11 @@ class BenchmarkConfig(Settings):
         """Prompts decoded at one time: ours as many as `eval` does unless told otherwise, a peer what was asked."""
         return int(ScoreSettings.model_fields["eval_batch_size"].default) if ours else self.eval_batch_size
 
-    def train_config(self) -> TrainConfig:
-        """What our own contenders are given: a constant rate, and the step of the peers."""
+    def train_config(self, batch_times: int = 1) -> TrainConfig:
+        """What a contender is given: a constant rate, and the same step for everyone."""
+        rows = self.batch_size * batch_times
         return TrainConfig(
             method=self.method, trainable=self.trainable, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
-            learning_rate=self.learning_rate, batch_size=self.batch_size, dtype=self.dtype, seed=self.seed,
-            gradient_accumulation_steps=self.update_size // self.batch_size, schedule="constant", warmup_ratio=0.0,
+            learning_rate=self.learning_rate, batch_size=rows, dtype=self.dtype, seed=self.seed,
+            gradient_accumulation_steps=self.update_size // rows, schedule="constant", warmup_ratio=0.0,
         )  # fmt: skip

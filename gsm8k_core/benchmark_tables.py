@@ -72,6 +72,7 @@ def heading(run: Run) -> str:
     else:
         what = f"{config['method']}, {config['trainable']}, updates of {config['update_size']} rows, "
         what += f"B = {config['batch_size']}, {config['order']} order"
+        what += ", rows of every length" if config.get("select") == "spread" else ""
     rounds = max((len(each) for each in run.samples.values()), default=0)
     machine = f"{host['cpu']}, {host['cores']} cores, {host['system']}"
     name = run.record["model"]["name"]

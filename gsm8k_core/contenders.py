@@ -38,6 +38,7 @@ class Contender:
     work: Work = field(default_factory=Work)
     differs: str = ""  # what cannot be made the same
     best_batch: bool = False  # generation: it measures some batch sizes first and takes the fastest
+    batch_times: int = 1  # training: rows in a micro-batch, times --batch-size
 
 
 _MLX, _TORCH = ("mlx", "mlx_lm"), ("torch", "transformers", "accelerate")
@@ -52,6 +53,10 @@ CONTENDERS: Mapping[str, Contender] = {
             "mlx-lm", "mlx", _MLX, _EVERY,
             "mlx_lm.lora as shipped (AdamW with bias correction); batch_generate at the given batch size",
             differs="no clipping; each padded row trains one pad token; mean of micro-batch means; trains blocks only",
+        ),
+        Contender(
+            "mlx-lm-double", "mlx", _MLX, _TRAINING, "mlx_lm.lora with twice --batch-size rows in a micro-batch",
+            differs="as mlx-lm", batch_times=2,
         ),
         Contender(
             "trl", "torch", (*_TORCH, "trl", "datasets"), _TRAINING,
@@ -106,9 +111,8 @@ def choose(mode: str, asked: str, here: Hardware, device: str, trainable: str, m
     """
     if asked in (AUTO, ALL):
         able = [each for each in CONTENDERS.values() if mode in each.modes and not missing(each, here)]
-        wanted = [
-            each for each in able if (each.ours or asked == ALL) and _obstacle(each, trainable, method, mode) is None
-        ]
+        able = [each for each in able if each.batch_times == 1 and _obstacle(each, trainable, method, mode) is None]
+        wanted = [each for each in able if each.ours or asked == ALL]
     else:
         wanted = [CONTENDERS[name] for name in asked.split(",")]
     for each in wanted:
@@ -131,7 +135,7 @@ def _refuse(each: Contender, mode: str, here: Hardware, trainable: str, method: 
 
 
 def _obstacle(each: Contender, trainable: str, method: str, mode: str) -> str | None:
-    if each.name == "mlx-lm" and mode != GENERATE and (method, trainable) == ("full", "all"):
+    if not each.ours and each.framework == "mlx" and mode != GENERATE and (method, trainable) == ("full", "all"):
         return "cannot train embeddings and the final norm; compare with --trainable blocks, or --method lora"
     return None
 

@@ -85,7 +85,11 @@ def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
     if config.mode == GENERATE:
         prompts = [list(prompt) for prompt in prompt_tokens(tokenizer, data.test[: config.problems])]
         return Work(source, [], [], [], prompts, sorted(ends))
-    rows = _rows(tokenizer, data.train, ends, config.rows, config.max_length)
+    if config.select == "spread":
+        every = _rows(tokenizer, data.train, ends, len(data.train), config.max_length)
+        rows = _evenly(sorted(every, key=lambda row: len(row.tokens)), config.rows)
+    else:
+        rows = _rows(tokenizer, data.train, ends, config.rows, config.max_length)
     whole = len(rows) // config.update_size * config.update_size
     if not whole:
         raise DataError(
@@ -110,6 +114,12 @@ def _rows(tokenizer: Any, problems: Sequence[Problem], ends: Sequence[int], coun
         if len(found) == count:
             break
     return found
+
+
+def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` of them in even steps, the first and the last with them; all where there are no more."""
+    places = np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int)) if rows else []
+    return [rows[place] for place in places]
 
 
 def _plan(config: BenchmarkConfig, rows: Sequence[Row]) -> list[list[Row]]:
@@ -171,7 +181,8 @@ class Lab:
         return TrainJob(
             contender=name, framework=CONTENDERS[name].framework, model=self.work.source.folder, device=device.name,
             dtype=config.dtype, out=self.scratch / "sample.json", updates=self.work.updates(name),
-            passes=1 if config.mode == END_TO_END else config.passes, config=config.train_config(),
+            passes=1 if config.mode == END_TO_END else config.passes,
+            config=config.train_config(CONTENDERS[name].batch_times),
             adapter=self.adapter, trained=trained, max_length=config.max_length,
         )  # fmt: skip
 

@@ -200,7 +200,8 @@ def test_without_results_the_report_says_what_to_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"update_size": 6}, "--update-size 6 must be a multiple of --batch-size 4"),
+        ({"update_size": 6}, "--update-size 6 must be a multiple of the rows in a micro-batch, 4"),
+        ({"update_size": 4, "contenders": "ours-mlx,mlx-lm-double"}, "a multiple of the rows in a micro-batch, 8"),
         ({"rows": 4}, "--rows 4 must be at least one update"),
         ({"contenders": "ours-mlx,trll"}, "--contenders takes auto, all, or names .* not trll"),
         ({"contenders": ","}, "--contenders takes auto, all, or names"),

@@ -84,5 +84,12 @@ def test_ours_are_compared_with_peers_of_their_framework_and_with_each_other() -
     assert pairs(["mlx-lm", "hf"]) == []
 
 
+def test_twice_the_rows_is_measured_only_where_it_is_named() -> None:
+    assert "mlx-lm-double" not in chosen(LINUX, "all", method="lora")
+    assert list(chosen(LINUX, "mlx-lm-double", method="lora")) == ["mlx-lm-double"]
+    with pytest.raises(PreflightError, match="mlx-lm-double cannot train embeddings"):
+        chosen(LINUX, "mlx-lm-double")
+
+
 def test_only_ours_put_supervised_rows_alone_through_the_head_everywhere() -> None:
     assert [name for name, each in CONTENDERS.items() if each.work.head == "targets"] == ["ours-mlx", "ours-torch"]

@@ -14,7 +14,10 @@ import pytest
 
 from backends import installed
 from gsm8k_core.benchmark import objections, read
+from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.contenders import CONTENDERS
+from gsm8k_core.data import load_data
+from gsm8k_core.models import resolve_model
 from tests.e2e.conftest import ROOT, Run
 from verbs import benchmark_jobs, mac_report
 
@@ -191,6 +194,43 @@ def test_everyone_gets_the_same_rows_and_with_their_own_order_the_first_update(b
     assert rows("hf")[0] == shared[0]
     assert rows("hf")[1:] != shared[1:]
     assert sorted(itertools.chain(*rows("hf"))) == sorted(itertools.chain(*shared))
+
+
+def test_rows_of_every_length_go_from_the_shortest_to_the_longest(tmp_path: Path, model: Path, data: Path) -> None:
+    folder = tmp_path / "lengths"
+    folder.mkdir()
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    for place, row in enumerate(rows):
+        row["question"] = "apples " * ((7 * place) % len(rows)) + row["question"]  # every length once, mixed
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "test.jsonl").write_bytes((data / "test.jsonl").read_bytes())
+    extra = {}
+    for select in ("first", "spread"):
+        config = BenchmarkConfig(model=str(model), data=str(folder), rows=8, update_size=4, select=select)
+        source, found = resolve_model(str(model), print), load_data(str(folder), "main", 0, print)
+        work = benchmark_jobs.prepare(config, source, found)
+        rows_of = [row for update in work.ours for row in update]
+        extra[select] = sorted(row.messages[1]["content"].count("apples ") for row in rows_of)
+    assert len(extra["first"]) == len(extra["spread"]) == 8
+    assert extra["spread"] != extra["first"]
+    assert extra["spread"][0] == 1
+    assert extra["spread"][-1] == len(rows)
+    steps = [after - before for before, after in itertools.pairwise(extra["spread"])]
+    assert max(steps) - min(steps) <= 1
+
+
+def test_the_doubled_peer_gets_the_same_updates_in_half_as_many_micro_batches(bench: Callable[..., Any]) -> None:
+    jobs: dict[str, Any] = {}
+
+    def keep(name: str, job: Any, out: Path) -> dict[str, Any]:
+        jobs[getattr(job, "contender", "score")] = job
+        return fake(name, job, out)
+
+    names = ("ours-torch", "mlx-lm", "mlx-lm-double")
+    bench("train", "--contenders", ",".join(names), "--rounds", 1, "--trainable", "blocks", script=keep)
+    steps = [(jobs[name].config.batch_size, jobs[name].config.gradient_accumulation_steps) for name in names]
+    assert steps == [(2, 2), (2, 2), (4, 1)]
+    assert jobs["mlx-lm-double"].updates == jobs["ours-torch"].updates
 
 
 def test_a_contender_that_fails_is_left_out_and_named(bench: Callable[..., Any]) -> None:

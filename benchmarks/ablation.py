@@ -1,0 +1,325 @@
+"""What each part of our training brings: all of them, all but one, and none, in interleaved rounds.
+
+    python benchmarks/ablation.py OUT.jsonl BACKEND [--dtype bfloat16] [--method lora] [--rounds 3] [--data FOLDER]
+
+Each run is a process of its own on the same rows, as `python cli.py benchmark train` runs them, with parts of the
+program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work. One
+JSON line goes to OUT, and a table to the terminal; docs/performance.md shows the tables.
+
+Axes: B rows, T tokens, N targets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import train_throughput
+
+from gsm8k_core import batching
+from gsm8k_core.benchmark import FIRST_LOSS
+from gsm8k_core.benchmark_config import BenchmarkConfig
+from gsm8k_core.benchmark_job import TrainJob, TrainSample
+from gsm8k_core.benchmark_tables import GIB
+from gsm8k_core.config import DEFAULT_DATA
+from gsm8k_core.data import load_data
+from gsm8k_core.models import resolve_model
+from gsm8k_core.types import IGNORE_INDEX
+from verbs.benchmark_jobs import EXACT, first_adapter, prepare
+
+ALL, NONE = "all parts", "no part"
+Patches = Sequence[Any]
+
+
+def without_budget(job: TrainJob) -> Patches:
+    """Rows by fours, sorted within the update."""
+    size = job.config.batch_size
+    return [mock.patch.object(batching, "budgeted", lambda rows, most: batching.micro_batches(rows, size))]
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+
+def all_logits_torch(job: TrainJob) -> Patches:
+    """Every position through the head, all logits kept for the backward pass: transformers' own loss."""
+    import torch.nn.functional as F
+
+    from backends.torch.loss import LossModel
+
+    def forward(
+        self: Any, tokens_BT: Any, positions_N: Any, targets_N: Any, weights_N: Any = None, scale: float = 1.0
+    ) -> Any:
+        labels = tokens_BT.new_full((tokens_BT.numel(),), IGNORE_INDEX).index_copy_(0, positions_N, targets_N)
+        logits_BTV = self.model(**self._inputs(tokens_BT), use_cache=False).logits
+        return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels, reduction="sum") * scale
+
+    return [mock.patch.object(LossModel, "forward", forward)]
+
+
+def kept_logits_torch(job: TrainJob) -> Patches:
+    """Targets alone meet the head, in one piece, and autograd takes the gradient."""
+    import backends.torch.loss as loss
+
+    return [mock.patch.object(loss, "has_plain_head", return_value=False)]
+
+
+def casts_torch(job: TrainJob) -> Patches:
+    """Each weight cast for each micro-batch."""
+    import torch
+
+    from backends.torch.train import UpdateTrainer
+
+    accumulate = UpdateTrainer._accumulate
+
+    def cast_again(self: Any, *arguments: Any) -> Any:
+        torch.clear_autocast_cache()
+        self.losses._cast = None
+        return accumulate(self, *arguments)
+
+    return [mock.patch.object(UpdateTrainer, "_accumulate", cast_again)]
+
+
+def gradients_torch(job: TrainJob) -> Patches:
+    """Head and embedding hand autograd a new (V, H) for each micro-batch."""
+    from backends.torch.loss import HeadLoss, LossModel
+
+    apply = HeadLoss.apply
+    return [
+        mock.patch.object(LossModel, "_inputs", lambda self, tokens_BT: {"input_ids": tokens_BT}),
+        mock.patch.object(HeadLoss, "apply", lambda *arguments: apply(*arguments[:5], False)),
+    ]
+
+
+def mask_torch(job: TrainJob) -> Patches:
+    """An attention mask for right-padded rows, which takes SDPA off its causal path."""
+    from backends.torch.loss import LossModel
+
+    inputs = LossModel._inputs
+
+    def masked(self: Any, tokens_BT: Any) -> dict[str, Any]:
+        later_BT = tokens_BT.ne(batching.PAD_ID).long().flip(1).cummax(1).values  # a pad has none but pads after it
+        return {**inputs(self, tokens_BT), "attention_mask": later_BT.flip(1)}
+
+    return [mock.patch.object(LossModel, "_inputs", masked)]
+
+
+def adamw_torch(job: TrainJob) -> Patches:
+    """AdamW as torch chooses it on this device."""
+    import torch
+
+    class Plain(torch.optim.AdamW):
+        def __init__(self, *arguments: Any, fused: bool | None = None, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+
+    return [mock.patch.object(torch.optim, "AdamW", Plain)]
+
+
+# --- MLX -------------------------------------------------------------------------------------------------------------
+
+
+def all_logits_mlx(job: TrainJob) -> Patches:
+    """Every position through the head, all logits kept for the backward pass: mlx-lm's loss."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    import backends.mlx.train as train
+    from backends.mlx.loss import head, hidden_states
+
+    def loss_sum(model: Any, tokens_BT: Any, positions_N: Any, targets_N: Any, weights_N: Any) -> Any:
+        logits_BTV = head(model, hidden_states(model, tokens_BT))
+        nothing = mx.zeros((tokens_BT.size,))
+        weights = nothing.at[positions_N].add(weights_N)
+        # A spare target is token 0 at position 0 with weight 0; position 0 predicts no target.
+        targets = nothing.astype(targets_N.dtype).at[positions_N].add(targets_N)
+        losses = nn.losses.cross_entropy(logits_BTV.reshape(-1, logits_BTV.shape[-1]), targets)
+        return (losses * weights).sum()
+
+    return [mock.patch.object(train, "loss_sum", loss_sum)]
+
+
+def kept_logits_mlx(job: TrainJob) -> Patches:
+    """Targets alone meet the head, in one piece, and the gradient is MLX's own."""
+    import mlx.core as mx
+
+    import backends.mlx.loss as loss
+
+    def head_loss(module: Any, hidden_NH: Any, targets_N: Any, weights_N: Any) -> Any:
+        logits_NV = (module.as_linear if hasattr(module, "as_linear") else module)(hidden_NH).astype(mx.float32)
+        picked = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+        return ((mx.logsumexp(logits_NV, axis=-1) - picked) * weights_N).sum()
+
+    return [mock.patch.object(loss, "head_loss", head_loss)]
+
+
+def operations_mlx(job: TrainJob) -> Patches:
+    """MLX's own exp, SiLU and attention."""
+    import mlx.core as mx
+
+    import backends.mlx.loss as loss
+    import backends.mlx.train as train
+
+    return [
+        mock.patch.object(train, "whole_array_ops", return_value=nullcontext()),
+        mock.patch.object(loss, "_exp", mx.exp),
+    ]
+
+
+def traces_mlx(job: TrainJob) -> Patches:
+    """No micro-batch is compiled."""
+    import backends.mlx.train as train
+
+    return [mock.patch.object(train, "MOST_TRACES", 0)]
+
+
+def waits_mlx(job: TrainJob) -> Patches:
+    """Nothing is launched before the update's one wait."""
+    import mlx.core as mx
+
+    return [mock.patch.object(mx, "async_eval")]
+
+
+def adamw_mlx(job: TrainJob) -> Patches:
+    """AdamW is not compiled."""
+    import mlx.core as mx
+
+    from backends.mlx.train import AdamW
+
+    def step(self: Any, gradients: Any, parameters: Any, factor: float, rate: float) -> Any:
+        for optimizer in self._optimizers:
+            optimizer.learning_rate = rate
+        return self._eager(gradients, parameters, mx.array(factor))
+
+    return [mock.patch.object(AdamW, "step", step)]
+
+
+PARTS: Mapping[str, Mapping[str, Callable[[TrainJob], Patches]]] = {
+    "torch": {
+        "budget of padded tokens": without_budget,
+        "head on the targets alone, in chunks": all_logits_torch,
+        "head's gradient with the loss": kept_logits_torch,
+        "one cast of the weights an update": casts_torch,
+        "gradients of head and embedding in place": gradients_torch,
+        "no attention mask": mask_torch,
+        "fused AdamW": adamw_torch,
+    },
+    "mlx": {
+        "budget of padded tokens": without_budget,
+        "head on the targets alone, in chunks": all_logits_mlx,
+        "head's gradient with the loss": kept_logits_mlx,
+        "exp, SiLU and attention of our own": operations_mlx,
+        "compiled micro-batch": traces_mlx,
+        "launched as each micro-batch is built": waits_mlx,
+        "compiled AdamW": adamw_mlx,
+    },
+}
+CASTS = "one cast of the weights an update"  # float32 casts nothing
+
+
+def parts_of(job: TrainJob) -> list[str]:
+    """The parts that this job has."""
+    return [name for name in PARTS[job.framework] if name != CASTS or job.dtype != "float32"]
+
+
+def run_without(path: Path, part: str) -> None:
+    """The child: train as benchmark's contender does, without this part."""
+    job = TrainJob.model_validate_json(path.read_bytes())
+    removed = parts_of(job) if part == NONE else [] if part == ALL else [part]
+    with ExitStack() as stack:
+        for name in removed:  # entered one by one: the next one may wrap what this one put there
+            for patch in PARTS[job.framework][name](job):
+                stack.enter_context(patch)
+        train_throughput.main(path)
+
+
+def measured(path: Path, job: TrainJob, part: str) -> TrainSample:
+    """One run in a process of its own."""
+    job.out.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--without", part, str(path)]
+    done = subprocess.run(command, env={**os.environ, **EXACT}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"without {part}: exit code {done.returncode}; {done.stderr.strip().splitlines()[-1:]}")
+    return TrainSample.model_validate_json(job.out.read_bytes())
+
+
+def make_job(asked: argparse.Namespace, scratch: Path) -> TrainJob:
+    """What `benchmark train` gives our contender."""
+    config = BenchmarkConfig(
+        model=asked.model,
+        data=asked.data,
+        rows=asked.rows,
+        method=asked.method,
+        dtype=asked.dtype,
+        passes=2,
+        held_out=0,
+    )
+    source = resolve_model(asked.model, print)
+    work = prepare(config, source, load_data(asked.data, "main", config.seed, print))
+    return TrainJob(
+        contender=f"ours-{asked.backend}", framework=asked.backend, model=source.folder, device="cpu",
+        dtype=asked.dtype, out=scratch / "sample.json", updates=work.ours, passes=config.passes,
+        config=config.train_config(), adapter=first_adapter(config, source.folder, scratch), trained=None,
+        max_length=config.max_length,
+    )  # fmt: skip
+
+
+def seconds(sample: TrainSample) -> float:
+    """Of the last pass, in which every shape ran before."""
+    return sum(sample.seconds[len(sample.seconds) // 2 :])
+
+
+def table(samples: Mapping[str, Sequence[TrainSample]]) -> list[str]:
+    """Medians; times as long as with all parts, round by round."""
+    lines = ["| without | times as long: median (range) | peak RSS |", "|---|---|---|"]
+    for part, runs in samples.items():
+        longer = [seconds(run) / seconds(base) for run, base in zip(runs, samples[ALL], strict=True)]
+        name = {ALL: "nothing: all parts", NONE: "all of them"}.get(part, part)
+        peak = statistics.median(run.peak_rss for run in runs) / GIB
+        span = f"{statistics.median(longer):.2f} ({min(longer):.2f} - {max(longer):.2f})"
+        lines.append(f"| {name} | {span} | {peak:.2f} GiB |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("backend", choices=PARTS)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--method", choices=("full", "lora"), default="full")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--data", default=DEFAULT_DATA, help="as for train: a folder needs no Hub")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        job, path = make_job(asked, Path(folder)), Path(folder) / "job.json"
+        path.write_text(job.model_dump_json(), encoding="utf-8")
+        samples: dict[str, list[TrainSample]] = {part: [] for part in (ALL, *parts_of(job), NONE)}
+        for number in range(asked.rounds):
+            for part, runs in samples.items():
+                runs.append(measured(path, job, part))
+                print(f"round {number + 1}  {part:<42} {seconds(runs[-1]):.2f} s", flush=True)
+                if abs(runs[-1].first_loss - samples[ALL][0].first_loss) > FIRST_LOSS[asked.dtype]:
+                    raise SystemExit(f"without {part} the first loss is {runs[-1].first_loss:.5f}: other work")
+    said = {name: value for name, value in vars(asked).items() if name not in ("out", "model", "data")}
+    dumped = {part: [run.model_dump(mode="json") for run in runs] for part, runs in samples.items()}
+    record = {**said, "samples": dumped}
+    with asked.out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    print("\n".join(table(samples)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--without"]:
+        run_without(Path(sys.argv[3]), sys.argv[2])
+    else:
+        main()
