@@ -3,8 +3,9 @@
     python benchmarks/ablation.py OUT.jsonl BACKEND [--dtype bfloat16] [--method lora] [--rounds 3] [--data FOLDER]
 
 Each run is a process of its own on the same rows, as `python cli.py benchmark train` runs them, with parts of the
-program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work. One
-JSON line goes to OUT, and a table to the terminal; docs/performance.md shows the tables.
+program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work. Each
+run adds a line to OUT, and a table goes to the terminal. Parts overlap where one stands on another, so their gains do
+not add up: a head for every position leaves no gradient that comes with the loss, and that one alone is added in place.
 
 Axes: B rows, T tokens, N targets, V vocabulary.
 """
@@ -34,7 +35,9 @@ from gsm8k_core.benchmark_tables import GIB
 from gsm8k_core.config import DEFAULT_DATA
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
+from gsm8k_core.runs import host, versions
 from gsm8k_core.types import IGNORE_INDEX
+from verbs.benchmark import commit
 from verbs.benchmark_jobs import EXACT, first_adapter, prepare
 
 ALL, NONE = "all parts", "no part"
@@ -68,9 +71,20 @@ def all_logits_torch(job: TrainJob) -> Patches:
 
 def kept_logits_torch(job: TrainJob) -> Patches:
     """Targets alone meet the head, in one piece, and autograd takes the gradient."""
-    import backends.torch.loss as loss
+    import torch
+    import torch.nn.functional as F
 
-    return [mock.patch.object(loss, "has_plain_head", return_value=False)]
+    from backends.torch.loss import HeadLoss
+
+    def apply(
+        hidden_NH: Any, weight_VH: Any, compute_VH: Any, targets_N: Any, scale_N: Any, in_place: bool = False
+    ) -> Any:
+        cast = compute_VH.dtype != weight_VH.dtype
+        with torch.autocast(hidden_NH.device.type, compute_VH.dtype if cast else None, enabled=cast):
+            logits_NV = F.linear(hidden_NH, weight_VH)
+        return F.cross_entropy(logits_NV.float(), targets_N, reduction="none").dot(scale_N)
+
+    return [mock.patch.object(HeadLoss, "apply", apply)]
 
 
 def casts_torch(job: TrainJob) -> Patches:
@@ -169,23 +183,27 @@ def operations_mlx(job: TrainJob) -> Patches:
     import backends.mlx.train as train
 
     return [
-        mock.patch.object(train, "whole_array_ops", return_value=nullcontext()),
+        mock.patch.object(train, "whole_array_ops", nullcontext),
         mock.patch.object(loss, "_exp", mx.exp),
     ]
 
 
 def traces_mlx(job: TrainJob) -> Patches:
     """No micro-batch is compiled."""
-    import backends.mlx.train as train
+    import backends.mlx.backend as backend
+    from backends.mlx.train import MicroBatch
 
-    return [mock.patch.object(train, "MOST_TRACES", 0)]
+    return [mock.patch.object(backend, "MicroBatch", lambda model, compiled: MicroBatch(model, compiled=False))]
 
 
 def waits_mlx(job: TrainJob) -> Patches:
     """Nothing is launched before the update's one wait."""
     import mlx.core as mx
 
-    return [mock.patch.object(mx, "async_eval")]
+    def later(*arrays: Any) -> None:  # not a mock, which would keep every array that it was given
+        return
+
+    return [mock.patch.object(mx, "async_eval", later)]
 
 
 def adamw_mlx(job: TrainJob) -> Patches:
@@ -202,13 +220,14 @@ def adamw_mlx(job: TrainJob) -> Patches:
     return [mock.patch.object(AdamW, "step", step)]
 
 
+CASTS, IN_PLACE = "one cast of the weights an update", "gradients of head and embedding in place"
 PARTS: Mapping[str, Mapping[str, Callable[[TrainJob], Patches]]] = {
     "torch": {
         "budget of padded tokens": without_budget,
         "head on the targets alone, in chunks": all_logits_torch,
         "head's gradient with the loss": kept_logits_torch,
-        "one cast of the weights an update": casts_torch,
-        "gradients of head and embedding in place": gradients_torch,
+        CASTS: casts_torch,
+        IN_PLACE: gradients_torch,
         "no attention mask": mask_torch,
         "fused AdamW": adamw_torch,
     },
@@ -222,12 +241,13 @@ PARTS: Mapping[str, Mapping[str, Callable[[TrainJob], Patches]]] = {
         "compiled AdamW": adamw_mlx,
     },
 }
-CASTS = "one cast of the weights an update"  # float32 casts nothing
 
 
 def parts_of(job: TrainJob) -> list[str]:
-    """The parts that this job has."""
-    return [name for name in PARTS[job.framework] if name != CASTS or job.dtype != "float32"]
+    """The parts that this job has: float32 casts nothing, and an adapter leaves head and embedding as they are."""
+    lacking = {CASTS} if job.dtype == "float32" else set()
+    lacking |= {IN_PLACE} if job.config.method != "full" else set()
+    return [name for name in PARTS[job.framework] if name not in lacking]
 
 
 def run_without(path: Path, part: str) -> None:
@@ -247,7 +267,8 @@ def measured(path: Path, job: TrainJob, part: str) -> TrainSample:
     command = [sys.executable, __file__, "--without", part, str(path)]
     done = subprocess.run(command, env={**os.environ, **EXACT}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"without {part}: exit code {done.returncode}; {done.stderr.strip().splitlines()[-1:]}")
+        words = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise SystemExit(f"without {part}: exit code {done.returncode}; {words[-1]}")
     return TrainSample.model_validate_json(job.out.read_bytes())
 
 
@@ -300,21 +321,21 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--data", default=DEFAULT_DATA, help="as for train: a folder needs no Hub")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    where = {"host": host(), "versions": versions(), "commit": commit()}
+    told = {name: value for name, value in vars(asked).items() if name not in ("out", "model", "data", "rounds")}
+    with tempfile.TemporaryDirectory() as folder, asked.out.open("a", encoding="utf-8") as file:
         job, path = make_job(asked, Path(folder)), Path(folder) / "job.json"
         path.write_text(job.model_dump_json(), encoding="utf-8")
         samples: dict[str, list[TrainSample]] = {part: [] for part in (ALL, *parts_of(job), NONE)}
-        for number in range(asked.rounds):
+        for number in range(1, asked.rounds + 1):
             for part, runs in samples.items():
                 runs.append(measured(path, job, part))
-                print(f"round {number + 1}  {part:<42} {seconds(runs[-1]):.2f} s", flush=True)
+                line = {**where, **told, "round": number, "without": part, "sample": runs[-1].model_dump(mode="json")}
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                print(f"round {number}  {part:<42} {seconds(runs[-1]):.2f} s", flush=True)
                 if abs(runs[-1].first_loss - samples[ALL][0].first_loss) > FIRST_LOSS[asked.dtype]:
                     raise SystemExit(f"without {part} the first loss is {runs[-1].first_loss:.5f}: other work")
-    said = {name: value for name, value in vars(asked).items() if name not in ("out", "model", "data")}
-    dumped = {part: [run.model_dump(mode="json") for run in runs] for part, runs in samples.items()}
-    record = {**said, "samples": dumped}
-    with asked.out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
     print("\n".join(table(samples)))
 
 

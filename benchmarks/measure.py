@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # a script's own folder is on the path, the checkout is not
     sys.path.insert(0, str(ROOT))
 
-from gsm8k_core.benchmark_job import TrainJob, TrainSample  # noqa: E402
+from gsm8k_core.benchmark_job import Row, TrainJob, TrainSample  # noqa: E402
 from gsm8k_core.free_memory import peak_rss  # noqa: E402
 
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
@@ -87,9 +87,8 @@ class TorchDevice:
         return run
 
     def peak_bytes(self) -> int | None:
-        if self.device == "cuda":
-            return int(self.torch.cuda.max_memory_allocated())
-        return int(self.torch.mps.driver_allocated_memory()) if self.device == "mps" else None
+        """MPS counts no peak, only what it holds now: nothing is said there."""
+        return int(self.torch.cuda.max_memory_allocated()) if self.device == "cuda" else None
 
     def notes(self) -> dict[str, str]:
         return {"threads": str(self.torch.get_num_threads())}
@@ -109,6 +108,15 @@ def gemm_gflops(device: Any) -> float:
         run()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e9
+
+
+def check_tokens(who: str, row: Row, tokens: Sequence[int], num_prompt: int) -> None:
+    """Refuse to measure other work than asked for."""
+    if list(tokens) != row.tokens or num_prompt != row.num_prompt:
+        raise SystemExit(
+            f"{who} makes other tokens of {row.id}: {len(tokens)} with {num_prompt} masked, "
+            f"not {len(row.tokens)} with {row.num_prompt}"
+        )
 
 
 class Tape:

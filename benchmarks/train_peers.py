@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from measure import Tape
+from measure import Tape, check_tokens
 
 from gsm8k_core.adapters import PEFT_WEIGHTS
 from gsm8k_core.benchmark_job import Row, TrainJob
@@ -24,15 +24,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 IGNORED = -100
 Outcome = tuple[float, Callable[[], Mapping[str, Any]]]
-
-
-def check_tokens(who: str, row: Row, tokens: Sequence[int], num_prompt: int) -> None:
-    """Refuse to measure other work than asked for."""
-    if list(tokens) != row.tokens or num_prompt != row.num_prompt:
-        raise SystemExit(
-            f"{who} makes other tokens of {row.id}: {len(tokens)} with {num_prompt} masked, "
-            f"not {len(row.tokens)} with {row.num_prompt}"
-        )
 
 
 # --- mlx_lm.lora ---------------------------------------------------------------------------------------------------
@@ -76,7 +67,12 @@ def mlx_lm_lora(job: TrainJob, tape: Tape) -> Outcome:
         trainer.train(model=model, iterate_batches=ordered, **options)
 
     nothing = ChatDataset([], tokenizer)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(lora, "train", train):
+
+    def save(*unused: Any) -> None:
+        """main() writes the weights, once, as for everyone."""
+
+    unsaved = mock.patch.object(mx, "save_safetensors", save)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(lora, "train", train), unsaved:
         settings = _mlx_settings(job, Path(folder), len(model.layers), len(batches) * job.passes)
         lora.train_model(SimpleNamespace(**lora.CONFIG_DEFAULTS | settings), model, nothing, nothing, Reports())
 

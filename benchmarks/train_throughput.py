@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
-from measure import Tape, open_device
+from measure import Tape, check_tokens, open_device
 
 from gsm8k_core.benchmark_job import TrainJob
 from gsm8k_core.folders import write_bytes
+from gsm8k_core.types import Example, Problem
 
 # What a contender returns: the loss of the first update before any step, and its trained tensors when asked.
 Outcome = tuple[float, Callable[[], Mapping[str, Any]]]
@@ -45,10 +46,15 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
     backend = backends.open(job.framework, job.model, job.device, job.dtype)
     config = job.config
     tokens = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
-    updates = [
-        Update(number, 0, tuple(row.id for row in rows), budgeted([row.example for row in rows], int(tokens.name)))
-        for number, rows in enumerate(job.updates * job.passes, start=1)
-    ]
+    examples = _tokenised(job)
+    shapes: dict[int, list[tuple[int, ...]]] = {}
+
+    def updates() -> Iterator[Update]:
+        """Cut and padded while the clock runs, as in `train` and as the peers do."""
+        for number, rows in enumerate(job.updates * job.passes, start=1):
+            batches = budgeted([examples[row.id] for row in rows], int(tokens.name))
+            shapes[number] = [batch.tokens.shape for batch in batches]
+            yield Update(number, 0, tuple(row.id for row in rows), batches)
 
     class Recorder:
         """A pilot that keeps the rate and notes what happens."""
@@ -57,15 +63,28 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
             return config.learning_rate
 
         def after(self, stats: UpdateStats, live: Any) -> Orders:
-            for batch in updates[stats.update - 1].micro_batches:
-                tape.ran(*batch.tokens.shape)
+            for shape in shapes.pop(stats.update):
+                tape.ran(*shape)
             tape.losses.append(stats.loss)
             tape.update_done()
             return Orders()
 
     tape.start()
-    backend.train(updates, config, Recorder())
+    backend.train(updates(), config, Recorder())
     return tape.losses[0], lambda: backend.state().parameters
+
+
+def _tokenised(job: TrainJob) -> dict[str, Example]:
+    """From the messages, in this process, as each peer does it."""
+    from gsm8k_core.model_folder import end_token_ids
+    from gsm8k_core.prompts import load_tokenizer, make_examples
+
+    rows = [row for update in job.updates for row in update]
+    problems = [Problem(row.id, row.messages[-2]["content"], row.messages[-1]["content"], gold="") for row in rows]
+    examples = make_examples(load_tokenizer(job.model), problems, end_token_ids(job.model))
+    for row, example in zip(rows, examples, strict=True):
+        check_tokens("our tokenizer", row, example.tokens, example.num_prompt)
+    return {example.id: example for example in examples}
 
 
 def _peer(name: str) -> Callable[[TrainJob, Tape], Outcome]:

@@ -1,7 +1,7 @@
 """What samples of contenders say: rates, paired ratios, and whether a speed-up counts. Pure functions of the JSON.
 
 A round runs every contender once, in turn, so a ratio is taken within a round, where the machine was the same. An
-update whose shapes all ran before is steady; the others, each the first of a shape, are reported apart.
+update whose shapes all ran before, in that order, is steady; the others are reported apart.
 
 A speed-up counts only when the work was the same: the first losses agree to FIRST_LOSS nats per target, the other's
 weights are no better on the held-out rows than by NLL nats per target, and no rate is above what the machine's own
@@ -17,7 +17,7 @@ from typing import Any
 
 from gsm8k_core.benchmark_job import GenerateSample, Score, TrainSample
 from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE
-from gsm8k_core.flops import ModelShape, generation_flop, update_flop
+from gsm8k_core.flops import ModelShape, body_forward, generation_flop, update_flop
 
 SCHEMA = 1
 # Nats per target. In float32 contenders agreed to 1e-4 (MLX's plain sums), torch's among each other to 1e-5. In
@@ -92,14 +92,17 @@ def read(record: Mapping[str, Any]) -> Run:
 
 
 def steady(sample: TrainSample) -> list[int]:
-    """Places of the updates that met no shape for the first time."""
-    seen: set[tuple[int, ...]] = set()
+    """Places of the updates whose very shapes, in their order, an earlier update had: nobody compiles anything there.
+
+    A shape alone would not do: mlx-lm compiles one step for the first micro-batch of an update and one for the last.
+    """
+    seen: set[tuple[tuple[int, ...], ...]] = set()
     places = []
     for place, shapes in enumerate(sample.shapes):
-        now = {tuple(shape) for shape in shapes}
-        if now <= seen:
+        now = tuple(tuple(shape) for shape in shapes)
+        if now in seen:
             places.append(place)
-        seen |= now
+        seen.add(now)
     return places
 
 
@@ -155,9 +158,12 @@ def share(run: Run, name: str, sample: Sample) -> float | None:
     None end to end, and without a steady update.
     """
     if isinstance(sample, GenerateSample):
-        prompts: Sequence[int] = run.record["prompts"]["tokens"]
-        each = zip(prompts, sample.completions, strict=True)
+        prompts: Mapping[str, Any] = run.record["prompts"]
+        each = zip(prompts["tokens"], sample.completions, strict=True)
         total = sum(generation_flop(run.shape, num_prompt, len(made)) for num_prompt, made in each)
+        if CONTENDERS[name].ours:  # reads what all prompts begin with once
+            shared = prompts["shared"]
+            total -= (len(prompts["tokens"]) - 1) * shared * body_forward(run.shape, shared // 2)
         return total / 1e9 / sample.seconds / sample.gemm_gflops
     places = [] if run.mode == END_TO_END else steady(sample)
     seconds = sum(sample.seconds[place] for place in places)
@@ -210,7 +216,12 @@ def ratio(run: Run, mine: str, other: str) -> Ratio | None:
 
 
 def memory_ratio(run: Run, mine: str, other: str) -> float:
-    """Peak resident memory of the process, mine over the other's, medians."""
+    """Peak resident memory of the process, mine over the other's: the median over the rounds, or of all samples."""
+    both = run.samples[mine].keys() & run.samples[other].keys()
+    if both:
+        return statistics.median(
+            run.samples[mine][number].peak_rss / run.samples[other][number].peak_rss for number in both
+        )
     peaks = [statistics.median(sample.peak_rss for sample in run.samples[name].values()) for name in (mine, other)]
     return peaks[0] / peaks[1]
 
@@ -230,10 +241,16 @@ def objections(run: Run, mine: str, other: str) -> list[str]:
             if name not in compared or compared[name]["beyond_eps"]
         ]
         return found
-    first = [next(iter(run.samples[name].values())) for name in (mine, other)]
-    losses = [one.first_loss for one in first if isinstance(one, TrainSample)]
-    if abs(losses[0] - losses[1]) > FIRST_LOSS[run.config["dtype"]]:
-        found.append(f"the first losses are {losses[0]:.4f} and {losses[1]:.4f}")
+    limit, firsts = FIRST_LOSS[run.config["dtype"]], []
+    for name in (mine, other):
+        one = next(iter(run.samples[name].values()))
+        assert isinstance(one, TrainSample), "read() took it for one"
+        firsts.append(one.first_loss)
+        # Where it reports the loss that everyone is meant to have: wrong masks or sums would show there.
+        if not CONTENDERS[name].differs and abs(one.losses[0] - one.first_loss) > limit:
+            found.append(f"{name} reports {one.losses[0]:.4f} for its first loss, which is {one.first_loss:.4f}")
+    if abs(firsts[0] - firsts[1]) > limit:
+        found.append(f"the first losses are {firsts[0]:.4f} and {firsts[1]:.4f}")
     if mine not in run.scores or other not in run.scores:
         return [*found, "the weights were not scored"]
     nll = [run.scores[name].nll for name in (mine, other)]

@@ -45,7 +45,8 @@ class BenchmarkConfig(Settings):
     contenders: Annotated[
         Contenders,
         Field(
-            description="auto: our backends on this machine's devices; all: every peer that is installed, too; or names"
+            description="auto: our backends on this machine's devices; all: also each peer that is installed and can "
+            "do the same work; or names"
         ),
     ] = AUTO
     model: Annotated[str, Field(description="auto, a Hub id, a model folder, or embedded")] = "embedded"

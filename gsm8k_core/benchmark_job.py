@@ -56,7 +56,7 @@ class GenerateJob(Job):
     end_ids: list[int]
     max_new_tokens: int
     batch_size: int
-    candidates: list[int]  # batch sizes to try first, the fastest is taken; empty: `batch_size` as it is
+    candidates: list[int]  # batch sizes to try, the fastest is the sample; empty: `batch_size` as it is
 
 
 class ScoreJob(_Frozen):
@@ -105,7 +105,7 @@ class GenerateSample(_Frozen):
     seconds: float
     warm_up_seconds: float
     batch_size: int
-    tried: dict[int, float] = {}  # batch size -> tokens per second of the short trial
+    tried: dict[int, float] = {}  # batch size -> tokens per second
     completions: list[list[int]]  # without the end token
     stopped: list[bool]  # ended by itself
     load_seconds: float

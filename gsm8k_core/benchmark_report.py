@@ -30,6 +30,11 @@ def write_report(results: Path, directory: Path) -> list[Path]:
     runs = [(path, _read(path)) for path in sorted(results.glob("*.json"))]
     if not runs:
         raise DataError(f"{results} holds no results; python cli.py benchmark train makes one")
+    readme = directory / "README.md"
+    if readme.exists() and not readme.read_text(encoding="utf-8", errors="replace").startswith(BEGIN):
+        raise DataError(
+            f"{readme} was written by somebody else and stays; move {results} into a folder of its own, as benchmarks/"
+        )
     parts, pictures = [BEGIN, "", "# Benchmarks", "", *INTRODUCTION], []
     for path, run in runs:
         picture = directory / f"{path.stem}.png"
@@ -39,14 +44,16 @@ def write_report(results: Path, directory: Path) -> list[Path]:
         parts += [table.markdown() for table in tables(run)]
     if floor := floor_table([run for _, run in runs]):
         parts += ["", "## Computed, not measured", "", floor.markdown()]
-    readme = directory / "README.md"
     write_bytes(readme, ("\n".join(parts).rstrip() + "\n").encode())
     return [readme, *pictures]
 
 
 def _read(path: Path) -> Run:
     try:
-        return read(read_json(path))
+        run = read(read_json(path))
+        for line in (heading, origin):  # what they name has to be there
+            line(run)
+        return run
     except (KeyError, ValueError, TypeError, GSM8KError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is not a result of this version ({reason}); move it to another folder") from error
@@ -74,12 +81,14 @@ def floor_table(runs: Sequence[Run]) -> Table | None:
         (f"{run.record['model']['name']}, {run.config['method']}, B = {run.config['batch_size']}: {name}", *cells)
         for run in runs
         for name in run.samples
-        if name in MAC_CONTENDERS and (gflop := gflop_per_example(run, name)) is not None
+        if run.config["dtype"] == "float32"
+        and name in MAC_CONTENDERS
+        and (gflop := gflop_per_example(run, name)) is not None
         for cells in [(f"{gflop:.3g}", *(f"{seconds:.3g}" for seconds in floors(gflop).values()))]
     ]
     notes = (
         "Nothing here was run. It is GFLOP per example, counted from the shapes that ran on the machines above, over "
-        "the GPU's float32 peak as Apple states it: no program can be faster in float32, and real ones are slower.",
+        "the GPU's float32 peak as Apple states it: that much work in float32 takes no less, and real programs more.",
     )
     columns = ("work", "GFLOP/example", *(f"{name}: {peak:g} TFLOPS" for name, peak in APPLE_TFLOPS.items()))
     return Table("Seconds an example, at least, on Metal and MPS", columns, tuple(rows), notes) if rows else None

@@ -48,12 +48,12 @@ def _no_constants(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     """Writes or replaces a JSON file in one step: readers see the old content or the new, never a part.
 
     Raises StorageError when it cannot be written, and ValueError for a number that JSON does not have.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
     # Half a surrogate pair (from a file name, say) has no UTF-8: Python's escape of it is JSON's.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 

@@ -159,7 +159,11 @@ class Bench:
         self.judged += time.monotonic() - start
 
     def _save(self) -> None:
-        write_json(self.path, self.record)
+        write_json(self.path, self.record, indent=None)  # a token on each line would make a file ten times as long
+
+    def _results(self) -> str:
+        default = type(self.config).model_fields["results"].default
+        return "" if self.config.results == default else f" --results {self.config.results}"
 
     def _tell(self) -> None:
         for table in tables(read(self.record)):
@@ -167,7 +171,7 @@ class Bench:
             self.terminal.table(*table.for_terminal())
             for note in table.notes:
                 self.terminal.say(note)
-        self.terminal.say(f"\nwritten  {self.path}\nnext     python cli.py benchmark report")
+        self.terminal.say(f"\nwritten  {self.path}\nnext     python cli.py benchmark report{self._results()}")
         self.terminal.result({"written": str(self.path), "record": self.record})
 
 
@@ -188,9 +192,10 @@ def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], 
     return {
         "schema": SCHEMA, "mode": config.mode, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
-        "versions": versions(), "commit": _commit(), "config": config.model_dump(mode="json"),
+        "versions": versions(), "commit": commit(), "config": config.model_dump(mode="json"),
         "model": {"name": work.source.name, "hash": identity(work.source), "shape": asdict(shape)},
-        "data": data, "contenders": contenders, "prompts": {"tokens": [len(prompt) for prompt in work.prompts]},
+        "data": data, "contenders": contenders,
+        "prompts": {"tokens": [len(prompt) for prompt in work.prompts], "shared": work.num_shared},
         "samples": [], "scores": {}, "texts": {}, "failures": {},
     }  # fmt: skip
 
@@ -199,8 +204,11 @@ def _new_path(folder: Path, mode: str) -> Path:
     """A file that is not there yet. Raises StorageError where the folder cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise StorageError(f"--results {folder} cannot be made ({error.strerror}); give another folder") from error
+        raise StorageError(
+            f"--results {folder} cannot be written to ({error.strerror}); give another folder"
+        ) from error
     stem = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
     return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
@@ -224,8 +232,8 @@ def _memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _commit() -> dict[str, Any] | None:
-    """The commit and whether the tree was changed since; None outside a checkout."""
+def commit() -> dict[str, Any] | None:
+    """The commit and whether the tree, but for results, was changed since; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -234,5 +242,5 @@ def _commit() -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return None if commit is None else {"hash": commit, "changed": bool(changes)}

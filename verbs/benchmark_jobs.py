@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -74,6 +75,12 @@ class Work:
     held_out: list[Row]
     prompts: list[list[int]]
     end_ids: list[int]
+
+    @property
+    def num_shared(self) -> int:
+        """Tokens that every prompt begins with."""
+        places = zip(*self.prompts, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, places))
 
     def updates(self, name: str) -> list[list[Row]]:
         return self.ours if CONTENDERS[name].ours else self.peers

@@ -52,13 +52,16 @@ def mac_report(config: BenchmarkConfig, context: Context) -> int:
 def _part(arguments: Sequence[str]) -> dict[str, Any]:
     """Exit code, the one JSON object, and the last words where there is none."""
     command = [sys.executable, str(ROOT / "cli.py"), *arguments, "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+        out, said = child.communicate(timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
+        child.terminate()  # which ends its contender too; SIGKILL would leave that at work beside the next part
+        child.communicate()
         return {"code": None, "result": None, "said": f"no end within {LIMIT_SECONDS:.0f} s"}
     try:
-        result = json.loads(done.stdout)
+        result = json.loads(out)
     except ValueError:
         result = None
-    said = "" if result is not None else "\n".join(done.stderr.strip().splitlines()[-3:])
-    return {"code": done.returncode, "result": result, "said": said}
+    words = "" if result is not None else "\n".join(said.strip().splitlines()[-3:])
+    return {"code": child.returncode, "result": result, "said": words}

@@ -56,10 +56,10 @@ def record(mode: str = "train") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_only_updates_whose_every_shape_ran_before_are_steady() -> None:
+def test_only_updates_whose_shapes_ran_before_in_that_order_are_steady() -> None:
     assert steady(TrainSample.model_validate(sample([1.0] * 4))) == [2, 3]
-    mixed = sample([1.0] * 4, shapes=[[[4, 8]], [[4, 8], [4, 16]], [[4, 16]], [[2, 16]]])
-    assert steady(TrainSample.model_validate(mixed)) == [2]
+    mixed = sample([1.0] * 4, shapes=[[[4, 8], [4, 16]], [[4, 16], [4, 8]], [[4, 16]], [[4, 16], [4, 8]]])
+    assert steady(TrainSample.model_validate(mixed)) == [3]
 
 
 def test_rates_are_of_real_rows_and_tokens_over_the_steady_updates() -> None:
@@ -92,8 +92,10 @@ def test_a_round_that_only_one_ran_gives_no_ratio() -> None:
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """The record with changes to every sample of ours."""
+    """The record with changes to every sample of ours; what it reports goes with its first loss."""
     values = copy.deepcopy(record())
+    if "first_loss" in changes:
+        changes["losses"] = [changes["first_loss"]] * 4
     for entry in values["samples"]:
         if entry["contender"] == "ours-torch":
             entry["sample"] |= changes
@@ -116,13 +118,17 @@ def test_what_does_not_count_says_why() -> None:
     half = changed(first_loss=1.0049)
     half["config"]["dtype"] = "bfloat16"  # which rounds a loss in the third digit
     assert why(half) == ""
-    half["samples"][0]["sample"]["first_loss"] = 1.0051
+    half["samples"][0]["sample"] |= {"first_loss": 1.0051, "losses": [1.0051] * 4}
     assert why(half) == "the first losses are 1.0051 and 1.0000"
     worse, unscored = record(), record()
     worse["scores"]["ours-torch"]["nll_sum"] = 101.1
     del unscored["scores"]["hf"]
     assert why(worse) == "its weights are worse: NLL 1.0110 against 1.0000"
     assert why(unscored) == "the weights were not scored"
+    # A peer whose own loss is another: it was given other targets.
+    masked = record()
+    masked["samples"][1]["sample"]["losses"][0] = 1.0011
+    assert why(masked) == "hf reports 1.0011 for its first loss, which is 1.0000"
     assert "% of the measured matrix-product rate: the clock or the formula is wrong" in why(changed(gemm_gflops=1e-7))
 
 
@@ -149,7 +155,7 @@ def test_the_tables_name_a_ratio_or_the_reason() -> None:
 
 
 def generation() -> dict[str, Any]:
-    values = record() | {"mode": "generate", "prompts": {"tokens": [5, 7]}, "reference": "ours-torch"}
+    values = record() | {"mode": "generate", "prompts": {"tokens": [5, 7], "shared": 3}, "reference": "ours-torch"}
     values["samples"] = [
         {"round": 1, "contender": name, "sample": {
             "seconds": seconds, "warm_up_seconds": 1.0, "batch_size": 2, "completions": [[1, 2, 3], [4]],
@@ -159,6 +165,15 @@ def generation() -> dict[str, Any]:
     ]  # fmt: skip
     same = {"equal": 2, "within_eps": 0, "beyond_eps": 0}
     return values | {"texts": {"ours-torch": same, "hf": same}}
+
+
+def test_what_our_prompts_share_is_read_once() -> None:
+    run = read(generation())
+    mine, peer = (share(run, name, run.samples[name][1]) for name in ("ours-torch", "hf"))
+    assert mine is not None
+    assert peer is not None
+    # 112 block parameters; three tokens of one prompt, at a mean width of 1.
+    assert (2 * peer - mine) * 2.0 == pytest.approx(3 * (2 * 112 + 16) / 1e9)
 
 
 def test_generation_counts_new_tokens_and_refuses_other_texts() -> None:
@@ -185,7 +200,22 @@ def test_the_report_is_made_of_the_files_alone_and_twice_the_same(tmp_path: Path
     assert [path.read_bytes() for path in write_report(results, tmp_path)] == before
 
 
-@pytest.mark.parametrize("content", ['{"schema": 2}', "{}", "no JSON", '{"schema": 1, "mode": "train", "samples": 3}'])
+def test_a_page_that_somebody_wrote_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "train-1.json").write_text(json.dumps(record()))
+    (tmp_path / "README.md").write_text("# My project")
+    with pytest.raises(DataError, match="was written by somebody else and stays"):
+        write_report(tmp_path / "results", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My project"
+    assert [path.name for path in tmp_path.glob("*.png")] == []
+
+
+NO_HOST = {name: value for name, value in record().items() if name != "host"}
+
+
+@pytest.mark.parametrize(
+    "content", [json.dumps(NO_HOST), '{"schema": 2}', "{}", "no JSON", '{"schema": 1, "mode": "train", "samples": 3}']
+)
 def test_a_file_that_is_no_result_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text(content)
     with pytest.raises(DataError, match=r"odd\.json"):

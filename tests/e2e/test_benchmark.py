@@ -303,7 +303,7 @@ def test_a_program_that_breaks_says_its_last_words(tmp_path: Path, monkeypatch: 
 
 
 def test_a_peer_with_other_tokens_is_refused() -> None:
-    from train_peers import check_tokens
+    from measure import check_tokens
 
     from gsm8k_core.benchmark_job import Row
 
