@@ -59,7 +59,7 @@ test-page: $(VENV)/.stamp-page
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/page --require-page $(ARGS)
 
 test-bench: $(VENV)/.stamp-bench
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/bench --require-bench $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/bench tests/e2e/test_benchmark.py --require-bench $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .
