@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gsm8k_core.benchmark import Run, gflop_per_example, rate, read
-from gsm8k_core.benchmark_tables import Table, heading, tables
+from gsm8k_core.benchmark_tables import GIB, Table, heading, summary, tables, work
 from gsm8k_core.contenders import GENERATE
 from gsm8k_core.figure_bars import Bars, save_bars
 from gsm8k_core.floors import APPLE_TFLOPS, floors
@@ -35,15 +35,17 @@ def write_report(results: Path, directory: Path) -> list[Path]:
         raise DataError(
             f"{readme} was written by somebody else and stays; move {results} into a folder of its own, as benchmarks/"
         )
-    parts, pictures = [BEGIN, "", "# Benchmarks", "", *INTRODUCTION], []
+    parts, pictures = [BEGIN, "", "# Benchmarks", "", *INTRODUCTION, ""], []
+    if (short := summary([run for _, run in runs])).rows:
+        parts += [short.markdown()]
     for path, run in runs:
         picture = directory / f"{path.stem}.png"
         save_bars(bars(run), picture)
         pictures.append(picture)
-        parts += ["", f"## {path.stem}", "", origin(run), "", f"![{heading(run)}]({picture.name})", ""]
+        parts += [f"## {path.stem}", "", origin(run), "", f"![{heading(run)}]({picture.name})", ""]
         parts += [table.markdown() for table in tables(run)]
     if floor := floor_table([run for _, run in runs]):
-        parts += ["", "## Computed, not measured", "", floor.markdown()]
+        parts += ["## Computed, not measured", "", floor.markdown()]
     write_bytes(readme, ("\n".join(parts).rstrip() + "\n").encode())
     return [readme, *pictures]
 
@@ -68,27 +70,30 @@ def origin(run: Run) -> str:
 
 
 def bars(run: Run) -> Bars:
-    """The picture of a run: the median rate of each contender, with every round as a dot."""
+    """The picture of a run: the median rate of each contender, with every round as a dot; memory where none has one."""
     unit = "new tokens a second" if run.mode == GENERATE else "examples a second"
     rates = {name: [rate(run, name, one) for one in each.values()] for name, each in run.samples.items()}
     known = {name: [value for value in values if value is not None] for name, values in rates.items()}
-    return Bars(heading(run), unit, {name: values for name, values in known.items() if values})
+    found = {name: values for name, values in known.items() if values}
+    if not found:
+        unit = "GiB of peak resident memory"
+        found = {name: [one.peak_rss / GIB for one in each.values()] for name, each in run.samples.items()}
+    return Bars(heading(run), unit, found)
 
 
 def floor_table(runs: Sequence[Run]) -> Table | None:
     """What training on Apple's GPUs cannot be faster than, from the shapes that ran here; None without a training."""
-    rows = [
-        (f"{run.record['model']['name']}, {run.config['method']}, B = {run.config['batch_size']}: {name}", *cells)
-        for run in runs
-        for name in run.samples
-        if run.config["dtype"] == "float32"
-        and name in MAC_CONTENDERS
-        and (gflop := gflop_per_example(run, name)) is not None
-        for cells in [(f"{gflop:.3g}", *(f"{seconds:.3g}" for seconds in floors(gflop).values()))]
-    ]
+    rows: dict[str, tuple[str, ...]] = {}  # the first run of the same work is enough
+    for run in runs:
+        for name in run.samples:
+            gflop = gflop_per_example(run, name)
+            if gflop is not None and run.config["dtype"] == "float32" and name in MAC_CONTENDERS:
+                seconds = (f"{each:.3g}" for each in floors(gflop).values())
+                rows.setdefault(f"{work(run)}: {name}", (f"{gflop:.3g}", *seconds))
     notes = (
         "Nothing here was run. It is GFLOP per example, counted from the shapes that ran on the machines above, over "
         "the GPU's float32 peak as Apple states it: that much work in float32 takes no less, and real programs more.",
     )
     columns = ("work", "GFLOP/example", *(f"{name}: {peak:g} TFLOPS" for name, peak in APPLE_TFLOPS.items()))
-    return Table("Seconds an example, at least, on Metal and MPS", columns, tuple(rows), notes) if rows else None
+    lines = tuple((what, *cells) for what, cells in rows.items())
+    return Table("Seconds an example, at least, on Metal and MPS", columns, lines, notes) if rows else None

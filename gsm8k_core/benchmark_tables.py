@@ -58,25 +58,35 @@ def _line(cells: Sequence[str]) -> str:
 
 def tables(run: Run) -> list[Table]:
     """A row for each contender, then a row for each pair."""
-    names = [name for name in run.record["contenders"] if name in run.samples]
+    names = _names(run)
     first = _generation(run, names) if run.mode == GENERATE else _training(run, names)
     return [first, _pairs(run, names)] if pairs(names) else [first]
 
 
-def heading(run: Run) -> str:
-    """One line: what was done, on what."""
-    config, host = run.config, run.record["host"]
+def _names(run: Run) -> list[str]:
+    """The contenders that have a sample, in their order."""
+    return [name for name in run.record["contenders"] if name in run.samples]
+
+
+def work(run: Run) -> str:
+    """One line: what was done."""
+    config = run.config
     if run.mode == GENERATE:
         what = f"{config['problems']} problems, {config['max_new_tokens']} new tokens, "
         what += f"peers at B = {config['eval_batch_size']}"
     else:
-        what = f"{config['method']}, {config['trainable']}, updates of {config['update_size']} rows, "
-        what += f"B = {config['batch_size']}, {config['order']} order"
+        alone = ", blocks alone" if config["trainable"] == "blocks" else ""
+        what = f"{config['method']}{alone}, updates of {config['update_size']} rows, B = {config['batch_size']}"
+        what += "" if config["order"] == "shared" else ", peers in their own order"
         what += ", rows of every length" if config.get("select") == "spread" else ""
+    return f"{run.mode}: {run.record['model']['name']}, {config['dtype']}, {what}"
+
+
+def heading(run: Run) -> str:
+    """One line: what was done, how often, on what."""
+    host = run.record["host"]
     rounds = max((len(each) for each in run.samples.values()), default=0)
-    machine = f"{host['cpu']}, {host['cores']} cores, {host['system']}"
-    name = run.record["model"]["name"]
-    return f"{run.mode}: {name}, {config['dtype']}, {what}; {counted(rounds, 'round')}; {machine}"
+    return f"{work(run)}; {counted(rounds, 'round')}; {host['cpu']}, {host['cores']} cores, {host['system']}"
 
 
 def _training(run: Run, names: Sequence[str]) -> Table:
@@ -88,8 +98,8 @@ def _training(run: Run, names: Sequence[str]) -> Table:
         rates = "examples/s and tokens/s: from the start of the process to the trained weights on disk, one pass."
     else:
         rates = (
-            "examples/s and tokens/s (unpadded): the updates that met no shape for the first time, single ones in "
-            "brackets; first pass: examples/s of the others."
+            "examples/s and tokens/s (unpadded): updates whose shapes all ran before, single ones in brackets; first "
+            "pass: examples/s of the others."
         )
     notes = [rates, "Peak RSS is the process's, the framework's peak what it counts itself; they do not compare."]
     if (base := run.scores.get("base")) is not None:
@@ -146,18 +156,35 @@ def _generation(run: Run, names: Sequence[str]) -> Table:
     return Table(heading(run), columns, tuple(rows), notes, narrow=(0, 2, 3, 5, 7))
 
 
+def summary(runs: Sequence[Run]) -> Table:
+    """Every pair of every run in one table."""
+    rows = [
+        (work(run), f"{mine} / {other}", *_compared(run, mine, other))
+        for run in runs
+        for mine, other in pairs(_names(run))
+    ]
+    columns = ("work", "pair", "peak RSS", "times as fast: median (range)")
+    notes = ("Medians over the rounds that both ran; the tables below say more.",)
+    return Table("In short", columns, tuple(rows), notes)
+
+
+def _compared(run: Run, mine: str, other: str) -> tuple[str, str]:
+    """Memory and speed, mine over the other's, or why there is no ratio."""
+    found, reasons = ratio(run, mine, other), objections(run, mine, other)
+    if found is None:
+        speed = "no steady update"
+    elif reasons:
+        speed = f"does not count: {'; '.join(reasons)}"
+    else:
+        speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {counted(found.rounds, 'round')})"
+    return f"{memory_ratio(run, mine, other):.2f}", speed
+
+
 def _pairs(run: Run, names: Sequence[str]) -> Table:
-    rows = []
-    for mine, other in pairs(names):
-        found, reasons = ratio(run, mine, other), objections(run, mine, other)
-        if found is None:
-            speed = "no round with a steady update in both"
-        elif reasons:
-            speed = f"does not count: {'; '.join(reasons)}"
-        else:
-            speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {counted(found.rounds, 'round')})"
-        memory = f"{memory_ratio(run, mine, other):.2f}"
-        rows.append((f"{mine} / {other}", memory, speed, CONTENDERS[other].differs or NONE))
+    rows = [
+        (f"{mine} / {other}", *_compared(run, mine, other), CONTENDERS[other].differs or NONE)
+        for mine, other in pairs(names)
+    ]
     nats = FIRST_LOSS[run.config["dtype"]]
     condition = (
         f"A speed-up counts only where the first losses agree to {nats:g} nats per target, and the NLL is no more than "

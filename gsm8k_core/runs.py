@@ -62,10 +62,10 @@ def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
     return next(path for path in (Path("runs") / name for name in names) if not os.path.lexists(path))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers, those that are installed."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what decides the numbers, and of `more` packages, those that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

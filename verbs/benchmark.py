@@ -192,7 +192,7 @@ def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], 
     return {
         "schema": SCHEMA, "mode": config.mode, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
-        "versions": versions(), "commit": commit(), "config": config.model_dump(mode="json"),
+        "versions": versions("trl"), "commit": commit(), "config": config.model_dump(mode="json"),
         "model": {"name": work.source.name, "hash": identity(work.source), "shape": asdict(shape)},
         "data": data, "contenders": contenders,
         "prompts": {"tokens": [len(prompt) for prompt in work.prompts], "shared": work.num_shared},

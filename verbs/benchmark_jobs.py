@@ -29,6 +29,7 @@ from gsm8k_core.model_folder import end_token_ids, linear_layers, weight_files
 from gsm8k_core.models import Source
 from gsm8k_core.prompts import load_tokenizer, make_examples, messages, prompt_tokens
 from gsm8k_core.quantized import read_tensors
+from gsm8k_core.runs import versions
 from gsm8k_core.tracking import printable
 from gsm8k_core.types import Choice, DataError, PreflightError, Problem
 
@@ -50,19 +51,9 @@ def hardware() -> Hardware:
     installed = frozenset(name for name in PACKAGES if importlib.util.find_spec(name) is not None)
     apple = here.system == "Darwin" and here.machine == "arm64"
     devices = {"metal", "mps"} if apple else {"cuda"} if here.cuda else set()
-    if here.cuda and any(_has_wheel(name) for name in CUDA_WHEELS):
+    if here.cuda and versions(*CUDA_WHEELS).keys() & set(CUDA_WHEELS):
         devices.add("mlx-cuda")
     return Hardware(platform.system(), platform.machine(), installed, frozenset(devices))
-
-
-def _has_wheel(name: str) -> bool:
-    import importlib.metadata
-
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

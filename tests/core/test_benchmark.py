@@ -22,7 +22,7 @@ from gsm8k_core.benchmark import (
 )
 from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.benchmark_job import TrainSample
-from gsm8k_core.benchmark_report import write_report
+from gsm8k_core.benchmark_report import bars, write_report
 from gsm8k_core.benchmark_tables import tables
 from gsm8k_core.types import DataError, UsageError
 
@@ -195,9 +195,20 @@ def test_the_report_is_made_of_the_files_alone_and_twice_the_same(tmp_path: Path
     assert [path.name for path in written] == ["README.md", "generate-1.png", "train-1.png"]
     text = written[0].read_text()
     assert "| ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) | - |" in text
+    assert "| ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) |\n" in text.split("## generate-1")[0]  # in short
     assert "Nothing here was run." in text
+    assert text.count("| train: embedded, float32, full, updates of 8 rows, B = 4: ours-torch | ") == 1
     before = [path.read_bytes() for path in written]
     assert [path.read_bytes() for path in write_report(results, tmp_path)] == before
+
+
+def test_memory_is_drawn_where_no_update_is_steady() -> None:
+    values = record()
+    for entry in values["samples"]:
+        entry["sample"]["shapes"] = [[[4, width]] for width in (8, 16, 24, 32)]
+    drawn = bars(read(values))
+    assert drawn.unit == "GiB of peak resident memory"
+    assert drawn.values == {"ours-torch": [1.0, 1.0], "hf": [2.0, 2.0]}
 
 
 def test_a_page_that_somebody_wrote_is_not_written_over(tmp_path: Path) -> None:
