@@ -36,9 +36,9 @@ from gsm8k_core.config import DEFAULT_DATA
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
 from gsm8k_core.runs import host, versions
-from gsm8k_core.types import IGNORE_INDEX
+from gsm8k_core.types import IGNORE_INDEX, Choice
 from verbs.benchmark import commit
-from verbs.benchmark_jobs import EXACT, first_adapter, prepare
+from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
 ALL, NONE = "all parts", "no part"
 Patches = Sequence[Any]
@@ -285,12 +285,8 @@ def make_job(asked: argparse.Namespace, scratch: Path) -> TrainJob:
     )
     source = resolve_model(asked.model, print)
     work = prepare(config, source, load_data(asked.data, "main", config.seed, print))
-    return TrainJob(
-        contender=f"ours-{asked.backend}", framework=asked.backend, model=source.folder, device="cpu",
-        dtype=asked.dtype, out=scratch / "sample.json", updates=work.ours, passes=config.passes,
-        config=config.train_config(), adapter=first_adapter(config, source.folder, scratch), trained=None,
-        max_length=config.max_length,
-    )  # fmt: skip
+    lab = Lab(config, work, scratch, first_adapter(config, source.folder, scratch))
+    return lab.train_job(f"ours-{asked.backend}", Choice("cpu", "--device cpu"), None)
 
 
 def seconds(sample: TrainSample) -> float:

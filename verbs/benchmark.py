@@ -189,15 +189,23 @@ def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], 
         }
         for name, device in devices.items()
     }  # fmt: skip
+    # A result is shared: a folder's own name is enough, and where it was written says nothing of the measurement.
+    told = config.model_dump(mode="json", exclude={"results", "output"})
+    told |= {"model": _own_name(config.model), "data": _own_name(config.data)}
     return {
         "schema": SCHEMA, "mode": config.mode, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
-        "versions": versions("trl"), "commit": commit(), "config": config.model_dump(mode="json"),
-        "model": {"name": work.source.name, "hash": identity(work.source), "shape": asdict(shape)},
-        "data": data, "contenders": contenders,
+        "versions": versions("trl"), "commit": commit(), "config": told,
+        "model": {"name": _own_name(work.source.name), "hash": identity(work.source), "shape": asdict(shape)},
+        "data": _own_name(data), "contenders": contenders,
         "prompts": {"tokens": [len(prompt) for prompt in work.prompts], "shared": work.num_shared},
         "samples": [], "scores": {}, "texts": {}, "failures": {},
     }  # fmt: skip
+
+
+def _own_name(asked: str) -> str:
+    """A folder's own name; anything else as it is."""
+    return Path(asked).resolve().name if Path(asked).is_dir() else asked
 
 
 def _new_path(folder: Path, mode: str) -> Path:

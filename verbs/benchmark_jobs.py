@@ -167,14 +167,15 @@ class Lab:
     def sample(self, name: str, device: Choice, batch_size: int | None, trained: Path | None) -> dict[str, Any]:
         """One run of one contender: its sample as JSON. Raises ContenderFailed."""
         generates = self.config.mode == GENERATE
-        job = self._generate(name, device, batch_size) if generates else self._train(name, device, trained)
+        job = self._generate(name, device, batch_size) if generates else self.train_job(name, device, trained)
         start = time.monotonic()
         found = run_script("eval_throughput.py" if generates else "train_throughput.py", job, job.out)
         if not generates:
             found["process_seconds"] = time.monotonic() - start - found["aside_seconds"]
         return found
 
-    def _train(self, name: str, device: Choice, trained: Path | None) -> Job:
+    def train_job(self, name: str, device: Choice, trained: Path | None) -> TrainJob:
+        """What a contender's training is told."""
         config = self.config
         return TrainJob(
             contender=name, framework=CONTENDERS[name].framework, model=self.work.source.folder, device=device.name,

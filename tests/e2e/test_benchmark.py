@@ -324,6 +324,14 @@ def test_a_peer_with_other_tokens_is_refused() -> None:
             check_tokens("TRL", row, tokens, masked)
 
 
+def test_a_result_names_folders_and_not_where_they_lie(bench: Callable[..., Any], tmp_path: Path, data: Path) -> None:
+    assert bench("train", "--contenders", "ours-torch", "--rounds", 1).returncode == 0
+    record = result()
+    assert (record["data"], record["config"]["data"]) == (data.name, data.name)
+    assert record["model"]["name"] == record["config"]["model"] == "tiny-llama"
+    assert str(tmp_path.parent) not in json.dumps(record)
+
+
 def test_the_report_is_made_where_the_results_are(bench: Callable[..., Any], run: Run) -> None:
     Path("bench").mkdir()
     bench("train", "--contenders", "ours-torch,hf", "--rounds", 1)
