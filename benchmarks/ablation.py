@@ -13,6 +13,7 @@ Axes: B rows, T tokens, N targets, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -41,6 +42,7 @@ from verbs.benchmark import commit
 from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
 ALL, NONE = "all parts", "no part"
+SAME_BLAS = 2.0  # between two processes' rates of matrix products; another BLAS is 25 times apart, noise 1.3
 Patches = Sequence[Any]
 
 
@@ -253,6 +255,7 @@ def parts_of(job: TrainJob) -> list[str]:
 def run_without(path: Path, part: str) -> None:
     """The child: train as benchmark's contender does, without this part."""
     job = TrainJob.model_validate_json(path.read_bytes())
+    importlib.import_module(f"backends.{job.framework}.backend")  # it loads the BLAS, which has to be there before mlx
     removed = parts_of(job) if part == NONE else [] if part == ALL else [part]
     with ExitStack() as stack:
         for name in removed:  # entered one by one: the next one may wrap what this one put there
@@ -332,6 +335,9 @@ def main() -> None:
                 print(f"round {number}  {part:<42} {seconds(runs[-1]):.2f} s", flush=True)
                 if abs(runs[-1].first_loss - samples[ALL][0].first_loss) > FIRST_LOSS[asked.dtype]:
                     raise SystemExit(f"without {part} the first loss is {runs[-1].first_loss:.5f}: other work")
+                rates = runs[-1].gemm_gflops, samples[ALL][0].gemm_gflops
+                if max(rates) > SAME_BLAS * min(rates):
+                    raise SystemExit(f"without {part} products ran at {rates[0]:.0f} GFLOPS, first {rates[1]:.0f}")
     print("\n".join(table(samples)))
 
 

@@ -181,8 +181,9 @@ def _compared(run: Run, mine: str, other: str) -> tuple[str, str]:
 
 
 def _pairs(run: Run, names: Sequence[str]) -> Table:
+    training = run.mode != GENERATE  # what differs, differs in training
     rows = [
-        (f"{mine} / {other}", *_compared(run, mine, other), CONTENDERS[other].differs or NONE)
+        (f"{mine} / {other}", *_compared(run, mine, other), (training and CONTENDERS[other].differs) or NONE)
         for mine, other in pairs(names)
     ]
     nats = FIRST_LOSS[run.config["dtype"]]
@@ -191,7 +192,7 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
         f"{NLL:g} above the other's."
     )
     columns = ("pair, round by round", "peak RSS", "times as fast: median (range)", "what is not the same")
-    notes = () if run.mode == GENERATE else (condition,)
+    notes = (condition,) if training else ()
     return Table("Pairs", columns, tuple(rows), notes, narrow=(0, 1, 2))
 
 

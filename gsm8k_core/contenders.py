@@ -36,7 +36,7 @@ class Contender:
     what: str  # one line for the tables
     ours: bool = False
     work: Work = field(default_factory=Work)
-    differs: str = ""  # what cannot be made the same
+    differs: str = ""  # what cannot be made the same in training
     best_batch: bool = False  # generation: it measures some batch sizes first and takes the fastest
     batch_times: int = 1  # training: rows in a micro-batch, times --batch-size
 

@@ -186,6 +186,15 @@ def test_generation_counts_new_tokens_and_refuses_other_texts() -> None:
     assert tables(read(values))[1].rows[0][2].startswith("does not count: hf's texts are others (1 equal")
 
 
+def test_what_a_peer_trains_otherwise_is_said_of_training_alone() -> None:
+    said = []
+    for values in (record(), generation()):
+        text = json.dumps(values).replace('"ours-torch"', '"ours-mlx"').replace('"hf"', '"mlx-lm"')
+        said.append(tables(read(json.loads(text)))[1].rows[0][-1])
+    assert "trains blocks only" in said[0]
+    assert said[1] == "-"
+
+
 def test_the_report_is_made_of_the_files_alone_and_twice_the_same(tmp_path: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()
