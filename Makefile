@@ -35,7 +35,7 @@ help:
 	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
 	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"
 	@echo "make bench       set up with the extra bench, then measure training beside mlx-lm, TRL and transformers (long;"
-	@echo "             ARGS='train --max-time 30m' bounds it); make bench-report makes the tables of the results"
+	@echo "             ARGS='train --contenders all --max-time 30m' is other work); make bench-report makes the tables of the results"
 	@echo "make mac-report  doctor, parity and a benchmark of five minutes into mac-report.json: for your Mac"
 	@echo "make clean   remove .venv/, .cache/ and build files; runs/ stays"
 	@echo "On Linux, PyPI's PyTorch is the CUDA build, up to 2.7 GB to download; without an NVIDIA GPU:"

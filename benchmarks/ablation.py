@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py OUT.jsonl BACKEND [--dtype bfloat16] [--method lora] [--rounds 3] [--data FOLDER]
 
-Each run is a process of its own on the same rows, as `python cli.py benchmark train` runs them, with parts of the
-program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work. Each
+On the CPU. Each run is a process of its own on the same rows, as `python cli.py benchmark train` runs them, with parts
+of the program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work. Each
 run adds a line to OUT, and a table goes to the terminal. Parts overlap where one stands on another, so their gains do
 not add up: a head for every position leaves no gradient that comes with the loss, and that one alone is added in place.
 
@@ -37,8 +37,8 @@ from gsm8k_core.config import DEFAULT_DATA
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
 from gsm8k_core.runs import host, versions
-from gsm8k_core.types import IGNORE_INDEX, Choice
-from verbs.benchmark import commit
+from gsm8k_core.types import IGNORE_INDEX, Choice, GSM8KError
+from verbs.benchmark import commit, own_name
 from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
 ALL, NONE = "all parts", "no part"
@@ -309,21 +309,34 @@ def table(samples: Mapping[str, Sequence[TrainSample]]) -> list[str]:
     return lines
 
 
+def _some(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("takes 1 or more")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("backend", choices=PARTS)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--method", choices=("full", "lora"), default="full")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=_some, default=3)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--data", default=DEFAULT_DATA, help="as for train: a folder needs no Hub")
     asked = parser.parse_args()
     where = {"host": host(), "versions": versions(), "commit": commit()}
-    told = {name: value for name, value in vars(asked).items() if name not in ("out", "model", "data", "rounds")}
-    with tempfile.TemporaryDirectory() as folder, asked.out.open("a", encoding="utf-8") as file:
-        job, path = make_job(asked, Path(folder)), Path(folder) / "job.json"
+    told = {name: value for name, value in vars(asked).items() if name not in ("out", "rounds")}
+    told |= {"model": own_name(asked.model), "data": own_name(asked.data)}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        try:
+            job, path = make_job(asked, Path(folder)), Path(folder) / "job.json"
+            file = stack.enter_context(asked.out.open("a", encoding="utf-8"))
+        except (GSM8KError, OSError) as error:
+            raise SystemExit(f"ablation.py: {error}") from error
         path.write_text(job.model_dump_json(), encoding="utf-8")
         samples: dict[str, list[TrainSample]] = {part: [] for part in (ALL, *parts_of(job), NONE)}
         for number in range(1, asked.rounds + 1):

@@ -107,10 +107,11 @@ def hf_generate_sorted(job: GenerateJob) -> Answer:
 def _hf(job: GenerateJob, sort: bool) -> Answer:
     """transformers' generate over left-padded batches, in the given order or with prompts of like length together."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(job.model), dtype=getattr(torch, job.dtype))
     model.to(job.device).eval()
+    model.generation_config = GenerationConfig()  # Qwen2.5 ships a repetition penalty of 1.1: other texts, other work
 
     def batch(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         longest = max(map(len, prompts))

@@ -112,7 +112,7 @@ def _mlx_settings(job: TrainJob, folder: Path, num_layers: int, iterations: int)
         "steps_per_report": config.gradient_accumulation_steps, "save_every": 10**9, "adapter_path": str(folder),
         "grad_accumulation_steps": config.gradient_accumulation_steps,
         "lora_parameters": {"rank": config.lora_rank, "dropout": 0.0, "scale": config.lora_alpha / config.lora_rank},
-        "resume_adapter_file": _mlx_adapter(job, folder),
+        "resume_adapter_file": _mlx_adapter(job, folder), "max_seq_length": max(job.max_length, 2048),
     }  # fmt: skip
 
 

@@ -210,20 +210,34 @@ def ratio(run: Run, mine: str, other: str) -> Ratio | None:
     found = []
     for number in sorted(run.samples[mine].keys() & run.samples[other].keys()):
         pair = [rate(run, name, run.samples[name][number]) for name in (mine, other)]
-        if pair[0] is not None and pair[1] is not None:
+        if pair[0] is not None and pair[1]:  # a peer whose answers are all empty has a rate of 0
             found.append(pair[0] / pair[1])
     return Ratio(statistics.median(found), min(found), max(found), len(found)) if found else None
 
 
-def memory_ratio(run: Run, mine: str, other: str) -> float:
-    """Peak resident memory of the process, mine over the other's: the median over the rounds, or of all samples."""
-    both = run.samples[mine].keys() & run.samples[other].keys()
+def _peak(run: Run, name: str, sample: Sample) -> int | None:
+    """On a CPU the process's; on a GPU, whose memory that need not hold, what the framework counted."""
+    return sample.peak_rss if run.device(name) == "cpu" else sample.peak_framework
+
+
+def memory_ratio(run: Run, mine: str, other: str) -> float | None:
+    """Peak memory, mine over the other's: the median over the rounds, or of all samples.
+
+    None where the two are not counted alike: on different devices, or on a GPU by two frameworks.
+    """
+    alike = CONTENDERS[mine].framework == CONTENDERS[other].framework or run.device(mine) == "cpu"
+    if run.device(mine) != run.device(other) or not alike:
+        return None
+    peaks = {
+        name: {number: peak for number, one in run.samples[name].items() if (peak := _peak(run, name, one))}
+        for name in (mine, other)
+    }
+    both = peaks[mine].keys() & peaks[other].keys()
     if both:
-        return statistics.median(
-            run.samples[mine][number].peak_rss / run.samples[other][number].peak_rss for number in both
-        )
-    peaks = [statistics.median(sample.peak_rss for sample in run.samples[name].values()) for name in (mine, other)]
-    return peaks[0] / peaks[1]
+        return statistics.median(peaks[mine][number] / peaks[other][number] for number in both)
+    if not (peaks[mine] and peaks[other]):
+        return None
+    return statistics.median(peaks[mine].values()) / statistics.median(peaks[other].values())
 
 
 def objections(run: Run, mine: str, other: str) -> list[str]:

@@ -32,7 +32,7 @@ Contenders = Annotated[str, pydantic.AfterValidator(_checked_names)]
 
 
 class BenchmarkConfig(Settings):
-    """Measure speed and memory beside mlx-lm, TRL and transformers."""
+    """Measure speed and memory: MLX beside torch, or either beside mlx-lm, TRL and transformers."""
 
     mode: Annotated[
         tyro.conf.Positional[ModeName],
@@ -73,7 +73,7 @@ class BenchmarkConfig(Settings):
     update_size: Annotated[int, Field(gt=0, description="rows in an update")] = 8
     batch_size: Annotated[int, Field(gt=0, description="rows in a micro-batch")] = 4
     passes: Annotated[
-        int, Field(gt=0, description="passes over the rows; the first one meets each shape for the first time")
+        int, Field(gt=0, description="train: passes over the rows; the first one meets each shape for the first time")
     ] = 2
     order: Annotated[
         Literal["shared", "own"],
@@ -104,12 +104,18 @@ class BenchmarkConfig(Settings):
         Field(description="begin no round that would end later, by the longest one so far: seconds, 90m or 2h"),
     ] = "2h"
     results: Annotated[
-        Path, tyro.conf.arg(metavar="FOLDER"), Field(description="where each run adds one JSON file of its own")
+        Path,
+        tyro.conf.arg(metavar="FOLDER"),
+        Field(description="where each run adds one JSON file of its own; report writes README.md and plots beside it"),
     ] = Path("benchmarks/results")
     output: Annotated[OptionalFile, Field(description="mac-report: the one file; default mac-report.json")] = None
 
     @pydantic.model_validator(mode="after")
     def _whole_updates(self) -> Self:
+        if self.mode == "generate":
+            if self.method != "full":
+                raise ValueError(f"generate answers with the model as it is; --method {self.method} is for training")
+            return self
         named = [CONTENDERS[name] for name in self.contenders.split(",") if name in CONTENDERS]
         rows = self.batch_size * max((each.batch_times for each in named), default=1)
         if self.update_size % rows:
@@ -138,4 +144,5 @@ class BenchmarkConfig(Settings):
             method=self.method, trainable=self.trainable, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
             learning_rate=self.learning_rate, batch_size=rows, dtype=self.dtype, seed=self.seed,
             gradient_accumulation_steps=self.update_size // rows, schedule="constant", warmup_ratio=0.0,
+            max_length=self.max_length,
         )  # fmt: skip

@@ -25,10 +25,12 @@ from gsm8k_core.benchmark import (
 )
 from gsm8k_core.benchmark_job import GenerateSample, TrainSample
 from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, pairs
+from gsm8k_core.partings import EPS
 from gsm8k_core.tracking import counted
 
 GIB = 1 << 30
 NONE = "-"
+MEDIANS = "Medians of the single rounds' ratios; peak memory is the process's on a CPU, the framework's own on a GPU."
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,22 @@ def work(run: Run) -> str:
     """One line: what was done."""
     config = run.config
     if run.mode == GENERATE:
-        what = f"{config['problems']} problems, {config['max_new_tokens']} new tokens, "
+        what = f"{len(run.record['prompts']['tokens'])} problems of {run.record['data']}, "
+        what += f"{config['max_new_tokens']} new tokens, "
         what += f"peers at B = {config['eval_batch_size']}"
     else:
         alone = ", blocks alone" if config["trainable"] == "blocks" else ""
-        what = f"{config['method']}{alone}, updates of {config['update_size']} rows, B = {config['batch_size']}"
+        what = f"{config['method']}{alone}, {_num_rows(run)} rows of {run.record['data']} in updates of "
+        what += f"{config['update_size']}, B = {config['batch_size']}"
         what += "" if config["order"] == "shared" else ", peers in their own order"
         what += ", rows of every length" if config.get("select") == "spread" else ""
     return f"{run.mode}: {run.record['model']['name']}, {config['dtype']}, {what}"
+
+
+def _num_rows(run: Run) -> int:
+    """Rows of one pass: whole updates."""
+    contenders = run.record["contenders"].values()
+    return max((sum(update["rows"] for update in each["updates"]) for each in contenders), default=0)
 
 
 def heading(run: Run) -> str:
@@ -103,8 +113,9 @@ def _training(run: Run, names: Sequence[str]) -> Table:
         )
     notes = [rates, "Peak RSS is the process's, the framework's peak what it counts itself; they do not compare."]
     if (base := run.scores.get("base")) is not None:
-        count = run.config["held_out"]
-        notes.append(f"NLL: nats per target on {count} test rows, float32; before training {base.nll:.4f}.")
+        notes.append(
+            f"NLL: nats per target ({base.num_targets:,} of test rows), float32; before training {base.nll:.4f}."
+        )
     rows = tuple(_training_row(run, name) for name in names)
     return Table(heading(run), columns, rows, (*notes, *_failures(run)), narrow=(0, 2, 5, 8, 10))
 
@@ -150,7 +161,8 @@ def _generation(run: Run, names: Sequence[str]) -> Table:
         ))  # fmt: skip
     notes = (
         f"texts: against {run.record.get('reference', 'nobody')}'s; two that part are within eps where both tokens' "
-        "float32 log-probabilities are closer than that. tokens/s: new tokens without end tokens.",
+        f"float32 log-probabilities are closer than {EPS[run.config['dtype']]:g} nats. "
+        "tokens/s: new tokens without end tokens.",
         *_failures(run),
     )
     return Table(heading(run), columns, tuple(rows), notes, narrow=(0, 2, 3, 5, 7))
@@ -159,12 +171,12 @@ def _generation(run: Run, names: Sequence[str]) -> Table:
 def summary(runs: Sequence[Run]) -> Table:
     """Every pair of every run in one table."""
     rows = [
-        (work(run), f"{mine} / {other}", *_compared(run, mine, other))
+        (work(run), _machine(run, mine), f"{mine} / {other}", *_compared(run, mine, other))
         for run in runs
         for mine, other in pairs(_names(run))
     ]
-    columns = ("work", "pair", "peak RSS", "times as fast: median (range)")
-    notes = ("Medians over the rounds that both ran; the tables below say more.",)
+    columns = ("work", "machine", "pair", "peak memory", "times as fast: median (range)")
+    notes = (f"{MEDIANS} The tables below say more.",)
     return Table("In short", columns, tuple(rows), notes)
 
 
@@ -172,12 +184,13 @@ def _compared(run: Run, mine: str, other: str) -> tuple[str, str]:
     """Memory and speed, mine over the other's, or why there is no ratio."""
     found, reasons = ratio(run, mine, other), objections(run, mine, other)
     if found is None:
-        speed = "no steady update"
+        speed = "no rate" if run.mode == GENERATE else "no steady update"
     elif reasons:
         speed = f"does not count: {'; '.join(reasons)}"
     else:
         speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {counted(found.rounds, 'round')})"
-    return f"{memory_ratio(run, mine, other):.2f}", speed
+    memory = memory_ratio(run, mine, other)
+    return NONE if memory is None else f"{memory:.2f}", speed
 
 
 def _pairs(run: Run, names: Sequence[str]) -> Table:
@@ -191,9 +204,14 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
         f"A speed-up counts only where the first losses agree to {nats:g} nats per target, and the NLL is no more than "
         f"{NLL:g} above the other's."
     )
-    columns = ("pair, round by round", "peak RSS", "times as fast: median (range)", "what is not the same")
-    notes = (condition,) if training else ()
+    columns = ("pair, round by round", "peak memory", "times as fast: median (range)", "what is not the same")
+    notes = (MEDIANS, condition) if training else (MEDIANS,)
     return Table("Pairs", columns, tuple(rows), notes, narrow=(0, 1, 2))
+
+
+def _machine(run: Run, name: str) -> str:
+    host = run.record["host"]
+    return f"{host['cpu']}, {host['cores']} cores; {run.device(name)}"
 
 
 def _failures(run: Run) -> list[str]:

@@ -52,7 +52,8 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender(
             "mlx-lm", "mlx", _MLX, _EVERY,
             "mlx_lm.lora as shipped (AdamW with bias correction); batch_generate at the given batch size",
-            differs="no clipping; each padded row trains one pad token; mean of micro-batch means; trains blocks only",
+            differs="no clipping; each padded row trains one pad token; mean of micro-batch means; trains blocks only; "
+            "in bfloat16 its weights are bfloat16 too",
         ),
         Contender(
             "mlx-lm-double", "mlx", _MLX, _TRAINING, "mlx_lm.lora with twice --batch-size rows in a micro-batch",
@@ -120,6 +121,19 @@ def choose(mode: str, asked: str, here: Hardware, device: str, trainable: str, m
     if not wanted:
         raise PreflightError("no contender is installed here; pip install -e . (and '.[mlx-cpu]' on Linux)")
     return {each.name: Choice(device_of(each.framework, here, device), _reason(each, here, device)) for each in wanted}
+
+
+def left_out(mode: str, asked: str, here: Hardware, trainable: str, method: str) -> dict[str, str]:
+    """Who would belong to `auto` or `all` and is not among them, with the reason."""
+    found = {}
+    for each in CONTENDERS.values():
+        if mode not in each.modes or each.batch_times > 1 or not (asked == ALL or (asked == AUTO and each.ours)):
+            continue
+        lacking = missing(each, here)
+        needs = f"needs {' and '.join(lacking)}, not installed" if lacking else None
+        if reason := needs or _obstacle(each, trainable, method, mode):
+            found[each.name] = reason
+    return found
 
 
 def _refuse(each: Contender, mode: str, here: Hardware, trainable: str, method: str) -> None:

@@ -17,7 +17,7 @@ from gsm8k_core.benchmark import SCHEMA, read
 from gsm8k_core.benchmark_config import BenchmarkConfig
 from gsm8k_core.benchmark_report import write_report
 from gsm8k_core.benchmark_tables import tables
-from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, choose
+from gsm8k_core.contenders import CONTENDERS, END_TO_END, GENERATE, TRAIN, choose, left_out, pairs
 from gsm8k_core.data import load_data
 from gsm8k_core.flops import shape_of
 from gsm8k_core.folders import read_json, write_json
@@ -26,7 +26,7 @@ from gsm8k_core.models import identity, resolve_model
 from gsm8k_core.runs import host, versions
 from gsm8k_core.sources import choose_pair
 from gsm8k_core.tracking import clock, counted
-from gsm8k_core.types import EXIT_OK, Choice, PreflightError, StorageError
+from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, StorageError
 from verbs import Context
 from verbs.benchmark_jobs import ContenderFailed, Lab, Work, first_adapter, hardware, prepare
 from verbs.mac_report import mac_report
@@ -66,16 +66,19 @@ class Bench:
 
     def __init__(self, config: BenchmarkConfig, context: Context) -> None:
         self.config, self.terminal = config, context.terminal
-        self.devices = choose(
-            config.mode, config.contenders, hardware(), config.device, config.trainable, config.method
-        )  # fmt: skip
+        here = hardware()
+        self.devices = choose(config.mode, config.contenders, here, config.device, config.trainable, config.method)
         pair = choose_pair(config.model, config.data, "main", lambda asked: None)
         source = resolve_model(pair.model, self.terminal.say)
         data = load_data(pair.data, "main", config.seed, self.terminal.say)
         self.terminal.say(f"model    {source.name}; data {data.name}: {pair.data_choice.reason}")
         for name, device in self.devices.items():
             self.terminal.say(f"{name:<11} {device.name} ({device.reason}): {CONTENDERS[name].what}")
+        for name, why in left_out(config.mode, config.contenders, here, config.trainable, config.method).items():
+            self.terminal.say(f"{name:<11} left out: {why}")
         self.work = prepare(config, source, data)
+        for caution in _cautions(config, self.work, list(self.devices)):
+            self.terminal.say(f"note     {caution}")
         self.record = _record(config, self.work, self.devices, data.name)
         self.path = _new_path(config.results, config.mode)
         self.failed: set[str] = set()
@@ -91,7 +94,16 @@ class Bench:
                 if done and spent + longest > self.config.budget_seconds:
                     self.terminal.say(f"ended    after {counted(done, 'round')}: --max-time {self.config.max_time}")
                     break
-                self._round(number, lab)
+                try:
+                    self._round(number, lab)
+                except KeyboardInterrupt:
+                    if done:
+                        self.terminal.say(f"kept     {counted(done, 'round')} in {self.path}")
+                    raise
+                if len(self.failed) == len(self.devices):
+                    self._save()  # with what failed
+                    self.terminal.say(f"ended    in round {number}: no contender is left")
+                    break
                 took = time.monotonic() - begun - spent - (self.judged - judged)
                 longest, done = max(longest, took), number
                 self._save()  # only whole rounds: Ctrl-C keeps those
@@ -117,7 +129,7 @@ class Bench:
                 self._score(name, trained, lab)
             if trained is not None:
                 trained.unlink(missing_ok=True)  # half a gigabyte
-        if not samples:
+        if not samples and not self.record["samples"]:
             raise PreflightError("no contender finished a round: " + "; ".join(self.record["failures"].values()))
         self.record["samples"] += samples
         if self.config.mode == GENERATE and number == 1:
@@ -175,9 +187,29 @@ class Bench:
         self.terminal.result({"written": str(self.path), "record": self.record})
 
 
+def _cautions(config: BenchmarkConfig, work: Work, names: Sequence[str]) -> list[str]:
+    """What the results will lack, said before the hours are spent."""
+    found = []
+    if len(names) > 1 and not pairs(names):
+        found.append(f"{' and '.join(names)} compute with different frameworks: there will be no ratio")
+    if config.mode == GENERATE:
+        return found
+    used = sum(map(len, work.ours))
+    if used != config.rows:
+        found.append(f"{used} rows are used, {config.rows} were asked for: whole updates of {config.update_size}")
+    if not work.held_out:
+        found.append("no test rows to score the weights on: no speed-up will count")
+    if config.mode == TRAIN and config.passes == 1:
+        found.append("one pass: an update is steady only where its shapes ran before, so there may be no rate")
+    return found
+
+
 def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], data: str) -> dict[str, Any]:
     """All but the samples."""
-    shape = shape_of(read_json(work.source.folder / "config.json"))
+    try:
+        shape = shape_of(read_json(work.source.folder / "config.json"))
+    except KeyError as error:
+        raise DataError(f"{work.source.name}: its config.json has no {error}; take a Llama-like model") from error
     contenders = {
         name: {
             "device": device.name, "reason": device.reason,
@@ -191,19 +223,19 @@ def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], 
     }  # fmt: skip
     # A result is shared: a folder's own name is enough, and where it was written says nothing of the measurement.
     told = config.model_dump(mode="json", exclude={"results", "output"})
-    told |= {"model": _own_name(config.model), "data": _own_name(config.data)}
+    told |= {"model": own_name(config.model), "data": own_name(config.data)}
     return {
         "schema": SCHEMA, "mode": config.mode, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
         "versions": versions("trl"), "commit": commit(), "config": told,
-        "model": {"name": _own_name(work.source.name), "hash": identity(work.source), "shape": asdict(shape)},
-        "data": _own_name(data), "contenders": contenders,
+        "model": {"name": own_name(work.source.name), "hash": identity(work.source), "shape": asdict(shape)},
+        "data": own_name(data), "contenders": contenders,
         "prompts": {"tokens": [len(prompt) for prompt in work.prompts], "shared": work.num_shared},
         "samples": [], "scores": {}, "texts": {}, "failures": {},
     }  # fmt: skip
 
 
-def _own_name(asked: str) -> str:
+def own_name(asked: str) -> str:
     """A folder's own name; anything else as it is."""
     return Path(asked).resolve().name if Path(asked).is_dir() else asked
 

@@ -82,6 +82,8 @@ def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
     tokenizer, ends = load_tokenizer(source.folder), end_token_ids(source.folder)
     if config.mode == GENERATE:
         prompts = [list(prompt) for prompt in prompt_tokens(tokenizer, data.test[: config.problems])]
+        if not prompts:
+            raise DataError(f"{data.name} has no test problems to answer; give a folder with a test.jsonl")
         return Work(source, [], [], [], prompts, sorted(ends))
     if config.select == "spread":
         every = _rows(tokenizer, data.train, ends, len(data.train), config.max_length)
@@ -91,7 +93,8 @@ def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
     whole = len(rows) // config.update_size * config.update_size
     if not whole:
         raise DataError(
-            f"{len(rows)} rows of at most {config.max_length} tokens make no update; give fewer --update-size"
+            f"{len(rows)} rows of at most {config.max_length} tokens make no update of {config.update_size}; give more "
+            "--max-length, more --rows or fewer --update-size"
         )
     ours = _plan(config, rows[:whole])
     held_out = _rows(tokenizer, data.test, ends, config.held_out, config.max_length)

@@ -81,6 +81,35 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert memory_ratio(run, "ours-torch", "hf") == 0.5
 
 
+def on_devices(mine: str, other: str, peaks: tuple[int | None, int | None]) -> float | None:
+    text = json.dumps(record()).replace('"ours-torch"', '"ours-mlx"').replace('"hf"', f'"{other}"')
+    values = json.loads(text)
+    for name, device, peak in zip(("ours-mlx", other), mine.split(), peaks, strict=True):
+        values["contenders"][name]["device"] = device
+        for entry in values["samples"]:
+            if entry["contender"] == name:
+                entry["sample"]["peak_framework"] = peak
+    return memory_ratio(read(values), "ours-mlx", other)
+
+
+def test_memory_is_compared_where_it_is_counted_alike() -> None:
+    assert on_devices("gpu gpu", "mlx-lm", (3, 4)) == 0.75  # what the process holds says nothing of a GPU's memory
+    assert on_devices("gpu gpu", "mlx-lm", (3, None)) is None
+    assert on_devices("gpu mps", "ours-torch", (3, 4)) is None
+    assert on_devices("cpu cpu", "ours-torch", (3, 4)) == 0.5
+    values = record()
+    for each in values["contenders"].values():
+        each["device"] = "mps"
+    assert tables(read(values))[1].rows[0][1] == "-"
+
+
+def test_a_peer_that_wrote_nothing_gives_no_ratio() -> None:
+    values = generation()
+    values["samples"][1]["sample"]["completions"] = [[], []]
+    assert ratio(read(values), "ours-torch", "hf") is None
+    assert tables(read(values))[1].rows[0][2] == "no rate"
+
+
 def test_a_round_that_only_one_ran_gives_no_ratio() -> None:
     values = record()
     values["samples"] = values["samples"][:3]
@@ -204,9 +233,10 @@ def test_the_report_is_made_of_the_files_alone_and_twice_the_same(tmp_path: Path
     assert [path.name for path in written] == ["README.md", "generate-1.png", "train-1.png"]
     text = written[0].read_text()
     assert "| ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) | - |" in text
-    assert "| ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) |\n" in text.split("## generate-1")[0]  # in short
+    short = "| A CPU, 2 cores; cpu | ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) |\n"
+    assert short in text.split("## generate-1")[0]
     assert "Nothing here was run." in text
-    assert text.count("| train: embedded, float32, full, updates of 8 rows, B = 4: ours-torch | ") == 1
+    assert text.count("| train: embedded, float32, full, 8 rows of d in updates of 8, B = 4: ours-torch | ") == 1
     before = [path.read_bytes() for path in written]
     assert [path.read_bytes() for path in write_report(results, tmp_path)] == before
 
@@ -256,6 +286,7 @@ def test_without_results_the_report_says_what_to_type(tmp_path: Path) -> None:
         ({"contenders": "ours-mlx,trll"}, "--contenders takes auto, all, or names .* not trll"),
         ({"contenders": ","}, "--contenders takes auto, all, or names"),
         ({"method": "lora", "trainable": "blocks"}, "--trainable blocks is for --method full"),
+        ({"mode": "generate", "method": "lora"}, "generate answers with the model as it is; --method lora"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line(settings: dict[str, Any], says: str) -> None:
@@ -263,7 +294,12 @@ def test_settings_that_cannot_be_are_one_line(settings: dict[str, Any], says: st
         BenchmarkConfig(**settings)
 
 
+def test_generation_has_no_micro_batches_to_be_whole() -> None:
+    assert BenchmarkConfig(mode="generate", batch_size=16).batch_size == 16
+
+
 def test_our_contenders_get_the_peers_step() -> None:
+    assert BenchmarkConfig(max_length=1024).train_config().max_length == 1024
     config = BenchmarkConfig(update_size=8, batch_size=2, method="lora", lora_rank=4).train_config()
     assert (config.update_size, config.batch_size, config.schedule, config.warmup_ratio) == (8, 2, "constant", 0.0)
     assert (config.learning_rate, config.lora_rank, config.weight_decay) == (1e-5, 4, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gsm8k_core.contenders import CONTENDERS, GENERATE, TRAIN, Hardware, choose, pairs
+from gsm8k_core.contenders import CONTENDERS, GENERATE, TRAIN, Hardware, choose, left_out, pairs
 from gsm8k_core.types import PreflightError
 
 EVERYTHING = frozenset({"mlx", "mlx_lm", "torch", "transformers", "accelerate", "trl", "datasets"})
@@ -49,6 +49,15 @@ def test_all_takes_every_peer_that_is_installed_and_can_do_it() -> None:
     assert "mlx-lm" in chosen(LINUX, "all", method="lora")
     assert list(chosen(Hardware("Linux", "x86_64", OURS_ALONE), "all", trainable="blocks"))[-1] == "hf"
     assert list(chosen(LINUX, "all", GENERATE)) == ["ours-mlx", "ours-torch", "mlx-lm", "hf", "mlx-lm-best", "hf-best"]
+
+
+def test_who_is_not_there_is_named_with_the_reason() -> None:
+    bare = Hardware("Linux", "x86_64", EVERYTHING - {"mlx", "trl"})
+    assert left_out(TRAIN, "auto", bare, "all", "full") == {"ours-mlx": "needs mlx, not installed"}
+    assert list(left_out(TRAIN, "all", bare, "all", "full")) == ["ours-mlx", "mlx-lm", "trl", "trl-best"]
+    assert left_out(TRAIN, "all", LINUX, "all", "full")["mlx-lm"].startswith("cannot train embeddings")
+    assert left_out(TRAIN, "all", LINUX, "blocks", "full") == {}
+    assert left_out(TRAIN, "ours-torch", bare, "all", "full") == {}
 
 
 def test_peers_run_on_the_same_device_as_ours() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -83,6 +84,38 @@ def test_other_work_is_not_the_same(ablation: Any, make: Job, monkeypatch: pytes
     monkeypatch.setattr("backends.torch.train.to_device", one_less)
     found = losses(ablation, job, ablation.ALL)
     assert max(abs(a - b) for a, b in zip(found, whole, strict=True)) > 100 * SAME["float32"]
+
+
+@pytest.mark.skipif(not installed("mlx"), reason="mlx is not installed here")
+def test_the_blas_is_there_before_a_patch_imports_mlx(ablation: Any, make: Job) -> None:
+    """A reference BLAS would take 25 times as long, and the missing part would get the blame."""
+    path = make("mlx", "full", "float32").out.with_name("job.json")
+    path.write_text(make("mlx", "full", "float32").model_dump_json())
+    code = (
+        f"import sys; sys.path[:0] = {[str(benchmark_jobs.SCRIPTS), str(benchmark_jobs.ROOT)]!r}\n"
+        "from pathlib import Path\nimport ablation\n"
+        "early = 'mlx.core' in sys.modules\n"
+        "part = lambda job: sys.exit(7 if 'backends.mlx.backend' in sys.modules and not early else 8)\n"
+        f"ablation.PARTS = {{'mlx': {{'it': part}}}}\nablation.run_without(Path({str(path)!r}), 'it')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("torch", "--rows", "4"), r"^ablation.py: --rows 4 must be at least one update"),
+        (("torch", "--data", "nowhere.jsonl"), r"^ablation.py: .*nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_file(
+    ablation: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    monkeypatch.setattr(sys, "argv", ["ablation.py", str(out), *arguments, "--model", str(model)])
+    with pytest.raises(SystemExit, match=says):
+        ablation.main()
+    assert not out.exists()
 
 
 def _counted(stack: ExitStack, patch: Any) -> list[int]:

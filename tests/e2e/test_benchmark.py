@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,10 @@ def test_everyone_does_the_same_work(
 
 
 @pytest.mark.skipif(not installed("mlx"), reason="mlx is not installed here")
-def test_generation_compares_texts(run: Run, in_process: list[str], model: Path, data: Path) -> None:
+def test_generation_compares_texts(run: Run, in_process: list[str], model: Path, data: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(model, tmp_path / "penalty"))
+    settings = {"repetition_penalty": 3.0, "do_sample": True, "temperature": 0.7}  # as Qwen2.5's own, but stronger
+    (model / "generation_config.json").write_text(json.dumps(settings))
     names = ["ours-mlx", "ours-torch", "mlx-lm", "hf", "mlx-lm-best", "hf-best"]
     done = run(
         "benchmark", "generate", "--contenders", "all", "--model", model, "--data", data, "--problems", 5,
@@ -254,6 +258,18 @@ def test_a_contender_that_fails_is_left_out_and_named(bench: Callable[..., Any])
     assert result()["failures"] == {"hf": "it is left out: exit code 1; it broke"}
     assert [entry["contender"] for entry in result()["samples"]] == ["ours-torch"] * 2
     assert "hf failed: it is left out: exit code 1; it broke" in done.stdout
+
+    calls: list[str] = []
+
+    def breaks_later(name: str, job: Any, out: Path) -> dict[str, Any]:
+        calls.append(name)
+        return (breaks if calls.count("train_throughput.py") > 1 else fake)(name, job, out)
+
+    later = bench("train", "--contenders", "hf", "--rounds", 3, script=breaks_later)
+    assert later.returncode == 0
+    assert "ended    in round 2: no contender is left" in later.stdout
+    newest = max(Path("res").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert json.loads(newest.read_text())["failures"] == {"hf": "it is left out: exit code 1; it broke"}
     nobody = bench("train", "--contenders", "hf", script=breaks)
     assert nobody.returncode == 3
     assert "no contender finished a round: it is left out: exit code 1; it broke" in nobody.stderr
@@ -282,6 +298,7 @@ def test_ctrl_c_keeps_whole_rounds(bench: Callable[..., Any]) -> None:
 
     done = bench("train", "--contenders", "ours-torch,hf", "--rounds", 5, script=interrupted)
     assert done.returncode == 130
+    assert "kept     1 round in res/train-" in done.stdout
     assert [(entry["round"], entry["contender"]) for entry in result()["samples"]] == [(1, "ours-torch"), (1, "hf")]
 
 
@@ -290,6 +307,30 @@ def test_max_time_ends_after_a_whole_round(bench: Callable[..., Any]) -> None:
     assert done.returncode == 0
     assert len(result()["samples"]) == 2
     assert "ended    after 1 round: --max-time 0.001s" in done.stdout
+
+
+def test_what_a_result_will_lack_is_said_before_it_is_measured(
+    run: Run, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, model: Path, data: Path
+) -> None:
+    monkeypatch.setattr(benchmark_jobs, "run_script", fake)
+    names = ("--contenders", "ours-torch,hf", "--model", model, "--data", data, "--results", "res")
+    sizes = ("--rows", 7, "--update-size", 4, "--batch-size", 2, "--held-out", 0, "--passes", 1, "--rounds", 1)
+    done = run("benchmark", "train", *names, *sizes)
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note ")]
+    assert [line.split("     ")[1].split(":")[0] for line in notes] == [
+        "4 rows are used, 7 were asked for",
+        "no test rows to score the weights on",
+        "one pass",
+    ]
+    assert "note " not in bench("train", "--contenders", "ours-torch,hf", "--rounds", 1).stdout
+
+
+def test_without_test_problems_nothing_is_answered(run: Run, data: Path, model: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_bytes((data / "train.jsonl").read_bytes())
+    done = run("benchmark", "generate", "--model", model, "--data", one, "--results", "res")
+    assert done.returncode == 4
+    assert "has no test problems to answer; give a folder with a test.jsonl" in done.stderr
 
 
 def test_a_result_is_never_written_over(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
