@@ -3,9 +3,10 @@
     python benchmarks/ablation.py OUT.jsonl BACKEND [--dtype bfloat16] [--method lora] [--rounds 3] [--data FOLDER]
 
 On the CPU. Each run is a process of its own on the same rows, as `python cli.py benchmark train` runs them, with parts
-of the program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work. Each
-run adds a line to OUT, and a table goes to the terminal. Parts overlap where one stands on another, so their gains do
-not add up: a head for every position leaves no gradient that comes with the loss, and that one alone is added in place.
+of the program replaced by what a plain loop does. A run whose first loss is another is refused: it would be other work.
+Each run adds a line to OUT, and a table goes to the terminal. Parts overlap where one stands on another, so their gains
+do not add up: a head for every position leaves no gradient that comes with the loss, and that one alone is added in
+place.
 
 Axes: B rows, T tokens, N targets, V vocabulary.
 """
