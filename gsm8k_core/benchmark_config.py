@@ -32,7 +32,7 @@ Contenders = Annotated[str, pydantic.AfterValidator(_checked_names)]
 
 
 class BenchmarkConfig(Settings):
-    """Measure speed and memory: MLX beside torch, or either beside mlx-lm, TRL and transformers."""
+    """Measure speed and memory, MLX beside torch, or beside peers."""
 
     mode: Annotated[
         tyro.conf.Positional[ModeName],
