@@ -38,7 +38,7 @@ from gsm8k_core.config import DEFAULT_DATA
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
 from gsm8k_core.runs import host, versions
-from gsm8k_core.types import IGNORE_INDEX, Choice, GSM8KError
+from gsm8k_core.types import IGNORE_INDEX, Choice, GSM8KError, StorageError
 from verbs.benchmark import commit, own_name
 from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
@@ -333,11 +333,11 @@ def main() -> None:
     told |= {"model": own_name(asked.model), "data": own_name(asked.data)}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
+        job, path = make_job(asked, Path(folder)), Path(folder) / "job.json"
         try:
-            job, path = make_job(asked, Path(folder)), Path(folder) / "job.json"
             file = stack.enter_context(asked.out.open("a", encoding="utf-8"))
-        except (GSM8KError, OSError) as error:
-            raise SystemExit(f"ablation.py: {error}") from error
+        except OSError as error:
+            raise StorageError(f"{asked.out} cannot be written to ({error.strerror}); name another file") from error
         path.write_text(job.model_dump_json(), encoding="utf-8")
         samples: dict[str, list[TrainSample]] = {part: [] for part in (ALL, *parts_of(job), NONE)}
         for number in range(1, asked.rounds + 1):
@@ -359,4 +359,11 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--without"]:
         run_without(Path(sys.argv[3]), sys.argv[2])
     else:
-        main()
+        try:
+            main()
+        except GSM8KError as error:
+            print(f"ablation.py: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("ablation.py: interrupted; the runs that ended are in the file", file=sys.stderr)
+            sys.exit(130)

@@ -46,7 +46,7 @@ class BenchmarkConfig(Settings):
         Contenders,
         Field(
             description="auto: our backends on this machine's devices; all: also each peer that is installed and can "
-            "do the same work; or names"
+            f"do the same work; or names with commas between, of {', '.join(CONTENDERS)}"
         ),
     ] = AUTO
     model: Annotated[str, Field(description="auto, a Hub id, a model folder, or embedded")] = "embedded"

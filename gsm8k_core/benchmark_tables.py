@@ -114,7 +114,7 @@ def _training(run: Run, names: Sequence[str]) -> Table:
     notes = [rates, "Peak RSS is the process's, the framework's peak what it counts itself; they do not compare."]
     if (base := run.scores.get("base")) is not None:
         notes.append(
-            f"NLL: nats per target ({base.num_targets:,} of test rows), float32; before training {base.nll:.4f}."
+            f"NLL: nats per target ({base.num_targets:,} targets in test rows); before training {base.nll:.4f}."
         )
     rows = tuple(_training_row(run, name) for name in names)
     return Table(heading(run), columns, rows, (*notes, *_failures(run)), narrow=(0, 2, 5, 8, 10))
@@ -187,6 +187,8 @@ def _compared(run: Run, mine: str, other: str) -> tuple[str, str]:
         speed = "no rate" if run.mode == GENERATE else "no steady update"
     elif reasons:
         speed = f"does not count: {'; '.join(reasons)}"
+    elif found.rounds == 1:
+        speed = f"{found.median:.2f} (1 round)"
     else:
         speed = f"{found.median:.2f} ({found.lowest:.2f} - {found.highest:.2f}, {counted(found.rounds, 'round')})"
     memory = memory_ratio(run, mine, other)
@@ -196,7 +198,7 @@ def _compared(run: Run, mine: str, other: str) -> tuple[str, str]:
 def _pairs(run: Run, names: Sequence[str]) -> Table:
     training = run.mode != GENERATE  # what differs, differs in training
     rows = [
-        (f"{mine} / {other}", *_compared(run, mine, other), (training and CONTENDERS[other].differs) or NONE)
+        (f"{mine} / {other}", *_compared(run, mine, other), _differs(run, other) if training else NONE)
         for mine, other in pairs(names)
     ]
     nats = FIRST_LOSS[run.config["dtype"]]
@@ -212,6 +214,12 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
 def _machine(run: Run, name: str) -> str:
     host = run.record["host"]
     return f"{host['cpu']}, {host['cores']} cores; {run.device(name)}"
+
+
+def _differs(run: Run, other: str) -> str:
+    contender = CONTENDERS[other]
+    also = contender.differs_in_bfloat16 if run.config["dtype"] == "bfloat16" else ""
+    return "; ".join(filter(None, (contender.differs, also))) or NONE
 
 
 def _failures(run: Run) -> list[str]:

@@ -37,6 +37,7 @@ class Contender:
     ours: bool = False
     work: Work = field(default_factory=Work)
     differs: str = ""  # what cannot be made the same in training
+    differs_in_bfloat16: str = ""  # and there besides
     best_batch: bool = False  # generation: it measures some batch sizes first and takes the fastest
     batch_times: int = 1  # training: rows in a micro-batch, times --batch-size
 
@@ -52,8 +53,8 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender(
             "mlx-lm", "mlx", _MLX, _EVERY,
             "mlx_lm.lora as shipped (AdamW with bias correction); batch_generate at the given batch size",
-            differs="no clipping; each padded row trains one pad token; mean of micro-batch means; trains blocks only; "
-            "in bfloat16 its weights are bfloat16 too",
+            differs="no clipping; each padded row trains one pad token; mean of micro-batch means; trains blocks only",
+            differs_in_bfloat16="its weights are bfloat16 as well",
         ),
         Contender(
             "mlx-lm-double", "mlx", _MLX, _TRAINING, "mlx_lm.lora with twice --batch-size rows in a micro-batch",

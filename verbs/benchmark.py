@@ -97,8 +97,8 @@ class Bench:
                 try:
                     self._round(number, lab)
                 except KeyboardInterrupt:
-                    if done:
-                        self.terminal.say(f"kept     {counted(done, 'round')} in {self.path}")
+                    kept = f"{counted(done, 'round')} in {self.path}" if done else "nothing: no round was whole"
+                    self.terminal.say(f"kept     {kept}")
                     raise
                 if len(self.failed) == len(self.devices):
                     self._save()  # with what failed
@@ -197,8 +197,8 @@ def _cautions(config: BenchmarkConfig, work: Work, names: Sequence[str]) -> list
     used = sum(map(len, work.ours))
     if used != config.rows:
         found.append(f"{used} rows are used, {config.rows} were asked for: whole updates of {config.update_size}")
-    if not work.held_out:
-        found.append("no test rows to score the weights on: no speed-up will count")
+    if not work.held_out and pairs(names):
+        found.append("no test rows to score the weights on (--held-out): no speed-up will count")
     if config.mode == TRAIN and config.passes == 1:
         found.append("one pass: an update is steady only where its shapes ran before, so there may be no rate")
     return found

@@ -210,7 +210,7 @@ def test_generation_counts_new_tokens_and_refuses_other_texts() -> None:
     contenders, pair = tables(read(values))
     assert contenders.rows[1][:4] == ("hf", "cpu", "2", "1 (1 - 1)")
     assert contenders.rows[1][-1] == "2 equal, 0 within eps, 0 beyond"
-    assert pair.rows[0][2] == "2.00 (2.00 - 2.00, 1 round)"
+    assert pair.rows[0][2] == "2.00 (1 round)"
     values["texts"]["hf"] = {"equal": 1, "within_eps": 0, "beyond_eps": 1}
     assert tables(read(values))[1].rows[0][2].startswith("does not count: hf's texts are others (1 equal")
 

@@ -319,7 +319,7 @@ def test_what_a_result_will_lack_is_said_before_it_is_measured(
     notes = [line for line in done.stdout.splitlines() if line.startswith("note ")]
     assert [line.split("     ")[1].split(":")[0] for line in notes] == [
         "4 rows are used, 7 were asked for",
-        "no test rows to score the weights on",
+        "no test rows to score the weights on (--held-out)",
         "one pass",
     ]
     assert "note " not in bench("train", "--contenders", "ours-torch,hf", "--rounds", 1).stdout
