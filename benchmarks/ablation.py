@@ -38,7 +38,7 @@ from gsm8k_core.config import DEFAULT_DATA
 from gsm8k_core.data import load_data
 from gsm8k_core.models import resolve_model
 from gsm8k_core.runs import host, versions
-from gsm8k_core.types import IGNORE_INDEX, Choice, GSM8KError, StorageError
+from gsm8k_core.types import EXIT_INTERRUPTED, IGNORE_INDEX, Choice, GSM8KError, PreflightError, StorageError
 from verbs.benchmark import commit, own_name
 from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
@@ -272,7 +272,7 @@ def measured(path: Path, job: TrainJob, part: str) -> TrainSample:
     done = subprocess.run(command, env={**os.environ, **EXACT}, capture_output=True, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise SystemExit(f"without {part}: exit code {done.returncode}; {words[-1]}")
+        raise PreflightError(f"without {part}: exit code {done.returncode}; {words[-1]}")
     return TrainSample.model_validate_json(job.out.read_bytes())
 
 
@@ -281,6 +281,7 @@ def make_job(asked: argparse.Namespace, scratch: Path) -> TrainJob:
     config = BenchmarkConfig(
         model=asked.model,
         data=asked.data,
+        rounds=asked.rounds,
         rows=asked.rows,
         method=asked.method,
         dtype=asked.dtype,
@@ -310,20 +311,13 @@ def table(samples: Mapping[str, Sequence[TrainSample]]) -> list[str]:
     return lines
 
 
-def _some(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("takes 1 or more")
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("backend", choices=PARTS)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--method", choices=("full", "lora"), default="full")
-    parser.add_argument("--rounds", type=_some, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--data", default=DEFAULT_DATA, help="as for train: a folder needs no Hub")
@@ -348,10 +342,10 @@ def main() -> None:
                 file.flush()
                 print(f"round {number}  {part:<42} {seconds(runs[-1]):.2f} s", flush=True)
                 if abs(runs[-1].first_loss - samples[ALL][0].first_loss) > FIRST_LOSS[asked.dtype]:
-                    raise SystemExit(f"without {part} the first loss is {runs[-1].first_loss:.5f}: other work")
+                    raise PreflightError(f"without {part} the first loss is {runs[-1].first_loss:.5f}: other work")
                 rates = runs[-1].gemm_gflops, samples[ALL][0].gemm_gflops
                 if max(rates) > SAME_BLAS * min(rates):
-                    raise SystemExit(f"without {part} products ran at {rates[0]:.0f} GFLOPS, first {rates[1]:.0f}")
+                    raise PreflightError(f"without {part} products ran at {rates[0]:.0f} GFLOPS, first {rates[1]:.0f}")
     print("\n".join(table(samples)))
 
 
@@ -366,4 +360,4 @@ if __name__ == "__main__":
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("ablation.py: interrupted; the runs that ended are in the file", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(EXIT_INTERRUPTED)

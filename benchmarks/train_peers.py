@@ -103,7 +103,9 @@ def _mlx_batches(job: TrainJob, tokenizer: Any) -> list[Any]:
 
 
 def _mlx_settings(job: TrainJob, folder: Path, num_layers: int, iterations: int) -> dict[str, Any]:
-    """What is not as shipped: the method, the step and the order of the job."""
+    """What is not as shipped: the method, the step, the order of the job, and that no row of it is cut."""
+    from mlx_lm.lora import CONFIG_DEFAULTS
+
     config = job.config
     return {
         "model": str(job.model), "train": True, "mask_prompt": True, "optimizer": "adamw",
@@ -112,7 +114,8 @@ def _mlx_settings(job: TrainJob, folder: Path, num_layers: int, iterations: int)
         "steps_per_report": config.gradient_accumulation_steps, "save_every": 10**9, "adapter_path": str(folder),
         "grad_accumulation_steps": config.gradient_accumulation_steps,
         "lora_parameters": {"rank": config.lora_rank, "dropout": 0.0, "scale": config.lora_alpha / config.lora_rank},
-        "resume_adapter_file": _mlx_adapter(job, folder), "max_seq_length": max(job.max_length, 2048),
+        "resume_adapter_file": _mlx_adapter(job, folder),
+        "max_seq_length": max(job.max_length, CONFIG_DEFAULTS["max_seq_length"]),
     }  # fmt: skip
 
 

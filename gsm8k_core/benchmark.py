@@ -215,7 +215,7 @@ def ratio(run: Run, mine: str, other: str) -> Ratio | None:
     return Ratio(statistics.median(found), min(found), max(found), len(found)) if found else None
 
 
-def _peak(run: Run, name: str, sample: Sample) -> int | None:
+def peak(run: Run, name: str, sample: Sample) -> int | None:
     """On a CPU the process's; on a GPU, whose memory that need not hold, what the framework counted."""
     return sample.peak_rss if run.device(name) == "cpu" else sample.peak_framework
 
@@ -229,7 +229,7 @@ def memory_ratio(run: Run, mine: str, other: str) -> float | None:
     if run.device(mine) != run.device(other) or not alike:
         return None
     peaks = {
-        name: {number: peak for number, one in run.samples[name].items() if (peak := _peak(run, name, one))}
+        name: {number: size for number, one in run.samples[name].items() if (size := peak(run, name, one))}
         for name in (mine, other)
     }
     both = peaks[mine].keys() & peaks[other].keys()

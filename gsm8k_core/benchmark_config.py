@@ -10,7 +10,7 @@ import tyro
 from pydantic import Field
 
 from gsm8k_core.config import TrainConfig
-from gsm8k_core.contenders import ALL, AUTO, CONTENDERS
+from gsm8k_core.contenders import ALL, AUTO, CONTENDERS, GENERATE
 from gsm8k_core.score_config import ScoreSettings
 from gsm8k_core.settings import Duration, OptionalFile, Settings, parse_duration
 
@@ -112,7 +112,7 @@ class BenchmarkConfig(Settings):
 
     @pydantic.model_validator(mode="after")
     def _whole_updates(self) -> Self:
-        if self.mode == "generate":
+        if self.mode == GENERATE:
             if self.method != "full":
                 raise ValueError(f"generate answers with the model as it is; --method {self.method} is for training")
             return self

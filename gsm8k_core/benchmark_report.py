@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsm8k_core.benchmark import Run, gflop_per_example, rate, read
+from gsm8k_core.benchmark import Run, gflop_per_example, peak, rate, read
 from gsm8k_core.benchmark_tables import GIB, Table, heading, summary, tables, work
 from gsm8k_core.contenders import GENERATE
 from gsm8k_core.figure_bars import Bars, save_bars
@@ -76,8 +76,9 @@ def bars(run: Run) -> Bars:
     known = {name: [value for value in values if value is not None] for name, values in rates.items()}
     found = {name: values for name, values in known.items() if values}
     if not found:
-        unit = "GiB of peak resident memory"
-        found = {name: [one.peak_rss / GIB for one in each.values()] for name, each in run.samples.items()}
+        unit = "GiB of peak memory"
+        sizes = {name: [peak(run, name, one) for one in each.values()] for name, each in run.samples.items()}
+        found = {name: [size / GIB for size in known if size] for name, known in sizes.items() if any(known)}
     return Bars(heading(run), unit, found)
 
 

@@ -112,9 +112,8 @@ def choose(mode: str, asked: str, here: Hardware, device: str, trainable: str, m
     Raises PreflightError for a contender that was named and cannot run here, or when nobody can.
     """
     if asked in (AUTO, ALL):
-        able = [each for each in CONTENDERS.values() if mode in each.modes and not missing(each, here)]
-        able = [each for each in able if each.batch_times == 1 and _obstacle(each, trainable, method, mode) is None]
-        wanted = [each for each in able if each.ours or asked == ALL]
+        absent = left_out(mode, asked, here, trainable, method)
+        wanted = [each for each in _candidates(mode, asked) if each.name not in absent]
     else:
         wanted = [CONTENDERS[name] for name in asked.split(",")]
     for each in wanted:
@@ -124,12 +123,16 @@ def choose(mode: str, asked: str, here: Hardware, device: str, trainable: str, m
     return {each.name: Choice(device_of(each.framework, here, device), _reason(each, here, device)) for each in wanted}
 
 
+def _candidates(mode: str, asked: str) -> list[Contender]:
+    """Who belongs to `auto` or `all`; nobody where names were asked for."""
+    able = [each for each in CONTENDERS.values() if mode in each.modes and each.batch_times == 1]
+    return [each for each in able if asked == ALL or (asked == AUTO and each.ours)]
+
+
 def left_out(mode: str, asked: str, here: Hardware, trainable: str, method: str) -> dict[str, str]:
     """Who would belong to `auto` or `all` and is not among them, with the reason."""
     found = {}
-    for each in CONTENDERS.values():
-        if mode not in each.modes or each.batch_times > 1 or not (asked == ALL or (asked == AUTO and each.ours)):
-            continue
+    for each in _candidates(mode, asked):
         lacking = missing(each, here)
         needs = f"needs {' and '.join(lacking)}, not installed" if lacking else None
         if reason := needs or _obstacle(each, trainable, method, mode):

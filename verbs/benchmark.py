@@ -100,13 +100,12 @@ class Bench:
                     kept = f"{counted(done, 'round')} in {self.path}" if done else "nothing: no round was whole"
                     self.terminal.say(f"kept     {kept}")
                     raise
-                if len(self.failed) == len(self.devices):
-                    self._save()  # with what failed
-                    self.terminal.say(f"ended    in round {number}: no contender is left")
-                    break
                 took = time.monotonic() - begun - spent - (self.judged - judged)
                 longest, done = max(longest, took), number
                 self._save()  # only whole rounds: Ctrl-C keeps those
+                if len(self.failed) == len(self.devices):
+                    self.terminal.say(f"ended    in round {number}: no contender is left")
+                    break
         self._tell()
         return EXIT_OK
 

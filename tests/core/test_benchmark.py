@@ -246,8 +246,13 @@ def test_memory_is_drawn_where_no_update_is_steady() -> None:
     for entry in values["samples"]:
         entry["sample"]["shapes"] = [[[4, width]] for width in (8, 16, 24, 32)]
     drawn = bars(read(values))
-    assert drawn.unit == "GiB of peak resident memory"
+    assert drawn.unit == "GiB of peak memory"
     assert drawn.values == {"ours-torch": [1.0, 1.0], "hf": [2.0, 2.0]}
+    for each in values["contenders"].values():
+        each["device"] = "cuda"
+    for entry in values["samples"]:
+        entry["sample"]["peak_framework"] = 3 << 30 if entry["contender"] == "hf" else None
+    assert bars(read(values)).values == {"hf": [3.0, 3.0]}
 
 
 def test_a_page_that_somebody_wrote_is_not_written_over(tmp_path: Path) -> None:

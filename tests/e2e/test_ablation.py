@@ -42,7 +42,7 @@ def make(ablation: Any, model: Path, data: Path, tmp_path: Path) -> Job:
         if not installed(backend):
             pytest.skip(f"{backend} is not installed here")
         asked = argparse.Namespace(
-            backend=backend, model=str(model), data=str(data), rows=16, method=method, dtype=dtype
+            backend=backend, model=str(model), data=str(data), rows=16, rounds=1, method=method, dtype=dtype
         )
         return ablation.make_job(asked, tmp_path)
 
@@ -106,6 +106,7 @@ def test_the_blas_is_there_before_a_patch_imports_mlx(ablation: Any, make: Job) 
     ("arguments", "says"),
     [
         (("torch", "--rows", "4"), "--rows 4 must be at least one update"),
+        (("torch", "--rounds", "0"), "--rounds"),
         (("torch", "--data", "nowhere.jsonl"), "nowhere"),
     ],
 )
