@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -22,3 +23,21 @@ def wait_for(what: Callable[[], object], process: Ends | None = None, step: floa
             return
         assert time.monotonic() < end, f"it did not happen within {CEILING:.0f} s"
         time.sleep(step)
+
+
+def ends(work: Callable[[], object]) -> None:
+    """Does the work, which may wait for nothing that never comes: one that hangs is an error at the ceiling."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(CEILING)
+    assert not thread.is_alive(), f"it did not end within {CEILING:.0f} s"
+    if errors:
+        raise errors[0]
