@@ -106,9 +106,12 @@ def test_a_signal_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path
     process = subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=held, stderr=held)
     os.close(held)
     metrics = tmp_path / "out/metrics.jsonl"
-    wait_for(lambda: metrics.exists() and "update" in metrics.read_text(), process)
-    process.send_signal(number)
-    assert process.wait(CEILING) == 75
+    try:
+        wait_for(lambda: metrics.exists() and "update" in metrics.read_text(), process)
+        process.send_signal(number)
+        assert process.wait(CEILING) == 75
+    finally:
+        process.kill()  # of the parent; the child sees that it is gone
     assert json.loads((tmp_path / "out/run.json").read_text())["outcome"]["reason"] == "interrupted"
     assert (tmp_path / "out/model/model.safetensors").exists()
 

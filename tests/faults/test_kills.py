@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.faults import kill_driver
+from tests.waiting import CEILING
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,8 @@ def drive(backend: str, *flags: str) -> dict[str, Any]:
     """The driver's result. A process of its own: forking is safe before a framework has begun to compute."""
     done = subprocess.run(
         [sys.executable, kill_driver.__file__, "--backend", backend, *flags],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=CEILING,
+        check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr
     assert done.returncode == 0, done.stdout
