@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.waiting import CEILING
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SYSTEM_PATH = os.defpath  # where the shell's own tools are, and no version manager
@@ -54,7 +56,7 @@ def train_sh(checkout: Path, *arguments: str, path: str = SYSTEM_PATH, **environ
     done = subprocess.run(
         [checkout / "train.sh", *arguments],
         cwd=elsewhere, env={"PATH": path, **environment}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=CEILING, check=True,
     )  # fmt: skip
     return done.stdout.splitlines()
 
@@ -102,7 +104,7 @@ def make(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedP
     return subprocess.run(
         [found, "-s", *arguments],
         cwd=folder, env={"PATH": f"{folder / 'bin'}:{path}"}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=CEILING, check=False,
     )  # fmt: skip
 
 
