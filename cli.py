@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import io
 import itertools
@@ -24,36 +25,33 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from gsm8k_core import __version__
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.benchmark_config import BenchmarkConfig
-from gsm8k_core.config import (
-    DoctorConfig,
-    GenerateConfig,
-    InspectConfig,
-    ParityConfig,
-    PlotConfig,
-    RunsConfig,
-    Settings,
-    TrainConfig,
+from gsm8k_core.config.fields import Settings, flag, one_line
+from gsm8k_core.types import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    GSM8KError,
+    OutOfMemoryError,
+    PreflightError,
+    StorageError,
+    UsageError,
 )
-from gsm8k_core.score_config import CompareConfig, EvalConfig, GradeConfig
-from gsm8k_core.settings import flag, one_line
-from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 
-# Verb -> its settings, and the module whose `run` does it.
-VERBS: dict[str, tuple[type[Settings], str]] = {
-    "train": (TrainConfig, "verbs.train"),
-    "eval": (EvalConfig, "verbs.evaluate"),
-    "compare": (CompareConfig, "verbs.compare"),
-    "generate": (GenerateConfig, "verbs.generate"),
-    "inspect": (InspectConfig, "verbs.inspect"),
-    "grade": (GradeConfig, "verbs.grade"),
-    "doctor": (DoctorConfig, "verbs.doctor"),
-    "parity": (ParityConfig, "verbs.parity"),
-    "plot": (PlotConfig, "verbs.plot"),
-    "runs": (RunsConfig, "verbs.runs"),
-    "harness": (HarnessConfig, "verbs.harness"),
-    "benchmark": (BenchmarkConfig, "verbs.benchmark"),
+ROOT = Path(__file__).resolve().parent
+
+# Verb -> its settings, and the module whose `run` does it. By name: a verb imports what it needs, and no more.
+VERBS = {
+    "train": ("gsm8k_core.config.train:TrainConfig", "verbs.train.verb"),
+    "eval": ("gsm8k_core.config.score:EvalConfig", "verbs.evaluate"),
+    "compare": ("gsm8k_core.config.score:CompareConfig", "verbs.compare"),
+    "generate": ("gsm8k_core.config.score:GenerateConfig", "verbs.generate"),
+    "inspect": ("gsm8k_core.config.diagnostics:InspectConfig", "verbs.inspect"),
+    "grade": ("gsm8k_core.config.score:GradeConfig", "verbs.grade"),
+    "doctor": ("gsm8k_core.config.diagnostics:DoctorConfig", "verbs.doctor"),
+    "parity": ("gsm8k_core.config.diagnostics:ParityConfig", "verbs.parity"),
+    "plot": ("gsm8k_core.config.diagnostics:PlotConfig", "verbs.plot"),
+    "runs": ("gsm8k_core.config.diagnostics:RunsConfig", "verbs.runs"),
+    "harness": ("gsm8k_core.config.score:HarnessConfig", "verbs.harness"),
+    "benchmark": ("benchmarks.config:BenchmarkConfig", "benchmarks.verb"),  # no part of the package
 }
 
 # What tyro says, and what we say instead.
@@ -69,7 +67,26 @@ PHRASES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    if argv is None:
+        _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    is_child = argv is None and arguments[:1] == ["train"] and _has_parent()
+    code = _main(arguments, argv is None)
+    if is_child:
+        # Everything is closed and synced. Python would take torch apart first: 14 s beside busy cores, and the budget
+        # ends when the process does.
+        os._exit(code)
+    return code
+
+
+def _has_parent() -> bool:
+    """Whether this process trains for a parent (verbs/train/parent.py)."""
+    from verbs.link import VARIABLE  # here, not above: `--help` needs it not
+
+    return VARIABLE in os.environ
+
+
+def _main(arguments: list[str], as_program: bool) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a stdout that is not UTF-8, or a name that is not text
@@ -82,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] == "--version":
             print(f"gsm8k-finetune {__version__}")
             return EXIT_OK
-        if argv is None and arguments[0] == "train":
-            from verbs.supervisor import supervise, supervises  # here, not above: `--help` needs neither
+        if as_program and arguments[0] == "train":
+            from verbs.train.parent import supervise, supervises  # here, not above: `--help` needs neither
 
             if supervises(arguments):
                 return supervise(arguments)
@@ -95,10 +112,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose)
     except BrokenPipeError:
         return EXIT_OK
+    except MemoryError:
+        what = "there is no memory left for this process"
+        return _fail(f"{what}; close other programs, or ask for less", OutOfMemoryError.exit_code, verbose)
+    except OSError as error:
+        return _fail(*_of_the_system(error), verbose)
     except Exception as error:  # a bug of ours: one line for the user, the traceback with -v
         return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
     finally:
         _settle()
+
+
+def _of_the_system(error: OSError) -> tuple[str, int]:
+    """What a person can do about an error of the system that nobody expected where it came, and the exit code."""
+    if error.errno == errno.ENOMEM:
+        return "the system has no memory left; close other programs, or ask for less", OutOfMemoryError.exit_code
+    if "temporary directory" in str(error):  # tempfile's, where no folder of its list can be written
+        return "no folder for temporary files can be written; set TMPDIR to one that can", StorageError.exit_code
+    # A file of ours has a hidden name until it is whole: the person knows the one that it would get.
+    path = re.sub(r"/\.([^/]+)\.[0-9]+-[0-9a-f]{8}\.tmp(?=/|$)", r"/\1", str(error.filename or ""))
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path[:80]}... is longer than a path may be; give a shorter one", UsageError.exit_code
+    reason = error.strerror or str(error) or type(error).__name__
+    place = path or "a file or folder of this command"
+    return f"{place} cannot be read or written ({reason}); check the disk and its rights", StorageError.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Descriptors 0 to 2 that are closed lead to nowhere from now on.
+
+    Else the next file or socket gets such a number, and what is written to stdout or stderr ends in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)  # inherited by children; where it is the same number, dup2 leaves it as it is
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _settle() -> None:
@@ -111,7 +166,7 @@ def _settle() -> None:
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:
-    from gsm8k_core.tracking import printable  # here, not above: it brings rich
+    from gsm8k_core.tracking.terminal import printable  # here, not above: it brings rich
 
     if verbose:
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
@@ -122,10 +177,13 @@ def _fail(message: str, code: int, verbose: bool) -> int:
 
 def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
-    from gsm8k_core.tracking import Terminal
+    import backends
+    from gsm8k_core.tracking.terminal import Terminal
     from verbs import Context, process_clock
-    from verbs.child import take_link
+    from verbs.link import take_link
 
+    if (asked := getattr(config, "backend", None)) is not None:
+        backends.check_name(asked)  # before anything is read
     with _true_stdout(config.json_) as out:
         context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock(), take_link())
         return int(importlib.import_module(VERBS[verb][1]).run(config, context))
@@ -163,22 +221,38 @@ def _is_descriptor_1(stream: IO[str]) -> bool:
 
 def _overview() -> str:
     lines = ["usage: python cli.py VERB [--help] [FLAGS]", "", (__doc__ or "").splitlines()[0], ""]
-    lines += [f"  {name:<9} {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in VERBS.items()]
+    lines += [f"  {verb:<9} {(_settings(verb).__doc__ or '').splitlines()[0]}" for verb in _here()]
     lines += ["", "Start with: python cli.py train --backend auto"]
     return "\n".join(lines)
+
+
+def _here() -> list[str]:
+    """The verbs whose settings came along."""
+    modules = {verb: settings.partition(":")[0] for verb, (settings, _) in VERBS.items()}
+    return [verb for verb, module in modules.items() if (ROOT / f"{module.replace('.', '/')}.py").is_file()]
+
+
+def _settings(verb: str) -> type[Settings]:
+    module, _, name = VERBS[verb][0].partition(":")
+    found: type[Settings] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     """Settings of a verb, and the names of the fields that were given by flag or file.
 
-    Raises UsageError with one line for anything that does not fit.
+    Raises UsageError with one line for anything that does not fit, PreflightError for a verb that is not here.
     """
     verb, *rest = _with_values(arguments)
+    here = _here()
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+        near = difflib.get_close_matches(verb, here, n=1)
         hint = f"did you mean {near[0]}?" if near else "try python cli.py --help"
-        raise UsageError(f"there is no verb {verb!r} (there are {', '.join(VERBS)}); {hint}")
-    model = VERBS[verb][0]
+        raise UsageError(f"there is no verb {verb!r} (there are {', '.join(here)}); {hint}")
+    if verb not in here:
+        what = f"{verb} comes with the source and not with the package (here are {', '.join(here)})"
+        raise PreflightError(f"{what}; clone the repository, and there python cli.py {verb}")
+    model = _settings(verb)
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
     path = _config_path(rest)
@@ -246,25 +320,11 @@ def _config_path(arguments: Sequence[str]) -> Path | None:
 
 
 def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
-    import yaml  # here, not above: most calls have no file
+    from gsm8k_core.config.yaml_file import read_yaml  # here, not above: most calls have no file
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path} cannot be read ({error.strerror}); give a YAML file") from error
-    except UnicodeDecodeError:
-        raise UsageError(f"--config {path} is not UTF-8 text; save it as UTF-8") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(
-            f"--config {path} is not YAML{_yaml_reason(error)}; write lines such as max_samples: 500"
-        ) from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"--config {path} must hold keys and values, such as max_samples: 500")
     names = {name.rstrip("_"): name for name in model.model_fields}
     fields = {}
-    for key, value in values.items():
+    for key, value in read_yaml(path).items():
         name = names.get(str(key).replace("-", "_"))
         if name is None or name == "config":
             near = difflib.get_close_matches(str(key), names, n=1)
@@ -275,11 +335,6 @@ def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
     return fields
 
 
-def _yaml_reason(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f" (line {mark.line + 1}: {problem})" if mark and problem else ""
-
-
 def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], program: str) -> Settings:
     import tyro  # the flags are made from the model's fields
 
@@ -287,9 +342,13 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(
-                model, default=default, args=list(arguments), prog=program, description=model.__doc__,
+                model,
+                default=default,
+                args=list(arguments),
+                prog=program,
+                description=model.__doc__,
                 config=(tyro.conf.FlagCreatePairsOff,),
-            )  # fmt: skip
+            )
     except SystemExit as stop:
         if not stop.code:
             usage, _, rest = shown.getvalue().partition("\n")

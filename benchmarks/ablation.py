@@ -27,20 +27,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import train_throughput
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gsm8k_core import batching
-from gsm8k_core.benchmark import FIRST_LOSS
-from gsm8k_core.benchmark_config import BenchmarkConfig
-from gsm8k_core.benchmark_job import TrainJob, TrainSample
-from gsm8k_core.benchmark_tables import GIB
-from gsm8k_core.config import DEFAULT_DATA
-from gsm8k_core.data import load_data
-from gsm8k_core.models import resolve_model
-from gsm8k_core.runs import host, versions
+from benchmarks import train_throughput
+from benchmarks.config import BenchmarkConfig
+from benchmarks.job import TrainJob, TrainSample
+from benchmarks.record import commit, own_name
+from benchmarks.results import FIRST_LOSS
+from benchmarks.tables import GIB
+from benchmarks.work import EXACT, Lab, first_adapter, prepare
+from gsm8k_core.config.fields import DEFAULT_DATA
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems import batching
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.training.runs import host, versions
 from gsm8k_core.types import EXIT_INTERRUPTED, IGNORE_INDEX, Choice, GSM8KError, PreflightError, StorageError
-from verbs.benchmark import commit, own_name
-from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
 ALL, NONE = "all parts", "no part"
 SAME_BLAS = 2.0  # between two processes' rates of matrix products; another BLAS is 25 times apart, noise 1.3
@@ -62,9 +64,7 @@ def all_logits_torch(job: TrainJob) -> Patches:
 
     from backends.torch.loss import LossModel
 
-    def forward(
-        self: Any, tokens_BT: Any, positions_N: Any, targets_N: Any, weights_N: Any = None, scale: float = 1.0
-    ) -> Any:
+    def forward(self: Any, tokens_BT: Any, positions_N: Any, targets_N: Any, weights_N: Any, scale: float = 1.0) -> Any:
         labels = tokens_BT.new_full((tokens_BT.numel(),), IGNORE_INDEX).index_copy_(0, positions_N, targets_N)
         logits_BTV = self.model(**self._inputs(tokens_BT), use_cache=False).logits
         return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels, reduction="sum") * scale
@@ -256,7 +256,7 @@ def parts_of(job: TrainJob) -> list[str]:
 def run_without(path: Path, part: str) -> None:
     """The child: train as benchmark's contender does, without this part."""
     job = TrainJob.model_validate_json(path.read_bytes())
-    importlib.import_module(f"backends.{job.framework}.backend")  # it loads the BLAS, which has to be there before mlx
+    importlib.import_module(f"backends.{job.framework}")  # what has to be settled before the framework starts
     removed = parts_of(job) if part == NONE else [] if part == ALL else [part]
     with ExitStack() as stack:
         for name in removed:  # entered one by one: the next one may wrap what this one put there

@@ -1,4 +1,4 @@
-"""Are the texts equal? partings.py's one sentence, by float32 PyTorch on the CPU: compare_texts.py JOB.json"""
+"""Are the texts equal? parity/texts.py's one sentence, by float32 PyTorch on the CPU: compare_texts.py JOB.json"""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from measure import ROOT  # noqa: F401  (puts the checkout on the path)
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import backends
-from gsm8k_core.benchmark_job import TextsJob
-from gsm8k_core.folders import write_json
-from gsm8k_core.partings import EPS, Answered, compare
+from benchmarks.job import TextsJob
+from gsm8k_core.files import write_json
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.types import Completion, Sampling
 
 
@@ -26,7 +27,7 @@ def main(path: Path) -> None:
     found = {}
     for name, texts in job.completions.items():
         answers = [
-            Answered(str(place), prompt, place, completion(theirs), completion(mine))
+            AnswerPair(str(place), prompt, place, completion(theirs), completion(mine))
             for place, (prompt, theirs, mine) in enumerate(
                 zip(job.prompts, job.completions[job.reference], texts, strict=True)
             )

@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's own folder is on the path, the checkout is not
-
 import backends
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.data import load_data
-from gsm8k_core.folders import write_json
-from gsm8k_core.models import resolve_model
+from gsm8k_core.config.score import HarnessConfig
+from gsm8k_core.files import write_json
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems.data import load_data
 from verbs.harness import evaluate, find_tasks, make_lm, rows_of
 
 
@@ -33,16 +34,24 @@ def main() -> int:
     options = _options()
     source = resolve_model(options.model, print)
     config = HarnessConfig(
-        model=options.model, tasks=options.task, limit=options.limit, data=options.data,
-        apply_chat_template=options.apply_chat_template, gen_kwargs=options.gen_kwargs, num_fewshot=options.num_fewshot,
-    )  # fmt: skip
+        model=options.model,
+        tasks=options.task,
+        limit=options.limit,
+        data=options.data,
+        apply_chat_template=options.apply_chat_template,
+        gen_kwargs=options.gen_kwargs,
+        num_fewshot=options.num_fewshot,
+    )
     problems = load_data(str(options.data), "main", 0, print, splits=("test",)).test[: options.limit]
     pairs = [(f"Question: {problem.question}\nAnswer:", f" {problem.answer}") for problem in problems]
     # torch's float32 log_softmax over 49,152 tokens is 1e-5 a token off: against it, no error of ours could be seen.
     hf = HFLM(
-        pretrained=str(source.folder), dtype="float32", softmax_dtype="float64", batch_size=options.batch_size,
+        pretrained=str(source.folder),
+        dtype="float32",
+        softmax_dtype="float64",
+        batch_size=options.batch_size,
         device="cpu",
-    )  # fmt: skip
+    )
     reference = _measured(hf, config, pairs)
     print(f"hf       {reference['seconds']} s, {reference['scores']}")
     rows: dict[str, Any] = {}

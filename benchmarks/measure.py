@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # a script's own folder is on the path, the checkout is not
-    sys.path.insert(0, str(ROOT))
-
-from gsm8k_core.benchmark_job import Row, TrainJob, TrainSample  # noqa: E402
-from gsm8k_core.free_memory import peak_rss  # noqa: E402
+from benchmarks.job import Row, TrainJob, TrainSample
+from gsm8k_core.training.memory import gflops, peak_rss
 
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
 GEMM_ROUNDS = 8
@@ -38,11 +33,10 @@ class MlxDevice:
     """MLX, with the BLAS that our backend loads: the same under every contender."""
 
     def __init__(self, device: str, dtype: str) -> None:
-        from backends.mlx import blas  # here, not above: it has to come before mlx
-
-        self.blas, self.compiler = blas.preload(), blas.compiler()
+        settled: Any = importlib.import_module("backends.mlx")  # before mlx: it chooses the BLAS
         import mlx.core as mx
 
+        self.blas, self.compiler = settled.BLAS, settled.COMPILER
         self.mx, self.dtype, self.is_cpu = mx, getattr(mx, dtype), device == "cpu"
         mx.set_default_device(mx.cpu if self.is_cpu else mx.gpu)
         mx.reset_peak_memory()
@@ -101,13 +95,7 @@ def open_device(framework: str, device: str, dtype: str) -> Any:
 def gemm_gflops(device: Any) -> float:
     """The rate of a matrix product in the compute dtype, the best of some."""
     size = GEMM_SIZES["cpu" if device.is_cpu else "gpu"]
-    run = device.product(size)
-    best = float("inf")
-    for _ in range(GEMM_ROUNDS):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+    return gflops(device.product(size), size, GEMM_ROUNDS)
 
 
 def check_tokens(who: str, row: Row, tokens: Sequence[int], num_prompt: int) -> None:
@@ -169,7 +157,14 @@ class Tape:
                 f"{len(self.seconds)} updates and {len(self.losses)} losses, but {wanted} were asked for"
             )
         return TrainSample(
-            seconds=self.seconds, losses=self.losses, first_loss=first_loss, shapes=self.shapes,
-            load_seconds=self.load_seconds, aside_seconds=self.aside_seconds, gemm_gflops=self.gemm,
-            peak_rss=peak_rss(), peak_framework=self.device.peak_bytes(), notes=self.device.notes(),
-        )  # fmt: skip
+            seconds=self.seconds,
+            losses=self.losses,
+            first_loss=first_loss,
+            shapes=self.shapes,
+            load_seconds=self.load_seconds,
+            aside_seconds=self.aside_seconds,
+            gemm_gflops=self.gemm,
+            peak_rss=peak_rss(),
+            peak_framework=self.device.peak_bytes(),
+            notes=self.device.notes(),
+        )

@@ -5,7 +5,7 @@
 A point is an update of one short row, which makes the moments, then one of two full micro-batches of the longest
 GSM8K rows within TOKENS padded tokens: weights, moments, the sum of the gradients and the activations are there
 together, as in every later update. It reports the peak of the process (ru_maxrss), what it held before the model was
-loaded, and MLX's own peak. `gsm8k_core/memory_plan.py` is held to these figures; docs/memory.md shows them.
+loaded, and MLX's own peak. `gsm8k_core/training/memory.py` is held to these figures; docs/memory.md shows them.
 
 MODEL: embedded, or a folder. Axes: B rows, T tokens.
 """
@@ -20,16 +20,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import backends
-from gsm8k_core.batching import budgeted, by_length, pad
-from gsm8k_core.config import DEFAULT_DATA, TrainConfig
-from gsm8k_core.data import load_data
-from gsm8k_core.free_memory import peak_rss
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.models import resolve_model
-from gsm8k_core.prompts import load_tokenizer, make_examples
+from gsm8k_core.config.fields import DEFAULT_DATA
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems.batching import budgeted, by_length, pad
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.problems.prompts import make_examples
+from gsm8k_core.training.memory import peak_rss
 from gsm8k_core.types import Batch, Example, Orders, Update
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     asked = parser.parse_args()
     source = resolve_model(asked.model, lambda line: None)
     problems = load_data(asked.data, "main", 0, lambda line: None, splits=("train",)).train
-    rows = make_examples(load_tokenizer(source.folder), problems, end_token_ids(source.folder))
+    rows = make_examples(source.model.tokenizer, problems, source.model.end_ids)
     rows = [row for row in rows if len(row.tokens) <= 512]
     first, second = updates(rows, asked.tokens)
     backends.check(asked.backend, "cpu", asked.dtype, asked.method)  # imports the framework
@@ -78,9 +79,12 @@ def main() -> None:
         **{name: value for name, value in vars(asked).items() if name not in ("out", "data")},
         "shapes": [shape(batch) for batch in second.micro_batches],
         "targets": [batch.num_targets for batch in second.micro_batches],
-        "imports": before, "loaded": loaded, "rss": peak_rss(), "own": _own_peak(asked.backend),
+        "imports": before,
+        "loaded": loaded,
+        "rss": peak_rss(),
+        "own": _own_peak(asked.backend),
         "seconds": time.monotonic() - begun,
-    }  # fmt: skip
+    }
     with Path(asked.out).open("a", encoding="utf-8") as file:
         file.write(json.dumps(point) + "\n")
     print(SimpleNamespace(**point))

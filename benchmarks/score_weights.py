@@ -7,19 +7,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
-from measure import ROOT  # noqa: F401  (puts the checkout on the path)
 from safetensors.numpy import save_file
 
 import backends
-from gsm8k_core.adapters import PEFT_PREFIX
-from gsm8k_core.batching import pad
-from gsm8k_core.benchmark_job import Score, ScoreJob
-from gsm8k_core.folders import write_bytes
-from gsm8k_core.lora import A, B
-from gsm8k_core.model_folder import weight_files, write_model_folder
-from gsm8k_core.quantized import read_tensors
-from gsm8k_core.types import IGNORE_INDEX
+from benchmarks.job import Score, ScoreJob
+from gsm8k_core.files import write_bytes
+from gsm8k_core.models.adapter import PEFT_PREFIX, A, B
+from gsm8k_core.models.folder import read_tensors, weight_files, write_model_folder
+from gsm8k_core.problems.batching import pad
 
 BATCH = 4
 
@@ -33,9 +32,8 @@ def main(path: Path) -> None:
         total, count = 0.0, 0
         for start in range(0, len(examples), BATCH):
             batch = pad(examples[start : start + BATCH])
-            is_target = batch.labels[:, 1:] != IGNORE_INDEX
-            total -= math.fsum(backend.score(batch)[is_target].astype(np.float64))
-            count += int(is_target.sum())
+            total -= math.fsum(batch.at_targets(backend.score(batch)).astype(np.float64))
+            count += batch.num_targets
     write_bytes(job.out, Score(nll_sum=total, num_targets=count).model_dump_json().encode())
 
 

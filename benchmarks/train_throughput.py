@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-from measure import Tape, check_tokens, open_device
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gsm8k_core.benchmark_job import TrainJob
-from gsm8k_core.folders import write_bytes
+import psutil
+
+from benchmarks.job import TrainJob
+from benchmarks.measure import Tape, check_tokens, open_device
+from gsm8k_core.files import write_bytes
 from gsm8k_core.types import Example, Problem
 
 # What a contender returns: the loss of the first update before any step, and its trained tensors when asked.
@@ -40,7 +43,7 @@ def main(path: Path) -> None:
 def ours(job: TrainJob, tape: Tape) -> Outcome:
     """This project, through the interface that `train` uses."""
     import backends
-    from gsm8k_core.batching import budgeted, choose_tokens
+    from gsm8k_core.problems.batching import budgeted, choose_tokens
     from gsm8k_core.types import Orders, Update, UpdateStats
 
     backend = backends.open(job.framework, job.model, job.device, job.dtype)
@@ -76,12 +79,13 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
 
 def _tokenised(job: TrainJob) -> dict[str, Example]:
     """From the messages, in this process, as each peer does it."""
-    from gsm8k_core.model_folder import end_token_ids
-    from gsm8k_core.prompts import load_tokenizer, make_examples
+    from gsm8k_core.models.folder import ModelFolder
+    from gsm8k_core.problems.prompts import make_examples
 
     rows = [row for update in job.updates for row in update]
     problems = [Problem(row.id, row.messages[-2]["content"], row.messages[-1]["content"], gold="") for row in rows]
-    examples = make_examples(load_tokenizer(job.model), problems, end_token_ids(job.model))
+    model = ModelFolder(job.model)
+    examples = make_examples(model.tokenizer, problems, model.end_ids)
     for row, example in zip(rows, examples, strict=True):
         check_tokens("our tokenizer", row, example.tokens, example.num_prompt)
     return {example.id: example for example in examples}
@@ -89,7 +93,7 @@ def _tokenised(job: TrainJob) -> dict[str, Example]:
 
 def _peer(name: str) -> Callable[[TrainJob, Tape], Outcome]:
     def run(job: TrainJob, tape: Tape) -> Outcome:
-        import train_peers  # here, not above: ours must not be measured with the peers' imports
+        from benchmarks import train_peers  # here, not above: ours must not be measured with the peers' imports
 
         return getattr(train_peers, name)(job, tape)
 

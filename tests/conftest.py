@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from backends import INSTALL, PROVIDERS, installed
+from backends import PROVIDERS, installed
 from tests.waiting import CEILING
+
+if installed("mlx"):
+    importlib.import_module("backends.mlx")  # before any test imports mlx: it chooses the BLAS
 
 os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
 
@@ -21,12 +25,13 @@ settings.load_profile("patient")
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The product's own time limits are out of the way: a test that is about one sets it."""
-    from gsm8k_core import hub, machine
+    from gsm8k_core import machine
+    from gsm8k_core.models import hub
 
     monkeypatch.setattr(hub.look_up, "__defaults__", (CEILING,))
     monkeypatch.setattr(machine.reach_hub, "__defaults__", (CEILING,))
-    monkeypatch.setattr("gsm8k_core.slow_rules.START_LIMIT", CEILING)
-    monkeypatch.setattr("backends.mlx.blas._PROBE_SECONDS", CEILING)
+    monkeypatch.setattr("gsm8k_core.scoring.math_verify.START_LIMIT", CEILING)
+    monkeypatch.setattr("backends.mlx._PROBE_SECONDS", CEILING)
     monkeypatch.setattr("verbs.doctor.IMPORT_SECONDS", CEILING)
     monkeypatch.setattr("verbs.doctor.MEASURE_SECONDS", CEILING)
 
@@ -46,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
             known = ", ".join(sorted(PROVIDERS))
             raise pytest.UsageError(f"--require-backends: there is no backend {name!r} (there are {known})")
         if not installed(name):
-            raise pytest.UsageError(f"--require-backends: {name} is not installed here; {INSTALL[name]}")
+            raise pytest.UsageError(f"--require-backends: {name} is not installed here; {PROVIDERS[name].install}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -57,11 +62,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 # The files that take longest, the longest first: no worker is left alone with one at the end.
 LONG = (
-    "backends/test_qwen_shape.py", "e2e/test_main_job.py", "faults/test_kills.py", "e2e/test_supervisor.py",
-    "e2e/test_resume.py", "backends/test_methods.py", "faults/test_security.py", "backends/test_conformance.py",
-    "backends/test_parity.py", "faults/test_disk.py", "e2e/test_sampled.py", "e2e/test_budget.py",
-    "faults/test_evaluation.py", "e2e/test_benchmark.py",
-)  # fmt: skip
+    "backends/test_qwen_shape.py",
+    "e2e/test_main_job.py",
+    "faults/test_kills.py",
+    "e2e/test_supervisor.py",
+    "e2e/test_resume.py",
+    "backends/test_methods.py",
+    "faults/test_security.py",
+    "backends/test_conformance.py",
+    "backends/test_parity.py",
+    "faults/test_disk.py",
+    "e2e/test_sampled.py",
+    "e2e/test_budget.py",
+    "faults/test_evaluation.py",
+    "e2e/test_benchmark.py",
+)
 
 
 @pytest.hookimpl(trylast=True)

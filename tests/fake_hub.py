@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from gsm8k_core import hub as hub_source
+from gsm8k_core.models import hub as hub_source
 from tests.tiny import make
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -1,19 +1,20 @@
 """What each verb of the command line does: wiring between core and a backend, one file a verb.
 
-Every file has `run(config, context) -> exit code`.
+A verb's file has `run(config, context) -> exit code`; train's is train/verb.py. What several verbs share, or one needs,
+stands beside them: demo, link, results, lm_eval_model.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from gsm8k_core import hub
-from gsm8k_core.run_clock import RunClock
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.clock import RunClock
+from gsm8k_core.models import hub
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice
-from verbs.child import Link
+from verbs.link import Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,8 @@ def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:
     """What was chosen, each with its reason."""
     for name, chosen in choices.items():
         terminal.say(f"{name:<8} {chosen.name}: {chosen.reason}")
+
+
+def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:
+    """The same, for run.json and results."""
+    return {name: asdict(chosen) for name, chosen in choices.items()}

@@ -21,10 +21,10 @@ from rich.text import Text
 
 import backends
 from gsm8k_core import machine
-from gsm8k_core.config import DoctorConfig
+from gsm8k_core.auto import AUTO, Pair, choose_pair
+from gsm8k_core.config.diagnostics import DoctorConfig
 from gsm8k_core.machine import Finding, Report
-from gsm8k_core.sources import AUTO, Pair, choose_pair
-from gsm8k_core.tracking import Terminal, printable
+from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError
 from verbs import Context
 
@@ -57,7 +57,7 @@ def run(config: DoctorConfig, context: Context) -> int:
         reports = _reports(sorted(here.installed))
     pair = _plain(pair_later.result())
     findings = [*machine.system(here.rosetta), *machine.packages(), machine.memory()]
-    findings.append(machine.disk(config.output_dir or Path("runs")))
+    findings.append(machine.disk(config.output_dir or Path("runs"), pair.model))
     for name in backends.PROVIDERS:
         findings += _of_backend(name, reports, here, chosen.name)
     findings += [*machine.caches(), hub_later.result(), *machine.missing_model(pair)]
@@ -104,10 +104,10 @@ def _of_backend(name: str, reports: Mapping[str, Answer], here: backends.Machine
     wanted = backends.choose(replace(here, installed=frozenset(backends.PROVIDERS))).name
     if report is None:
         status = "problem" if name == chosen else "warning" if name == wanted else "note"
-        reason = f"it needs {' and '.join(backends.REQUIRES[name])}"
-        return [Finding(name, status, "not installed", reason, backends.INSTALL[name])]
+        reason = f"it needs {' and '.join(backends.PROVIDERS[name].packages)}"
+        return [Finding(name, status, "not installed", reason, backends.PROVIDERS[name].install)]
     works = [f"--backend {other}" for other, found in reports.items() if isinstance(found, Report)]
-    mend = "; meanwhile ".join([backends.INSTALL[name].replace("pip install", REINSTALL), *works])
+    mend = "; meanwhile ".join([backends.PROVIDERS[name].install.replace("pip install", REINSTALL), *works])
     return [Finding(name, "problem" if name == chosen else "warning", "does not work here", report, mend)]
 
 
@@ -122,9 +122,14 @@ def _ask(name: str, imported: threading.Barrier | None, turn: threading.Lock) ->
     """Imports go on together; the rates are measured one after the other, when all imports are done."""
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", f"backends.{name}.doctor"], cwd=machine.ROOT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace",
-        )  # fmt: skip
+            [sys.executable, "-m", f"backends.{name}.doctor"],
+            cwd=machine.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            errors="replace",
+        )
         assert child.stdout is not None
         with _limit(child, IMPORT_SECONDS) as late:
             ready = any(line.strip() == machine.READY for line in iter(child.stdout.readline, ""))

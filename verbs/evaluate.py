@@ -1,4 +1,7 @@
-"""`eval`: one model, its answers to the problems, every rule."""
+"""`eval`: one model, its answers to the problems, every rule; and again, one by one or repeated, where that is asked.
+
+`compare` evaluates both of its models with `refuse`, `load_problems` and `score`.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +14,50 @@ from pathlib import Path
 from typing import Any
 
 import backends
-from backends.base import Backend
-from gsm8k_core.answer_line import AnswerLine
-from gsm8k_core.config import EMBEDDED_MODEL, flag
-from gsm8k_core.data import is_single_file, load_data
-from gsm8k_core.diagnose import breakdown
-from gsm8k_core.evaluate import (
+from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
+from gsm8k_core.backend import Backend
+from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag
+from gsm8k_core.config.score import EvalConfig, ScoreSettings
+from gsm8k_core.files import write_json
+from gsm8k_core.models.find import Source, resolve_model
+from gsm8k_core.models.tokenizer import Tokenizer
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
+from gsm8k_core.problems.data import is_single_file, load_data
+from gsm8k_core.problems.generated import HELD_OUT
+from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, prompt_tokens
+from gsm8k_core.problems.rows import check_context, check_token_ids
+from gsm8k_core.report.comparison import show_scores
+from gsm8k_core.scoring.answers import HEADLINE, AnswerLine
+from gsm8k_core.scoring.diagnose import breakdown
+from gsm8k_core.scoring.evaluate import (
     ANSWER_LINE,
     STOP_RULE,
-    Draw,
     Key,
+    Request,
     completion_of,
     evaluate,
     problems_hash,
     summarise,
 )
-from gsm8k_core.folders import write_json
-from gsm8k_core.generated import HELD_OUT
-from gsm8k_core.health import vitals, warnings
-from gsm8k_core.model_folder import folder_hash, vocabulary_size
-from gsm8k_core.models import Source, resolve_model
-from gsm8k_core.preflight import check_context, check_token_ids
-from gsm8k_core.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode, load_tokenizer, prompt_tokens
-from gsm8k_core.report import show_scores
-from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
-from gsm8k_core.samples import voted
-from gsm8k_core.score_config import EvalConfig, ScoreSettings
-from gsm8k_core.slow_rules import judge_records, require
-from gsm8k_core.sources import AUTO, NAMED, Pair, choose_pair
-from gsm8k_core.stats import cannot_show
-from gsm8k_core.tracking import Terminal, counted
+from gsm8k_core.scoring.math_verify import judge_records, require
+from gsm8k_core.scoring.stats import cannot_show, percent, spread
+from gsm8k_core.scoring.tallies import voted
+from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.training.health import vitals, warnings
+from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
-from verbs import Context, checks, say_choices
+from verbs import Context, say_choices
 from verbs.demo import banner
-from verbs.results import Made, write_one
+from verbs.results import Provenance, write_one
 
+NUM_CHECKED = 32  # problems that --check-batching answers again
+MOST_PLACES = 8  # that are shown; summary.json has all
+SAMPLED_ONLY = ("samples", "top_p", "top_k", "sample_seed")
 TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Evaluation:
     """One model's evaluation: its summary as JSON, its records in the order of the problems.
 
     `records` holds one a problem, of several samples the one that the vote chose; `answers` holds all.
@@ -72,7 +79,7 @@ class Problems:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class LoadedModel:
     """A model that is loaded, and what it is asked."""
 
     config: ScoreSettings
@@ -91,10 +98,10 @@ class Opened:
         complete = AnswerLine(partial(decode, self.tokenizer)) if key.stop == ANSWER_LINE else None
         return Sampling(key.max_new_tokens, size, key.temperature, key.top_p, key.top_k, key.seed, complete)
 
-    def generate(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """The answers that are wanted, as they finish."""
-        prompts = [self.prompts[draw.problem.id] for draw in draws]
-        return self.backend.generate(prompts, sampling, keys=[draw.key for draw in draws])
+        prompts = [self.prompts[request.problem.id] for request in requests]
+        return self.backend.generate(prompts, sampling, keys=[request.key for request in requests])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ class Place:
 
 def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
-    checks.refuse(config)
+    refuse(config)
     if config.slow_rules:
         require()
     terminal = context.terminal
@@ -131,7 +138,7 @@ def run(config: EvalConfig, context: Context) -> int:
     found = breakdown(scored.records)
     show_scores(terminal, scored.summary, found)
     _say_health(scored.records, terminal)
-    made = Made("eval", config, context.explicit, problems.problems, owner)
+    made = Provenance("eval", config, context.explicit, problems.problems, owner)
     page = write_one(made, scored.summary, scored.records, found, terminal.say)
     terminal.say(f"\nrecords  {scored.summary['records']}\npage     {page}")
     if owner is not None:
@@ -148,6 +155,27 @@ def _say_health(records: Sequence[Mapping[str, Any]], terminal: Terminal) -> Non
     found = vitals([completion_of(record) for record in records], [record["completion"] for record in records])
     for warning in warnings(found, updates=0):
         terminal.say(f"health   {warning}")
+
+
+# --- what is asked --------------------------------------------------------------------------------------------
+
+
+def refuse(config: ScoreSettings) -> None:
+    """Raises UsageError for settings that would have no effect."""
+    fields = type(config).model_fields
+    given = [name for name in SAMPLED_ONLY if getattr(config, name) != fields[name].default]
+    if given and config.temperature == 0:
+        raise UsageError(
+            f"{flag(given[0])} {getattr(config, given[0])} has no effect on greedy decoding, which always takes the "
+            "likeliest token; add a --temperature above 0, such as --temperature 0.7"
+        )
+    if config.shot_annotations != "keep" and not config.shots:
+        raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
+    if isinstance(config, EvalConfig) and config.check_batching:
+        if config.eval_batch_size == 1:
+            raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
+        if config.num_problems == 1:
+            raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
 
 
 def load_problems(config: ScoreSettings, source: Source, context: Context, pair: Pair | None = None) -> Problems:
@@ -186,26 +214,35 @@ def _refuse_ambiguous(config: ScoreSettings, reference: str, context: Context) -
 
 def _trained_on(source: Source) -> tuple[str, str, int] | None:
     folder = run_of_model(source.found)
-    manifest = (read_manifest(folder) or {}) if folder else {}
-    try:
-        return manifest["data"]["name"], manifest["config"]["data_config"], manifest["config"]["seed"]
-    except (KeyError, TypeError):
+    manifest = known_manifest(folder) if folder else {}
+    config, name = manifest.get("config") or {}, (manifest.get("data") or {}).get("name")
+    if name is None or "data_config" not in config or "seed" not in config:
         return None
+    try:
+        asked = ProblemSettings(data=name, data_config=config["data_config"], seed=config["seed"])
+    except UsageError as error:
+        raise DataError(f"{folder}/run.json: config: {error}; add --data to say which problems") from None
+    return asked.data, asked.data_config, asked.seed
 
 
-def score(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Scored:
+# --- one evaluation -------------------------------------------------------------------------------------------
+
+
+def score(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Evaluation:
     """Answer and grade; finished answers of the same key are not asked for again."""
     opened = open_model(config, place, source, problems, terminal)
     return answer(opened, terminal, opened.key)
 
 
-def open_model(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Opened:
+def open_model(
+    config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal
+) -> LoadedModel:
     """Load the model; what it cannot be asked is refused before that."""
     check_writable(place.folder)
-    tokenizer = load_tokenizer(source.folder)
+    tokenizer = source.model.tokenizer
     prompts = prompt_tokens(tokenizer, problems.problems, problems.shots)
-    check_token_ids(prompts, vocabulary_size(source.folder))
-    check_context(prompts, source.folder, config.max_new_tokens, problems.shots.count)
+    check_token_ids(prompts, source.model.vocabulary)
+    check_context(prompts, source.model.context, config.max_new_tokens, problems.shots.count)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     asked = counted(len(problems.problems), f"{config.split} problem")
     terminal.say(f"problems {asked} of {problems.name}: {problems.reason}")
@@ -218,7 +255,7 @@ def open_model(config: ScoreSettings, place: Place, source: Source, problems: Pr
     if place.settled:
         choices |= {name: replace(choices[name], reason=place.settled) for name in ("device", "dtype")}
     key = Key(
-        model=folder_hash(source.folder),
+        model=source.model.hash,
         data=problems_hash(problems.problems),
         prompt=problems.shots.prompt_name,
         max_new_tokens=config.max_new_tokens,
@@ -237,25 +274,27 @@ def open_model(config: ScoreSettings, place: Place, source: Source, problems: Pr
     )
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
-    return Opened(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder)
+    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder)
 
 
-def answer(opened: Opened, terminal: Terminal, key: Key) -> Scored:
+def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     """One evaluation under a key, which may be of another seed than the model was opened for."""
     sampling = opened.sampling(key)
-
-    def generate(left: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
-        for index, completion in opened.generate(left, sampling):
-            yield index, completion, decode(opened.tokenizer, completion.tokens)
-
     problems, count = opened.problems.problems, len(opened.problems.problems) * key.samples
     with terminal.progress("problem" if key.samples == 1 else "answer", count) as steps:
         records, path, reused = evaluate(
-            problems, generate, key, opened.folder / "logs", lambda done: steps.advance("", done=done)
+            problems,
+            partial(opened.generate, sampling=sampling),
+            partial(decode, opened.tokenizer),
+            key,
+            opened.folder / "logs",
+            lambda done: steps.advance("", done=done),
+            terminal.say,
         )
     if reused:
         terminal.say(
-            f"reused   {reused} of {counted(count, 'record')} of the same model, problems and settings: {path}"
+            f"reused   {reused} of {counted(count, 'record')} of the same model, problems and settings, "
+            f"decoded and graded again: {path}"
         )
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
     summary |= {"data": opened.problems.name, "split": opened.config.split}
@@ -265,19 +304,82 @@ def answer(opened: Opened, terminal: Terminal, key: Key) -> Scored:
     summary |= {"records": str(path), "reused": reused}
     summary |= {"choices": {name: asdict(chosen) for name, chosen in opened.choices.items()}}
     write_json(path.parent / "summary.json", summary)
-    return Scored(summary, voted(records), records)
+    return Evaluation(summary, voted(records), records)
 
 
-def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scored:
+# --- beside it ------------------------------------------------------------------------------------------------
+
+
+def _with_checks(config: EvalConfig, opened: LoadedModel, terminal: Terminal) -> Evaluation:
     """The evaluation, with what --slow-rules, --check-batching and --repeat add to its summary."""
     scored = answer(opened, terminal, opened.key)
     if config.slow_rules:
         terminal.say(judge_records(scored.answers))
         summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
-        scored = Scored(summary, voted(scored.answers), scored.answers)
+        scored = Evaluation(summary, voted(scored.answers), scored.answers)
     if config.check_batching:
-        scored.summary["batching"] = checks.check_batching(opened, scored.answers, terminal)
+        scored.summary["batching"] = check_batching(opened, scored.answers, terminal)
     if config.repeat > 1:
-        scored.summary["repeat"] = checks.repeat(opened, config.repeat, scored, answer, terminal)
+        scored.summary["repeat"] = repeat(opened, config.repeat, scored, terminal)
     write_json(Path(scored.summary["records"]).parent / "summary.json", scored.summary)
     return scored
+
+
+def check_batching(opened: LoadedModel, answers: Sequence[Mapping[str, Any]], terminal: Terminal) -> dict[str, Any]:
+    """The first problems answered again, one by one, against the evaluation's texts; for summary.json."""
+    requests = [Request(problem, 0) for problem in opened.problems.problems[:NUM_CHECKED]]
+    together = {record["id"]: completion_of(record) for record in answers if record["sample"] == 0}
+    alone = dict(opened.generate(requests, opened.sampling(opened.key, batch_size=1)))
+    pairs = []
+    for index, request in enumerate(requests):
+        name = request.problem.id
+        pairs.append(AnswerPair(name, opened.prompts[name], request.key, alone[index], together[name]))
+    result = compare(
+        pairs,
+        opened.backend.score,
+        opened.sampling(opened.key),
+        opened.source.model.end_ids,
+        EPS[opened.key.dtype],
+    )
+    terminal.say(batching_line(result))
+    return result
+
+
+def batching_line(result: Mapping[str, Any]) -> str:
+    """One line for a person."""
+    line = f"batching {result['equal']} of {result['problems']} answers are the same tokens when answered one by one"
+    if not result["places"]:
+        return line
+    shown = [f"{place['id']} at token {place['position']} ({place['gap']:.1e})" for place in result["places"]]
+    more = f", and {len(shown) - MOST_PLACES} more" if len(shown) > MOST_PLACES else ""
+    return (
+        f"{line}; {result['within_eps']} part where the two tokens are within {result['eps']:.0e} nats, as rounding "
+        f"may do, and {result['beyond_eps']} where they are not: {', '.join(shown[:MOST_PLACES])}{more}"
+    )
+
+
+def repeat(opened: LoadedModel, runs: int, first: Evaluation, terminal: Terminal) -> dict[str, Any]:
+    """The same evaluation `runs` times, each with the next seed (greedy: the same); for summary.json."""
+    key, scored = opened.key, [first]
+    for number in range(1, runs):
+        changes = {"seed": key.seed + number} if key.temperature > 0 else {"repeat": number}
+        terminal.say(
+            f"repeat   {number + 1} of {runs}" + (f", --sample-seed {changes['seed']}" if key.temperature else "")
+        )
+        scored.append(answer(opened, terminal, replace(key, **changes)))
+    found = {name: asdict(spread([each.summary["rules"][name]["accuracy"] for each in scored])) for name in HEADLINE}
+    rows = [
+        [
+            name,
+            percent(each["mean"]),
+            "-" if each["deviation"] is None else f"{100 * each['deviation']:.2f}",
+            f"{100 * each['lowest']:.1f} to {100 * each['highest']:.1f}",
+        ]
+        for name, each in found.items()
+    ]
+    terminal.table([f"{runs} runs", "mean", "standard deviation, points", "range"], rows)
+    texts = [[record["completion"] for record in each.records] for each in scored]
+    changed = sum(len(set(answers)) > 1 for answers in zip(*texts, strict=True))
+    if key.temperature == 0:
+        terminal.say(f"greedy, so the texts should be the same each time: {changed} of {len(texts[0])} are not")
+    return {"runs": runs, "rules": found, "texts_changed": changed, "records": [s.summary["records"] for s in scored]}

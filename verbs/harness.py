@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backends
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.completions import check_records, write_records
-from gsm8k_core.config import EMBEDDED_MODEL
-from gsm8k_core.data import load_data
-from gsm8k_core.folders import read_json
-from gsm8k_core.harness import Done, Engine, max_length
-from gsm8k_core.model_folder import end_token_ids, vocabulary_size
-from gsm8k_core.models import Source, identity, resolve_model
-from gsm8k_core.prompts import load_tokenizer
-from gsm8k_core.slow_rules import INSTALL
-from gsm8k_core.tracking import Terminal
-from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.score import HarnessConfig
+from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.scoring.completions import check_records, write_records
+from gsm8k_core.scoring.harness import Done, Engine, max_length
+from gsm8k_core.scoring.math_verify import INSTALL
+from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError, first_line
 from verbs import Context, say_choices
 from verbs.demo import banner
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from gsm8k_core.backend import Backend
 
 GSM8K_TASKS = "gsm8k"  # the folder of lm-eval whose tasks all read openai/gsm8k
 # Of generation_config.json: lm-eval's hf backend lets them change greedy answers, silently; ours has no such thing.
@@ -60,7 +58,7 @@ def run(config: HarnessConfig, context: Context) -> int:
     opened = backends.open(backend.name, source.folder, config.device, config.dtype)
     choices = {"backend": backend, **opened.choices}
     say_choices(terminal, choices)
-    _say_penalties(source.folder, terminal)
+    _say_penalties(source.model, terminal)
     with contextlib.ExitStack() as bars:
         lm = make_lm(opened, source, config.eval_batch_size, config.seed, terminal.say, _bars(terminal, bars))
         found = evaluate(lm, tasks, config)
@@ -112,20 +110,23 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
 
 
 def make_lm(
-    backend: Backend, source: Source, batch_size: int, seed: int = 0, say: Callable[[str], None] = print,
+    backend: Backend,
+    source: Source,
+    batch_size: int,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
     done: Callable[[str, int], Done] = lambda what, total: lambda count: None,
-) -> Any:  # fmt: skip
+) -> Any:
     """lm-eval's LM over an open model."""
     from verbs.lm_eval_model import BackendLM
 
-    tokenizer: Any = load_tokenizer(source.folder)
+    tokenizer: Any = source.model.tokenizer
     engine = Engine(
-        generate=backend.generate,
-        score=backend.score,
+        model=backend,
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
-        end_ids=frozenset(end_token_ids(source.folder)),
-        vocabulary=vocabulary_size(source.folder),
-        max_length=max_length(source.folder, tokenizer.model_max_length),
+        end_ids=frozenset(source.model.end_ids),
+        vocabulary=source.model.vocabulary,
+        max_length=max_length(source.model.config, tokenizer.model_max_length),
         batch_size=batch_size,
     )
     return BackendLM(engine, tokenizer, source.name, say, done, seed)
@@ -137,14 +138,17 @@ def evaluate(lm: Any, tasks: Tasks, config: HarnessConfig) -> dict[str, Any]:
 
     try:
         found = simple_evaluate(
-            model=lm, tasks=tasks.specs, task_manager=tasks.manager, num_fewshot=config.num_fewshot,
-            limit=None if config.limit < 0 else config.limit, apply_chat_template=config.apply_chat_template,
+            model=lm,
+            tasks=tasks.specs,
+            task_manager=tasks.manager,
+            num_fewshot=config.num_fewshot,
+            limit=None if config.limit < 0 else config.limit,
+            apply_chat_template=config.apply_chat_template,
             gen_kwargs=config.gen_kwargs or None,
-        )  # fmt: skip
+        )
     except OSError as error:  # datasets' words for no network and for no such data
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"the data of {config.tasks} cannot be read ({reason}); for GSM8K's tasks give --data FOLDER "
+            f"the data of {config.tasks} cannot be read ({first_line(error)}); for GSM8K's tasks give --data FOLDER "
             "with train.jsonl and test.jsonl"
         ) from error
     return dict(found or {})
@@ -163,9 +167,8 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tell(
-    found: Mapping[str, Any], source: Source, choices: Mapping[str, Choice], config: HarnessConfig,
-    terminal: Terminal,
-) -> None:  # fmt: skip
+    found: Mapping[str, Any], source: Source, choices: Mapping[str, Choice], config: HarnessConfig, terminal: Terminal
+) -> None:
     rows = [
         [task, str(found["n-samples"][task]["effective"]), filter_, metric, *_figures(values, metric, filter_)]
         for task, values in found["results"].items()
@@ -213,14 +216,13 @@ def _plain(value: Any) -> Any:
     return value if is_plain else str(value)
 
 
-def _say_penalties(folder: Path, terminal: Terminal) -> None:
-    path = folder / "generation_config.json"
-    asked = read_json(path) if path.is_file() else {}
+def _say_penalties(model: ModelFolder, terminal: Terminal) -> None:
+    asked = model.generation
     for name, neutral in PENALTIES.items():
         if asked.get(name) not in (None, neutral):
             terminal.say(
-                f"note     {path.name} asks for {name}={asked[name]}: lm-eval's hf backend applies it to every answer, "
-                "this one does not"
+                f"note     generation_config.json asks for {name}={asked[name]}: lm-eval's hf backend applies it to "
+                "every answer, this one does not"
             )
 
 

@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gsm8k_core.harness import (
+from gsm8k_core.scoring.harness import (
     Continuation,
     Done,
     Engine,
@@ -23,7 +23,7 @@ from gsm8k_core.harness import (
     log_likelihoods,
     sampling_of,
 )
-from gsm8k_core.sampling import noise_key
+from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import UsageError
 
 DEFAULT_MAX_GEN_TOKS = 256  # of lm-eval's hf backend, where a task names none
@@ -34,9 +34,14 @@ class BackendLM(TemplateLM):
     """One open model. Prompts, stop strings and cuts are made as lm-eval's hf backend makes them."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, name: str, say: Callable[[str], None], done: Callable[[str, int], Done],
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        name: str,
+        say: Callable[[str], None],
+        done: Callable[[str, int], Done],
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.tokenizer, self._engine, self._name, self._seed = tokenizer, engine, name, seed
         self._say, self._done = say, done
@@ -66,10 +71,12 @@ class BackendLM(TemplateLM):
         def render(turns: list[dict[str, str]]) -> str:
             return str(
                 self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=add_generation_prompt,
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
                     continue_final_message=not add_generation_prompt,
                 )
-            )  # fmt: skip
+            )
 
         try:
             return render(chat_history)
@@ -132,9 +139,11 @@ class BackendLM(TemplateLM):
         pairs, owners = [], []
         for index, request in enumerate(requests):
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]), prefix_token=self.prefix_token_id,
-                max_seq_len=self._engine.max_length, context_len=1,
-            )  # fmt: skip
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self._engine.max_length,
+                context_len=1,
+            )
             for context, tokens in map(make_disjoint_window, windows):
                 pairs.append(clipped(Continuation(tuple(context), tuple(tokens)), self._engine.max_length))
                 owners.append(index)

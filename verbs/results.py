@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.card import write_card
-from gsm8k_core.config import TrainConfig, flag
-from gsm8k_core.curves import METRICS, Curve, read_curves
-from gsm8k_core.evaluate import problems_hash, summarise
-from gsm8k_core.generated import HELD_OUT
-from gsm8k_core.headline import Facts
-from gsm8k_core.page import write_page
-from gsm8k_core.report import diagnosis_rows, steps_rows
-from gsm8k_core.runs import code_hash, read_manifest, versions
-from gsm8k_core.score_config import ScoreSettings
-from gsm8k_core.settings import Settings
+from gsm8k_core.config.fields import Settings, flag
+from gsm8k_core.config.score import ScoreSettings
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.generated import HELD_OUT
+from gsm8k_core.report.card import write_card
+from gsm8k_core.report.comparison import diagnosis_rows, steps_rows
+from gsm8k_core.report.curves import METRICS, Curve, read_curves
+from gsm8k_core.report.page import write_page
+from gsm8k_core.report.words import Facts
+from gsm8k_core.scoring.evaluate import problems_hash, summarise
+from gsm8k_core.training.runs import code_hash, known_manifest, versions
 from gsm8k_core.types import DataError, Problem
 
 PAGE, CARD = "report.html", "model_card.md"
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Provenance:
     """How a result came about: the verb with its settings, what was given by hand, the problems, the run."""
 
     verb: str
@@ -91,33 +91,45 @@ def command(verb: str, model: type[Settings], values: Mapping[str, object]) -> s
 
 def training_command(run: Path) -> str | None:
     """The line that makes such a run again, from its manifest; None where that does not say."""
-    config = (read_manifest(run) or {}).get("config")
-    if not isinstance(config, dict):
+    config = known_manifest(run).get("config")
+    if not config:
         return None
     default = TrainConfig().model_dump(mode="json")
     wanted = default.keys() & config.keys() - NO_MATTER - {"resume", "force"}
     return command("train", TrainConfig, {name: config[name] for name in wanted if config[name] != default[name]})
 
 
-def write_one(made: Made, summary: Mapping[str, Any], records: Records, found: Mapping[str, Any], say: Say) -> Path:
+def write_one(
+    made: Provenance, summary: Mapping[str, Any], records: Records, found: Mapping[str, Any], say: Say
+) -> Path:
     """One model's page, beside its records; `found` is their breakdown."""
     path = Path(summary["records"]).parent / PAGE
     write_page(
-        path, {"base": one_a_problem(summary, records)}, records, curves=made.curves(say), facts=made.facts(summary),
-        diagnosis=diagnosis_rows(found), steps=steps_rows(found),
-    )  # fmt: skip
+        path,
+        {"base": one_a_problem(summary, records)},
+        records,
+        curves=made.curves(say),
+        facts=made.facts(summary),
+        diagnosis=diagnosis_rows(found),
+        steps=steps_rows(found),
+    )
     return path
 
 
 def write_both(
-    made: Made, folder: Path, comparison: Mapping[str, Any], records: tuple[Records, Records], say: Say
+    made: Provenance, folder: Path, comparison: Mapping[str, Any], records: tuple[Records, Records], say: Say
 ) -> tuple[Path, Path]:
     """The comparison's page and the trained model's card."""
     facts = made.facts(comparison["trained"])
     write_page(
-        folder / PAGE, comparison, *records, curves=made.curves(say), facts=facts,
-        diagnosis=comparison["diagnosis"], steps=comparison["steps"],
-    )  # fmt: skip
+        folder / PAGE,
+        comparison,
+        *records,
+        curves=made.curves(say),
+        facts=facts,
+        diagnosis=comparison["diagnosis"],
+        steps=comparison["steps"],
+    )
     name = made.run.name if made.run else str(comparison["trained"]["model"])
     write_card(folder / CARD, comparison, name, facts)
     return folder / PAGE, folder / CARD

@@ -13,22 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from backends.mlx.choose import MICRO_BATCH, choose_device
+from backends.mlx.device import MICRO_BATCH, choose_device, has_gpu
 from backends.mlx.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES
-from gsm8k_core.batching import choose_tokens
-from gsm8k_core.free_memory import system_memory
-from gsm8k_core.hub import human_size
-from gsm8k_core.memory_plan import Costs, DeviceMemory, model_of, predict
+from gsm8k_core.models.hub import human_size
+from gsm8k_core.problems.batching import choose_tokens
+from gsm8k_core.training.memory import Costs, DeviceMemory, model_of, predict, system_memory
 from gsm8k_core.types import Choice
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
 
 # MLX's own peak, measured on the CPU, and the process beside it; on a GPU the same, which was not measured.
 COSTS = Costs(
-    process=600_000_000, chunk=CHUNK_BYTES, frozen_chunk=FROZEN_CHUNK_BYTES, activations=1.12, adapted=1.12,
-    scores=1.0, again=7.5, working_copy=True,
-)  # fmt: skip
+    process=600_000_000,
+    chunk=CHUNK_BYTES,
+    frozen_chunk=FROZEN_CHUNK_BYTES,
+    activations=1.12,
+    adapted=1.12,
+    scores=1.0,
+    again=7.5,
+    working_copy=True,
+)
 
 PEAK_MARGIN = 1.2  # what is wired, over the predicted peak: wired memory is lost to everything else on the machine
 CACHE_SHARE = 4  # a fourth of the working set, at most, for freed arrays of shapes that may come again
@@ -65,7 +70,7 @@ def limits(info: Mapping[str, Any], predicted_peak: int) -> tuple[Limits | None,
 
 def device_memory(asked: str) -> DeviceMemory:
     """Of the device that `--device asked` means."""
-    device = choose_device(asked, bool(mx.metal.is_available() or mx.cuda.is_available())).name
+    device = choose_device(asked, has_gpu()).name
     free, total, reason = system_memory()
     working_set = int(mx.device_info().get(_WORKING_SET) or 0) if device == "gpu" else 0
     if working_set:

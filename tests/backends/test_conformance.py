@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.model_folder import vocabulary_size
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import (
     IGNORE_INDEX,
     Batch,
@@ -266,9 +266,18 @@ def test_a_model_that_scales_its_logits_is_right_or_refused(backend_name: str, t
 
     torch.manual_seed(0)
     config = GraniteConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=64, logits_scaling=8.0, tie_word_embeddings=True, eos_token_id=1, pad_token_id=0, bos_token_id=2,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=2,
+    )
     folder = tmp_path / "granite"
     model = GraniteForCausalLM(config)
     model.save_pretrained(folder)
@@ -306,7 +315,7 @@ def test_every_choice_has_a_reason(backend_name: str, qwen2: Path) -> None:
 
 
 def test_mps_is_not_chosen_by_itself() -> None:
-    from backends.torch.backend import choose_device
+    from backends.torch.device import choose_device
 
     assert choose_device("auto", ("mps", "cpu")).name == "cpu"
     assert choose_device("mps", ("mps", "cpu")).name == "mps"
@@ -340,7 +349,7 @@ def test_prompts_without_a_common_beginning_are_decoded_as_they_score(
     assert len(set(alone)) > 1
     for place, token in enumerate(alone):
         rows = np.array(
-            [[*first, *alone[:place], other] for other in range(vocabulary_size(tiny_model))], dtype=np.int32
+            [[*first, *alone[:place], other] for other in range(ModelFolder(tiny_model).vocabulary)], dtype=np.int32
         )
         assert backend.score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].argmax() == token
     assert dict(backend.generate([first, second], Sampling(8, 4)))[0].tokens == alone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.lora import LoraSpec, write_mlx_adapter
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.adapter import LoraSpec, mlx_command, write_mlx_adapter
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import DataError, Example, Orders, PreflightError, TrainState, Update, UsageError
+from tests import tiny
 from tests.backends.conftest import FakePilot
 
 ADAPTER: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8}
@@ -95,7 +96,6 @@ def test_mlx_lm_opens_what_was_trained(
 ) -> None:
     if not backends.installed("mlx"):
         pytest.skip("mlx-lm is not installed here")
-    importlib.import_module("backends.mlx.backend")  # chooses the BLAS before mlx is imported
     import mlx.core as mx
     import mlx_lm
 
@@ -111,6 +111,32 @@ def test_mlx_lm_opens_what_was_trained(
         scores.append(np.array(mx.take_along_axis(log_p, mx.array(batch.tokens[:, 1:, None]), axis=-1)[..., 0]))
     assert np.abs(scores[1] - ours).max() < LOADER_TOLERANCE
     assert np.abs(scores[0] - ours).max() > 10 * LOADER_TOLERANCE  # the control: without its adapter
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="mlx-lm is not installed here")
+def test_a_base_that_transformers_5_saved_opens_in_mlx_lm_by_the_line_that_is_said(
+    examples: list[Example], tmp_path: Path
+) -> None:
+    import mlx.core as mx
+    import mlx_lm
+
+    base = tiny.make(tmp_path / "base", "llama")
+    config = json.loads((base / "config.json").read_text())
+    assert mlx_command(ModelFolder(base), str(base), tmp_path / "adapter") is None  # with both keys nothing is amiss
+    del config["rope_theta"]
+    (base / "config.json").write_text(json.dumps(config))
+    backend = adapter("torch", base, examples, method="lora")
+    write_mlx_adapter(tmp_path / "adapter", backend.state().parameters, LoraSpec(4, 8, 0.0, (), False, 0), str(base))
+    batch, scores = pad(examples[:3]), []
+    line = mlx_command(ModelFolder(base), str(base), tmp_path / "adapter")
+    assert line is not None
+    for load in (line, f"mlx_lm.load({str(base)!r}, adapter_path={str(tmp_path / 'adapter')!r})"):
+        model, _ = eval(load, {"mlx_lm": mlx_lm})  # as a person would type it
+        logits = model(mx.array(batch.tokens)).astype(mx.float32)[:, :-1]
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        scores.append(np.array(mx.take_along_axis(log_p, mx.array(batch.tokens[:, 1:, None]), axis=-1)[..., 0]))
+    assert np.abs(scores[0] - backend.score(batch)).max() < LOADER_TOLERANCE
+    assert np.abs(scores[1] - backend.score(batch)).max() > 10 * LOADER_TOLERANCE  # as mlx-lm opens it by itself
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora"])
@@ -223,7 +249,6 @@ def test_a_dtype_that_needs_too_much_memory_is_out(
 
 @pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
 def test_the_gradient_of_float16_is_taken_of_a_scaled_loss() -> None:
-    importlib.import_module("backends.mlx.backend")
     import mlx.core as mx
 
     from backends.mlx.train import loss_scale
@@ -270,3 +295,23 @@ def test_the_adapters_config_says_what_it_is(
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_dora"]) == (4, 8, True)
     assert config["base_model_name_or_path"] == str(qwen2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_rehearsal_changes_no_bit_and_no_name(
+    backend_name: str, qwen2: Path, examples: list[Example], tmp_path: Path, method: str
+) -> None:
+    dropout = {"lora_dropout": 0.5, **ADAPTER} if method == "lora" else {}
+    found, asked = [], list[int]()
+    for name, rehearsed in (("plain", False), ("rehearsed", True)):
+        backend, pilot = open_it(backend_name, qwen2), FakePilot(rate=1e-2)
+        if rehearsed:
+            config = TrainConfig(model="a name that is not the base's", method=method, **dropout)
+            assert backend.rehearse(pad(examples[:4]), config, lambda: asked.append(1) is None) > 0
+        backend.train(updates_of(examples), TrainConfig(model=str(qwen2), method=method, **dropout), pilot)
+        backend.save(tmp_path / name)
+        found.append([(stats.loss, stats.grad_norm) for stats in pilot.stats])
+    assert found[0] == found[1]
+    assert asked == [1]  # late after the first time: there is no second
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "rehearsed" / path.name).read_bytes(), path.name

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core.batching import pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.folders import read_json
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import read_json
+from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Choice, Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot
@@ -24,9 +24,6 @@ MAC = {"max_recommended_working_set_size": 12 * GB, "memory_size": 16 * GB}  # a
 
 @pytest.fixture
 def memory() -> Any:
-    import backends.mlx.backend  # chooses the BLAS before mlx is imported
-
-    assert backends.mlx.backend.BLAS.name
     from backends.mlx import memory
 
     return memory

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import Batch, DataError, DivergedError, Example, TrainState, Update, UsageError
 from tests import tiny
 from tests.backends.conftest import FakePilot
@@ -55,8 +55,10 @@ def same(one: TrainState, other: TrainState) -> bool:
 
 def copied(state: TrainState) -> TrainState:
     """A state's arrays are valid until the next update."""
-    kept = ({name: array.copy() for name, array in part.items()} for part in
-            (state.parameters, state.first_moments, state.second_moments))  # fmt: skip
+    kept = (
+        {name: array.copy() for name, array in part.items()}
+        for part in (state.parameters, state.first_moments, state.second_moments)
+    )
     return TrainState(state.step, *kept)
 
 

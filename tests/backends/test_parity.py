@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 import backends
-from gsm8k_core import ladder
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.ladder import MARGIN, RUNGS, Reading, climb
-from gsm8k_core.sides import NATS, Bench, Side
-from gsm8k_core.types import IGNORE_INDEX, Example, Update
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.parity import ladder
+from gsm8k_core.parity.bench import NATS, Bench, Implementation
+from gsm8k_core.parity.ladder import MARGIN, RUNGS, Reading, climb
+from gsm8k_core.problems.batching import make_updates, pad
+from gsm8k_core.types import Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot
 
@@ -49,8 +49,8 @@ def tolerance(number: int) -> float:
     return RUNGS[number].tolerances[NATS]
 
 
-def side(name: str) -> Side:
-    return Side(name, lambda folder: backends.open(name, folder, "cpu", "float32"))
+def side(name: str) -> Implementation:
+    return Implementation(name, lambda folder: backends.open(name, folder, "cpu", "float32"))
 
 
 @pytest.fixture(scope="session")
@@ -121,9 +121,7 @@ def test_what_is_reported_of_an_update(tiny_model: Path, examples: list[Example]
     update = updates_of(examples)[0]
     norms = []
     for backend in opened(tiny_model).values():
-        total = sum(
-            float(-backend.score(batch)[batch.labels[:, 1:] != IGNORE_INDEX].sum()) for batch in update.micro_batches
-        )
+        total = sum(float(-batch.at_targets(backend.score(batch)).sum()) for batch in update.micro_batches)
         pilot = FakePilot()
         backend.train([update], TrainConfig(), pilot)
         reported = pilot.stats[0]

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import pad
-from gsm8k_core.folders import write_json
-from gsm8k_core.model_folder import check_folder, folder_hash
-from gsm8k_core.models import resolve_model
-from gsm8k_core.quantized import BITS, dequantize, is_quantized
+from gsm8k_core.files import write_json
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.quantized import BITS, dequantize, is_quantized
+from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Batch, DataError, Example, StorageError
 from tests import tiny
 
@@ -30,7 +30,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quantise(source: Path, directory: Path, bits: int = 4, group_size: int = 64) -> Path:
-    from backends.mlx.quantize import quantize_folder  # imports mlx
+    from backends.mlx.adapter import quantize_folder  # imports mlx
 
     quantize_folder(source, directory, bits, group_size)
     return directory
@@ -56,9 +56,6 @@ def resolved(folder: Path) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("bits", BITS)
 def test_numpy_dequantises_as_mlx_to_the_last_bit(bits: int, dtype: str) -> None:
-    from backends.mlx.backend import BLAS  # chooses the BLAS before mlx is imported
-
-    assert BLAS.name
     import mlx.core as mx
 
     rng = np.random.default_rng(bits)
@@ -115,7 +112,7 @@ def test_mlx_lm_opens_the_folder_and_makes_the_same_one(tiny_model: Path, tmp_pa
 
 
 def test_a_mixed_model_of_mlx_lms_is_read(qwen2: Path, tmp_path: Path, batch: Batch) -> None:
-    from backends.mlx.backend import load
+    from backends.mlx.load import load
 
     def mixed(path: str, module: object) -> bool | dict[str, object]:
         bits = {"v_proj": 8, "o_proj": 3}.get(path.rsplit(".", 1)[-1])
@@ -136,8 +133,8 @@ def test_a_mixed_model_of_mlx_lms_is_read(qwen2: Path, tmp_path: Path, batch: Ba
 def test_the_folder_is_mlx_lms_layout(qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = quantise(qwen2, tmp_path / "base")
     assert capsys.readouterr().out == ""  # mlx-lm prints; what a verb prints is its own
-    assert is_quantized(base)
-    check_folder(base, quantized=True)
+    assert is_quantized(ModelFolder(base))
+    ModelFolder(base).check(quantized=True)
     config = json.loads((base / "config.json").read_text())
     assert config["quantization"] == config["quantization_config"] == {"group_size": 64, "bits": 4, "mode": "affine"}
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000
@@ -158,9 +155,9 @@ PARTS = ("weight", "scales", "biases")
 
 
 def test_the_same_model_is_the_same_base(qwen2: Path, tmp_path: Path) -> None:
-    first = folder_hash(quantise(qwen2, tmp_path / "first"))
-    assert folder_hash(quantise(qwen2, tmp_path / "second")) == first
-    assert folder_hash(quantise(qwen2, tmp_path / "third", bits=8)) != first
+    first = ModelFolder(quantise(qwen2, tmp_path / "first")).hash
+    assert ModelFolder(quantise(qwen2, tmp_path / "second")).hash == first
+    assert ModelFolder(quantise(qwen2, tmp_path / "third", bits=8)).hash != first
 
 
 def test_a_rope_base_that_only_transformers_5_names_is_kept(tmp_path: Path, batch: Batch) -> None:

@@ -12,19 +12,27 @@ from pathlib import Path
 import pytest
 
 import backends
-from gsm8k_core.batching import make_updates
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.prompts import load_tokenizer, make_examples
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.problems.batching import make_updates
+from gsm8k_core.problems.prompts import make_examples
 from gsm8k_core.types import Problem
 from tests import tiny
 from tests.backends.conftest import FakePilot
 
 SHAPE = {
-    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-    "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 32_768, "rope_theta": 1e6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "eos_token_id": 151_645, "pad_token_id": 151_643,
-}  # fmt: skip
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 2,  # the rest is its shape; 24 of them took 10 GB and a minute more on each backend
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "eos_token_id": 151_645,
+    "pad_token_id": 151_643,
+}
 NAMES = {"mlx", "torch"}
 
 
@@ -45,7 +53,7 @@ def test_two_updates(backend_name: str, qwen_shaped: Path) -> None:
     problems = [
         Problem(f"train-{n}", f"Tom has {n} apples.", f"<<{n}+1={n + 1}>>\n#### {n + 1}", str(n + 1)) for n in (3, 8)
     ]
-    examples = make_examples(load_tokenizer(qwen_shaped), problems, end_token_ids(qwen_shaped))
+    examples = make_examples(ModelFolder(qwen_shaped).tokenizer, problems, ModelFolder(qwen_shaped).end_ids)
     backend = backends.open(backend_name, qwen_shaped, "cpu", "float32")
     pilot = FakePilot(rate=1e-4)
     backend.train(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from tokenizers import pre_tokenizers
 
 import backends
 import cli
-from gsm8k_core import tiny
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.harness import Continuation, Engine, are_greedy, clipped, complete, sampling_of
-from gsm8k_core.models import resolve_model
+from gsm8k_core.config.score import HarnessConfig
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.parity import tiny
+from gsm8k_core.scoring.harness import Continuation, Engine, are_greedy, clipped, complete, sampling_of
 from gsm8k_core.types import Completion, DataError, Sampling, UsageError
 
 pytestmark = pytest.mark.usefixtures("bench")
@@ -214,7 +215,8 @@ def fake(answers: dict[tuple[int, ...], str], batch_size: int = 2) -> Engine:
     def score(batch: Any) -> Any:
         raise AssertionError("not asked for")
 
-    return Engine(generate, score, lambda tokens: "".join(map(chr, tokens)), frozenset({0}), 128, 512, batch_size)
+    model: Any = SimpleNamespace(generate=generate, score=score)
+    return Engine(model, lambda tokens: "".join(map(chr, tokens)), frozenset({0}), 128, 512, batch_size)
 
 
 def test_an_answer_ends_with_its_stop_string_its_end_token_or_its_length() -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.dev import DevResult
-from gsm8k_core.guard import Guard
-from gsm8k_core.pilot import RunPilot
-from gsm8k_core.plan import PlanEvent
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.training.measure import DevResult, Guard
+from gsm8k_core.training.pilot import Hooks, Past, RunPilot
+from gsm8k_core.training.plan import PlanEvent
 from gsm8k_core.types import StepEvent, UpdateStats
 
 LIVE = object()
@@ -44,6 +43,8 @@ class Simulation:
         tokens: Sequence[int] = (),
         guard: Guard | None = None,
         sleep: Callable[[int], float] = lambda number: 0.0,  # how long the machine sleeps in that update
+        rehearsed: float = 0.0,  # what the pilot is told of a padded token; 0: nothing
+        probe: float | None = None,  # seconds; None: there is none
         **settings: Any,
     ) -> None:
         self.now, self.signal_at = offset, signal_at
@@ -54,17 +55,30 @@ class Simulation:
         self.orders: dict[int, str | None] = {}
         self.update_seconds, self.save_seconds, self.keep_seconds = update, save, keep
         self.evaluation, self.token, self.final, self.results = evaluation, token, final, results
-        self.sleep, self.slept = sleep, 0.0
+        self.sleep, self.slept, self.probe, self.begun = sleep, 0.0, probe or 0.0, True
         past = past or {"events": [PlanEvent(0, total).as_json()], "losses": [], "best": None}
-        self.pilot: RunPilot[object] = RunPilot(
-            TrainConfig(**{"save_steps": 0, **settings}),
-            plan or [PlanEvent.from_json(event) for event in past["events"]],
-            emit=self.events.append, elapsed=lambda: self.now, interrupted=lambda: self.now >= self.signal_at,
-            save=self._save, keep_best=self._keep, evaluate=self._evaluate, reserve=final,
-            save_reserve=save if save_reserve is None else save_reserve, losses=past["losses"], best=past["best"],
-            tokens=tokens, guard=guard or Guard.from_json(past.get("guard", Guard().as_json())), answer=self._evaluate,
+        hooks: Hooks[object] = Hooks(
+            emit=self.events.append,
+            elapsed=lambda: self.now,
+            interrupted=lambda: self.now >= self.signal_at,
+            save=self._save,
+            keep_best=self._keep,
             slept=lambda: self.slept,
-        )  # fmt: skip
+            evaluate=self._evaluate,
+            answer=self._evaluate,
+            probe=None if probe is None else self._probe,
+        )
+        brought = Past(
+            plan or [PlanEvent.from_json(event) for event in past["events"]],
+            past["losses"],
+            past["best"],
+            guard or Guard.from_json(past.get("guard", Guard().as_json())),
+            tokens=tokens,
+            rehearsed=rehearsed,
+            reserve=final,
+            save_reserve=save if save_reserve is None else save_reserve,
+        )
+        self.pilot = RunPilot(TrainConfig(**{"save_steps": 0, **settings}), hooks, brought)
         self.done = len(past["losses"])
 
     def _save(self, update: int, live: object) -> Path:
@@ -74,7 +88,7 @@ class Simulation:
         self.checkpoints[update] = json.loads(json.dumps(self.pilot.as_json(), allow_nan=False))
         return Path(f"checkpoints/{update}")
 
-    def _keep(self, update: int, live: object) -> Path:
+    def _keep(self, update: int, live: object, result: DevResult) -> Path:
         self.now += self.keep_seconds
         self.kept.append(update)
         return Path("best")
@@ -89,7 +103,19 @@ class Simulation:
             left -= self.token
         return self.results(self.done)
 
+    def _probe(self, update: int, live: object, deadline: Callable[[], bool]) -> StepEvent | None:
+        left = self.probe
+        while left > 0:
+            if deadline():
+                return None
+            self.now += min(self.token, left)
+            left -= self.token
+        return StepEvent("probe", {"update": update})
+
     def run(self) -> Simulation:
+        self.begun = self.pilot.begin()
+        if not self.begun:
+            return self  # a new run leaves nothing, and another one its checkpoint as the model
         for number in range(self.done + 1, self.pilot.asked + 1):
             self.now += self.update_seconds(number) + self.sleep(number)
             self.slept += self.sleep(number)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.awake import kept_awake
+from gsm8k_core.clock import kept_awake
 from tests.waiting import wait_for
 
 SCRIPT = '#!/bin/sh\necho "$$ $@" > "$NOTE"\nexec sleep 3600\n'
@@ -58,7 +58,7 @@ def test_it_ends_with_an_error_too(note: Path) -> None:
 
 def test_elsewhere_nothing_is_started(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr("gsm8k_core.awake.subprocess.Popen", lambda *given, **more: started.append(given))
+    monkeypatch.setattr("gsm8k_core.clock.subprocess.Popen", lambda *given, **more: started.append(given))
     with kept_awake("Linux", 4711, print):
         assert started == []
 

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import backends
+import cli
+from gsm8k_core.types import UsageError
 from tests import tiny
 from tests.e2e.conftest import ROOT, Run
 from tests.fake_hub import waits
@@ -55,6 +58,31 @@ def test_one_clear_line_and_the_documented_code(
     assert len(errors) == 1
     assert says in errors[0]
     assert "Traceback" not in done.stderr
+
+
+OF_A_BACKEND = sorted(verb for verb in cli.VERBS if "backend" in cli._settings(verb).model_fields)
+
+
+@pytest.mark.parametrize("verb", OF_A_BACKEND)
+def test_a_backend_that_does_not_exist_is_refused_before_anything_is_read(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By flag or by file, and the names that exist come from one list. A model that is not there is not looked for."""
+    (tmp_path / "jax.yaml").write_text("backend: jax\n")
+    for asked in (["--backend", "jax"], ["--config", str(tmp_path / "jax.yaml")]):
+        model = [] if verb == "compare" else ["--model", "./nowhere"]
+        assert cli.main([verb, *asked, *model]) == UsageError.exit_code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--backend jax does not exist (there are auto, {', '.join(sorted(backends.PROVIDERS))})" in line
+
+
+@pytest.mark.parametrize("verb", OF_A_BACKEND)
+def test_help_names_every_backend(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    flag = capsys.readouterr().out.partition("--backend auto|NAME")[2].partition("--device")[0]
+    assert flag
+    assert all(name in flag for name in ("auto", *backends.PROVIDERS))
 
 
 def test_verbose_shows_the_traceback(run: Run) -> None:
@@ -106,9 +134,20 @@ def test_a_run_that_fails_later_says_so_in_its_manifest(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     done = run(
-        "train", "--model", broken, "--data", data, "--backend", backend_name, "--dtype", "float32",
-        "--device", "cpu", "--output-dir", "out",
-    )  # fmt: skip
+        "train",
+        "--model",
+        broken,
+        "--data",
+        data,
+        "--backend",
+        backend_name,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--output-dir",
+        "out",
+    )
     manifest = json.loads((tmp_path / "out/run.json").read_text())
     assert done.returncode == 5
     assert manifest["status"] == "failed"
@@ -167,9 +206,12 @@ def test_json_is_json_with_wandb_offline(model: Path, data: Path, tmp_path: Path
     command = [sys.executable, str(ROOT / "cli.py"), "eval", "--model", str(model), "--data", str(data)]
     done = subprocess.run(
         [*command, "--backend", "torch", "--max-samples", "1", "--max-new-tokens", "2", "--json"],
-        cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout)["n"] == 1
     assert "WANDB offline" in done.stderr  # or this proves nothing
 
@@ -178,8 +220,10 @@ def test_a_stdout_that_is_not_utf8_is_written_to_all_the_same(tmp_path: Path) ->
     (tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}").mkdir()
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), "runs", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"],
-        cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}, capture_output=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     assert b"no runs under caf?" in done.stdout
 
@@ -189,3 +233,16 @@ def test_reasons_do_not_blame_a_flag_for_what_the_file_says(run: Run, model: Pat
     done = run("inspect", "--config", "c.yaml")
     assert "train: you named it;" in " ".join(done.stdout.split())
     assert "--data" not in done.stdout
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="mlx's")
+def test_a_window_that_mlx_ignores_is_refused_before_anything_is_made(run: Run, data: Path, tmp_path: Path) -> None:
+    windowed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8}
+    model = tiny.make(tmp_path / "windowed", "llama", **windowed)
+    place = ("--model", model, "--data", data, "--backend", "mlx", "--device", "cpu", "--dtype", "float32")
+    trained = run("train", *place, "--output-dir", tmp_path / "run")
+    assert (trained.returncode, "config.json has sliding_window 8, which mlx" in trained.stderr) == (3, True)
+    assert not (tmp_path / "run").exists()
+    scored = run("eval", *place, "--max-samples", "2", "--max-new-tokens", "4")
+    assert (scored.returncode, "--backend torch" in scored.stderr) == (3, True), scored.stderr
+    assert len(scored.stderr.strip().splitlines()) == 1

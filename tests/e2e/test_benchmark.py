@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 
 from backends import installed
-from gsm8k_core.benchmark import objections, read
-from gsm8k_core.benchmark_config import BenchmarkConfig
-from gsm8k_core.contenders import CONTENDERS
-from gsm8k_core.data import load_data
-from gsm8k_core.models import resolve_model
-from tests.e2e.conftest import ROOT, Run
-from verbs import benchmark_jobs, mac_report
+from benchmarks import mac_report, measure
+from benchmarks import work as benchmark_jobs
+from benchmarks.config import BenchmarkConfig
+from benchmarks.contenders import CONTENDERS
+from benchmarks.job import Row
+from benchmarks.measure import check_tokens
+from benchmarks.results import objections, read
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems.data import load_data
+from tests.e2e.conftest import Run
 
 # Nats per target; measured over both methods and all peers: 7e-7, 7e-6 and 9e-6, mlx-lm's own loss 0.14 and 0.07.
 FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
@@ -28,23 +31,8 @@ FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
 SMALL = ("--rows", 8, "--update-size", 4, "--batch-size", 2, "--held-out", 4, "--device", "cpu", "--results", "res")
 
 
-def script(name: str) -> Any:
-    """A program of benchmarks/, as a module."""
-    if str(benchmark_jobs.SCRIPTS) not in sys.path:
-        sys.path.append(str(benchmark_jobs.SCRIPTS))
-    spec = importlib.util.spec_from_file_location(f"bench_{Path(name).stem}", benchmark_jobs.SCRIPTS / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(benchmark_jobs.SCRIPTS)])
-    import measure
-
     monkeypatch.setattr(measure, "GEMM_SIZES", {"cpu": 256, "gpu": 256})
 
 
@@ -58,7 +46,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         path.write_text(job.model_dump_json())
         out.unlink(missing_ok=True)
         ran.append(getattr(job, "contender", name))
-        script(name).main(path)
+        importlib.import_module(f"benchmarks.{Path(name).stem}").main(path)
         return dict(json.loads(out.read_bytes()))
 
     monkeypatch.setattr(benchmark_jobs, "run_script", here)
@@ -89,9 +77,21 @@ def test_everyone_does_the_same_work(
     names = able("ours-mlx", "ours-torch", "mlx-lm", "trl", "trl-best", "hf")
     what = ("--trainable", "blocks") if method == "full" else ("--method", "lora", "--lora-rank", 4)
     done = run(
-        "benchmark", "train", "--contenders", ",".join(names), *what, "--model", model, "--data", data, *SMALL,
-        "--rounds", 1, "--learning-rate", 1e-3,
-    )  # fmt: skip
+        "benchmark",
+        "train",
+        "--contenders",
+        ",".join(names),
+        *what,
+        "--model",
+        model,
+        "--data",
+        data,
+        *SMALL,
+        "--rounds",
+        1,
+        "--learning-rate",
+        1e-3,
+    )
     assert done.returncode == 0, done.stderr
     found = read(result())
     assert list(found.samples) == names
@@ -119,9 +119,27 @@ def test_generation_compares_texts(run: Run, in_process: list[str], model: Path,
     (model / "generation_config.json").write_text(json.dumps(settings))
     names = ["ours-mlx", "ours-torch", "mlx-lm", "hf", "mlx-lm-best", "hf-best"]
     done = run(
-        "benchmark", "generate", "--contenders", "all", "--model", model, "--data", data, "--problems", 5,
-        "--max-new-tokens", 12, "--eval-batch-size", 2, "--rounds", 2, "--device", "cpu", "--results", "res",
-    )  # fmt: skip
+        "benchmark",
+        "generate",
+        "--contenders",
+        "all",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--problems",
+        5,
+        "--max-new-tokens",
+        12,
+        "--eval-batch-size",
+        2,
+        "--rounds",
+        2,
+        "--device",
+        "cpu",
+        "--results",
+        "res",
+    )
     assert done.returncode == 0, done.stderr
     assert in_process == [*names, "compare_texts.py", *names]
     record = result()
@@ -143,9 +161,16 @@ Fake = Callable[[str, Any, Path], dict[str, Any]]
 def sample_of(job: Any) -> dict[str, Any]:
     count = len(job.updates) * job.passes
     return {
-        "seconds": [1.0] * count, "losses": [1.0] * count, "first_loss": 1.0, "shapes": [[[2, 8]]] * count,
-        "load_seconds": 0.1, "aside_seconds": 0.0, "gemm_gflops": 100.0, "peak_rss": 1 << 30, "peak_framework": None,
-    }  # fmt: skip
+        "seconds": [1.0] * count,
+        "losses": [1.0] * count,
+        "first_loss": 1.0,
+        "shapes": [[[2, 8]]] * count,
+        "load_seconds": 0.1,
+        "aside_seconds": 0.0,
+        "gemm_gflops": 100.0,
+        "peak_rss": 1 << 30,
+        "peak_framework": None,
+    }
 
 
 def fake(name: str, job: Any, out: Path) -> dict[str, Any]:
@@ -334,7 +359,7 @@ def test_without_test_problems_nothing_is_answered(run: Run, data: Path, model: 
 
 
 def test_a_result_is_never_written_over(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verbs.benchmark.time.strftime", lambda form, *more: "20260101-000000")
+    monkeypatch.setattr("benchmarks.record.time.strftime", lambda form, *more: "20260101-000000")
     for _ in range(3):
         assert bench("train", "--contenders", "ours-torch", "--rounds", 1).returncode == 0
     names = [f"train-20260101-000000{suffix}.json" for suffix in ("", "-2", "-3")]
@@ -354,10 +379,6 @@ def test_a_program_that_breaks_says_its_last_words(tmp_path: Path, monkeypatch: 
 
 
 def test_a_peer_with_other_tokens_is_refused() -> None:
-    from measure import check_tokens
-
-    from gsm8k_core.benchmark_job import Row
-
     row = Row(id="train-1", messages=[], tokens=[1, 2, 3], num_prompt=1)
     check_tokens("TRL", row, [1, 2, 3], 1)
     for tokens, masked in (([1, 2], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)):
@@ -380,7 +401,7 @@ def test_the_report_is_made_where_the_results_are(bench: Callable[..., Any], run
     done = run("benchmark", "report", "--results", "bench/results")
     assert done.returncode == 0, done.stderr
     assert "ours-torch / hf" in Path("bench/README.md").read_text()
-    assert len(list(Path("bench").glob("train-*.png"))) == 1
+    assert len(list(Path("bench/results").glob("train-*.png"))) == 1
 
 
 def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,4 +422,18 @@ def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeyp
 
 def test_the_programs_are_where_the_verb_looks() -> None:
     names = ("train_throughput.py", "eval_throughput.py", "score_weights.py", "compare_texts.py")
-    assert all((ROOT / "benchmarks" / name).is_file() for name in names)
+    assert all((benchmark_jobs.SCRIPTS / name).is_file() for name in names)
+
+
+def test_a_program_finds_the_checkout_and_not_its_own_folder() -> None:
+    """Python puts benchmarks/ itself on the path, where memory.py and tables.py would hide other packages."""
+    begin = (
+        'if __name__ == "__main__":  # a script\'s own folder is on the path, the checkout is not\n'
+        "    sys.path[0] = str(Path(__file__).resolve().parents[1])\n"
+    )
+    ours = re.compile(r"^(?:from|import) (?:backends|benchmarks|gsm8k_core|verbs)\b", re.MULTILINE)
+    programs = [path.read_text() for path in benchmark_jobs.SCRIPTS.glob("*.py") if "\ndef main(" in path.read_text()]
+    assert len(programs) >= 10
+    for text in programs:
+        first = ours.search(text)
+        assert first is None or begin in text[: first.start()], text.splitlines()[0]

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core import hub, machine
+from gsm8k_core import machine
 from gsm8k_core.machine import Finding, Report
+from gsm8k_core.models import hub
 from gsm8k_core.types import Choice, PreflightError
 from tests.e2e.conftest import ROOT, Run
 from verbs import doctor
@@ -97,9 +98,12 @@ def test_a_backend_that_is_late_stops_nothing(run: Run, fake: Fake) -> None:
     code, result, findings = look(run)
     assert (code, result["ok"], result["auto"]["device"]) == (0, True, None)
     assert findings["torch"] == {
-        "name": "torch", "status": "warning", "value": "not known", "reason": "no answer within 60 s",
+        "name": "torch",
+        "status": "warning",
+        "value": "not known",
+        "reason": "no answer within 60 s",
         "mend": "run doctor again when the machine is quiet",
-    }  # fmt: skip
+    }
 
 
 def test_no_backend_at_all_stops_training(run: Run, fake: Fake) -> None:
@@ -107,7 +111,7 @@ def test_no_backend_at_all_stops_training(run: Run, fake: Fake) -> None:
     code, _, findings = look(run)
     assert code == 3
     assert (findings["torch"]["status"], findings["mlx"]["status"]) == ("problem", "note")
-    assert findings["torch"]["mend"] == backends.INSTALL["torch"]
+    assert findings["torch"]["mend"] == backends.PROVIDERS["torch"].install
 
 
 def test_mlx_is_missed_only_where_auto_would_take_it(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,12 +129,17 @@ def test_rosetta_is_named(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch)
     assert "Rosetta" in look(run)[2]["system"]["reason"]
 
 
-@pytest.mark.parametrize(("free", "status", "code"), [(10**6, "problem", 3), (5 * 10**9, "warning", 0)])
+@pytest.mark.parametrize(
+    ("free", "status", "code"),
+    [(10**6, "problem", 3), (2 * 10**9, "problem", 3), (5 * 10**9, "warning", 0), (10**11, "ok", 0)],
+)
 def test_a_full_disk(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch, free: int, status: str, code: int) -> None:
     fake(torch=WORKS)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free))
     returned, _, findings = look(run)
     assert (returned, findings["disk"]["status"]) == (code, status)
+    said = "a full run of embedded takes 2.2 GB at least, for its model and one checkpoint, and "
+    assert findings["disk"]["reason"].startswith(said)
 
 
 @pytest.mark.parametrize("asked", ["file", "file/run"])

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,19 +56,30 @@ def train_sh(checkout: Path, *arguments: str, path: str = SYSTEM_PATH, **environ
     elsewhere.mkdir(exist_ok=True)
     done = subprocess.run(
         [checkout / "train.sh", *arguments],
-        cwd=elsewhere, env={"PATH": path, **environment}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=CEILING, check=True,
-    )  # fmt: skip
+        cwd=elsewhere,
+        env={"PATH": path, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=CEILING,
+        check=True,
+    )
     return done.stdout.splitlines()
 
 
 def test_train_sh_makes_flags_of_the_environment(checkout: Path) -> None:
     script(checkout / ".venv/bin/python", run_python())
     settings = {
-        "MAX_SAMPLES": "64", "BATCH_SIZE": "2", "GRADIENT_ACCUMULATION_STEPS": "4", "NUM_EPOCHS": "1",
-        "LEARNING_RATE": "1e-4", "MAX_LENGTH": "256", "MAX_TIME": "90m", "MODEL": "a model",
+        "MAX_SAMPLES": "64",
+        "BATCH_SIZE": "2",
+        "GRADIENT_ACCUMULATION_STEPS": "4",
+        "NUM_EPOCHS": "1",
+        "LEARNING_RATE": "1e-4",
+        "MAX_LENGTH": "256",
+        "MAX_TIME": "90m",
+        "MODEL": "a model",
         "OUTPUT_DIR": "my runs/one",
-    }  # fmt: skip
+    }
     flags = [("--" + name.lower().replace("_", "-"), value) for name, value in settings.items()]
     words = ["--seed", "7", "two words"]
     assert train_sh(checkout, *words, **settings) == ["train", *itertools.chain(*flags), *words]
@@ -103,9 +115,14 @@ def make(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedP
             shutil.copy(ROOT / name, folder)
     return subprocess.run(
         [found, "-s", *arguments],
-        cwd=folder, env={"PATH": f"{folder / 'bin'}:{path}"}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=CEILING, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env={"PATH": f"{folder / 'bin'}:{path}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=CEILING,
+        check=False,
+    )
 
 
 def test_make_says_in_one_line_what_to_install(tmp_path: Path) -> None:
@@ -240,3 +257,56 @@ def test_the_wheel_holds_every_module_of_ours_that_it_imports() -> None:
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     ours = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {name.split(".")[0] for name in names} & ours <= {Path(name).stem for name in shipped}
+
+
+# --- the wheel ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what a wheel of this project installs."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    folder = tmp_path_factory.mktemp("wheel")
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_the_product_alone(unpacked: Path) -> None:
+    found = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
+    assert found == {"cli.py", "verbs", "backends", "gsm8k_core"}
+
+
+# Run in the wheel's folder: prints the exit code of each call after what it said.
+CALLS = """
+import contextlib, importlib, sys
+import cli
+for arguments in (["help"], ["benchmark", "train"], ["benchmark", "--help"], ["benchmrk"], ["runs"]):
+    with contextlib.redirect_stderr(sys.stdout):
+        print("exit", cli.main(arguments))
+for verb in cli._here():
+    importlib.import_module(cli.VERBS[verb][1])
+print([name for name, module in sys.modules.items() if name.partition(".")[0] == "benchmarks"])
+print(all(sys.modules[name].__file__.startswith(sys.path[0]) for name in ("cli", "verbs", "backends", "gsm8k_core")))
+"""
+
+
+def test_without_the_folder_of_the_benchmark_all_else_works(unpacked: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r})\n{CALLS}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    overview, refused, of_help, of_typing, _, modules = done.stdout.split("exit ")
+    assert "train" in overview
+    assert "benchmark" not in overview
+    verbs = "train, eval, compare, generate, inspect, grade, doctor, parity, plot, runs, harness"
+    said = f"error: benchmark comes with the source and not with the package (here are {verbs})"
+    said += "; clone the repository, and there python cli.py benchmark"
+    assert refused.splitlines() == ["0", said]
+    assert of_help.splitlines() == ["3", said]
+    assert "there is no verb 'benchmrk' (there are train, " in of_typing
+    assert "benchmark;" not in of_typing
+    assert modules.splitlines() == ["0", "[]", "True"]

@@ -15,6 +15,7 @@ from filelock import FileLock
 from safetensors.numpy import load_file
 
 import backends
+from gsm8k_core.models.adapter import base_of
 from tests import tiny
 from tests.apples import write_problems
 
@@ -22,6 +23,7 @@ CURVE_TOLERANCE = 6e-5  # rung 5's
 BOTH = pytest.mark.skipif(
     not all(backends.installed(name) for name in backends.PROVIDERS), reason="needs both backends"
 )
+Train = Callable[..., Any]
 ADAPTER = ("--lora-rank", "4", "--lora-alpha", "8", "--lora-dropout", "0.1")
 
 
@@ -35,16 +37,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_problems(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def train(run: Any, model: Path, data: Path) -> Callable[..., Any]:
-    """`train(folder, *flags)`: six updates of four rows, a checkpoint after each second."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[Any, Path]]:
+    """What `train` gave by its flags, and where the run lies: most tests begin with the very same run."""
+    return {}
 
-    def start(folder: Path, *flags: str) -> Any:
-        return run(
-            "train", "--model", str(model), "--data", str(data), "--device", "cpu", "--dtype", "float32",
-            "--max-samples", "24", "--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "1",
-            "--save-steps", "2", "--save-total-limit", "9", "--output-dir", str(folder), *flags,
-        )  # fmt: skip
+
+@pytest.fixture
+def train(run: Any, model: Path, data: Path, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """`train(folder, *flags)`: six updates of four rows, a checkpoint after each second.
+
+    Flags that were trained before give a copy of that run, unless `fresh`: for a test that changes more than flags.
+    """
+    asked = "--device cpu --dtype float32 --max-samples 24 --batch-size 2 --gradient-accumulation-steps 2"
+    asked += " --num-epochs 1 --save-steps 2 --save-total-limit 9"
+
+    def start(folder: Path, *flags: str, fresh: bool = False) -> Any:
+        if fresh or flags not in trained:
+            settings = ("--model", str(model), "--data", str(data), *asked.split(), "--output-dir", str(folder))
+            result = run("train", *settings, *flags)
+            if fresh or result.returncode != 0:
+                return result
+            trained[flags] = result, tmp_path_factory.mktemp("trained") / "run"
+            shutil.copytree(folder, trained[flags][1])
+            return result
+        result, kept = trained[flags]
+        shutil.copytree(kept, folder)
+        return result
 
     return start
 
@@ -205,9 +224,9 @@ def test_a_dtype_that_the_other_backend_lacks_names_the_way_on(run: Any, train: 
 
 
 def test_a_launchers_variable_changes_no_precision(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train(tmp_path / "plain", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "plain", "--backend", "torch", fresh=True).returncode == 0
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train(tmp_path / "left", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "left", "--backend", "torch", fresh=True).returncode == 0
     assert losses(tmp_path / "left") == losses(tmp_path / "plain")
 
 
@@ -251,6 +270,34 @@ def test_flags_of_the_start_may_be_repeated(run: Any, train: Any, tmp_path: Path
     assert json.loads((folder / "run.json").read_text())["config"]["model"] == str(model)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_moved_is_found_by_compare_after_the_resume(
+    run: Any, train: Any, tmp_path: Path, model: Path, data: Path, method: str
+) -> None:
+    old = shutil.copytree(model, tmp_path / "old/model"), shutil.copytree(data, tmp_path / "old/data")
+    flags = ("--model", str(old[0]), "--data", str(old[1]), "--backend", "torch", "--method", method)
+    assert train(tmp_path / "whole", *flags, *(ADAPTER if method == "lora" else ())).returncode == 0
+    folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
+    before = json.loads((folder / "run.json").read_text())
+    (tmp_path / "old").rename(tmp_path / "new")
+    new = tmp_path / "new/model", tmp_path / "new/data"
+    resumed = run("train", "--resume", str(folder), "--model", str(new[0]), "--data", str(new[1]))
+    assert resumed.returncode == 0, resumed.stderr
+    few = ("--max-samples", "2", "--max-new-tokens", "4")
+    evaluated = run("eval", "--model", str(folder), *few)
+    assert evaluated.returncode == 0, evaluated.stderr
+    advice = next(line for line in evaluated.stdout.splitlines() if line.startswith("next "))
+    compared = run(*advice.split()[3:], *few)  # next python cli.py compare ...
+    assert compared.returncode == 0, compared.stderr
+    manifest = json.loads((folder / "run.json").read_text())
+    assert [manifest[part]["name"] for part in ("model", "data")] == [str(path) for path in new]
+    assert manifest["model"]["hash"] == before["model"]["hash"]
+    assert manifest["data"]["sha256"] == before["data"]["sha256"]
+    # What was written before the move names the old place: the run knows the new one.
+    if method == "lora":
+        assert base_of(folder / "checkpoints/update-000002/model") == base_of(folder / "model") == str(new[0])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -282,7 +329,7 @@ def test_an_ignored_hangup_stays_ignored() -> None:
     """nohup asks for it."""
     import signal
 
-    from verbs.signals import stopping
+    from verbs.train.signals import stopping
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -410,3 +457,24 @@ def test_a_flag_that_would_change_nothing_is_refused(
 ) -> None:
     result = train(tmp_path / "run", "--backend", "torch", *flags)
     assert (result.returncode, said in result.stderr, "{" in result.stderr) == (2, True, False), result.stderr
+
+
+def test_a_run_goes_on_with_the_rows_that_it_began_with(
+    run: Any, train: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 2026-11-29 the line end that a template writes after the end token was trained too."""
+    turns = tmp_path / "turns"
+    shutil.copytree(model, turns)
+    settings = json.loads((turns / "tokenizer_config.json").read_text())
+    settings["chat_template"] = tiny.TEMPLATE.replace("' <end> '", "' <end> . '")
+    (turns / "tokenizer_config.json").write_text(json.dumps(settings))
+    flags = ("--backend", "torch", "--model", str(turns))
+    with monkeypatch.context() as patch:
+        patch.setattr("gsm8k_core.problems.prompts._end", lambda tokenizer, row, num_prompt, ends: len(row))
+        assert train(tmp_path / "whole", *flags, fresh=True).returncode == 0
+    folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
+    result = run("train", "--resume", str(folder))
+    assert (result.returncode, "rows     as the run began" in result.stdout) == (0, True), result.stderr
+    assert losses(folder) == losses(tmp_path / "whole")
+    assert train(tmp_path / "new", *flags, fresh=True).returncode == 0
+    assert losses(tmp_path / "new") != losses(tmp_path / "whole")

@@ -53,13 +53,13 @@ PAUSES = """
 import signal, sys
 sys.path.insert(0, {root!r})
 import cli
-from verbs.evaluate import Opened
-original = Opened.generate
+from verbs.evaluate import LoadedModel
+original = LoadedModel.generate
 def generate(self, draws, sampling):
     for number, found in enumerate(original(self, draws, sampling)):
         if number == 100: signal.pause()
         yield found
-Opened.generate = generate
+LoadedModel.generate = generate
 sys.exit(cli.main())
 """
 
@@ -69,8 +69,11 @@ def test_a_killed_sampled_evaluation_goes_on_bit_for_bit(run: Run, model: Path, 
     arguments += ["--eval-batch-size", "1", "--output-dir"]
     process = subprocess.Popen(
         [sys.executable, "-c", PAUSES.format(root=str(ROOT)), "eval", *arguments, "killed"],
-        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
     def there() -> int:
         return sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("killed/logs/*/records.jsonl"))
@@ -98,17 +101,17 @@ def test_batches_are_checked_and_listed(backend_name: str, run: Run, model: Path
 def test_answers_that_were_made_one_by_one_are_not_taken_for_a_batchs(
     run: Run, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from verbs.evaluate import Opened
+    from verbs.evaluate import LoadedModel
 
     arguments = ("--model", model, "--data", data, "--backend", "torch", *COLD)
     summary_of(run, *arguments, "--eval-batch-size", 1)
-    original = Opened.generate
+    original = LoadedModel.generate
 
-    def batches_are_wrong(self: Opened, draws: Any, sampling: Any) -> Any:
+    def batches_are_wrong(self: LoadedModel, draws: Any, sampling: Any) -> Any:
         for index, completion in original(self, draws, sampling):
             yield index, Completion((7,), "length") if sampling.batch_size > 1 else completion
 
-    monkeypatch.setattr(Opened, "generate", batches_are_wrong)
+    monkeypatch.setattr(LoadedModel, "generate", batches_are_wrong)
     found = summary_of(run, *arguments, "--check-batching")
     assert found["reused"] == 0
     assert found["batching"]["equal"] == 0
@@ -144,9 +147,22 @@ def test_shots_change_the_prompt_and_the_key(run: Run, model: Path, data: Path) 
 
 def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     done = run(
-        "compare", "--base-model", model, "--trained-model", model, "--data", data, "--backend", "torch", *HOT,
-        "--samples", 3, "--output-dir", "out", "--json",
-    )  # fmt: skip
+        "compare",
+        "--base-model",
+        model,
+        "--trained-model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        "torch",
+        *HOT,
+        "--samples",
+        3,
+        "--output-dir",
+        "out",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert "both are the same model, file by file" in done.stderr
     paired = json.loads(done.stdout)["paired"]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gsm8k_core.checkpoints import newest
+from gsm8k_core.training.checkpoints import newest
 from gsm8k_core.types import Update
 from tests.e2e.test_resume import CURVE_TOLERANCE, killed, losses, weights
 from tests.e2e.test_resume import data as data
 from tests.e2e.test_resume import model as model
 from tests.e2e.test_resume import train as train
-from verbs.job import Job
+from verbs.train.start import Job
 
 Change = Callable[[Update], Update]
 
@@ -51,7 +51,7 @@ class Hungry:
     """A micro-batch that the device has no memory for."""
 
     def __init__(self, batch: Any, message: str) -> None:
-        self.labels, self.num_targets, self.weights, self._message = batch.labels, batch.num_targets, None, message
+        self.targets, self.num_targets, self._message = batch.targets, batch.num_targets, message
 
     @property
     def tokens(self) -> Any:
@@ -104,9 +104,7 @@ def test_one_bad_update_is_tried_again_at_half_the_rate(
     assert losses(tmp_path / "run")[5] != losses(tmp_path / "plain")[5]
     kept = newest(tmp_path / "run/checkpoints", print)
     assert kept is not None
-    assert kept.events == (
-        {"update": 0, "total": 6, "rate_factor": 1.0}, {"update": 3, "total": 6, "rate_factor": 0.5}
-    )  # fmt: skip
+    assert kept.events == ({"update": 0, "total": 6, "rate_factor": 1.0}, {"update": 3, "total": 6, "rate_factor": 0.5})
     for at in (2, 4):  # before the change and after it
         folder = killed(tmp_path / "run", at, tmp_path / f"killed-{at}")
         assert run("train", "--resume", folder).returncode == 0

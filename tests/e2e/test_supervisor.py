@@ -21,9 +21,9 @@ import pytest
 import backends
 from tests.e2e.conftest import ROOT
 from tests.waiting import CEILING, wait_for
-from verbs.child import VARIABLE, take_link
-from verbs.signals import SAME, stopping
-from verbs.supervisor import _Told, supervises
+from verbs.link import VARIABLE, take_link
+from verbs.train.parent import _Told, supervises
+from verbs.train.signals import SAME, stopping
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -35,10 +35,29 @@ def start(tmp_path: Path, model: Path, data: Path) -> Iterator[Start]:
 
     def call(*flags: str, **more: Any) -> subprocess.Popen[str]:
         command = [
-            sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), "--device",
-            "cpu", "--dtype", "float32", "--batch-size", "2", "--gradient-accumulation-steps", "2", "--save-steps", "2",
-            "--save-total-limit", "3", "--output-dir", "out", *flags,
-        ]  # fmt: skip
+            sys.executable,
+            str(ROOT / "cli.py"),
+            "train",
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--batch-size",
+            "2",
+            "--gradient-accumulation-steps",
+            "2",
+            "--save-steps",
+            "2",
+            "--save-total-limit",
+            "3",
+            "--output-dir",
+            "out",
+            *flags,
+        ]
         settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more}
         process = subprocess.Popen(command, cwd=tmp_path, env=settings, start_new_session=True, **pipes)
@@ -139,7 +158,7 @@ def test_what_follows_a_signal_within_a_second_is_the_same_request(
 ) -> None:
     """A service is stopped like that. Any other signal after it quits."""
     now = [100.0]
-    monkeypatch.setattr("verbs.signals.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("verbs.train.signals.time", SimpleNamespace(monotonic=lambda: now[0]))
     with stopping() as interrupted:
         assert not interrupted()
         signal.raise_signal(signal.SIGINT)
@@ -192,6 +211,25 @@ def test_exit_codes_of_the_child_are_the_parents(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("error: ")) == (code, 1), done.stderr
 
 
+ENDS = """
+import atexit, sys
+sys.path.insert(0, {root!r})
+import cli
+atexit.register(print, "taken apart")
+sys.argv = ["cli.py", "train", "--no-such-flag"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("name", [VARIABLE, "RANK"])
+def test_a_child_ends_without_taking_its_framework_apart(tmp_path: Path, name: str) -> None:
+    """Its parent waits for it, and so does who gave the budget. RANK is the control: no child, and no parent either."""
+    command, environment = [sys.executable, "-c", ENDS.format(root=str(ROOT))], os.environ | {name: "{}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "train has no flag" in done.stderr) == (2, True), done.stderr
+    assert ("taken apart" in done.stdout) == (name != VARIABLE)
+
+
 def test_a_launcher_a_child_and_a_question_get_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MLX_RANK", VARIABLE):
         monkeypatch.delenv(name, raising=False)
@@ -220,7 +258,7 @@ def test_what_every_child_downloaded_is_left_out() -> None:
 
 def test_the_parent_imports_no_framework() -> None:
     code = (
-        "import sys, verbs.supervisor\n"
+        "import sys, verbs.train.parent\n"
         "heavy = {'torch', 'mlx', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -16,31 +16,45 @@ from typing import Any
 import psutil
 import pytest
 
-from gsm8k_core import sinks
-from gsm8k_core.sinks import Limits, installed
+from gsm8k_core.tracking import feed
+from gsm8k_core.tracking.feed import TrackerLimits, installed
 from tests.e2e.conftest import Run
 from tests.waiting import CEILING
 
 SHORT = (
-    "--batch-size", 4, "--gradient-accumulation-steps", 1, "--num-epochs", 1, "--learning-rate", 1e-2,
-    "--dtype", "float32", "--backend", "torch", "--max-samples", 12,
-)  # fmt: skip
+    "--batch-size",
+    4,
+    "--gradient-accumulation-steps",
+    1,
+    "--num-epochs",
+    1,
+    "--learning-rate",
+    1e-2,
+    "--dtype",
+    "float32",
+    "--backend",
+    "torch",
+    "--max-samples",
+    12,
+)
 CANARY = "canary0123456789abcdef0123456789abcdef42"
 
 
-class Feed(sinks.Feed):
+class Feed(feed.Feed):
     """With time enough, except for a stub that never does what it is given time for."""
 
     def __init__(self, name: str, sink: str, *more: Any) -> None:
         start = 1.0 if sink.endswith("HangsOnStart") else CEILING
         close = 0.5 if sink.endswith("HangsOnEvent") else CEILING
-        super().__init__(name, sink, *more[:-1], Limits(start, close))
+        super().__init__(name, sink, *more[:-1], TrackerLimits(start, close))
 
 
 def use(stubs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsm8k_core.sinks.SINKS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()})
-    monkeypatch.setattr("gsm8k_core.sinks.installed", lambda name: True)
-    monkeypatch.setattr("gsm8k_core.sinks.Feed", Feed)
+    monkeypatch.setattr(
+        "gsm8k_core.tracking.feed.TRACKERS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()}
+    )
+    monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: True)
+    monkeypatch.setattr("gsm8k_core.tracking.feed.Feed", Feed)
 
 
 def events(folder: Path) -> list[tuple[object, ...]]:
@@ -91,7 +105,7 @@ def test_no_wandb_wins(run: Run, model: Path, data: Path, tmp_path: Path, monkey
 def test_what_cannot_work_is_refused_before_there_is_a_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
 ) -> None:
-    monkeypatch.setattr("gsm8k_core.sinks.installed", lambda name: name != "trackio")
+    monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: name != "trackio")
     done = run("train", "--model", "embedded", "--output-dir", "out", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
@@ -150,7 +164,9 @@ def test_the_key_is_nowhere(
     elif not installed("wandb"):
         pytest.skip("wandb is not installed")
     else:
-        monkeypatch.setattr("gsm8k_core.sinks.Limits", functools.partial(Limits, CEILING, CEILING))
+        monkeypatch.setattr(
+            "gsm8k_core.tracking.feed.TrackerLimits", functools.partial(TrackerLimits, CEILING, CEILING)
+        )
     (tmp_path / "home").mkdir()
     for name, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
@@ -172,7 +188,7 @@ def test_the_key_is_nowhere(
     else:
         assert failure is None
         assert list((tmp_path / "out/wandb").glob("offline-run-*/*.wandb"))
-    assert any("gsm8k_core.trackers" in line for line in lines)
+    assert any("gsm8k_core.tracking.trackers" in line for line in lines)
     assert "WANDB_API_KEY" not in os.environ
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != key]
     found = [str(path) for path in files if CANARY.encode() in path.read_bytes()]

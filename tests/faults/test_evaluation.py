@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gsm8k_core.tiny import END_ID
+from gsm8k_core.parity.tiny import END_ID
 from tests import tiny
 from tests.e2e.conftest import Run
 from tests.waiting import CEILING, wait_for
@@ -22,7 +22,7 @@ PROBLEMS = 1_319  # as many as GSM8K's test split has
 EVALUATION = """
 import signal, sys
 from pathlib import Path
-from gsm8k_core.evaluate import Key, evaluate, summarise
+from gsm8k_core.scoring.evaluate import Key, evaluate, summarise
 from gsm8k_core.types import Completion, Problem
 problems = [Problem(f"test-{n}", f"How many is {n}?", f"#### {n}", str(n)) for n in range(PROBLEMS)]
 last = int(sys.argv[2])  # the one after so many is never answered
@@ -30,9 +30,9 @@ def generate(draws):
     for index, draw in enumerate(draws):
         if index == last: signal.pause()
         number = int(draw.problem.gold)
-        yield index, Completion((number % 90,), "stop"), f"#### {number + (draw.key % 3 == 0)}"
+        yield index, Completion((number + (draw.key % 3 == 0),), "stop")
 key = Key("m", "d", "p", 9, 1, "b", "cpu", "float32", "c", "v")
-records, path, reused = evaluate(problems, generate, key, Path(sys.argv[1]))
+records, path, reused = evaluate(problems, generate, lambda tokens: f"#### {tokens[0]}", key, Path(sys.argv[1]))
 print(reused, summarise(records, frozenset())["rules"]["strict"]["correct"])
 """.replace("PROBLEMS", str(PROBLEMS))
 
@@ -41,9 +41,12 @@ def evaluation(logs: Path, until: int | None = None) -> tuple[int, int] | None:
     """(answers that were there, right ones); killed, and None, when `until` records are in the file, or a few more."""
     last = -1 if until is None else until - records_in(logs) + 50  # however late the kill comes, there is work left
     process = subprocess.Popen(
-        [sys.executable, "-c", EVALUATION, str(logs), str(last)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", EVALUATION, str(logs), str(last)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     if until is not None:
         wait_for(lambda: records_in(logs) >= until, process, step=0.001)
         process.send_signal(signal.SIGKILL)
@@ -84,9 +87,25 @@ def test_the_end_is_learned_although_it_is_the_pad_token_too(
     shutil.copy(same / "train.jsonl", same / "test.jsonl")
     flags = ("--backend", backend_name, "--device", "cpu", "--dtype", "float32")
     done = run(
-        "train", "--model", model, "--data", same, *flags, "--batch-size", "4", "--gradient-accumulation-steps", "1",
-        "--num-epochs", "10", "--learning-rate", "0.01", "--save-steps", "0", "--output-dir", "out",
-    )  # fmt: skip
+        "train",
+        "--model",
+        model,
+        "--data",
+        same,
+        *flags,
+        "--batch-size",
+        "4",
+        "--gradient-accumulation-steps",
+        "1",
+        "--num-epochs",
+        "10",
+        "--learning-rate",
+        "0.01",
+        "--save-steps",
+        "0",
+        "--output-dir",
+        "out",
+    )
     assert done.returncode == 0, done.stderr
     asked = ("--data", same, *flags, "--max-samples", "2", "--max-new-tokens", "40", "--json")
     stopped = [json.loads(run("eval", "--model", each, *asked).stdout)["stopped"] for each in (model, "out")]

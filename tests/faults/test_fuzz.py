@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gsm8k_core.answers import HEADLINE, RULES, gold_number, grade
-from gsm8k_core.calculator import MAX_CLAIMS, CalculatorError, calculate, find_claims, written
-from gsm8k_core.checkpoints import newest
-from gsm8k_core.data import read_jsonl
-from gsm8k_core.folders import file_hash
-from gsm8k_core.jsonl import is_text
-from gsm8k_core.model_folder import check_folder, end_token_ids, rope_theta, tied_head, vocabulary_size
-from gsm8k_core.resume import cut_metrics
-from gsm8k_core.tracking import printable
+from gsm8k_core.files import file_hash
+from gsm8k_core.models.folder import ModelFolder, rope_theta
+from gsm8k_core.problems.data import is_text, read_jsonl
+from gsm8k_core.problems.gold import gold_number
+from gsm8k_core.scoring.answers import HEADLINE, RULES, grade
+from gsm8k_core.scoring.calculator import MAX_CLAIMS, CalculatorError, calculate, find_claims, written
+from gsm8k_core.tracking.terminal import printable
+from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.runs import cut_metrics
 from gsm8k_core.types import DataError
 from tests.cost import passes
 from tests.fake_checkpoints import FakeLive, rewrite, same_state, save
@@ -40,10 +41,45 @@ FUZZ = settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ_EXAMPLES
 DISK = settings(FUZZ, max_examples=max(EXAMPLES // 4, 25))  # those that write folders
 
 PIECES = (
-    "####", "#### ", "18", "-3", "1,234", ".5", "$", "%", "\\boxed{", "}", "{", "answer is ", "The answer is ", "=",
-    "\n", " ", "<<48/2=24>>", "**", "\u2212", "\u0663", "\u00b2", "\u00bd", "\x1b[31m", "\0", "1/2", "3:00", "答案是",
-    "e9", "(", ")", "x", "+", "*", "//", "≈", "\\times", "\\frac{1}{2}", "9" * 50,
-)  # fmt: skip
+    "####",
+    "#### ",
+    "18",
+    "-3",
+    "1,234",
+    ".5",
+    "$",
+    "%",
+    "\\boxed{",
+    "}",
+    "{",
+    "answer is ",
+    "The answer is ",
+    "=",
+    "\n",
+    " ",
+    "<<48/2=24>>",
+    "**",
+    "\u2212",
+    "\u0663",
+    "\u00b2",
+    "\u00bd",
+    "\x1b[31m",
+    "\0",
+    "1/2",
+    "3:00",
+    "答案是",
+    "e9",
+    "(",
+    ")",
+    "x",
+    "+",
+    "*",
+    "//",
+    "≈",
+    "\\times",
+    "\\frac{1}{2}",
+    "9" * 50,
+)
 TEXTS = st.text(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
 NUMBERS = st.one_of(
     st.integers(-(10**9), 10**9).map(str),
@@ -277,25 +313,38 @@ def test_cutting_metrics_of_any_bytes_twice_is_cutting_them_once(folder: Path, l
 
 
 CONFIG_KEYS = (
-    "model_type", "vocab_size", "rope_theta", "rope_parameters", "rope_scaling", "tie_word_embeddings", "eos_token_id",
-    "quantization", "quantization_config", "auto_map", "model_file", "hidden_size", "num_hidden_layers",
-)  # fmt: skip
+    "model_type",
+    "vocab_size",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "eos_token_id",
+    "quantization",
+    "quantization_config",
+    "auto_map",
+    "model_file",
+    "hidden_size",
+    "num_hidden_layers",
+)
 
 
 @DISK
 @given(
-    st.sampled_from(["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
-                     "special_tokens_map.json"]),
+    st.sampled_from(
+        ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"]
+    ),
     st.dictionaries(st.sampled_from([*CONFIG_KEYS, "eos_token", "added_tokens", "model"]), JSON, max_size=3),
-)  # fmt: skip
+)
 def test_settings_of_any_values_are_read_or_refused(model: Path, name: str, values: dict[str, Any]) -> None:
     for folder in scratch():
         shutil.copytree(model, folder / "m")
         path = folder / "m" / name
         before = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**before, **values}))
-        for read in (check_folder, end_token_ids, vocabulary_size, tied_head):
-            wrong = refusal(read, folder / "m")
+        asked = (ModelFolder.check, *(attrgetter(name) for name in ("end_ids", "vocabulary", "tied_head")))
+        for ask in asked:
+            wrong = refusal(ask, ModelFolder(folder / "m"))
             assert wrong is None or "config.json" in wrong or str(folder) in wrong
 
 

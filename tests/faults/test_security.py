@@ -16,18 +16,35 @@ from tests.e2e.conftest import Run
 from tests.faults.conftest import SHORT, one_error
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [ROOT / "cli.py", *(path for name in ("verbs", "backends", "gsm8k_core", "benchmarks")
-                              for path in sorted((ROOT / name).rglob("*.py")))]  # fmt: skip
+SOURCES = [
+    ROOT / "cli.py",
+    *(
+        path
+        for name in ("verbs", "backends", "gsm8k_core", "benchmarks")
+        for path in sorted((ROOT / name).rglob("*.py"))
+    ),
+]
 
 # --- our source -----------------------------------------------------------------------------------------------------
 
 CALLS = {"eval", "exec", "compile", "__import__"}  # as a plain name; `model.eval()` is something else
 MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "runpy", "code", "pty"}
 METHODS = {
-    ("os", "system"), ("os", "popen"), ("os", "spawnl"), ("os", "spawnv"), ("os", "execv"), ("os", "execvp"),
-    ("subprocess", "getoutput"), ("subprocess", "getstatusoutput"), ("torch", "load"), ("yaml", "load"),
-    ("yaml", "unsafe_load"), ("yaml", "full_load"), ("tempfile", "mktemp"), ("hub", "load"),
-}  # fmt: skip
+    ("os", "system"),
+    ("os", "popen"),
+    ("os", "spawnl"),
+    ("os", "spawnv"),
+    ("os", "execv"),
+    ("os", "execvp"),
+    ("subprocess", "getoutput"),
+    ("subprocess", "getstatusoutput"),
+    ("torch", "load"),
+    ("yaml", "load"),
+    ("yaml", "unsafe_load"),
+    ("yaml", "full_load"),
+    ("tempfile", "mktemp"),
+    ("hub", "load"),
+}
 FLAGS = {"shell": False, "allow_pickle": False, "trust_remote_code": False, "use_safetensors": True}
 
 
@@ -60,13 +77,24 @@ def test_our_source_runs_nothing_that_it_reads() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "eval(text)", "exec(text)", "compile(text, '', 'eval')", "__import__(name)", "import pickle",
-        "from pickle import loads", "os.system(text)", "os.popen(text)", "subprocess.run(text, shell=True)",
-        "subprocess.run(text, shell=asked)", "torch.load(path)", "numpy.load(path, allow_pickle=True)",
-        "yaml.load(text)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
-        "AutoModel.from_pretrained(name, use_safetensors=None)", "import dill.source",
+        "eval(text)",
+        "exec(text)",
+        "compile(text, '', 'eval')",
+        "__import__(name)",
+        "import pickle",
+        "from pickle import loads",
+        "os.system(text)",
+        "os.popen(text)",
+        "subprocess.run(text, shell=True)",
+        "subprocess.run(text, shell=asked)",
+        "torch.load(path)",
+        "numpy.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, use_safetensors=None)",
+        "import dill.source",
     ],
-)  # fmt: skip
+)
 def test_each_of_these_would_be_found(line: str) -> None:
     assert len(dangers(line)) == 1
     assert dangers("model.eval(); re.compile(text); subprocess.run(words, shell=False); mx.eval(x)") == []
@@ -123,6 +151,25 @@ def pickled_adapter(folder: Path, ran: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
+def linked(name: str) -> Callable[[Path, Path], None]:
+    """As `tar` and `git` bring it: a link to a file of whoever opens the folder."""
+
+    def change(folder: Path, ran: Path) -> None:
+        (folder.parent / "private").write_text("PRIVATE KEY")
+        (folder / name).symlink_to(folder.parent / "private")
+
+    return change
+
+
+def linked_in_an_adapter(folder: Path, ran: Path) -> None:
+    pickled_adapter(folder, ran)
+    linked("adapter_model.safetensors")(folder, ran)
+
+
+def piped(folder: Path, ran: Path) -> None:
+    os.mkfifo(folder / "merges.txt")
+
+
 def template(text: str) -> Callable[[Path, Path], None]:
     def change(folder: Path, ran: Path) -> None:
         edit(folder / "tokenizer_config.json", chat_template=text.replace("RAN", str(ran)))
@@ -137,6 +184,9 @@ STRANGERS: dict[str, Callable[[Path, Path], None]] = {
     "a pickle": pickled,
     "a pickle called safetensors": pickle_by_another_name,
     "an adapter that is a pickle": pickled_adapter,
+    "a link to a private file": linked("vocab.hub"),
+    "an adapter with such a link": linked_in_an_adapter,
+    "a pipe": piped,
     "a template that climbs": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     "a template that imports": template("{{ cycler.__init__.__globals__.os.mkdir('RAN') }}"),
     "a template without an end": template("{% for a in range(10**9) %}x{% endfor %}"),
@@ -198,8 +248,21 @@ def test_a_link_in_a_run_is_refused_and_nothing_outside_is_touched(
 
 @pytest.mark.parametrize("target", ["folder", "records"])
 def test_an_evaluation_writes_through_no_link(target: str, run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    asked = ("eval", "--model", model, "--data", data, "--backend", "torch", "--max-samples", "2",
-             "--max-new-tokens", "4", "--output-dir", tmp_path / "out")  # fmt: skip
+    asked = (
+        "eval",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        "torch",
+        "--max-samples",
+        "2",
+        "--max-new-tokens",
+        "4",
+        "--output-dir",
+        tmp_path / "out",
+    )
     assert run(*asked).returncode == 0
     (records,) = (tmp_path / "out").rglob("records.jsonl")
     moved = records if target == "records" else records.parent
@@ -227,8 +290,10 @@ def test_a_files_name_cannot_steer_the_terminal(run: Run, tmp_path: Path, verbos
 
 # --- keys -------------------------------------------------------------------------------------------------------------
 
-CANARIES = {name: f"hf_canary{number}0123456789abcdef0123456789" for number, name in enumerate(
-    ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"))}  # fmt: skip
+CANARIES = {
+    name: f"hf_canary{number}0123456789abcdef0123456789"
+    for number, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"))
+}
 
 
 def test_no_key_of_the_environment_is_in_any_byte_that_is_left(

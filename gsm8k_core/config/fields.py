@@ -1,0 +1,221 @@
+"""What the settings of several verbs are made of: names, kinds of value with their checks, and base models.
+
+Flags, YAML keys and JSON manifests are all made from these models: frozen, without unknown keys, and a bad value is
+one line in our words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+import tyro
+from pydantic import Field
+
+from gsm8k_core.types import UsageError
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+DEFAULT_DATA = "openai/gsm8k"
+EMBEDDED_MODEL = "embedded"
+GENERATED_DATA = "generated"
+# A name, and no list of them: which there are is backends.PROVIDERS' to say, and another name is refused by it.
+BackendName = Annotated[str, tyro.conf.arg(metavar="auto|NAME")]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def flag(name: str) -> str:
+    """The flag of a field: `max_samples` -> `--max-samples`."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from "7200", "90s", "120m" or "2h". Raises ValueError for anything else."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smh]?)", text.strip())
+    if not found:
+        raise ValueError("must be a number of seconds, or a number with s, m or h, such as 90m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _checked_duration(text: str) -> str:
+    if parse_duration(text) <= 0:
+        raise ValueError("must be greater than zero")
+    return text
+
+
+def _checked_count(count: int) -> int:
+    if count == 0 or count < -1:
+        raise ValueError("must be greater than zero, or -1 for all")
+    return count
+
+
+Count = Annotated[int, pydantic.AfterValidator(_checked_count)]
+Duration = Annotated[
+    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_duration), tyro.conf.arg(metavar="TIME")
+]
+
+
+def _checked_tokens(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ValueError("must be auto, or a whole number greater than zero")
+    return text
+
+
+Tokens = Annotated[
+    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_tokens), tyro.conf.arg(metavar="auto|INT")
+]
+
+TRACKERS = ("wandb", "trackio", "tensorboard")
+
+
+def _checked_trackers(text: str) -> str:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if names in ([], ["none"]):
+        return "none"
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"takes {', '.join(TRACKERS)} with commas between, or none; not {', '.join(unknown)}")
+    return ",".join(names)
+
+
+Trackers = Annotated[str, pydantic.AfterValidator(_checked_trackers)]
+
+LONGEST_SHOWN = 200  # characters of a value in an error
+ALL_LINEAR = "all-linear"
+
+
+def _checked_modules(text: str) -> str:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or (ALL_LINEAR in names and len(names) > 1):
+        raise ValueError(f"takes {ALL_LINEAR} alone, or names of layers with commas between, such as q_proj,v_proj")
+    return ",".join(names)
+
+
+Modules = Annotated[str, pydantic.AfterValidator(_checked_modules)]
+
+
+def without_none(default: str) -> str:
+    """What `--help` says of a default; nothing where there is none."""
+    return "" if default in ("None", "", "''") else f"(default: {default})"
+
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint=without_none)]
+OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=without_none)]
+
+# The start of pydantic's name for what is wrong -> our words; elsewhere its own are plain enough.
+WORDS = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string_type": "must be a text",
+    "path": "must be a path",
+    "tuple": "must be a list",
+    "dict": "must be an object",
+    "model_type": "must be an object",
+    "list": "must be a list",
+}
+
+
+def one_line(error: pydantic.ValidationError, name: Callable[[str], str] = flag, most: int | None = None) -> str:
+    """What is wrong with some settings, `most` of it; `name` makes a field's name what the person wrote."""
+    parts = []
+    for item in error.errors()[:most]:
+        place = ".".join(str(piece) for piece in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"there is no setting {place!r}")
+            continue
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = next((ours for kind, ours in WORDS.items() if item["type"].startswith(kind)), message)
+        got = "nothing" if item["input"] is None else _shown(item["input"])
+        parts.append(f"{name(place)} {message} (got {got})" if place else message)
+    return "; ".join(parts)
+
+
+def _shown(value: object) -> str:
+    """A value in a message, which is one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+class Settings(pydantic.BaseModel):
+    """The base of every verb's settings: frozen, no unknown keys, a bad value is one clear line."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()  # fields that say the same thing: one of them is given
+
+    config: Annotated[OptionalFile, Field(description="YAML file with these same keys; a flag wins over it")] = None
+    json_: Annotated[
+        bool, tyro.conf.arg(name="json"), Field(description="print one JSON object on stdout, all else on stderr")
+    ] = False
+    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")] = False
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise UsageError(one_line(error)) from error
+
+
+class BackendSettings(Settings):
+    """Where the arithmetic happens."""
+
+    backend: Annotated[BackendName, Field(description="mlx, torch, or auto: mlx on Apple Silicon, torch elsewhere")] = (
+        "auto"
+    )
+    device: Annotated[DeviceName, Field(description="cpu, cuda and mps are torch's; cpu and gpu are mlx's")] = "auto"
+    dtype: Annotated[DtypeName, Field(description="compute precision; the weights that are trained stay float32")] = (
+        "auto"
+    )
+
+
+class ProblemSettings(Settings):
+    """Which problems."""
+
+    data: Annotated[
+        str,
+        Field(description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"),
+    ] = "auto"
+    data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
+        "main"
+    )
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
+    ] = 0
+
+
+class DrawSettings(Settings):
+    """How a token is chosen."""
+
+    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
+
+
+class DataSettings(ProblemSettings, BackendSettings):
+    """Which problems, and where the arithmetic happens."""
+
+
+class RowSettings(Settings):
+    """How a problem becomes a training row."""
+
+    max_length: Annotated[
+        int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
+    ] = 512
+    annotations: Annotated[
+        Literal["keep", "strip"], Field(description="train with GSM8K's <<48/2=24>> marks, or without them")
+    ] = "keep"

@@ -1,0 +1,165 @@
+"""A model folder's tokenizer: the files that it is made of, its end token, and the thing itself, loaded when asked for.
+
+How a problem becomes tokens is said in problems/prompts.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, matching, names_hash, read_json
+from gsm8k_core.models.trial import CPU_SECONDS
+from gsm8k_core.types import DataError, first_line
+
+TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+)
+TEMPLATES = "additional_chat_templates"  # a folder of them, which transformers reads as well
+VERSIONED = re.compile(r"tokenizer(\.[0-9]+){1,4}\.json")  # a tokenizer.json for transformers from this version on
+# What a copy of the model gets, by name: a pattern would take along whatever else a stranger's folder holds.
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+TRIAL = Path(__file__).with_name("trial.py")
+_TRIED: set[str] = set()  # hashes of the tokenizers' files that passed in this process
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def __call__(self, text: Any, **options: Any) -> Any: ...
+    def decode(self, token_ids: Any, **options: Any) -> str: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
+    check_strangers(folder, TEMPLATES)
+    _refuse_large(folder)
+    with _trial(folder):
+        from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
+        reason = f"{type(error).__name__}: {first_line(error)[:300]}"
+        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
+    if not tokenizer.chat_template:
+        raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _trial(folder: Path) -> Iterator[None]:
+    """Tries template and tokenizer in a process with limits, beside what is done in the block: once for each content.
+
+    Raises DataError where they take time or memory without end, or make a prompt of any size.
+    """
+    content = names_hash(folder, TOKENIZER_FILES)
+    if content in _TRIED:
+        yield
+        return
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", str(TRIAL), os.path.abspath(folder)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C is ours to hear
+    ) as child:
+        try:
+            yield
+            said, complaint = child.communicate()
+        finally:
+            child.kill()
+    if reason := _verdict(child.returncode, said, complaint):
+        raise DataError(f"the model in {folder} is refused: {reason}; give another model")
+    _TRIED.add(content)
+
+
+def _verdict(code: int, said: str, complaint: str) -> str:
+    """Why a model is refused, or nothing."""
+    lines = said.splitlines()
+    if code == 0 and lines:
+        return str(json.loads(lines[-1]).get("reason", ""))
+    what = "tokenizer" if lines else "chat template"
+    if code < 0:
+        how = signal.Signals(-code).name
+        return f"its {what} takes more than {CPU_SECONDS} s, or too much memory, for one short problem ({how})"
+    last = (complaint.strip().splitlines() or ["it said nothing"])[-1][:300]
+    return f"its {what} could not be tried ({last})"
+
+
+def copied_files(folder: Path) -> list[str]:
+    """The names of the tokenizer's files that a copy of the model gets."""
+    return [*COPIED_FILES, *sorted(name for name in os.listdir(folder) if VERSIONED.fullmatch(name))]
+
+
+def _refuse_large(folder: Path) -> None:
+    """transformers would read such a file whole, whatever its size."""
+    for path in sorted(matching(folder, (*TOKENIZER_FILES, f"{TEMPLATES}/*"))):
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise DataError(f"{path} has {size >> 20} MiB, and no tokenizer's file more than {MAX_JSON_BYTES >> 20}")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the files of one of the known kinds are all there. Opens none."""
+    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_SETS)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """A cheap look at the end of tokenizer.json: parsing it would take a quarter of a second each time."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64))
+            if not file.read().rstrip().endswith(b"}"):
+                raise DataError(f"{path} is cut short; copy or download it again")
+
+
+def tokenizer_end(folder: Path) -> Iterator[int]:
+    """The number of the token that the tokenizer's own files call the end, where they name one."""
+    token = None
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            token = read_json(folder / name).get("eos_token") or token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str) or not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = read_json(folder / "tokenizer.json")
+    try:
+        vocabulary = dict((tokenizer.get("model") or {}).get("vocab") or {})
+        numbers = {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
+        if text in (every := {**vocabulary, **numbers}):
+            yield int(every[text])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{folder / 'tokenizer.json'} is damaged; copy or download it again") from None

@@ -1,0 +1,160 @@
+"""Examples -> Updates -> micro-batches.
+
+Which rows an update holds, and in what order updates come, is a pure function of seed, epoch, update size and
+the rows themselves. How an update is cut into micro-batches changes speed and memory, never that.
+
+Rows of like length share a micro-batch, and its padded tokens (rows x width) stay within a budget: so the longest rows
+do not set the memory, and little of what is computed is padding. docs/performance.md has the figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise, takewhile
+
+import numpy as np
+
+from gsm8k_core.types import IGNORE_INDEX, Batch, Choice, Example, Update
+
+PAD_ID = 0  # any token would do: causal attention keeps padding on the right from every target, and its label is masked
+PAD_MULTIPLE = 8  # few distinct widths: both frameworks keep one compiled shape per width
+OVERHEAD_TOKENS = 64  # what a micro-batch costs beside its tokens, in tokens: 69 measured, SmolLM2-135M in bfloat16
+
+
+def rows_hash(examples: Sequence[Example]) -> str:
+    """sha256 over ids, tokens and prompt lengths: the data as the model sees it."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.id}:{example.num_prompt}:".encode())
+        digest.update(np.asarray(example.tokens, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def num_updates(num_rows: int, update_size: int, num_epochs: int) -> int:
+    """Updates in the whole run; the last update of an epoch may hold fewer rows."""
+    return num_epochs * math.ceil(num_rows / update_size)
+
+
+def pad(examples: Sequence[Example]) -> Batch:
+    """One micro-batch of shape (B, T), right-padded to a multiple of PAD_MULTIPLE."""
+    width = width_of(examples)
+    tokens = np.full((len(examples), width), PAD_ID, dtype=np.int32)
+    labels = np.full((len(examples), width), IGNORE_INDEX, dtype=np.int32)
+    for row, example in enumerate(examples):
+        end = len(example.tokens)
+        tokens[row, :end] = example.tokens
+        labels[row, example.num_prompt : end] = example.tokens[example.num_prompt :]
+    return Batch(tokens, labels, rows=tuple(example.id for example in examples))
+
+
+def _width(example: Example) -> int:
+    return math.ceil(len(example.tokens) / PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def width_of(examples: Sequence[Example]) -> int:
+    """T of a micro-batch of these rows."""
+    return max(map(_width, examples))
+
+
+def by_length(examples: Sequence[Example]) -> list[Example]:
+    """Longest first; of one length, in the order of their ids."""
+    return sorted(examples, key=lambda example: (-len(example.tokens), example.id))
+
+
+def micro_batches(examples: Sequence[Example], batch_size: int) -> tuple[Batch, ...]:
+    """The rows of one update, longest together, in micro-batches of at most `batch_size` rows."""
+    rows = by_length(examples)
+    return tuple(pad(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size))
+
+
+def budgeted(examples: Sequence[Example], max_tokens: int) -> tuple[Batch, ...]:
+    """The rows of one update in micro-batches of at most `max_tokens` padded tokens, or of one row.
+
+    The cheapest cut of the sorted rows: padded tokens in all, and OVERHEAD_TOKENS for each micro-batch.
+    """
+    rows = by_length(examples)
+    return tuple(pad(rows[start:end]) for start, end in _cut(rows, max_tokens))
+
+
+def _cut(rows: Sequence[Example], max_tokens: int) -> list[tuple[int, int]]:
+    """Where the micro-batches of `budgeted` begin and end in the sorted rows."""
+    cost, begins = [0], [0]  # by number of rows cut so far: the least cost, and where its last micro-batch begins
+    for end in range(1, len(rows) + 1):
+        cost.append(cost[end - 1] + _width(rows[end - 1]) + OVERHEAD_TOKENS)
+        begins.append(end - 1)
+        for start in range(end - 2, -1, -1):
+            tokens = (end - start) * _width(rows[start])
+            if tokens > max_tokens:
+                break
+            if cost[start] + tokens + OVERHEAD_TOKENS < cost[end]:
+                cost[end], begins[end] = cost[start] + tokens + OVERHEAD_TOKENS, start
+    cuts = [len(rows)]
+    while cuts[-1]:
+        cuts.append(begins[cuts[-1]])
+    return [(start, end) for end, start in pairwise(cuts)][::-1]
+
+
+def fullest(examples: Sequence[Example], max_tokens: int, update_size: int) -> Batch:
+    """A micro-batch of the longest rows: as many as `max_tokens` has room for and an update holds, at least one."""
+    return pad(by_length(examples)[: max(min(max_tokens // width_of(examples), update_size), 1)])
+
+
+def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice) -> Choice:
+    """Most padded tokens in a micro-batch. `device` names how many it is fast with, and why."""
+    most = batch_size * max_length
+    if asked != "auto":
+        name, reason = asked, f"--micro-batch-tokens {asked}"
+    elif int(device.name) <= most:
+        name, reason = device.name, device.reason
+    else:
+        name, reason = str(most), f"as many as {batch_size} rows of --max-length {max_length}"
+    return Choice(name, f"padded tokens at most in a micro-batch; {reason}")
+
+
+def make_updates(
+    examples: Sequence[Example],
+    *,
+    update_size: int,
+    num_epochs: int,
+    seed: int,
+    batch_size: int = 1,
+    max_tokens: int | None = None,
+) -> Iterator[Update]:
+    """Every update of the run, in order, made as it is asked for.
+
+    A micro-batch holds at most `max_tokens` padded tokens; without a budget, `batch_size` rows.
+    """
+    for number, (epoch, rows) in enumerate(_rows_of_updates(examples, update_size, num_epochs, seed), 1):
+        cut = micro_batches(rows, batch_size) if max_tokens is None else budgeted(rows, max_tokens)
+        yield Update(number, epoch, tuple(example.id for example in rows), cut)
+
+
+def padded_tokens(
+    examples: Sequence[Example], *, update_size: int, num_epochs: int, seed: int, max_tokens: int
+) -> Iterator[int]:
+    """`num_tokens` of every update of the run, in order, without making one."""
+    for _, unsorted in _rows_of_updates(examples, update_size, num_epochs, seed):
+        rows = by_length(unsorted)
+        yield sum((end - start) * _width(rows[start]) for start, end in _cut(rows, max_tokens))
+
+
+def _rows_of_updates(
+    examples: Sequence[Example], update_size: int, num_epochs: int, seed: int
+) -> Iterator[tuple[int, list[Example]]]:
+    """(epoch, rows) of every update, in order."""
+    salt = int(rows_hash(examples)[:16], 16)
+    for epoch in range(num_epochs):
+        order = np.random.default_rng([seed, epoch, update_size, salt]).permutation(len(examples))
+        for start in range(0, len(examples), update_size):
+            yield epoch, [examples[index] for index in order[start : start + update_size]]
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens at their start all prompts share, at most all but one of the shortest; 0 for one prompt alone."""
+    if len(prompts) < 2:
+        return 0
+    shortest = min(map(len, prompts))
+    same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
+    return sum(1 for _ in takewhile(bool, islice(same, shortest - 1)))

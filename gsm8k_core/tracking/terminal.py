@@ -1,0 +1,227 @@
+"""What a run tells: metrics.jsonl first, then the terminal. Both read the same events."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+import time
+import unicodedata
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from gsm8k_core.types import StepEvent, StorageError
+
+INDENT = " " * 9  # under a line's label, such as "model    "
+COMMAND = re.compile(r"(?:python cli\.py|pip install) [^;\n]*")
+HELD = "\ue000"  # stands for a space that no line may be broken at
+FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+
+
+def _strict(value: object) -> object:
+    """JSON has no NaN: a number that is not finite becomes its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsFile:
+    """Appends each event to metrics.jsonl as it happens."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written ({error.strerror}); check the run's folder") from error
+
+    def __call__(self, event: StepEvent) -> None:
+        line = {"event": event.name} | {key: _strict(value) for key, value in event.values.items()}
+        if not self._is_there():
+            raise StorageError(
+                f"{self._path} was removed or moved while the run went on, and its lines would be lost; "
+                f"go on from what is saved with: python cli.py train --resume {self._path.parent}"
+            )
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be written ({error.strerror}); free some space") from error
+
+    def _is_there(self) -> bool:
+        """Whether the open file is the one that lies there: lines for another one would be lost without a word."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        # Each line was flushed when it was written. One that did not fit was said then, and would fail here once more.
+        with suppress(OSError):
+            self._file.close()
+
+
+class Terminal:
+    """Lines for a person: on stdout, or on stderr when stdout is kept for one JSON object.
+
+    Lines are broken to the width of a terminal, or to COLUMNS where that is set; in a file or a pipe they stay whole.
+    """
+
+    def __init__(self, json_only: bool, out: IO[str] | None = None) -> None:
+        self.json_only = json_only
+        self._out = out  # where the JSON object goes, when sys.stdout is not the place
+        self._said: set[str] = set()
+        self.console = Console(stderr=json_only, highlight=False, soft_wrap=True)
+        self._gone = False
+
+    def say(self, text: str, width: int | None = None) -> None:
+        """One line or several, broken at `width` or as the terminal needs it."""
+        if width is None and (self.console.is_terminal or os.environ.get("COLUMNS")):
+            width = self.console.width
+        # Text, not markup: a path or a model's words may hold square brackets.
+        self._print(Text(wrapped(printable(text), width) if width else printable(text)))
+
+    def say_again(self, text: str, short: str) -> None:
+        """`text` the first time, `short` from then on."""
+        self.say(short if text in self._said else text)
+        self._said.add(text)
+
+    def verbatim(self, text: str) -> None:
+        """A model's words or a question, broken only where they are."""
+        self._print(Text(printable(text)))
+
+    def _print(self, what: Text | Table) -> None:
+        """A reader that went away (a closed terminal, `| head`) must not end a run."""
+        if self._gone:
+            return
+        try:
+            self.console.print(what)
+        except (OSError, SystemExit):  # rich turns a broken pipe into SystemExit
+            self._gone = True
+
+    def table(self, columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(box=None, pad_edge=False)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for row in rows:
+            table.add_row(*[Text(printable(cell)) for cell in row])
+        with self.console.capture() as captured:
+            self.console.print(table)
+        self._print(Text.from_ansi(FILLING.sub(r"\1", captured.get().rstrip("\n"))))
+
+    def result(self, value: Mapping[str, object]) -> None:
+        """The one JSON object of --json."""
+        if self.json_only:
+            out = self._out or sys.stdout
+            out.write(json.dumps(value, allow_nan=False) + "\n")
+            out.flush()
+
+    def progress(self, what: str, total: int) -> Steps:
+        # On one terminal, lines and bar go through one console, or each would write over the other.
+        return Steps(what, total, self.console if self.console.is_terminal else None)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: model output must not steer the terminal. Tabs and wide spaces stay."""
+    return "".join(mark if _is_shown(mark) else "\N{REPLACEMENT CHARACTER}" for mark in text)
+
+
+def _is_shown(mark: str) -> bool:
+    return mark.isprintable() or mark in "\n\t" or unicodedata.category(mark) == "Zs"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` columns, the later ones indented. A word, a path or a command is never broken."""
+    return "\n".join(_fill(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def _fill(line: str, width: int) -> str:
+    held = COMMAND.sub(lambda command: command[0].replace(" ", HELD), line)
+    filled = textwrap.fill(held, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    return filled.replace(HELD, " ")
+
+
+class Steps:
+    """A progress bar on a terminal; elsewhere a plain line now and then, on stderr."""
+
+    LINES = 20  # plain lines in a whole run
+
+    def __init__(self, what: str, total: int, console: Console | None = None) -> None:
+        self._what, self._total, self._done, self._begun = what, total, 0, time.monotonic()
+        self._console = console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        whole = Column(no_wrap=True, overflow="ignore")
+        self._bar = (
+            Progress(
+                TextColumn("{task.description}", table_column=whole),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(table_column=whole),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
+        self._task = self._bar.add_task(what, total=total, note="") if self._bar else None
+
+    def __enter__(self) -> Steps:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        bar, self._bar = self._bar, None
+        try:
+            if bar:
+                bar.stop()
+        except (OSError, SystemExit):  # as in advance: a closed terminal must not cost the model
+            self._total = sys.maxsize
+
+    def advance(self, note: str, done: int | None = None) -> None:
+        before, self._done = self._done, self._done + 1 if done is None else done
+        every = max(1, self._total // self.LINES)
+        due = self._done // every > before // every or self._done == self._total or before == 0
+        try:
+            if self._bar and self._task is not None:
+                self._bar.update(self._task, completed=self._done, note=note or self._left())
+            elif due:
+                self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}".rstrip()))
+        except (OSError, SystemExit):  # the terminal is gone; the run is not
+            self._bar, self._total = None, sys.maxsize
+
+    def resize(self, total: int) -> None:
+        """Another number of steps in all."""
+        self._total = total if self._total != sys.maxsize else self._total
+        try:
+            if self._bar and self._task is not None:
+                self._bar.update(self._task, total=total)
+        except (OSError, SystemExit):
+            self._bar, self._total = None, sys.maxsize
+
+    def _left(self) -> str:
+        seconds = (time.monotonic() - self._begun) / max(self._done, 1) * (self._total - self._done)
+        return f"{clock(seconds)} to go"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 answer, 2 answers, 1,319 answers."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 05 s, 1 h 02 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

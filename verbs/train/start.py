@@ -1,0 +1,409 @@
+"""What a training run is made of before it begins: a new run's Job, or that of a run to go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import backends
+from gsm8k_core.auto import AUTO, Pair, choose_pair
+from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
+from gsm8k_core.config.train import TrainConfig, with_profile
+from gsm8k_core.models.adapter import lora_spec, target_modules
+from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.problems.batching import (
+    make_updates,
+    num_updates,
+    padded_tokens,
+    rows_hash,
+    width_of,
+)
+from gsm8k_core.problems.data import DataSet, load_data, training_rows
+from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples
+from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, summarise
+from gsm8k_core.tracking.feed import check_trackers
+from gsm8k_core.tracking.terminal import Terminal, clock, counted
+from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
+from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS
+from gsm8k_core.training.manifest import check_facts
+from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
+from gsm8k_core.training.runs import (
+    MANIFEST,
+    Run,
+    check,
+    check_free,
+    create,
+    cut_metrics,
+    default_folder,
+    newest_stopped,
+    reopen,
+)
+from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
+from verbs import Context, as_json
+from verbs.demo import banner
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The training rows, the dev rows in order, and what was set aside."""
+
+    examples: list[Example]
+    dev: list[tuple[Problem, Example]]
+    probed: list[Example]  # dev rows, too: those that a probe looks at
+    num_dev: int
+    preflight: Preflight
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that can begin. `claim` makes or reopens its folder: until then, nothing is left behind."""
+
+    config: TrainConfig
+    backend: Choice
+    source: Source  # the model that training starts from, before any checkpoint
+    rows: Rows
+    hashes: Mapping[str, str]
+    claim: Callable[[Mapping[str, Choice]], Run]
+    reason: str  # why this model
+    run: Run | None = None  # the one to go on with, held already
+    checkpoint: Checkpoint | None = None
+    seconds: float = 0.0  # that the run took before this process
+    shrink: str = ""  # why it gets half the padded tokens in a micro-batch that it would get
+    adjustments: tuple[Adjustment, ...] = ()  # what it changed about itself after failures
+    unfinished: bool = False  # whether its process died, or failed, before it could end the run
+    batches: Choice | None = None  # padded tokens at most in a micro-batch, where the run found them out by itself
+
+    @property
+    def total(self) -> int:
+        """Updates in the whole run, as first planned."""
+        return num_updates(len(self.rows.examples), self.config.update_size, self.config.num_epochs)
+
+    @property
+    def events(self) -> list[PlanEvent]:
+        """The plan so far."""
+        recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []
+        if recorded and recorded[-1].total <= self.done < self.total:  # it ended as planned, and goes on with more time
+            recorded = [*recorded, PlanEvent(self.done, self.total, recorded[-1].rate_factor)]
+        return replay(recorded or [PlanEvent(0, self.total)], self.adjustments)
+
+    @property
+    def only_model_is_missing(self) -> bool:
+        """Whether its process died after the last update that the budget had planned, and no more time was given."""
+        return self.unfinished and self.checkpoint is not None and _ended(self.checkpoint, self.config)
+
+    @property
+    def done(self) -> int:
+        """Updates that the checkpoint holds."""
+        return self.checkpoint.update if self.checkpoint else 0
+
+    @property
+    def widest(self) -> int:
+        """Padded tokens of the longest row."""
+        return width_of(self.rows.examples)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that is read: padded, or of a dev problem with the longest answer it may get."""
+        asked = [*(example for _, example in self.rows.dev), *self.rows.probed]
+        answered = (example.num_prompt + max(self.config.eval_max_new_tokens, PROBE_TOKENS) for example in asked)
+        return max(self.widest, width_of(asked) if asked else 0, *answered, 0)
+
+    def updates(self, max_tokens: int) -> Iterator[Update]:
+        """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
+        every = make_updates(self.rows.examples, max_tokens=max_tokens, **self._order)
+        return (update for update in every if update.number > self.done)
+
+    def tokens(self, max_tokens: int) -> Iterator[int]:
+        """The padded tokens of every update of the run, from the first one on."""
+        return padded_tokens(self.rows.examples, max_tokens=max_tokens, **self._order)
+
+    @property
+    def _order(self) -> dict[str, int]:
+        config = self.config
+        return {"update_size": config.update_size, "num_epochs": config.num_epochs, "seed": config.seed}
+
+
+def new_job(config: TrainConfig, context: Context) -> Job:
+    """A run from the start."""
+    terminal = context.terminal
+    _refuse_idle(config, context)
+    choice = backends.resolve(config.backend)
+    check_trackers(config, terminal.say)
+    if config.output_dir is not None:
+        check_free(config.output_dir)
+    # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
+    pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
+    config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=context.explicit)
+    if pair.model == EMBEDDED_MODEL:
+        banner(terminal, pair.model_choice.reason)
+    backends.check(choice.name, config.device, config.dtype, config.method)
+    source = resolve_model(pair.model, terminal.say)
+    if (spec := lora_spec(config)) is not None:
+        target_modules(spec, source.model.linear_layers)  # a name that no layer has
+    data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
+    terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
+    # A later command, or another machine, may choose otherwise: what was chosen is what is recorded.
+    config = config.model_copy(update={"model": _absolute(source.name), "data": _absolute(data.name)})
+    rows = _rows(config, source, data, terminal)
+    hashes = _hashes(source, data, rows)
+    manifest = _manifest(config, pair, source, data, rows, hashes)
+    folder = config.output_dir or default_folder(pair.model)
+
+    def claim(choices: Mapping[str, Choice]) -> Run:
+        return create(folder, {**manifest, "choices": as_json(choices)})
+
+    return Job(config, choice, source, rows, hashes, claim, pair.model_choice.reason)
+
+
+def _manifest(
+    config: TrainConfig, pair: Pair, source: Source, data: DataSet, rows: Rows, hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    """What run.json says from the start on, beside the choices."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "hashes": dict(hashes),
+        "model": {"name": config.model, "source": source.choice.name, "hash": hashes["model"]},
+        "data": {"name": config.data, "source": data.choice.name, "sha256": data.sha256},
+        "reasons": as_json({"model": pair.model_choice, "data": pair.data_choice}),
+        "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
+        "rows": {
+            "train": len(rows.examples),
+            "dev": rows.num_dev,
+            "sha256": hashes["rows"],
+            "preflight": rows.preflight.as_json(),
+        },
+    }
+
+
+def _refuse_idle(config: TrainConfig, context: Context) -> None:
+    """Refuse flags that would change nothing."""
+    if config.force:
+        raise UsageError("--force is for --resume; leave it out for a new run")
+    idle = sorted({"lora_rank", "lora_alpha", "lora_dropout", "target_modules"} & context.explicit)
+    if idle and not config.uses_adapter:
+        raise UsageError(f"{flag(idle[0])} is for an adapter, and --method full trains the model; add --method lora")
+
+
+def resumed_job(config: TrainConfig, context: Context) -> Job | None:
+    """A run to go on with, held from now on; None when nothing is left of it to do."""
+    terminal = context.terminal
+    run = reopen(_folder(config, context))
+    recorded = _recorded(run)
+    asked = _asked(config, context.explicit)
+    config = TrainConfig(**{**dict(recorded), **asked})
+    if run.manifest.get("status") == "done":
+        check(recorded, config, {}, {}, force=True)  # more epochs, say, would be another run
+        run.release()
+        updates = counted(run.manifest.get("outcome", {}).get("updates", 0), "update")
+        terminal.say(f"run {run.folder} is complete ({updates}); nothing is left to do")
+        return None
+    choice = backends.resolve(config.backend)
+    check_trackers(config, terminal.say)
+    _check_backend(choice.name, config, "dtype" in asked)
+    source = _source_of(run, config, terminal)
+    data = load_data(config.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    rows = _rows(config, source, data, terminal)
+    if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
+        rows = _rows_as_begun(config, source, data, run, terminal) or rows
+    hashes = _hashes(source, data, rows)
+    if source.folder == run.base:  # checked by its own hash; the model that it was made of may be gone
+        hashes["model"] = _hashes_of(run)["model"]
+    for difference in check(recorded, config, _hashes_of(run), hashes, config.force):
+        terminal.say(f"force    {difference}")
+    unfinished = run.manifest.get("status") in ("running", "failed")
+    checkpoint = _newest_of(run, config, hashes, unfinished, context)
+
+    def claim(choices: Mapping[str, Choice]) -> Run:
+        run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
+        run.record(**_names(run, config, source, data))
+        return run
+
+    return Job(
+        config,
+        choice,
+        source,
+        rows,
+        hashes,
+        claim,
+        "it is the run's own",
+        run,
+        checkpoint,
+        seconds=checkpoint.elapsed if checkpoint else 0.0,
+        adjustments=tuple(adjustments_of(run.manifest)),
+        unfinished=unfinished,
+    )
+
+
+def _names(run: Run, config: TrainConfig, source: Source, data: DataSet) -> dict[str, Any]:
+    """Where model and data are today; their hashes, which were checked, stay the run's.
+
+    A model or a data set may have moved before it was gone on with, and compare and eval look for them by these names.
+    """
+    places = {"model": (config.model, source.choice.name), "data": (config.data, data.choice.name)}
+    return {
+        part: {**(run.manifest.get(part) or {}), "name": name, "source": chosen}
+        for part, (name, chosen) in places.items()
+    }
+
+
+def _newest_of(
+    run: Run, config: TrainConfig, hashes: Mapping[str, str], unfinished: bool, context: Context
+) -> Checkpoint | None:
+    """The checkpoint to go on from, said; what metrics.jsonl holds beyond it is cut. None: from the beginning."""
+    say = context.terminal.say
+    checkpoint = newest(run.checkpoints, say)
+    if checkpoint is not None:
+        _check_own(checkpoint, config, hashes)
+    dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
+    if not (context.link.killed_by or dead_at_end):  # then what there is becomes the model
+        _refuse_spent(config, checkpoint)
+    dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
+    undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""
+    beginning = "its beginning: there is no whole checkpoint"
+    where = f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else beginning
+    say(f"resume   {run.folder} from {where}{undone}")
+    return checkpoint
+
+
+def _asked(config: TrainConfig, explicit: frozenset[str]) -> dict[str, Any]:
+    """The settings of a run that this command line changes."""
+    given = {name: getattr(config, name) for name in explicit}
+    # `auto` is the run's own, wherever it goes on; backend and device are this machine's.
+    asked = {name: value for name, value in given.items() if value != AUTO or name in ("backend", "device")}
+    return {name: _absolute(value) if name in ("model", "data") else value for name, value in asked.items()}
+
+
+def _folder(config: TrainConfig, context: Context) -> Path:
+    if config.resume != LATEST:
+        return Path(config.resume)
+    if "output_dir" in context.explicit and config.output_dir is not None:
+        return config.output_dir
+    found = newest_stopped(Path("runs"))
+    if found is None:
+        raise UsageError("--resume: no stopped run under runs/; give its folder, as in --resume runs/NAME")
+    return found
+
+
+def _recorded(run: Run) -> TrainConfig:
+    """The run's settings, with what was chosen for it: the compute dtype, and how updates are cut."""
+    try:
+        choices = run.manifest["choices"]
+        tokens = choices["batches"]["name"] if "batches" in choices else AUTO  # older runs were cut by rows
+        return TrainConfig(
+            **{**run.manifest["config"], "dtype": choices["dtype"]["name"], "micro_batch_tokens": tokens}
+        )
+    except UsageError as error:
+        raise DataError(f"{run.folder / MANIFEST}: config: {error}; bring the file back, or start a new run") from None
+    except (KeyError, TypeError):
+        raise UsageError(f"{run.folder} ended before its training began; start a new run") from None
+
+
+def _hashes_of(run: Run) -> Mapping[str, str]:
+    hashes = run.manifest.get("hashes")
+    if not isinstance(hashes, dict):
+        raise UsageError(f"{run.folder} was begun by an older version, without hashes; start a new run")
+    return hashes
+
+
+def _check_own(checkpoint: Checkpoint, config: TrainConfig, hashes: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that another run wrote."""
+    check_facts(checkpoint.folder / RECORD, checkpoint.facts, checkpoint.events)
+    try:
+        check(TrainConfig(**checkpoint.facts["config"]), config, checkpoint.facts["hashes"], hashes, force=True)
+    except (KeyError, TypeError, UsageError) as error:
+        raise DataError(f"{checkpoint.folder} is another run's ({str(error).split(';')[0]}); move it away") from None
+
+
+def _check_backend(name: str, config: TrainConfig, asked: bool) -> None:
+    # An adapter of 4-bit weights goes on everywhere: its base is there already, or its de-quantised copy.
+    method = "lora" if config.method == "qlora" else config.method
+    try:
+        backends.check(name, config.device, config.dtype, method)
+    except PreflightError:
+        if asked:
+            raise
+        backends.check(name, config.device, AUTO, method)  # the device, too, may be what is missing
+        raise PreflightError(
+            f"the run computes in {config.dtype}, which {name} has not here; to go on in float32: "
+            "--dtype float32 --force"
+        ) from None
+
+
+def _source_of(run: Run, config: TrainConfig, terminal: Terminal) -> Source:
+    """The model that the run began with. qlora needs no more than the 4-bit base in the run."""
+    if config.method == "qlora" and (run.manifest.get("base") or {}).get("hash"):
+        return Source(config.model, ModelFolder(checked_base(run)), Choice("folder", "the 4-bit base of the run"))
+    return resolve_model(config.model, terminal.say)
+
+
+def checked_base(run: Run) -> Path:
+    """The run's 4-bit base. Raises DataError when it is not the one that the run began with."""
+    wanted = (run.manifest.get("base") or {}).get("hash")
+    if not run.base.is_dir() or ModelFolder(run.base).hash != wanted:
+        raise DataError(f"{run.base} is not the 4-bit base that the run began with; bring it back, or start a new run")
+    return run.base
+
+
+def _ended(checkpoint: Checkpoint, config: TrainConfig) -> bool:
+    """Whether it is the end of what its budget had planned, the rate fallen to its end, and the budget is no larger."""
+    more = config.budget_seconds > TrainConfig(**checkpoint.facts["config"]).budget_seconds
+    return bool(checkpoint.events) and checkpoint.events[-1]["total"] == checkpoint.update and not more
+
+
+def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
+        return
+    if checkpoint.elapsed >= config.budget_seconds - 1 or _ended(checkpoint, config):
+        raise UsageError(
+            f"the run has used {clock(checkpoint.elapsed)} of its {config.max_time}; "
+            f"give it more in all, such as --max-time {int(2 * checkpoint.elapsed / 60) + 1}m"
+        )
+
+
+def _absolute(reference: str) -> str:
+    """A path stays right when a later command runs in another folder; a name stays a name."""
+    if reference in (EMBEDDED_MODEL, GENERATED_DATA):
+        return reference
+    return str(Path(reference).resolve()) if Path(reference).exists() else reference
+
+
+def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
+    files = hashlib.sha256(json.dumps(dict(data.sha256), sort_keys=True).encode()).hexdigest()
+    prompt = hashlib.sha256(f"{PROMPT_NAME}\0{SYSTEM_PROMPT}".encode()).hexdigest()
+    return {
+        "model": identity(source),
+        "tokenizer": source.model.tokenizer_hash,
+        "data": files,
+        "rows": rows_hash(rows.examples),
+        "prompt": prompt,
+    }
+
+
+def _rows_as_begun(config: TrainConfig, source: Source, data: DataSet, run: Run, terminal: Terminal) -> Rows | None:
+    """The rows of a run that began when the line end after the end token was trained too; None where it did not."""
+    rows = _rows(config, source, data, terminal, whole_turn=True)
+    if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
+        return None
+    terminal.say("rows     as the run began: what its template writes after the end token is trained as well")
+    return rows
+
+
+def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal, whole_turn: bool = False) -> Rows:
+    train, dev = training_rows(data.train, config.max_samples, config.annotations)
+    tokenizer, ends = source.model.tokenizer, source.model.end_ids
+    examples = make_examples(tokenizer, train, ends, whole_turn)
+    check_token_ids((example.tokens for example in examples), source.model.vocabulary)
+    summary = summarise(examples, config.max_length)
+    terminal.say(f"rows     {summary.line()}")  # before a refusal, too
+    asked = dev[: config.dev_problems]
+    pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
+    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_steps and dev else []
+    return Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)

@@ -1,0 +1,140 @@
+"""`train`: problems and a model in, a run folder with a trained model out."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from gsm8k_core.clock import kept_awake
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.tracking.feed import open_trackers
+from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
+from gsm8k_core.training.runs import Run
+from gsm8k_core.types import (
+    EXIT_OK,
+    EXIT_STOPPED,
+    GSM8KError,
+    Outcome,
+    StorageError,
+    UsageError,
+)
+from verbs import Context, say_choices
+from verbs.demo import banner
+from verbs.train.dry_run import dry_run
+from verbs.train.model import OpenModel, check_time, open_model, rehearse
+from verbs.train.recovery import note_killed
+from verbs.train.room import check_room
+from verbs.train.segment import Segment
+from verbs.train.signals import stopping
+from verbs.train.start import Job, new_job, resumed_job
+from verbs.train.words import say_outcome
+
+
+def run(config: TrainConfig, context: Context) -> int:
+    """The verb."""
+    _refuse_launcher()
+    if config.dry_run:
+        return dry_run(config, context)
+    job = resumed_job(config, context) if config.resume else new_job(config, context)
+    if job is None:
+        return EXIT_OK
+    check_room(job, context.terminal)
+    link = context.link
+    before = job.seconds if link.seconds is None else link.seconds
+    job = replace(job, seconds=before + link.before, shrink=link.killed_by)
+    with stopping() as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
+        model = open_model(job, context)
+        say_choices(context.terminal, model.choices)
+        elapsed = partial(_elapsed, job, context)
+        rehearse(job, model, elapsed, context.terminal)
+        check_time(job, model, elapsed())
+        claimed = job.claim(model.choices)
+        flags = _repeated(job.config)
+        link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
+        if link.killed_by:
+            job = note_killed(job, claimed, model.micro_batch_tokens, link.killed_by)
+        with _held(claimed):
+            result = _train(job, model, claimed, context, lambda: stopped() or link.parent_is_gone())
+    say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
+    if job.source.choice.name == EMBEDDED_MODEL:
+        banner(context.terminal, job.reason)
+    return EXIT_STOPPED if result["reason"] == STOP_INTERRUPTED else EXIT_OK
+
+
+def _elapsed(job: Job, context: Context) -> float:
+    """Seconds of the whole run."""
+    return job.seconds + context.elapsed()
+
+
+@contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """However the training ends, its folder says so, and is let go."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+        raise
+    except BaseException as error:
+        if isinstance(error, StorageError):
+            run.check_held()  # what became of the folder says more than the first write that failed for it
+        reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
+        with suppress(StorageError):  # which may be the very error, and says it better
+            run.record(status="failed", outcome={"reason": reason})
+        raise
+    finally:
+        run.release()
+
+
+def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]) -> dict[str, Any]:
+    """Train to the end or a stop, and save the model; returns how it went, which run.json keeps."""
+    with open_trackers(job.config, run, context.terminal.say) as trackers:
+        segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
+        outcome, pilot = segment.train_on()
+        if outcome.reason == STOP_INTERRUPTED:
+            context.terminal.say("stopping: the model is being saved; another signal quits at once")
+        try:
+            segment.save_model()
+        except StorageError as error:
+            segment.keep_what_fits(error)
+    return _record_outcome(run, outcome, pilot, segment.elapsed())
+
+
+def _repeated(config: TrainConfig) -> list[str]:
+    """The flags that are for the command line and not for the run: a process that goes on with it gets them again."""
+    return [name for name, given in (("--json", config.json_), ("--verbose", config.verbose)) if given]
+
+
+def _refuse_launcher() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("a run uses one process here; start it without accelerate launch or torchrun (WORLD_SIZE > 1)")
+
+
+def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: float) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "reason": outcome.reason,
+        "updates": len(pilot.losses),
+        "seconds": elapsed,
+        "first_loss": pilot.losses[0],
+        "last_loss": pilot.losses[-1],
+        "first_four": _mean(pilot.losses[:4]),
+        "last_four": _mean(pilot.losses[-4:]),
+    }
+    if run.manifest["config"].get("guard_problems"):
+        result["guard"] = pilot.guard.outcome()
+    if pilot.best is not None:
+        update, best = pilot.best
+        result["best"] = {"update": update, "accuracy": best.accuracy, "loss": best.loss, "folder": str(run.best)}
+    run.record(status="done" if outcome.reason == "done" else "stopped", outcome=result)
+    return result
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
