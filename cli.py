@@ -287,9 +287,13 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(
-                model, default=default, args=list(arguments), prog=program, description=model.__doc__,
+                model,
+                default=default,
+                args=list(arguments),
+                prog=program,
+                description=model.__doc__,
                 config=(tyro.conf.FlagCreatePairsOff,),
-            )  # fmt: skip
+            )
     except SystemExit as stop:
         if not stop.code:
             usage, _, rest = shown.getvalue().partition("\n")

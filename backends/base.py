@@ -68,9 +68,12 @@ class Live(Protocol):
     """The weights in training, between two updates. `generate`, `score` and `save` are those of Backend."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: OnToken = ignore_token,
         keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]: ...  # fmt: skip
+    ) -> Iterator[tuple[int, Completion]]: ...
 
     def score(self, batch: Batch) -> FloatArray: ...
 
@@ -126,9 +129,12 @@ class Backend(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: OnToken = ignore_token,
         keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
+    ) -> Iterator[tuple[int, Completion]]:
         """Complete each prompt; yields (index into `prompts`, completion) as they finish, in any order.
 
         A completion ends before the first of the model's end tokens, or after `max_new_tokens`. `on_token` is

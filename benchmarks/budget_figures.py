@@ -50,9 +50,18 @@ def eta_error(updates: Sequence[dict[str, Any]], used: float, share: float) -> f
 def _row(found: dict[str, Any]) -> list[str]:
     errors = ["-" if value is None else f"{100 * value:+.1f} %" for value in found["eta"].values()]
     return [
-        found["run"], f"{found['budget']:.0f}", f"{found['used']:.1f}", f"{found['over']:+.1f}", str(found["updates"]),
-        str(found["of"]), str(found["plans"]), *errors, str(found["base"]), str(found["end"]), found["verdict"],
-    ]  # fmt: skip
+        found["run"],
+        f"{found['budget']:.0f}",
+        f"{found['used']:.1f}",
+        f"{found['over']:+.1f}",
+        str(found["updates"]),
+        str(found["of"]),
+        str(found["plans"]),
+        *errors,
+        str(found["base"]),
+        str(found["end"]),
+        found["verdict"],
+    ]
 
 
 def main(folders: Sequence[str]) -> int:

@@ -49,10 +49,18 @@ def main(path: Path) -> None:
     # Ours and batch_generate leave the end token out: a shorter answer can only have ended by itself.
     stopped = [len(tokens) < job.max_new_tokens for tokens in cut]
     sample = GenerateSample(
-        seconds=seconds, warm_up_seconds=warm_up, batch_size=best, tried=tried if job.candidates else {},
-        completions=cut, stopped=stopped, load_seconds=load_seconds, gemm_gflops=gemm, peak_rss=peak_rss(),
-        peak_framework=device.peak_bytes(), notes=device.notes(),
-    )  # fmt: skip
+        seconds=seconds,
+        warm_up_seconds=warm_up,
+        batch_size=best,
+        tried=tried if job.candidates else {},
+        completions=cut,
+        stopped=stopped,
+        load_seconds=load_seconds,
+        gemm_gflops=gemm,
+        peak_rss=peak_rss(),
+        peak_framework=device.peak_bytes(),
+        notes=device.notes(),
+    )
     write_bytes(job.out, sample.model_dump_json().encode())
 
 
@@ -88,9 +96,13 @@ def mlx_lm_batch(job: GenerateJob) -> Answer:
 
     def answer(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[list[int]]:
         made = batch_generate(
-            model, tokenizer, [list(prompt) for prompt in prompts], max_tokens=new_tokens, return_token_ids=True,
+            model,
+            tokenizer,
+            [list(prompt) for prompt in prompts],
+            max_tokens=new_tokens,
+            return_token_ids=True,
             completion_batch_size=size,
-        )  # fmt: skip
+        )
         return [list(tokens) for tokens in made.token_ids]
 
     return answer
@@ -121,9 +133,13 @@ def _hf(job: GenerateJob, sort: bool) -> Answer:
         )
         with torch.no_grad():
             made = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False,
-                eos_token_id=job.end_ids, pad_token_id=job.end_ids[0],
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                eos_token_id=job.end_ids,
+                pad_token_id=job.end_ids[0],
+            )
         return [_before_end(row, job.end_ids) for row in made[:, longest:].tolist()]
 
     def answer(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[list[int]]:

@@ -33,16 +33,24 @@ def main() -> int:
     options = _options()
     source = resolve_model(options.model, print)
     config = HarnessConfig(
-        model=options.model, tasks=options.task, limit=options.limit, data=options.data,
-        apply_chat_template=options.apply_chat_template, gen_kwargs=options.gen_kwargs, num_fewshot=options.num_fewshot,
-    )  # fmt: skip
+        model=options.model,
+        tasks=options.task,
+        limit=options.limit,
+        data=options.data,
+        apply_chat_template=options.apply_chat_template,
+        gen_kwargs=options.gen_kwargs,
+        num_fewshot=options.num_fewshot,
+    )
     problems = load_data(str(options.data), "main", 0, print, splits=("test",)).test[: options.limit]
     pairs = [(f"Question: {problem.question}\nAnswer:", f" {problem.answer}") for problem in problems]
     # torch's float32 log_softmax over 49,152 tokens is 1e-5 a token off: against it, no error of ours could be seen.
     hf = HFLM(
-        pretrained=str(source.folder), dtype="float32", softmax_dtype="float64", batch_size=options.batch_size,
+        pretrained=str(source.folder),
+        dtype="float32",
+        softmax_dtype="float64",
+        batch_size=options.batch_size,
         device="cpu",
-    )  # fmt: skip
+    )
     reference = _measured(hf, config, pairs)
     print(f"hf       {reference['seconds']} s, {reference['scores']}")
     rows: dict[str, Any] = {}

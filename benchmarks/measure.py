@@ -169,7 +169,14 @@ class Tape:
                 f"{len(self.seconds)} updates and {len(self.losses)} losses, but {wanted} were asked for"
             )
         return TrainSample(
-            seconds=self.seconds, losses=self.losses, first_loss=first_loss, shapes=self.shapes,
-            load_seconds=self.load_seconds, aside_seconds=self.aside_seconds, gemm_gflops=self.gemm,
-            peak_rss=peak_rss(), peak_framework=self.device.peak_bytes(), notes=self.device.notes(),
-        )  # fmt: skip
+            seconds=self.seconds,
+            losses=self.losses,
+            first_loss=first_loss,
+            shapes=self.shapes,
+            load_seconds=self.load_seconds,
+            aside_seconds=self.aside_seconds,
+            gemm_gflops=self.gemm,
+            peak_rss=peak_rss(),
+            peak_framework=self.device.peak_bytes(),
+            notes=self.device.notes(),
+        )

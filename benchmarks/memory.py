@@ -78,9 +78,12 @@ def main() -> None:
         **{name: value for name, value in vars(asked).items() if name not in ("out", "data")},
         "shapes": [shape(batch) for batch in second.micro_batches],
         "targets": [batch.num_targets for batch in second.micro_batches],
-        "imports": before, "loaded": loaded, "rss": peak_rss(), "own": _own_peak(asked.backend),
+        "imports": before,
+        "loaded": loaded,
+        "rss": peak_rss(),
+        "own": _own_peak(asked.backend),
         "seconds": time.monotonic() - begun,
-    }  # fmt: skip
+    }
     with Path(asked.out).open("a", encoding="utf-8") as file:
         file.write(json.dumps(point) + "\n")
     print(SimpleNamespace(**point))

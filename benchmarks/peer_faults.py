@@ -87,9 +87,15 @@ class Program(ABC):
 
     def run(self, work: Path, out: Path, resume: bool = False) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(work, out, resume), env={**os.environ, **QUIET}, cwd=ROOT, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+            self.command(work, out, resume),
+            env={**os.environ, **QUIET},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
 
 
 class Ours(Program):
@@ -101,10 +107,32 @@ class Ours(Program):
         if resume:
             return [*start, "--resume", str(out)]
         return [
-            *start, "--model", str(work / "model"), "--data", str(work), "--backend", self._backend, "--device", "cpu",
-            "--dtype", "float32", "--batch-size", "4", "--gradient-accumulation-steps", "1", "--max-samples", "24",
-            "--num-epochs", "1", "--save-steps", str(EVERY), "--learning-rate", "1e-3", "--output-dir", str(out),
-        ]  # fmt: skip
+            *start,
+            "--model",
+            str(work / "model"),
+            "--data",
+            str(work),
+            "--backend",
+            self._backend,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--batch-size",
+            "4",
+            "--gradient-accumulation-steps",
+            "1",
+            "--max-samples",
+            "24",
+            "--num-epochs",
+            "1",
+            "--save-steps",
+            str(EVERY),
+            "--learning-rate",
+            "1e-3",
+            "--output-dir",
+            str(out),
+        ]
 
     def second_save_began(self, out: Path) -> bool:
         return any((out / "checkpoints").glob(".update-000004.*"))
@@ -131,11 +159,37 @@ class MlxLm(Program):
     def command(self, work: Path, out: Path, resume: bool) -> list[str]:
         again = ["--resume-adapter-file", str(out / "adapters.safetensors")] if resume else []
         return [
-            sys.executable, "-m", "mlx_lm", "lora", "--train", "--model", str(work / "model"), "--data", str(work),
-            "--adapter-path", str(out), "--fine-tune-type", "full", "--num-layers", "-1", "--iters", str(UPDATES),
-            "--save-every", str(EVERY), "--steps-per-report", "1", "--steps-per-eval", "100", "--val-batches", "1",
-            "--batch-size", "4", "--learning-rate", "1e-3", *again,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "mlx_lm",
+            "lora",
+            "--train",
+            "--model",
+            str(work / "model"),
+            "--data",
+            str(work),
+            "--adapter-path",
+            str(out),
+            "--fine-tune-type",
+            "full",
+            "--num-layers",
+            "-1",
+            "--iters",
+            str(UPDATES),
+            "--save-every",
+            str(EVERY),
+            "--steps-per-report",
+            "1",
+            "--steps-per-eval",
+            "100",
+            "--val-batches",
+            "1",
+            "--batch-size",
+            "4",
+            "--learning-rate",
+            "1e-3",
+            *again,
+        ]
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
@@ -172,9 +226,13 @@ def killed_in_a_save(program: Program, work: Path, out: Path) -> str:
     for number in range(10):
         folder = out / str(number)
         process = subprocess.Popen(
-            program.command(work, folder, False), env={**os.environ, **QUIET}, cwd=ROOT, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            program.command(work, folder, False),
+            env={**os.environ, **QUIET},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         _wait_for_second_save(process, program, folder)
         time.sleep(number * 0.0004)
         process.send_signal(signal.SIGKILL)

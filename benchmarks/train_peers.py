@@ -108,23 +108,34 @@ def _mlx_settings(job: TrainJob, folder: Path, num_layers: int, iterations: int)
 
     config = job.config
     return {
-        "model": str(job.model), "train": True, "mask_prompt": True, "optimizer": "adamw",
-        "fine_tune_type": config.method, "num_layers": num_layers, "batch_size": config.batch_size,
-        "iters": iterations, "learning_rate": config.learning_rate, "optimizer_config": {"adamw": _adamw(job)},
-        "steps_per_report": config.gradient_accumulation_steps, "save_every": 10**9, "adapter_path": str(folder),
+        "model": str(job.model),
+        "train": True,
+        "mask_prompt": True,
+        "optimizer": "adamw",
+        "fine_tune_type": config.method,
+        "num_layers": num_layers,
+        "batch_size": config.batch_size,
+        "iters": iterations,
+        "learning_rate": config.learning_rate,
+        "optimizer_config": {"adamw": _adamw(job)},
+        "steps_per_report": config.gradient_accumulation_steps,
+        "save_every": 10**9,
+        "adapter_path": str(folder),
         "grad_accumulation_steps": config.gradient_accumulation_steps,
         "lora_parameters": {"rank": config.lora_rank, "dropout": 0.0, "scale": config.lora_alpha / config.lora_rank},
         "resume_adapter_file": _mlx_adapter(job, folder),
         "max_seq_length": max(job.max_length, CONFIG_DEFAULTS["max_seq_length"]),
-    }  # fmt: skip
+    }
 
 
 def _adamw(job: TrainJob) -> dict[str, Any]:
     config = job.config
     return {
-        "betas": [config.adam_beta1, config.adam_beta2], "eps": config.adam_epsilon,
-        "weight_decay": config.weight_decay, "bias_correction": True,
-    }  # fmt: skip
+        "betas": [config.adam_beta1, config.adam_beta2],
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+        "bias_correction": True,
+    }
 
 
 def _mlx_adapter(job: TrainJob, folder: Path) -> str | None:
@@ -189,15 +200,20 @@ def hf_trainer(job: TrainJob, tape: Tape) -> Outcome:
     tokenizer = AutoTokenizer.from_pretrained(str(job.model))
     tokenizer.padding_side = "right"
     rows = [
-        {"input_ids": row.tokens, "attention_mask": [1] * len(row.tokens),
-         "labels": [IGNORED] * row.num_prompt + row.tokens[row.num_prompt :]}
+        {
+            "input_ids": row.tokens,
+            "attention_mask": [1] * len(row.tokens),
+            "labels": [IGNORED] * row.num_prompt + row.tokens[row.num_prompt :],
+        }
         for row in _rows(job, sort=False)
-    ]  # fmt: skip
+    ]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            model=_model(job), args=TrainingArguments(**_arguments(job, folder)), train_dataset=rows,
+            model=_model(job),
+            args=TrainingArguments(**_arguments(job, folder)),
+            train_dataset=rows,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-        )  # fmt: skip
+        )
         return _run(trainer, job, tape)
 
 
@@ -225,14 +241,27 @@ def _arguments(job: TrainJob, folder: str) -> dict[str, Any]:
     """The same step for everyone; what is not named is as shipped."""
     config = job.config
     return {
-        "output_dir": folder, "num_train_epochs": job.passes, "per_device_train_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps, "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant", "weight_decay": config.weight_decay, "adam_beta1": config.adam_beta1,
-        "adam_beta2": config.adam_beta2, "adam_epsilon": config.adam_epsilon, "max_grad_norm": config.max_grad_norm,
-        "bf16": job.dtype == "bfloat16", "use_cpu": job.device == "cpu", "seed": config.seed,
-        "train_sampling_strategy": "sequential", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-        "logging_steps": 1, "logging_nan_inf_filter": False,
-    }  # fmt: skip
+        "output_dir": folder,
+        "num_train_epochs": job.passes,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "adam_epsilon": config.adam_epsilon,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": job.dtype == "bfloat16",
+        "use_cpu": job.device == "cpu",
+        "seed": config.seed,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+    }
 
 
 def _run(trainer: Any, job: TrainJob, tape: Tape) -> Outcome:

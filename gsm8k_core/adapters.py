@@ -81,9 +81,10 @@ def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
     deltas = read_deltas(adapter)
     hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
     return made_once(
-        "merged", short_hash("".join(hashes)),
+        "merged",
+        short_hash("".join(hashes)),
         lambda target: write_model_folder(base, target, lambda folder: _write(base, deltas, folder)),
-    )  # fmt: skip
+    )
 
 
 def _weights(adapter: Path) -> Path:

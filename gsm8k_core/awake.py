@@ -27,9 +27,12 @@ def kept_awake(system: str, pid: int, say: Callable[[str], None]) -> Iterator[No
         return
     # A session of its own: Ctrl-C goes to the run, which still has a model to save.
     holder = subprocess.Popen(
-        [program, "-i", "-w", str(pid)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        [program, "-i", "-w", str(pid)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         yield
     finally:

@@ -114,9 +114,14 @@ def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice) 
 
 
 def make_updates(
-    examples: Sequence[Example], *, update_size: int, num_epochs: int, seed: int, batch_size: int = 1,
+    examples: Sequence[Example],
+    *,
+    update_size: int,
+    num_epochs: int,
+    seed: int,
+    batch_size: int = 1,
     max_tokens: int | None = None,
-) -> Iterator[Update]:  # fmt: skip
+) -> Iterator[Update]:
     """Every update of the run, in order, made as it is asked for.
 
     A micro-batch holds at most `max_tokens` padded tokens; without a budget, `batch_size` rows.

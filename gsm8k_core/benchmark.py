@@ -136,11 +136,16 @@ def flop(run: Run, name: str, sample: TrainSample, places: Sequence[int]) -> int
     config = run.config
     return sum(
         update_flop(
-            run.shape, sample.shapes[place], rows_of(run, name, place)["targets"], CONTENDERS[name].work,
-            method=config["method"], trainable=config["trainable"], device=run.device(name),
+            run.shape,
+            sample.shapes[place],
+            rows_of(run, name, place)["targets"],
+            CONTENDERS[name].work,
+            method=config["method"],
+            trainable=config["trainable"],
+            device=run.device(name),
         )
         for place in places
-    )  # fmt: skip
+    )
 
 
 def gflop_per_example(run: Run, name: str) -> float | None:

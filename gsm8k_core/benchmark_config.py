@@ -141,8 +141,16 @@ class BenchmarkConfig(Settings):
         """What a contender is given: a constant rate, and the same step for everyone."""
         rows = self.batch_size * batch_times
         return TrainConfig(
-            method=self.method, trainable=self.trainable, lora_rank=self.lora_rank, lora_alpha=self.lora_alpha,
-            learning_rate=self.learning_rate, batch_size=rows, dtype=self.dtype, seed=self.seed,
-            gradient_accumulation_steps=self.update_size // rows, schedule="constant", warmup_ratio=0.0,
+            method=self.method,
+            trainable=self.trainable,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            learning_rate=self.learning_rate,
+            batch_size=rows,
+            dtype=self.dtype,
+            seed=self.seed,
+            gradient_accumulation_steps=self.update_size // rows,
+            schedule="constant",
+            warmup_ratio=0.0,
             max_length=self.max_length,
-        )  # fmt: skip
+        )

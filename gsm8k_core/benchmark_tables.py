@@ -101,9 +101,18 @@ def heading(run: Run) -> str:
 
 def _training(run: Run, names: Sequence[str]) -> Table:
     columns = (
-        "contender", "device", "examples/s (p10 - p90)", "tokens/s", "first pass", "peak RSS", "framework's peak",
-        "GFLOP/example", "of GEMM rate", "first loss", "NLL",
-    )  # fmt: skip
+        "contender",
+        "device",
+        "examples/s (p10 - p90)",
+        "tokens/s",
+        "first pass",
+        "peak RSS",
+        "framework's peak",
+        "GFLOP/example",
+        "of GEMM rate",
+        "first loss",
+        "NLL",
+    )
     if run.mode == END_TO_END:
         rates = "examples/s and tokens/s: from the start of the process to the trained weights on disk, one pass."
     else:
@@ -128,14 +137,17 @@ def _training_row(run: Run, name: str) -> tuple[str, ...]:
     examples = f"{statistics.median(rates):.3g}" if rates else "no steady update"
     gflop = gflop_per_example(run, name)
     return (
-        name, run.device(name), f"{examples} ({spread.p10:.3g} - {spread.p90:.3g})" if spread else examples,
+        name,
+        run.device(name),
+        f"{examples} ({spread.p10:.3g} - {spread.p90:.3g})" if spread else examples,
         _median((train_rate(run, name, one, "tokens") for one in samples), ".0f"),
-        _median((first_pass_rate(run, name, one) for one in samples), ".3g"), *_memory(samples),
+        _median((first_pass_rate(run, name, one) for one in samples), ".3g"),
+        *_memory(samples),
         f"{gflop:.3g}" if gflop is not None else NONE,
         _median(map(_hundredths, (share(run, name, one) for one in samples)), ".0f", " %"),
         f"{samples[0].first_loss:.4f}",
         f"{score.nll:.4f}" if score else NONE,
-    )  # fmt: skip
+    )
 
 
 def _memory(samples: Sequence[Sample]) -> tuple[str, str]:
@@ -146,19 +158,32 @@ def _memory(samples: Sequence[Sample]) -> tuple[str, str]:
 
 def _generation(run: Run, names: Sequence[str]) -> Table:
     columns = (
-        "contender", "device", "batch", "tokens/s (p10 - p90)", "problems/s", "peak RSS", "framework's peak",
-        "of GEMM rate", "texts",
-    )  # fmt: skip
+        "contender",
+        "device",
+        "batch",
+        "tokens/s (p10 - p90)",
+        "problems/s",
+        "peak RSS",
+        "framework's peak",
+        "of GEMM rate",
+        "texts",
+    )
     rows = []
     for name in names:
         samples = [one for one in run.samples[name].values() if isinstance(one, GenerateSample)]
         spread = Spread.of(_known(rate(run, name, one) for one in samples))
-        rows.append((
-            name, run.device(name), str(samples[0].batch_size),
-            f"{spread.median:.4g} ({spread.p10:.4g} - {spread.p90:.4g})",
-            _median((len(one.completions) / one.seconds for one in samples), ".3g"), *_memory(samples),
-            _median(map(_hundredths, (share(run, name, one) for one in samples)), ".1f", " %"), texts(run, name),
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                run.device(name),
+                str(samples[0].batch_size),
+                f"{spread.median:.4g} ({spread.p10:.4g} - {spread.p90:.4g})",
+                _median((len(one.completions) / one.seconds for one in samples), ".3g"),
+                *_memory(samples),
+                _median(map(_hundredths, (share(run, name, one) for one in samples)), ".1f", " %"),
+                texts(run, name),
+            )
+        )
     notes = (
         f"texts: against {run.record.get('reference', 'nobody')}'s; two that part are within eps where both tokens' "
         f"float32 log-probabilities are closer than {EPS[run.config['dtype']]:g} nats. "

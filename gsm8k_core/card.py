@@ -105,10 +105,12 @@ def _metric(rule: str, score: Mapping[str, Any], summary: Mapping[str, Any]) -> 
     version = f" v{RULES[rule].version}" if rule in RULES else ""
     interval = [round(bound, 4) for bound in score["interval"]]
     return {
-        "type": "exact_match", "name": f"{name}, {rule} rule{version}", "value": round(score["accuracy"], 4),
+        "type": "exact_match",
+        "name": f"{name}, {rule} rule{version}",
+        "value": round(score["accuracy"], 4),
         "verified": False,
         "args": {"rule": rule, "correct": score["correct"], "of": summary["n"], "interval": interval} | votes,
-    }  # fmt: skip
+    }
 
 
 def _ordered(rules: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -148,10 +150,17 @@ def _score(score: Mapping[str, Any]) -> str:
 def _results(comparison: Mapping[str, Any]) -> list[str]:
     base, trained, tests = comparison["base"]["rules"], comparison["trained"]["rules"], comparison["paired_by_rule"]
     rows = [
-        [escaped(rule), _score(base[rule]), _score(new), points(new["accuracy"] - base[rule]["accuracy"]),
-         f"{tests[rule]['won']:,}", f"{tests[rule]['lost']:,}", p_value(tests[rule]["p"])]
+        [
+            escaped(rule),
+            _score(base[rule]),
+            _score(new),
+            points(new["accuracy"] - base[rule]["accuracy"]),
+            f"{tests[rule]['won']:,}",
+            f"{tests[rule]['lost']:,}",
+            p_value(tests[rule]["p"]),
+        ]
         for rule, new in _ordered(trained)
-    ]  # fmt: skip
+    ]
     columns = ["rule", "base (95 % interval)", "trained (95 % interval)", "points", "won", "lost", "p"]
     return ["## Results", "", *_table(columns, rows)]
 
@@ -178,11 +187,13 @@ def _how(comparison: Mapping[str, Any], facts: Facts) -> list[str]:
     hashes = {f"{key} model": comparison[key]["hash"] for key in ("base", "trained") if "hash" in comparison[key]}
     tables = {"settings": settings, "versions": facts.versions, "sha256": hashes | dict(facts.hashes)}
     lines = [
-        "## How it was measured", "",
+        "## How it was measured",
+        "",
         f"Both models answered the same problems{_how_often(trained)}. Each rule reads the same answers. Intervals of "
         "accuracies are Wilson's at 95 %, p is McNemar's exact two-sided test over the problems where the models "
-        "differ.", "",
-    ]  # fmt: skip
+        "differ.",
+        "",
+    ]
     for title, table in tables.items():
         if table:
             pairs = (f"{escaped(key)} {code(without_secrets(str(value)))}" for key, value in table.items())

@@ -119,10 +119,16 @@ def write(
             state = live.state()
             _write_moments(folder / MOMENTS, state)
             values = {
-                "schema": SCHEMA, "update": update, "step": state.step, "elapsed": elapsed,
-                "events": [dict(event) for event in events], "losses": list(losses), "facts": dict(facts),
-                "parameters": list(state.parameters), "files": _files(folder),
-            }  # fmt: skip
+                "schema": SCHEMA,
+                "update": update,
+                "step": state.step,
+                "elapsed": elapsed,
+                "events": [dict(event) for event in events],
+                "losses": list(losses),
+                "facts": dict(facts),
+                "parameters": list(state.parameters),
+                "files": _files(folder),
+            }
             write_json(folder / RECORD, {**values, "sha256": _seal(values)})
             _check_fit(_read(folder, content=False))  # what could not be read again is noticed now
         except GSM8KError as error:
@@ -204,9 +210,16 @@ def _read(folder: Path, content: bool) -> Checkpoint:
         _check_file(_inside(folder, name), file, content)
     weights = sorted(name for name in record.files if re.fullmatch(rf"{MODEL}/[^/]+\.safetensors", name))
     return Checkpoint(
-        folder, record.update, record.step, record.elapsed, tuple(record.events), tuple(record.losses),
-        record.facts, tuple(record.parameters), tuple(weights),
-    )  # fmt: skip
+        folder,
+        record.update,
+        record.step,
+        record.elapsed,
+        tuple(record.events),
+        tuple(record.losses),
+        record.facts,
+        tuple(record.parameters),
+        tuple(weights),
+    )
 
 
 def _read_record(folder: Path) -> _Record:

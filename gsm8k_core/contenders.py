@@ -51,22 +51,36 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender("ours-mlx", "mlx", _MLX, _EVERY, "this project on MLX", ours=True, work=Work(head="targets")),
         Contender("ours-torch", "torch", _TORCH, _EVERY, "this project on torch", ours=True, work=Work(head="targets")),
         Contender(
-            "mlx-lm", "mlx", _MLX, _EVERY,
+            "mlx-lm",
+            "mlx",
+            _MLX,
+            _EVERY,
             "mlx_lm.lora as shipped (AdamW with bias correction); batch_generate at the given batch size",
             differs="no clipping; each padded row trains one pad token; mean of micro-batch means; trains blocks only",
             differs_in_bfloat16="its weights are bfloat16 as well",
         ),
         Contender(
-            "mlx-lm-double", "mlx", _MLX, _TRAINING, "mlx_lm.lora with twice --batch-size rows in a micro-batch",
-            differs="as mlx-lm", batch_times=2,
+            "mlx-lm-double",
+            "mlx",
+            _MLX,
+            _TRAINING,
+            "mlx_lm.lora with twice --batch-size rows in a micro-batch",
+            differs="as mlx-lm",
+            batch_times=2,
         ),
         Contender(
-            "trl", "torch", (*_TORCH, "trl", "datasets"), _TRAINING,
+            "trl",
+            "torch",
+            (*_TORCH, "trl", "datasets"),
+            _TRAINING,
             "TRL SFTTrainer as shipped: gradient checkpointing on, chunked head",
             work=Work(head="targets on cuda", body_again=True, head_again=True),
         ),
         Contender(
-            "trl-best", "torch", (*_TORCH, "trl", "datasets"), _TRAINING,
+            "trl-best",
+            "torch",
+            (*_TORCH, "trl", "datasets"),
+            _TRAINING,
             "TRL SFTTrainer tuned: no gradient checkpointing, rows of an update sorted by length",
             work=Work(head="targets on cuda", head_again=True),
         ),
@@ -75,11 +89,15 @@ CONTENDERS: Mapping[str, Contender] = {
             "mlx-lm-best", "mlx", _MLX, (GENERATE,), "batch_generate at its own best batch size", best_batch=True
         ),
         Contender(
-            "hf-best", "torch", _TORCH, (GENERATE,), "generate at its own best batch size, prompts sorted by length",
+            "hf-best",
+            "torch",
+            _TORCH,
+            (GENERATE,),
+            "generate at its own best batch size, prompts sorted by length",
             best_batch=True,
         ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)

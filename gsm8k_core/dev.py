@@ -84,10 +84,14 @@ def joined(parts: Sequence[DevResult]) -> DevResult:
     num_targets = sum(part.num_targets for part in parts)
     correct = {rule: sum(part.num_correct[rule] for part in parts) for rule in parts[0].num_correct}
     return DevResult(
-        math.fsum(part.loss * part.num_targets for part in parts) / num_targets, num_targets, correct,
-        sum(part.num_problems for part in parts), sum(part.num_stopped for part in parts),
-        math.fsum(part.seconds for part in parts), tuple(right for part in parts for right in part.verdicts),
-    )  # fmt: skip
+        math.fsum(part.loss * part.num_targets for part in parts) / num_targets,
+        num_targets,
+        correct,
+        sum(part.num_problems for part in parts),
+        sum(part.num_stopped for part in parts),
+        math.fsum(part.seconds for part in parts),
+        tuple(right for part in parts for right in part.verdicts),
+    )
 
 
 def _or_inf(loss: float) -> float:

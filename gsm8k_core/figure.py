@@ -126,9 +126,13 @@ def _legend(figure: Any, runs: Sequence[RunCurves]) -> None:
     handles = [Line2D([], [], linewidth=2.5, **_look(number)) for number in range(len(runs))]
     longest = max(len(run.name) for run in runs)
     legend = figure.legend(
-        handles, ["-"] * len(runs), loc="outside upper left", ncols=max(1, min(3, 100 // (longest + 8))), frameon=False,
+        handles,
+        ["-"] * len(runs),
+        loc="outside upper left",
+        ncols=max(1, min(3, 100 // (longest + 8))),
+        frameon=False,
         handlelength=3.5,
-    )  # fmt: skip
+    )
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)  # a $ in a name is a $
         text.set_text(printable(run.name))

@@ -47,11 +47,14 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """From a config.json. Raises KeyError for a model that has no such sizes."""
     heads = int(config["num_attention_heads"])
     return ModelShape(
-        layers=int(config["num_hidden_layers"]), hidden=int(config["hidden_size"]),
-        inner=int(config["intermediate_size"]), heads=heads, kv_heads=int(config.get("num_key_value_heads") or heads),
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        inner=int(config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
         vocabulary=int(config["vocab_size"]),
-    )  # fmt: skip
+    )
 
 
 def body_forward(shape: ModelShape, width: int) -> int:
@@ -65,9 +68,15 @@ def head_forward(shape: ModelShape) -> int:
 
 
 def update_flop(
-    shape: ModelShape, batches: Iterable[Sequence[int]], num_targets: int, work: Work, *, method: str, trainable: str,
+    shape: ModelShape,
+    batches: Iterable[Sequence[int]],
+    num_targets: int,
+    work: Work,
+    *,
+    method: str,
+    trainable: str,
     device: str,
-) -> int:  # fmt: skip
+) -> int:
     """FLOP of one update whose micro-batches had the (B, T) in `batches`."""
     sizes = [(rows, width) for rows, width in batches]
     forward = sum(rows * width * body_forward(shape, width) for rows, width in sizes)

@@ -75,9 +75,14 @@ class Guard:
         lost = sum(old and not new for old, new in zip(base, now, strict=True))
         p = mcnemar_exact(won, lost)
         return {
-            "problems": len(base), "base_correct": sum(base), "correct": sum(now), "won": won, "lost": lost, "p": p,
+            "problems": len(base),
+            "base_correct": sum(base),
+            "correct": sum(now),
+            "won": won,
+            "lost": lost,
+            "p": p,
             "verdict": verdict(won, lost, p, len(base)),
-        }  # fmt: skip
+        }
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -85,8 +90,9 @@ class Guard:
         return {
             "base": self.base and self.base.as_json(),
             **{name: each and {"update": each[0], "result": each[1].as_json()} for name, each in measured.items()},
-            "reason": self.reason, "passed": self.passed,
-        }  # fmt: skip
+            "reason": self.reason,
+            "passed": self.passed,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Guard:
@@ -177,11 +183,12 @@ def event_line(values: Mapping[str, Any]) -> str:
 def advice(found: str, *, adapter: bool, rate: float, budget: str) -> str:
     """What a person can try when the trained model was not better."""
     tries = [
-        f"more epochs or a longer --max-time than {budget}", f"a lower rate (--learning-rate {rate / 3:.1g})",
+        f"more epochs or a longer --max-time than {budget}",
+        f"a lower rate (--learning-rate {rate / 3:.1g})",
         *([] if adapter else ["--method lora"]),
         "training on answers in the model's own style: its own right answers as a JSONL file for --data "
         "(rejection sampling), since GSM8K's terse ones often do not help a small instruct model",
-    ]  # fmt: skip
+    ]
     more = [] if found == WORSE else ["more --guard-problems, to see a smaller difference"]
     return "try      " + "; ".join(tries + more)
 

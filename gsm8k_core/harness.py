@@ -26,8 +26,12 @@ LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")  # lm-eval's n
 NO_LENGTH = 2048  # lm-eval's, where neither config nor tokenizer names one
 # What a task may ask for without changing anything here.
 NEUTRAL: Mapping[str, object] = {
-    "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "use_cache": True, "min_p": 0.0,
-}  # fmt: skip
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "use_cache": True,
+    "min_p": 0.0,
+}
 EVEN = math.log(0.5)
 
 
@@ -35,9 +39,12 @@ class Generate(Protocol):
     """Backend.generate."""
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: Callable[[int, int], None] = ...,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: Callable[[int, int], None] = ...,
         keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]: ...  # fmt: skip
+    ) -> Iterator[tuple[int, Completion]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,10 +75,20 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
     rule = test["rule"]
     base, trained = comparison["base"]["rules"][rule], comparison["trained"]["rules"][rule]
     return Headline(
-        rule, n, base["accuracy"], tuple(base["interval"]), trained["accuracy"], tuple(trained["interval"]),
-        test["difference"], tuple(test["interval"]),
-        test["won"], test["lost"], test["both"], test["neither"], test["p"],
-    )  # fmt: skip
+        rule,
+        n,
+        base["accuracy"],
+        tuple(base["interval"]),
+        trained["accuracy"],
+        tuple(trained["interval"]),
+        test["difference"],
+        tuple(test["interval"]),
+        test["won"],
+        test["lost"],
+        test["both"],
+        test["neither"],
+        test["p"],
+    )
 
 
 def percent(share: float) -> str:

@@ -82,9 +82,10 @@ def vitals(completions: Sequence[Completion], texts: Sequence[str], end_log_p: S
         _mean([len(set(tokens)) / len(tokens) if tokens else 0.0 for tokens in heads]),
         _mean([longest_run(tokens) / len(tokens) if tokens else 0.0 for tokens in heads]),
         _mean([extract(text) is None for text in texts]),
-        _mean(stopped), could_stop,
+        _mean(stopped),
+        could_stop,
         _mean([math.exp(value) for value in end_log_p]) if end_log_p else None,
-    )  # fmt: skip
+    )
 
 
 def longest_run(tokens: Sequence[int]) -> int:

@@ -57,9 +57,7 @@ def read_lines(path: Path, give: str) -> Iterator[tuple[str, str]]:
 def parse(line: str, where: str, give: str) -> Row:
     """The JSON object of a line; its numbers are `Number`s."""
     try:
-        row = json.loads(
-            line, object_pairs_hook=_row, parse_constant=Constant, parse_int=Number, parse_float=Number
-        )  # fmt: skip
+        row = json.loads(line, object_pairs_hook=_row, parse_constant=Constant, parse_int=Number, parse_float=Number)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({str(error)[:160]}); {give}") from None
     if not isinstance(row, Row):

@@ -103,11 +103,21 @@ def write_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraS
     from safetensors.numpy import save_file  # here, not above: only an adapter needs it
 
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": spec.rank,
-        "lora_alpha": spec.alpha, "lora_dropout": spec.dropout, "use_dora": spec.dora, "use_rslora": False,
-        "target_modules": sorted({_module(name).rsplit(".", 1)[-1] for name in values}), "bias": "none",
-        "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "use_dora": spec.dora,
+        "use_rslora": False,
+        "target_modules": sorted({_module(name).rsplit(".", 1)[-1] for name in values}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
     with new_folder(directory) as folder:
         save_file(dict(values), str(folder / PEFT_WEIGHTS), metadata={"format": "pt"})
         write_json(folder / CONFIG, config)
@@ -122,9 +132,11 @@ def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: L
     layers = {int(module.split(".")[2]) for module in modules}
     keys = sorted({found[1] for module in modules if (found := BLOCK_NAME.fullmatch(module))})
     config: dict[str, Any] = {
-        "model": base, "fine_tune_type": "dora" if spec.dora else "lora", "num_layers": max(layers) + 1,
+        "model": base,
+        "fine_tune_type": "dora" if spec.dora else "lora",
+        "num_layers": max(layers) + 1,
         "lora_parameters": {"rank": spec.rank, "scale": spec.scale, "dropout": spec.dropout, "keys": keys},
-    }  # fmt: skip
+    }
     with new_folder(directory) as folder:
         save_file(arrays, str(folder / MLX_WEIGHTS), metadata={"format": "mlx"})
         write_json(folder / CONFIG, config)

@@ -87,10 +87,14 @@ def adapter_parameters(shape: ModelShape, spec: LoraSpec) -> int:
     """Numbers in A, B and m over all blocks."""
     attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     sizes = {
-        "q_proj": (shape.hidden, attention), "k_proj": (shape.hidden, kv), "v_proj": (shape.hidden, kv),
-        "o_proj": (attention, shape.hidden), "gate_proj": (shape.hidden, shape.inner),
-        "up_proj": (shape.hidden, shape.inner), "down_proj": (shape.inner, shape.hidden),
-    }  # fmt: skip
+        "q_proj": (shape.hidden, attention),
+        "k_proj": (shape.hidden, kv),
+        "v_proj": (shape.hidden, kv),
+        "o_proj": (attention, shape.hidden),
+        "gate_proj": (shape.hidden, shape.inner),
+        "up_proj": (shape.hidden, shape.inner),
+        "down_proj": (shape.inner, shape.hidden),
+    }
     chosen = [size for name, size in sizes.items() if not spec.targets or name in spec.targets]
     lengths = sum(width for _, width in chosen) if spec.dora else 0
     return shape.layers * (spec.rank * sum(map(sum, chosen)) + lengths)
@@ -132,9 +136,12 @@ def predict(model: Model, config: TrainConfig, dtype: str, costs: Costs, tokens:
         blocks, kept = costs.again, filled * shape.layers * shape.hidden * size
     chunk = costs.frozen_chunk if adapted else costs.chunk
     return Need(
-        costs.process, _weights(model, config, size), each * model.num_trained,
-        kept + int(factor * blocks * filled * per_token), 3 * min(chunk, 4 * filled * shape.vocabulary),
-    )  # fmt: skip
+        costs.process,
+        _weights(model, config, size),
+        each * model.num_trained,
+        kept + int(factor * blocks * filled * per_token),
+        3 * min(chunk, 4 * filled * shape.vocabulary),
+    )
 
 
 def _weights(model: Model, config: TrainConfig, size: int) -> int:
@@ -186,7 +193,7 @@ class Plan:
 
 def plan(
     model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, wanted: Choice, widest: int, asked: bool
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The largest budget of padded tokens up to `wanted` that fits; one that was `asked` for stays.
 
     Raises OutOfMemoryError where not even one row of `widest` tokens does.

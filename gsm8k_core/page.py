@@ -112,9 +112,13 @@ def _environment() -> jinja2.Environment:
         return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
         name: getattr(words, name) for name in ("percent", "between", "points", "p_value", "without_secrets")
     }
@@ -139,14 +143,24 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headli
     rule = result.rule if result else ("flexible" if "flexible" in rules else rules[0])
     intervals = [bound for model in models for name in rules for bound in model.summary["rules"][name]["interval"]]
     return {
-        "style": style, "early": early, "script": script, "policy": policy,
-        "models": models, "result": result, "rule": rule, "n": models[0].summary["n"],
+        "style": style,
+        "early": early,
+        "script": script,
+        "policy": policy,
+        "models": models,
+        "result": result,
+        "rule": rule,
+        "n": models[0].summary["n"],
         "votes": models[0].summary.get("samples", 1),
-        "rules": rules, "rule_rows": _rule_rows(comparison, models, rules), "scale": charts.scale(intervals),
-        "endings": _endings(models), "held_out": _held_out(models, rule),
+        "rules": rules,
+        "rule_rows": _rule_rows(comparison, models, rules),
+        "scale": charts.scale(intervals),
+        "endings": _endings(models),
+        "held_out": _held_out(models, rule),
         "matrices": [{"model": model, "rows": _matrix(model.records, rules)} for model in models],
-        "problems": list(_problems(models, rules, rule)), "data": _data(models, rules, rule),
-    }  # fmt: skip
+        "problems": list(_problems(models, rules, rule)),
+        "data": _data(models, rules, rule),
+    }
 
 
 def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Model], rules: Sequence[str]) -> list[dict[str, Any]]:

@@ -168,9 +168,13 @@ class RunPilot(Generic[Live]):
         if early and self._needed(update, min(update + 2 * CALIBRATION, asked)) <= left:
             return
         total = replanned(
-            update, self.total, asked, left=left, needed=lambda number: self._needed(update, number),
+            update,
+            self.total,
+            asked,
+            left=left,
+            needed=lambda number: self._needed(update, number),
             unsure=max(self._pace.doubt(update + 1), 0.0),
-        )  # fmt: skip
+        )
         if early and total > self.total:
             total = self.total  # to plan for less is safe at once; for more, only what was measured a few times
         whole = self._elapsed() + self._needed(update, asked)

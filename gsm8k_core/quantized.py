@@ -43,9 +43,18 @@ if TYPE_CHECKING:
 VERSION = 1  # raise it when the folder that is written changes
 BITS = (2, 3, 4, 5, 6, 8)  # the widths that MLX has
 DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
-}  # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U32": "<u4",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 def is_quantized(folder: Path) -> bool:

@@ -46,9 +46,14 @@ def _paired(name: str, base_records: Records, trained_records: Records) -> dict[
     base, trained = ([bool(r["rules"][name]["correct"]) for r in rows] for rows in (base_records, trained_records))
     result = paired(base, trained)
     return {
-        "won": result.won, "lost": result.lost, "both": result.both, "neither": result.neither, "p": result.p,
-        "difference": result.difference, "interval": list(result.interval),
-    }  # fmt: skip
+        "won": result.won,
+        "lost": result.lost,
+        "both": result.both,
+        "neither": result.neither,
+        "p": result.p,
+        "difference": result.difference,
+        "interval": list(result.interval),
+    }
 
 
 def _changed(test: Mapping[str, Any]) -> float:

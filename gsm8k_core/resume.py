@@ -18,24 +18,68 @@ from gsm8k_core.config import TrainConfig, flag
 from gsm8k_core.folders import write_bytes
 from gsm8k_core.types import StorageError, UsageError
 
-FREE: Final = frozenset({
-    "config", "json_", "verbose", "output_dir", "resume", "force", "dry_run",
-    "profile",  # a name for defaults; what it sets is compared by itself
-    "backend", "device",
-    "max_time", "save_steps", "save_total_limit", "probe_steps", "guard_problems",
-    "report_to", "no_wandb", "wandb_project", "wandb_key_file",
-})  # fmt: skip
-HARMLESS: Final = frozenset({
-    "dtype", "gradient_checkpointing", "micro_batch_tokens",
-    "batch_size", "gradient_accumulation_steps",  # as long as an update holds as many rows
-    "eval_steps", "eval_problems", "eval_max_new_tokens",
-})  # fmt: skip
-FIXED: Final = frozenset({
-    "model", "data", "data_config", "seed", "max_samples", "max_length", "annotations", "drop_long",
-    "num_epochs", "learning_rate", "warmup_ratio", "schedule", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "trainable", "method", "lora_rank", "lora_alpha", "lora_dropout", "target_modules",
-})  # fmt: skip
+FREE: Final = frozenset(
+    {
+        "config",
+        "json_",
+        "verbose",
+        "output_dir",
+        "resume",
+        "force",
+        "dry_run",
+        "profile",  # a name for defaults; what it sets is compared by itself
+        "backend",
+        "device",
+        "max_time",
+        "save_steps",
+        "save_total_limit",
+        "probe_steps",
+        "guard_problems",
+        "report_to",
+        "no_wandb",
+        "wandb_project",
+        "wandb_key_file",
+    }
+)
+HARMLESS: Final = frozenset(
+    {
+        "dtype",
+        "gradient_checkpointing",
+        "micro_batch_tokens",
+        "batch_size",
+        "gradient_accumulation_steps",  # as long as an update holds as many rows
+        "eval_steps",
+        "eval_problems",
+        "eval_max_new_tokens",
+    }
+)
+FIXED: Final = frozenset(
+    {
+        "model",
+        "data",
+        "data_config",
+        "seed",
+        "max_samples",
+        "max_length",
+        "annotations",
+        "drop_long",
+        "num_epochs",
+        "learning_rate",
+        "warmup_ratio",
+        "schedule",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "trainable",
+        "method",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+    }
+)
 
 SPLIT: Final = ("batch_size", "gradient_accumulation_steps")
 # A model or a data set moves, or gets another name on another machine: its hash says whether it is the same.

@@ -50,8 +50,11 @@ UNCLIPPED = 1e9  # a gradient norm that none is above
 def identical_batches(bench: Bench) -> Iterator[Measured]:
     """Made twice, updates are the same element by element; other micro-batches hold the same rows."""
     first, again, single, other = (
-        bench.updates(12), bench.updates(12), bench.updates(12, batch_size=1), bench.updates(12, seed=1)
-    )  # fmt: skip
+        bench.updates(12),
+        bench.updates(12),
+        bench.updates(12, batch_size=1),
+        bench.updates(12, seed=1),
+    )
     differ = sum(not _same(a, b) for a, b in zip(first, again, strict=True))
     recut = sum(_rows(a) != _rows(b) for a, b in zip(first, single, strict=True))
     control = sum(_rows(a) != _rows(b) for a, b in zip(first, other, strict=True))

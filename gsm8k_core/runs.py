@@ -136,10 +136,18 @@ class Run:
         """Note that the run goes on after `update`, and how."""
         before = {key: self.manifest.get(key) for key in ("started", "command", "choices", "versions", "host", "code")}
         self.record(
-            status="running", pid=os.getpid(), started=_now(), command=sys.argv, versions=versions(), host=host(),
-            code=code_hash(), config=dict(config), choices=dict(choices), resumed_after=update,
+            status="running",
+            pid=os.getpid(),
+            started=_now(),
+            command=sys.argv,
+            versions=versions(),
+            host=host(),
+            code=code_hash(),
+            config=dict(config),
+            choices=dict(choices),
+            resumed_after=update,
             segments=[*self.manifest.get("segments", []), before],
-        )  # fmt: skip
+        )
 
     def replace(self, target: Path, write: Callable[[Path], None]) -> None:
         """Write a folder of the run whole, then let it take the place of an older one."""
@@ -218,9 +226,16 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
     """Claim a new run folder. Raises StorageError when it holds anything, or cannot be written."""
     check_free(folder)
     manifest = {
-        "schema": SCHEMA, "status": "running", "pid": os.getpid(), "started": _now(), "command": sys.argv,
-        "versions": versions(), "host": host(), "code": code_hash(), **first,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "status": "running",
+        "pid": os.getpid(),
+        "started": _now(),
+        "command": sys.argv,
+        "versions": versions(),
+        "host": host(),
+        "code": code_hash(),
+        **first,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _hold(folder)

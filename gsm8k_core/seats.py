@@ -46,9 +46,13 @@ class Seats:
     """The books of one call of `generate`."""
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        end_ids: frozenset[int],
+        on_token: OnToken,
         keys: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         # Similar lengths together: little padding in a prefill, and the answers of one kind end together.
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         self._waiting = deque(Seat(index, index if keys is None else keys[index], prompts[index]) for index in order)

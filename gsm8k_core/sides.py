@@ -106,9 +106,12 @@ class Bench:
     def updates(self, count: int, batch_size: int | None = None, seed: int = 0) -> list[Update]:
         """The first `count` updates, of micro-batches of uneven rows."""
         endless = make_updates(
-            self.examples, batch_size=batch_size or self.batch_size, update_size=self.update_size, num_epochs=count,
+            self.examples,
+            batch_size=batch_size or self.batch_size,
+            update_size=self.update_size,
+            num_epochs=count,
             seed=seed,
-        )  # fmt: skip
+        )
         return list(islice(endless, count))
 
     @cached_property
@@ -195,9 +198,16 @@ class Run(Generic[Found]):
 
 
 def trained(
-    side: Side, bench: Bench, updates: Sequence[Update], config: TrainConfig, look: Callable[[Live], Found],
-    resume: TrainState | None = None, *, rate: float = RATE, at: int | None = None,
-) -> Run[Found]:  # fmt: skip
+    side: Side,
+    bench: Bench,
+    updates: Sequence[Update],
+    config: TrainConfig,
+    look: Callable[[Live], Found],
+    resume: TrainState | None = None,
+    *,
+    rate: float = RATE,
+    at: int | None = None,
+) -> Run[Found]:
     """A freshly opened model over `updates`, looked at after update `at`, by default the last.
 
     At rate 0 each update's figures are those of the first weights.

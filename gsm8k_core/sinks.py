@@ -207,9 +207,13 @@ class Feed:
         command = [sys.executable, "-P", "-m", "gsm8k_core.trackers", str(os.getpid())]
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
                 start_new_session=True,
-            )  # fmt: skip
+            )
             for work in (self._feed, self._listen):
                 self._threads.append(threading.Thread(target=work, args=(self._process,), daemon=True))
                 self._threads[-1].start()

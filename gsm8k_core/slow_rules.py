@@ -89,9 +89,12 @@ class MathVerify:
     def _started(self) -> subprocess.Popen[bytes]:
         """A worker that said it is ready. One that cannot start is an error: no row would be judged."""
         worker = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._worker = worker
         try:
             self._line(worker, START_LIMIT)

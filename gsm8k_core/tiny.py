@@ -34,19 +34,35 @@ def tokenizer_files(folder: Path) -> int:
     """Write a whitespace tokenizer; returns the size of its vocabulary, rounded up to 64."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, "system", "user", "assistant", *WORDS])}
     added = [
-        {"id": vocabulary[word], "content": word, "special": True, "single_word": False, "lstrip": False,
-         "rstrip": False, "normalized": False}
+        {
+            "id": vocabulary[word],
+            "content": word,
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
         for word in SPECIAL
-    ]  # fmt: skip
+    ]
     tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
-    }  # fmt: skip
+    }
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<end>",
-        "unk_token": "<unk>", "chat_template": TEMPLATE,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "<end>",
+        "unk_token": "<unk>",
+        "chat_template": TEMPLATE,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return -(-len(vocabulary) // 64) * 64
@@ -61,10 +77,14 @@ def weights(config: Config, seed: int, std: float) -> dict[str, FloatArray]:
     for layer in range(int(config["num_hidden_layers"])):
         at = f"model.layers.{layer}."
         for name, rows, columns in [
-            ("self_attn.q_proj", hidden, hidden), ("self_attn.k_proj", kv, hidden), ("self_attn.v_proj", kv, hidden),
-            ("self_attn.o_proj", hidden, hidden), ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden),
+            ("self_attn.q_proj", hidden, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, hidden),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
             ("mlp.down_proj", hidden, inner),
-        ]:  # fmt: skip
+        ]:
             shapes[f"{at}{name}.weight"] = (rows, columns)
             if config["model_type"] == "qwen2" and name[10:] in ("q_proj", "k_proj", "v_proj"):
                 shapes[f"{at}{name}.bias"] = (rows,)
@@ -84,13 +104,26 @@ def make(folder: Path, kind: str = "qwen2", seed: int = 0, std: float = 0.15, **
     vocabulary = tokenizer_files(folder)
     base = KINDS[kind]
     config: Config = {
-        "model_type": kind, "architectures": ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"],
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": vocabulary, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": END_ID, "pad_token_id": PAD_IDS[kind],
-        "rope_theta": base, "rope_parameters": {"rope_type": "default", "rope_theta": base},
-        "attention_bias": False, "mlp_bias": False, "use_sliding_window": False,
-    } | changes  # fmt: skip
+        "model_type": kind,
+        "architectures": ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "eos_token_id": END_ID,
+        "pad_token_id": PAD_IDS[kind],
+        "rope_theta": base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": base},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+    } | changes
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [END_ID], "pad_token_id": 0}))
     save_file(weights(config, seed, std), str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -76,15 +76,26 @@ class Wandb:
         import wandb
 
         wanted = {
-            "console": "off", "silent": True, "disable_git": True, "save_code": False, "x_disable_stats": True,
-            "x_disable_meta": True, "x_save_requirements": False, "finish_timeout": max(1.0, run.seconds - 1),
+            "console": "off",
+            "silent": True,
+            "disable_git": True,
+            "save_code": False,
+            "x_disable_stats": True,
+            "x_disable_meta": True,
+            "x_save_requirements": False,
+            "finish_timeout": max(1.0, run.seconds - 1),
             "finish_timeout_raises": True,
-        }  # fmt: skip
+        }
         known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
         self._run = wandb.init(
-            project=run.project, name=run.name, id=run.id, resume="allow", dir=run.folder, config=dict(run.settings),
+            project=run.project,
+            name=run.name,
+            id=run.id,
+            resume="allow",
+            dir=run.folder,
+            config=dict(run.settings),
             settings=wandb.Settings(**known),
-        )  # fmt: skip
+        )
         # Not W&B's own step: that one must rise, and a run that goes on from a checkpoint repeats some updates.
         self._run.define_metric("*", step_metric="update")
         self._whole = False
@@ -112,9 +123,14 @@ class Trackio:
 
         self._trackio = trackio
         trackio.init(
-            project=run.project, name=f"{run.name}-{run.id}", resume="allow", config=dict(run.settings), embed=False,
-            auto_log_gpu=False, auto_log_cpu=False,
-        )  # fmt: skip
+            project=run.project,
+            name=f"{run.name}-{run.id}",
+            resume="allow",
+            config=dict(run.settings),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
         return f"to see it: trackio show --project {run.project}"
 
     def event(self, event: StepEvent) -> None:

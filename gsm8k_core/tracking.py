@@ -143,11 +143,17 @@ class Steps:
         self._what, self._total, self._done, self._begun = what, total, 0, time.monotonic()
         self._console = console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         whole = Column(no_wrap=True, overflow="ignore")
-        self._bar = Progress(
-            TextColumn("{task.description}", table_column=whole), BarColumn(bar_width=None),
-            MofNCompleteColumn(table_column=whole),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)), console=console,
-        ) if console.is_terminal else None  # fmt: skip
+        self._bar = (
+            Progress(
+                TextColumn("{task.description}", table_column=whole),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(table_column=whole),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
         self._task = self._bar.add_task(what, total=total, note="") if self._bar else None
 
     def __enter__(self) -> Steps:

@@ -60,9 +60,14 @@ class DivergedError(GSM8KError):
     exit_code = 5
 
     def __init__(
-        self, what: str, *, update: int | None = None, tensor: str | None = None, rows: Sequence[str] = (),
+        self,
+        what: str,
+        *,
+        update: int | None = None,
+        tensor: str | None = None,
+        rows: Sequence[str] = (),
         advice: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`tensor` is what is not finite, in words; `rows` are the Example ids that it was found with."""
         self.update, self.tensor, self.rows = update, tensor, tuple(rows)
         place = "" if update is None else f"update {update}: "

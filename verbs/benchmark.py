@@ -211,27 +211,39 @@ def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], 
         raise DataError(f"{work.source.name}: its config.json has no {error}; take a Llama-like model") from error
     contenders = {
         name: {
-            "device": device.name, "reason": device.reason,
+            "device": device.name,
+            "reason": device.reason,
             "updates": [
-                {"rows": len(rows), "tokens": sum(len(row.tokens) for row in rows),
-                 "targets": sum(row.example.num_targets for row in rows)}
+                {
+                    "rows": len(rows),
+                    "tokens": sum(len(row.tokens) for row in rows),
+                    "targets": sum(row.example.num_targets for row in rows),
+                }
                 for rows in work.updates(name)
             ],
         }
         for name, device in devices.items()
-    }  # fmt: skip
+    }
     # A result is shared: a folder's own name is enough, and where it was written says nothing of the measurement.
     told = config.model_dump(mode="json", exclude={"results", "output"})
     told |= {"model": own_name(config.model), "data": own_name(config.data)}
     return {
-        "schema": SCHEMA, "mode": config.mode, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "schema": SCHEMA,
+        "mode": config.mode,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
-        "versions": versions("trl"), "commit": commit(), "config": told,
+        "versions": versions("trl"),
+        "commit": commit(),
+        "config": told,
         "model": {"name": own_name(work.source.name), "hash": identity(work.source), "shape": asdict(shape)},
-        "data": own_name(data), "contenders": contenders,
+        "data": own_name(data),
+        "contenders": contenders,
         "prompts": {"tokens": [len(prompt) for prompt in work.prompts], "shared": work.num_shared},
-        "samples": [], "scores": {}, "texts": {}, "failures": {},
-    }  # fmt: skip
+        "samples": [],
+        "scores": {},
+        "texts": {},
+        "failures": {},
+    }
 
 
 def own_name(asked: str) -> str:

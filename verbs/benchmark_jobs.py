@@ -109,9 +109,13 @@ def _rows(tokenizer: Any, problems: Sequence[Problem], ends: Sequence[int], coun
         for problem, example in zip(part, make_examples(tokenizer, part, ends), strict=True):
             if len(found) < count and len(example.tokens) <= max_length:
                 found.append(
-                    Row(id=problem.id, messages=messages(problem, with_answer=True), tokens=list(example.tokens),
-                        num_prompt=example.num_prompt)
-                )  # fmt: skip
+                    Row(
+                        id=problem.id,
+                        messages=messages(problem, with_answer=True),
+                        tokens=list(example.tokens),
+                        num_prompt=example.num_prompt,
+                    )
+                )
         if len(found) == count:
             break
     return found
@@ -126,9 +130,12 @@ def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
 def _plan(config: BenchmarkConfig, rows: Sequence[Row]) -> list[list[Row]]:
     by_id = {row.id: row for row in rows}
     updates = make_updates(
-        [row.example for row in rows], batch_size=config.batch_size, update_size=config.update_size, num_epochs=1,
+        [row.example for row in rows],
+        batch_size=config.batch_size,
+        update_size=config.update_size,
+        num_epochs=1,
         seed=config.seed,
-    )  # fmt: skip
+    )
     return [[by_id[name] for name in update.rows] for update in updates]
 
 
@@ -181,39 +188,62 @@ class Lab:
         """What a contender's training is told."""
         config = self.config
         return TrainJob(
-            contender=name, framework=CONTENDERS[name].framework, model=self.work.source.folder, device=device.name,
-            dtype=config.dtype, out=self.scratch / "sample.json", updates=self.work.updates(name),
+            contender=name,
+            framework=CONTENDERS[name].framework,
+            model=self.work.source.folder,
+            device=device.name,
+            dtype=config.dtype,
+            out=self.scratch / "sample.json",
+            updates=self.work.updates(name),
             passes=1 if config.mode == END_TO_END else config.passes,
             config=config.train_config(CONTENDERS[name].batch_times),
-            adapter=self.adapter, trained=trained, max_length=config.max_length,
-        )  # fmt: skip
+            adapter=self.adapter,
+            trained=trained,
+            max_length=config.max_length,
+        )
 
     def _generate(self, name: str, device: Choice, batch_size: int | None) -> Job:
         config, contender = self.config, CONTENDERS[name]
         tries = list(CANDIDATES) if contender.best_batch and batch_size is None else []
         return GenerateJob(
-            contender=name, framework=contender.framework, model=self.work.source.folder, device=device.name,
-            dtype=config.dtype, out=self.scratch / "sample.json", prompts=self.work.prompts,
-            end_ids=self.work.end_ids, max_new_tokens=config.max_new_tokens,
-            batch_size=batch_size or config.prompts_together(contender.ours), candidates=tries,
-        )  # fmt: skip
+            contender=name,
+            framework=contender.framework,
+            model=self.work.source.folder,
+            device=device.name,
+            dtype=config.dtype,
+            out=self.scratch / "sample.json",
+            prompts=self.work.prompts,
+            end_ids=self.work.end_ids,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=batch_size or config.prompts_together(contender.ours),
+            candidates=tries,
+        )
 
     def score(self, trained: Path | None) -> Score:
         """The weights on the held-out rows, by the one scorer."""
         config = self.config
         job = ScoreJob(
-            model=self.work.source.folder, trained=trained, method=config.method,
-            lora_scale=config.lora_alpha / config.lora_rank, rows=self.work.held_out, out=self.scratch / "score.json",
-        )  # fmt: skip
+            model=self.work.source.folder,
+            trained=trained,
+            method=config.method,
+            lora_scale=config.lora_alpha / config.lora_rank,
+            rows=self.work.held_out,
+            out=self.scratch / "score.json",
+        )
         return Score.model_validate(run_script("score_weights.py", job, job.out))
 
     def texts(self, reference: str, completions: Mapping[str, list[list[int]]]) -> dict[str, Any]:
         """Each contender's answers against the reference's."""
         job = TextsJob(
-            model=self.work.source.folder, prompts=self.work.prompts, end_ids=self.work.end_ids,
-            max_new_tokens=self.config.max_new_tokens, dtype=self.config.dtype, reference=reference,
-            completions=dict(completions), out=self.scratch / "texts.json",
-        )  # fmt: skip
+            model=self.work.source.folder,
+            prompts=self.work.prompts,
+            end_ids=self.work.end_ids,
+            max_new_tokens=self.config.max_new_tokens,
+            dtype=self.config.dtype,
+            reference=reference,
+            completions=dict(completions),
+            out=self.scratch / "texts.json",
+        )
         return run_script("compare_texts.py", job, job.out)
 
 
@@ -227,9 +257,13 @@ def run_script(script: str, job: Any, out: Path) -> dict[str, Any]:
     log = out.with_suffix(".log")
     with log.open("wb") as said:
         child = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / script), str(path)], stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-            env={**os.environ, **EXACT}, cwd=ROOT,
-        )  # fmt: skip
+            [sys.executable, str(SCRIPTS / script), str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, **EXACT},
+            cwd=ROOT,
+        )
         try:
             code = child.wait()
         except BaseException:  # Ctrl-C: the child got it as well, or is ended here

@@ -52,9 +52,12 @@ def check_batching(opened: Opened, answers: Sequence[Mapping[str, Any]], termina
         for index, draw in enumerate(draws)
     ]
     result = compare(
-        pairs, opened.backend.score, opened.sampling(opened.key), end_token_ids(opened.source.folder),
+        pairs,
+        opened.backend.score,
+        opened.sampling(opened.key),
+        end_token_ids(opened.source.folder),
         EPS[opened.key.dtype],
-    )  # fmt: skip
+    )
     terminal.say(batching_line(result))
     return result
 
@@ -86,12 +89,13 @@ def repeat(
     found = {name: asdict(spread([each.summary["rules"][name]["accuracy"] for each in scored])) for name in HEADLINE}
     rows = [
         [
-            name, f"{100 * each['mean']:.1f} %",
+            name,
+            f"{100 * each['mean']:.1f} %",
             "-" if each["deviation"] is None else f"{100 * each['deviation']:.2f}",
             f"{100 * each['lowest']:.1f} to {100 * each['highest']:.1f}",
         ]
         for name, each in found.items()
-    ]  # fmt: skip
+    ]
     terminal.table([f"{runs} runs", "mean", "standard deviation, points", "range"], rows)
     texts = [[record["completion"] for record in each.records] for each in scored]
     changed = sum(len(set(answers)) > 1 for answers in zip(*texts, strict=True))

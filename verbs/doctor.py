@@ -122,9 +122,14 @@ def _ask(name: str, imported: threading.Barrier | None, turn: threading.Lock) ->
     """Imports go on together; the rates are measured one after the other, when all imports are done."""
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", f"backends.{name}.doctor"], cwd=machine.ROOT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace",
-        )  # fmt: skip
+            [sys.executable, "-m", f"backends.{name}.doctor"],
+            cwd=machine.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            errors="replace",
+        )
         assert child.stdout is not None
         with _limit(child, IMPORT_SECONDS) as late:
             ready = any(line.strip() == machine.READY for line in iter(child.stdout.readline, ""))

@@ -41,11 +41,15 @@ def dry_run(config: TrainConfig, context: Context) -> int:
         f"{human_size(disk['checkpoint'])} a checkpoint); {human_size(disk['free'])} free in {disk['folder']}"
     )
     terminal.say("dry run  nothing was trained, and no folder was made")
-    terminal.result({
-        "memory": {**opened.memory(), "measured_with_moments": peak + moments}, "time": time, "disk": disk,
-        "rows": {"train": len(job.rows.examples), "dev": job.rows.num_dev, **job.rows.preflight.as_json()},
-        "choices": as_json(opened.choices),
-    })  # fmt: skip
+    terminal.result(
+        {
+            "memory": {**opened.memory(), "measured_with_moments": peak + moments},
+            "time": time,
+            "disk": disk,
+            "rows": {"train": len(job.rows.examples), "dev": job.rows.num_dev, **job.rows.preflight.as_json()},
+            "choices": as_json(opened.choices),
+        }
+    )
     if disk["needed"] > disk["free"]:
         raise StorageError(
             f"{disk['folder']} has {human_size(disk['free'])} free, and the run may need "
@@ -68,9 +72,13 @@ class Rehearsal:
         tokens = job.config.num_epochs * sum(update.num_tokens for update in first)
         seconds = tokens * self.seconds / self.tokens
         return {
-            "seconds": seconds, "updates": job.total, "tokens": tokens, "loading": loading,
-            "per_update": seconds / job.total, "budget": job.config.budget_seconds,
-        }  # fmt: skip
+            "seconds": seconds,
+            "updates": job.total,
+            "tokens": tokens,
+            "loading": loading,
+            "per_update": seconds / job.total,
+            "budget": job.config.budget_seconds,
+        }
 
     def line(self, time: dict[str, Any], config: TrainConfig) -> str:
         """For a person."""
@@ -102,9 +110,12 @@ def _disk(job: Job) -> dict[str, Any]:
     folder = config.output_dir or default_folder(config.model)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return {
-        "needed": num_models * model + num_checkpoints * checkpoint, "model": model, "checkpoint": checkpoint,
-        "free": shutil.disk_usage(place).free, "folder": str(place),
-    }  # fmt: skip
+        "needed": num_models * model + num_checkpoints * checkpoint,
+        "model": model,
+        "checkpoint": checkpoint,
+        "free": shutil.disk_usage(place).free,
+        "folder": str(place),
+    }
 
 
 def _size_of(job: Job) -> int:

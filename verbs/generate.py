@@ -156,9 +156,11 @@ class Answers:
         if self.config.annotations == "hide":
             text = strip_annotations(text)
         return {
-            "question": question, "completion": text, "finish_reason": completion.finish_reason,
+            "question": question,
+            "completion": text,
+            "finish_reason": completion.finish_reason,
             "tokens": len(completion.tokens),
-        }  # fmt: skip
+        }
 
     def _show(self, result: Mapping[str, object]) -> None:
         cut = f"\n{self._cut()}" if result["finish_reason"] == "length" else ""

@@ -112,9 +112,13 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
 
 
 def make_lm(
-    backend: Backend, source: Source, batch_size: int, seed: int = 0, say: Callable[[str], None] = print,
+    backend: Backend,
+    source: Source,
+    batch_size: int,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
     done: Callable[[str, int], Done] = lambda what, total: lambda count: None,
-) -> Any:  # fmt: skip
+) -> Any:
     """lm-eval's LM over an open model."""
     from verbs.lm_eval_model import BackendLM
 
@@ -137,10 +141,14 @@ def evaluate(lm: Any, tasks: Tasks, config: HarnessConfig) -> dict[str, Any]:
 
     try:
         found = simple_evaluate(
-            model=lm, tasks=tasks.specs, task_manager=tasks.manager, num_fewshot=config.num_fewshot,
-            limit=None if config.limit < 0 else config.limit, apply_chat_template=config.apply_chat_template,
+            model=lm,
+            tasks=tasks.specs,
+            task_manager=tasks.manager,
+            num_fewshot=config.num_fewshot,
+            limit=None if config.limit < 0 else config.limit,
+            apply_chat_template=config.apply_chat_template,
             gen_kwargs=config.gen_kwargs or None,
-        )  # fmt: skip
+        )
     except OSError as error:  # datasets' words for no network and for no such data
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -163,9 +171,8 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tell(
-    found: Mapping[str, Any], source: Source, choices: Mapping[str, Choice], config: HarnessConfig,
-    terminal: Terminal,
-) -> None:  # fmt: skip
+    found: Mapping[str, Any], source: Source, choices: Mapping[str, Choice], config: HarnessConfig, terminal: Terminal
+) -> None:
     rows = [
         [task, str(found["n-samples"][task]["effective"]), filter_, metric, *_figures(values, metric, filter_)]
         for task, values in found["results"].items()

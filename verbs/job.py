@@ -140,15 +140,22 @@ def new(config: TrainConfig, context: Context) -> Job:
         "reasons": {"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
         "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
         "rows": {
-            "train": len(rows.examples), "dev": rows.num_dev, "sha256": hashes["rows"],
+            "train": len(rows.examples),
+            "dev": rows.num_dev,
+            "sha256": hashes["rows"],
             "preflight": rows.preflight.as_json(),
         },
-    }  # fmt: skip
+    }
     folder = config.output_dir or default_folder(pair.model)
     return Job(
-        config, choice, source, rows, hashes,
-        lambda choices: create(folder, {**manifest, "choices": as_json(choices)}), pair.model_choice.reason,
-    )  # fmt: skip
+        config,
+        choice,
+        source,
+        rows,
+        hashes,
+        lambda choices: create(folder, {**manifest, "choices": as_json(choices)}),
+        pair.model_choice.reason,
+    )
 
 
 def _refuse_idle(config: TrainConfig, context: Context) -> None:
@@ -312,9 +319,12 @@ def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
     files = hashlib.sha256(json.dumps(dict(data.sha256), sort_keys=True).encode()).hexdigest()
     prompt = hashlib.sha256(f"{PROMPT_NAME}\0{SYSTEM_PROMPT}".encode()).hexdigest()
     return {
-        "model": identity(source), "tokenizer": tokenizer_hash(source.folder), "data": files,
-        "rows": rows_hash(rows.examples), "prompt": prompt,
-    }  # fmt: skip
+        "model": identity(source),
+        "tokenizer": tokenizer_hash(source.folder),
+        "data": files,
+        "rows": rows_hash(rows.examples),
+        "prompt": prompt,
+    }
 
 
 def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal) -> Rows:

@@ -34,9 +34,14 @@ class BackendLM(TemplateLM):
     """One open model. Prompts, stop strings and cuts are made as lm-eval's hf backend makes them."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, name: str, say: Callable[[str], None], done: Callable[[str, int], Done],
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        name: str,
+        say: Callable[[str], None],
+        done: Callable[[str, int], Done],
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.tokenizer, self._engine, self._name, self._seed = tokenizer, engine, name, seed
         self._say, self._done = say, done
@@ -66,10 +71,12 @@ class BackendLM(TemplateLM):
         def render(turns: list[dict[str, str]]) -> str:
             return str(
                 self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=add_generation_prompt,
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
                     continue_final_message=not add_generation_prompt,
                 )
-            )  # fmt: skip
+            )
 
         try:
             return render(chat_history)
@@ -132,9 +139,11 @@ class BackendLM(TemplateLM):
         pairs, owners = [], []
         for index, request in enumerate(requests):
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]), prefix_token=self.prefix_token_id,
-                max_seq_len=self._engine.max_length, context_len=1,
-            )  # fmt: skip
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self._engine.max_length,
+                context_len=1,
+            )
             for context, tokens in map(make_disjoint_window, windows):
                 pairs.append(clipped(Continuation(tuple(context), tuple(tokens)), self._engine.max_length))
                 owners.append(index)

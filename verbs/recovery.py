@@ -44,7 +44,7 @@ def keep(live: Any, done: int, save: Callable[[], Path], say: Say) -> Path | Non
 
 def recover(
     error: GSM8KError, job: Job, run: Run, done: int, tokens: int, save: Callable[[], Path | None], say: Say
-) -> Job:  # fmt: skip
+) -> Job:
     """The job to go on with after `error` came in the update after `done`. Raises `error` when nothing is left to try.
 
     `tokens` are the padded tokens at most in a micro-batch; `save` keeps the weights, and says where.
@@ -81,7 +81,7 @@ def _before(run: Run, update: int, say: Say) -> Checkpoint | None:
 
 def _with_fewer_tokens(
     error: OutOfMemoryError, job: Job, run: Run, done: int, tokens: int, save: Callable[[], Path | None], say: Say
-) -> Job:  # fmt: skip
+) -> Job:
     fewer = smaller(tokens, job.widest, job.config.update_size)
     if done > job.done:
         save()

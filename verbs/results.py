@@ -103,9 +103,14 @@ def write_one(made: Made, summary: Mapping[str, Any], records: Records, found: M
     """One model's page, beside its records; `found` is their breakdown."""
     path = Path(summary["records"]).parent / PAGE
     write_page(
-        path, {"base": one_a_problem(summary, records)}, records, curves=made.curves(say), facts=made.facts(summary),
-        diagnosis=diagnosis_rows(found), steps=steps_rows(found),
-    )  # fmt: skip
+        path,
+        {"base": one_a_problem(summary, records)},
+        records,
+        curves=made.curves(say),
+        facts=made.facts(summary),
+        diagnosis=diagnosis_rows(found),
+        steps=steps_rows(found),
+    )
     return path
 
 
@@ -115,9 +120,14 @@ def write_both(
     """The comparison's page and the trained model's card."""
     facts = made.facts(comparison["trained"])
     write_page(
-        folder / PAGE, comparison, *records, curves=made.curves(say), facts=facts,
-        diagnosis=comparison["diagnosis"], steps=comparison["steps"],
-    )  # fmt: skip
+        folder / PAGE,
+        comparison,
+        *records,
+        curves=made.curves(say),
+        facts=facts,
+        diagnosis=comparison["diagnosis"],
+        steps=comparison["steps"],
+    )
     name = made.run.name if made.run else str(comparison["trained"]["model"])
     write_card(folder / CARD, comparison, name, facts)
     return folder / PAGE, folder / CARD

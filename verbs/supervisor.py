@@ -141,9 +141,7 @@ class _Child:
             with theirs:
                 environment = os.environ | backends.environment(sys.platform, os.environ)
                 environment[VARIABLE] = json.dumps({**link, "descriptor": theirs.fileno()})
-                self.process = subprocess.Popen(
-                    command, env=environment, pass_fds=[theirs.fileno()], process_group=0
-                )  # fmt: skip
+                self.process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], process_group=0)
             for number in self.pending:
                 self.process.send_signal(number)
             self.pending.clear()

@@ -81,9 +81,14 @@ def run(config: TrainConfig, context: Context) -> int:
         try:
             with open_sinks(job.config, claimed, context.terminal.say) as sinks:
                 segment = Segment(
-                    job, opened, claimed, context, sinks, lambda: stopped() or link.parent_is_gone(),
+                    job,
+                    opened,
+                    claimed,
+                    context,
+                    sinks,
+                    lambda: stopped() or link.parent_is_gone(),
                     changed=bool(link.killed_by),
-                )  # fmt: skip
+                )
                 outcome, pilot = segment.train_on()
                 if outcome.reason == STOP_INTERRUPTED:
                     context.terminal.say("stopping: the model is being saved; another signal quits at once")
@@ -153,9 +158,14 @@ class Segment:
             raise error
         try:
             self.job = recover(
-                error, self.job, self.run, done, self.opened.tokens,
-                lambda: keep(live, done, lambda: self._save(done, live), terminal.say), terminal.say,
-            )  # fmt: skip
+                error,
+                self.job,
+                self.run,
+                done,
+                self.opened.tokens,
+                lambda: keep(live, done, lambda: self._save(done, live), terminal.say),
+                terminal.say,
+            )
         except DivergedError:
             last_good(self.run, live, done, self.save_model, terminal.say)
             raise
@@ -176,9 +186,7 @@ class Segment:
         self._prepare_base()
         say_plan(job, self.run.folder, terminal)
         dev = self._dev_set()
-        guard = opened_guard(
-            job, self.run, dev, self.opened.backend, self.elapsed(), self.interrupted, terminal
-        )  # fmt: skip
+        guard = opened_guard(job, self.run, dev, self.opened.backend, self.elapsed(), self.interrupted, terminal)
         metrics = MetricsFile(self.run.metrics)
         with terminal.progress("update", job.events[-1].total) as steps:
             narrator = Narrator(job, steps, terminal)
@@ -217,9 +225,7 @@ class Segment:
         found = self.opened.backend.choices
         changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
         say_choices(self.context.terminal, changed)
-        self.run.record(
-            choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory()
-        )  # fmt: skip
+        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory())
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
@@ -248,10 +254,13 @@ class Segment:
         config = self.job.config
         self.run.record(
             plan={
-                "updates": pilot.total, "asked": pilot.asked, "update_size": config.update_size,
-                "budget_seconds": config.budget_seconds, "events": [event.as_json() for event in pilot.events],
+                "updates": pilot.total,
+                "asked": pilot.asked,
+                "update_size": config.update_size,
+                "budget_seconds": config.budget_seconds,
+                "events": [event.as_json() for event in pilot.events],
             }
-        )  # fmt: skip
+        )
 
     def _pilot(self, emit: Callable[[StepEvent], None], dev: DevSet | None, guard: Guard) -> RunPilot[Any]:
         job, config = self.job, self.job.config
@@ -265,13 +274,24 @@ class Segment:
         # The padded tokens of so many updates are known beforehand; the others are taken for average.
         tokens = list(islice(job.tokens(self.opened.tokens), KNOWN_UPDATES))
         pilot: RunPilot[Any] = RunPilot(
-            config, job.events, emit=emit, elapsed=self.elapsed, interrupted=self.interrupted, save=self._save,
-            keep_best=keep_best, evaluate=dev.measure if dev else None,
-            reserve=writing + END_SECONDS + self.sinks.reserve, save_reserve=MOMENTS * writing,
-            losses=job.checkpoint.losses if job.checkpoint else (), best=self._best(), probe=self._probe(),
-            tokens=tokens, guard=guard, answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
+            config,
+            job.events,
+            emit=emit,
+            elapsed=self.elapsed,
+            interrupted=self.interrupted,
+            save=self._save,
+            keep_best=keep_best,
+            evaluate=dev.measure if dev else None,
+            reserve=writing + END_SECONDS + self.sinks.reserve,
+            save_reserve=MOMENTS * writing,
+            losses=job.checkpoint.losses if job.checkpoint else (),
+            best=self._best(),
+            probe=self._probe(),
+            tokens=tokens,
+            guard=guard,
+            answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
             slept=lambda: self.context.elapsed.slept,
-        )  # fmt: skip
+        )
         return pilot
 
     def _save(self, update: int, live: Any) -> Path:
@@ -280,10 +300,14 @@ class Segment:
         assert pilot is not None  # it is the pilot who asks
         kept, config = pilot.as_json(), job.config.model_dump(mode="json")
         folder = write(
-            self.run.checkpoints, live, update=update, elapsed=self.elapsed(), events=kept["events"],
+            self.run.checkpoints,
+            live,
+            update=update,
+            elapsed=self.elapsed(),
+            events=kept["events"],
             losses=kept["losses"],
             facts={"best": kept["best"], "guard": kept["guard"], "hashes": dict(job.hashes), "config": config},
-        )  # fmt: skip
+        )
         prune(self.run.checkpoints, job.config.save_total_limit)
         return folder
 
@@ -307,10 +331,13 @@ class Segment:
             return None
         tokenizer = load_tokenizer(self.job.source.folder)
         return DevSet(
-            [example for _, example in pairs], [problem for problem, _ in pairs], partial(decode, tokenizer),
-            batch_size=config.batch_size, eval_batch_size=min(len(pairs), DEV_BATCH),
+            [example for _, example in pairs],
+            [problem for problem, _ in pairs],
+            partial(decode, tokenizer),
+            batch_size=config.batch_size,
+            eval_batch_size=min(len(pairs), DEV_BATCH),
             max_new_tokens=config.eval_max_new_tokens,
-        )  # fmt: skip
+        )
 
 
 def _mean(values: list[float]) -> float:

@@ -13,9 +13,14 @@ from verbs.job import Job
 
 
 def opened_guard(
-    job: Job, run: Run, dev: DevSet | None, base: Measured, elapsed: float, interrupted: Callable[[], bool],
+    job: Job,
+    run: Run,
+    dev: DevSet | None,
+    base: Measured,
+    elapsed: float,
+    interrupted: Callable[[], bool],
     terminal: Terminal,
-) -> Guard:  # fmt: skip
+) -> Guard:
     """What the base showed, measured now unless it was. `base` answers as the untrained model; `elapsed` in seconds."""
     config = job.config
     if not config.guard_problems:

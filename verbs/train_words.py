@@ -124,7 +124,5 @@ def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal
         return
     terminal.say(guard.end_line(found["verdict"], config.model, str(model)))
     terminal.say(
-        guard.advice(
-            found["verdict"], adapter=config.uses_adapter, rate=config.learning_rate, budget=config.max_time
-        )
-    )  # fmt: skip
+        guard.advice(found["verdict"], adapter=config.uses_adapter, rate=config.learning_rate, budget=config.max_time)
+    )

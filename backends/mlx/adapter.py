@@ -39,11 +39,13 @@ def add_adapter(model: Any, spec: LoraSpec) -> dict[str, mx.array]:
     kind = DoRALinear if spec.dora else LoRALinear
     model.freeze()
     model.update_modules(
-        tree_unflatten([
-            (name, kind.from_base(linear[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale))
-            for name in chosen
-        ])
-    )  # fmt: skip
+        tree_unflatten(
+            [
+                (name, kind.from_base(linear[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale))
+                for name in chosen
+            ]
+        )
+    )
     values = to_mlx(first)
     if {name for name, _ in tree_flatten(model.trainable_parameters())} != set(values):
         raise RuntimeError("mlx-lm's adapter layers have other parameters than expected; please report this")

@@ -275,9 +275,12 @@ class MLXBackend:
             return checked_state(TrainState(self._optimizer.num_steps, self._to_state(self._masters), first, second))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: OnToken = ignore_token,
         keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
+    ) -> Iterator[tuple[int, Completion]]:
         with _memory():
             yield from generate(self._model, prompts, sampling, self._end_ids, on_token, keys)
 

@@ -166,9 +166,13 @@ def _check_finite(picks: _Picks) -> None:
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken,
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    end_ids: frozenset[int],
+    on_token: OnToken,
     keys: Sequence[int] | None = None,
-) -> Iterator[tuple[int, Completion]]:  # fmt: skip
+) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate."""
     model.eval()
     rows = [_Row(index, index if keys is None else keys[index], prompt) for index, prompt in enumerate(prompts)]

@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 
 # MLX's own peak, measured on the CPU, and the process beside it; on a GPU the same, which was not measured.
 COSTS = Costs(
-    process=600_000_000, chunk=CHUNK_BYTES, frozen_chunk=FROZEN_CHUNK_BYTES, activations=1.12, adapted=1.12,
-    scores=1.0, again=7.5, working_copy=True,
-)  # fmt: skip
+    process=600_000_000,
+    chunk=CHUNK_BYTES,
+    frozen_chunk=FROZEN_CHUNK_BYTES,
+    activations=1.12,
+    adapted=1.12,
+    scores=1.0,
+    again=7.5,
+    working_copy=True,
+)
 
 PEAK_MARGIN = 1.2  # what is wired, over the predicted peak: wired memory is lost to everything else on the machine
 CACHE_SHARE = 4  # a fourth of the working set, at most, for freed arrays of shapes that may come again

@@ -124,9 +124,13 @@ def loss_scale(dtype: mx.Dtype, num_targets: int) -> float:
 
 
 def scaled_loss(
-    model: Any, scale: float | mx.array, tokens_BT: mx.array, positions_N: mx.array, targets_N: mx.array,
+    model: Any,
+    scale: float | mx.array,
+    tokens_BT: mx.array,
+    positions_N: mx.array,
+    targets_N: mx.array,
     weights_N: mx.array,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """loss_sum times `scale`, which is on the gradient before it enters the compute dtype."""
     return loss_sum(model, tokens_BT, positions_N, targets_N, weights_N * scale)
 
@@ -211,9 +215,15 @@ def _finite(arrays: Iterable[tuple[str, mx.array]]) -> dict[str, bool]:
 
 
 def _why(
-    micro_batch: MicroBatch, masters: Arrays, update: Update, loss: float, norm: float, scale: float,
-    seed: Callable[[int], None], name_of: Callable[[str], str],
-) -> DivergedError:  # fmt: skip
+    micro_batch: MicroBatch,
+    masters: Arrays,
+    update: Update,
+    loss: float,
+    norm: float,
+    scale: float,
+    seed: Callable[[int], None],
+    name_of: Callable[[str], str],
+) -> DivergedError:
     """The update once more, a micro-batch at a time, to find what is not finite in it."""
 
     def recompute(place: int, batch: Batch) -> tuple[float, dict[str, bool]]:
@@ -244,9 +254,16 @@ class Dropout:
 
 
 def train(
-    micro_batch: MicroBatch, masters: Arrays, optimizer: AdamW, updates: Iterable[Update], config: TrainConfig,
-    pilot: Pilot, live: Live, dtype: mx.Dtype, name_of: Callable[[str], str] = str,
-) -> Outcome:  # fmt: skip
+    micro_batch: MicroBatch,
+    masters: Arrays,
+    optimizer: AdamW,
+    updates: Iterable[Update],
+    config: TrainConfig,
+    pilot: Pilot,
+    live: Live,
+    dtype: mx.Dtype,
+    name_of: Callable[[str], str] = str,
+) -> Outcome:
     """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update.
 
     `name_of` gives Hugging Face's or PEFT's name of a parameter that is trained.

@@ -42,11 +42,13 @@ def add_adapter(model: Any, spec: LoraSpec) -> dict[str, torch.nn.Parameter]:
 def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters under the names of PEFT's adapter file."""
     return {
-        PEFT_PREFIX + name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
-        .replace(f".{ADAPTER}.", "."): parameter
+        PEFT_PREFIX
+        + name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector").replace(
+            f".{ADAPTER}.", "."
+        ): parameter
         for name, parameter in model.named_parameters()
         if f".{ADAPTER}." in name
-    }  # fmt: skip
+    }
 
 
 def cast_frozen(model: Any, dtype: torch.dtype) -> None:

@@ -128,9 +128,14 @@ def _load(folder: Path, device: str) -> Any:
     no_dropout = {key: 0.0 for key in config if "dropout" in key or key.endswith("pdrop")}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True, **no_dropout,
-        )  # fmt: skip
+            str(folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **no_dropout,
+        )
     except MemoryError:
         raise
     except Exception as error:  # transformers raises many kinds, and all of them mean this folder
@@ -304,9 +309,12 @@ class TorchBackend:
         return peak(self.choices["device"].name)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: OnToken = ignore_token,
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: OnToken = ignore_token,
         keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]:  # fmt: skip
+    ) -> Iterator[tuple[int, Completion]]:
         with _memory():
             yield from generate(self._compute_model(), prompts, sampling, self._end_ids, on_token, keys)
 

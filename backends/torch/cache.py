@@ -125,9 +125,14 @@ class SeatCache(transformers.Cache):
 
 
 def decode_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: Sequence[torch.Tensor], value: Sequence[torch.Tensor],
-    attention_mask: torch.Tensor, scaling: float, **unused: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Sequence[torch.Tensor],
+    value: Sequence[torch.Tensor],
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
     """One new token a row, group by group, each group over its own block; keys are read once for all G heads.
 
     Returns (B, 1, K x G, D).

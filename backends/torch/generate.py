@@ -77,10 +77,13 @@ class _Decoder:
         positions_1T = torch.arange(shared, longest, device=device)[None]
         self._cache.at_prompts(rows, longest, prefix and prefix._cache, shared)
         logits = self._model(
-            input_ids=tokens_BT.to(device), position_ids=positions_1T.expand(count, -1),
-            attention_mask=self._mask(positions_1T, longest, count), past_key_values=self._cache, use_cache=True,
+            input_ids=tokens_BT.to(device),
+            position_ids=positions_1T.expand(count, -1),
+            attention_mask=self._mask(positions_1T, longest, count),
+            past_key_values=self._cache,
+            use_cache=True,
             logits_to_keep=last_BT.to(device),
-        ).logits  # fmt: skip
+        ).logits
         return logits.reshape(count, -1)
 
     @torch.no_grad()
@@ -92,10 +95,13 @@ class _Decoder:
         width = self._cache.at_step(cached, positions_B1[:, 0])
         with _attention(self._model, self._attention):
             return self._model(
-                input_ids=tokens_B1, position_ids=positions_B1,
-                attention_mask=self._mask(positions_B1, width, len(seats)), past_key_values=self._cache,
-                use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+                input_ids=tokens_B1,
+                position_ids=positions_B1,
+                attention_mask=self._mask(positions_B1, width, len(seats)),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
 
     def reorder(self, order: Sequence[int], seats: Sequence[Seat]) -> None:
         """See SeatCache.reorder; `seats` are those in the new order."""
@@ -114,9 +120,13 @@ def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) ->
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken,
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    end_ids: frozenset[int],
+    on_token: OnToken,
     keys: Sequence[int] | None = None,
-) -> Iterator[tuple[int, Completion]]:  # fmt: skip
+) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate. `model` is already in the compute dtype."""
     if not prompts:
         return

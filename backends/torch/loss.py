@@ -47,9 +47,14 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, compute_VH: torch.Tensor, targets_N: torch.Tensor,
-        scale_N: torch.Tensor, in_place: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        compute_VH: torch.Tensor,
+        targets_N: torch.Tensor,
+        scale_N: torch.Tensor,
+        in_place: bool = False,
+    ) -> torch.Tensor:
         """`weight_VH` gets the gradient, in float32; `compute_VH` is it in the dtype of the products.
 
         `in_place` adds it to weight_VH.grad here and now; the backward pass must then come, and with a gradient of 1.
@@ -157,9 +162,13 @@ class LossModel(nn.Module):
             self._in_update, self._cast = False, None
 
     def forward(
-        self, tokens_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor,
-        weights_N: torch.Tensor | None = None, scale: float = 1.0,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        tokens_BT: torch.Tensor,
+        positions_N: torch.Tensor,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
         """Sum of scale x weight x -log p over the targets, in nats. `scale` is 1 / targets of the whole update."""
         scale_N = torch.full(targets_N.shape, scale, device=targets_N.device)
         if weights_N is not None:

@@ -14,9 +14,14 @@ from gsm8k_core.memory_plan import Costs, DeviceMemory
 
 # Measured as the whole process on Linux: glibc keeps much of what was freed, the more the smaller the pieces.
 _CPU = Costs(
-    process=700_000_000, chunk=CHUNK_BYTES, frozen_chunk=CHUNK_BYTES, half_bytes=3, activations=1.3, adapted=2.0,
+    process=700_000_000,
+    chunk=CHUNK_BYTES,
+    frozen_chunk=CHUNK_BYTES,
+    half_bytes=3,
+    activations=1.3,
+    adapted=2.0,
     again=7.0,
-)  # fmt: skip
+)
 # Estimates, not measurements: the formula, a fifth more, and the device's own context.
 _CUDA = replace(_CPU, process=600_000_000, activations=1.2, adapted=1.3, again=2.0)
 _MPS = replace(_CPU, process=900_000_000, adapted=1.5, scores=2.0, again=2.0)

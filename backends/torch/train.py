@@ -129,9 +129,16 @@ class UpdateTrainer(Trainer):
     """A Trainer whose step is one update of base.py."""
 
     def __init__(
-        self, model: LossModel, args: TrainingArguments, first: Update, rest: Iterator[Update], config: TrainConfig,
-        pilot: Pilot, optimizer: torch.optim.AdamW, trained: Mapping[str, torch.nn.Parameter],
-    ) -> None:  # fmt: skip
+        self,
+        model: LossModel,
+        args: TrainingArguments,
+        first: Update,
+        rest: Iterator[Update],
+        config: TrainConfig,
+        pilot: Pilot,
+        optimizer: torch.optim.AdamW,
+        trained: Mapping[str, torch.nn.Parameter],
+    ) -> None:
         super().__init__(model=model, args=args, optimizers=(optimizer, None))
         self.trained = trained
         self.remove_callback(PrinterCallback)
@@ -263,9 +270,16 @@ def _arguments(folder: str, config: TrainConfig, device: str, dtype: str) -> Tra
 
 
 def train(
-    model: Any, optimizer: torch.optim.AdamW, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, live: Live,
-    device: str, dtype: str, trained: Mapping[str, torch.nn.Parameter],
-) -> Outcome:  # fmt: skip
+    model: Any,
+    optimizer: torch.optim.AdamW,
+    updates: Iterable[Update],
+    config: TrainConfig,
+    pilot: Pilot,
+    live: Live,
+    device: str,
+    dtype: str,
+    trained: Mapping[str, torch.nn.Parameter],
+) -> Outcome:
     """One segment over `updates`; see Backend.train. `trained` holds Hugging Face's (PEFT's) names."""
     rest = iter(updates)
     first = next(rest, None)

@@ -266,9 +266,18 @@ def test_a_model_that_scales_its_logits_is_right_or_refused(backend_name: str, t
 
     torch.manual_seed(0)
     config = GraniteConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=64, logits_scaling=8.0, tie_word_embeddings=True, eos_token_id=1, pad_token_id=0, bos_token_id=2,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=2,
+    )
     folder = tmp_path / "granite"
     model = GraniteForCausalLM(config)
     model.save_pretrained(folder)

@@ -55,8 +55,10 @@ def same(one: TrainState, other: TrainState) -> bool:
 
 def copied(state: TrainState) -> TrainState:
     """A state's arrays are valid until the next update."""
-    kept = ({name: array.copy() for name, array in part.items()} for part in
-            (state.parameters, state.first_moments, state.second_moments))  # fmt: skip
+    kept = (
+        {name: array.copy() for name, array in part.items()}
+        for part in (state.parameters, state.first_moments, state.second_moments)
+    )
     return TrainState(state.step, *kept)
 
 

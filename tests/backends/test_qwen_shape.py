@@ -21,10 +21,18 @@ from tests import tiny
 from tests.backends.conftest import FakePilot
 
 SHAPE = {
-    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-    "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 32_768, "rope_theta": 1e6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "eos_token_id": 151_645, "pad_token_id": 151_643,
-}  # fmt: skip
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "eos_token_id": 151_645,
+    "pad_token_id": 151_643,
+}
 NAMES = {"mlx", "torch"}
 
 

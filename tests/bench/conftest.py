@@ -14,9 +14,11 @@ PACKAGES = ("lm_eval", "math_verify")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--require-bench", action="store_true", default=False,
+        "--require-bench",
+        action="store_true",
+        default=False,
         help="without the extra `bench`, the tests in tests/bench are errors, not skips",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

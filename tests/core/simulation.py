@@ -59,12 +59,21 @@ class Simulation:
         self.pilot: RunPilot[object] = RunPilot(
             TrainConfig(**{"save_steps": 0, **settings}),
             plan or [PlanEvent.from_json(event) for event in past["events"]],
-            emit=self.events.append, elapsed=lambda: self.now, interrupted=lambda: self.now >= self.signal_at,
-            save=self._save, keep_best=self._keep, evaluate=self._evaluate, reserve=final,
-            save_reserve=save if save_reserve is None else save_reserve, losses=past["losses"], best=past["best"],
-            tokens=tokens, guard=guard or Guard.from_json(past.get("guard", Guard().as_json())), answer=self._evaluate,
+            emit=self.events.append,
+            elapsed=lambda: self.now,
+            interrupted=lambda: self.now >= self.signal_at,
+            save=self._save,
+            keep_best=self._keep,
+            evaluate=self._evaluate,
+            reserve=final,
+            save_reserve=save if save_reserve is None else save_reserve,
+            losses=past["losses"],
+            best=past["best"],
+            tokens=tokens,
+            guard=guard or Guard.from_json(past.get("guard", Guard().as_json())),
+            answer=self._evaluate,
             slept=lambda: self.slept,
-        )  # fmt: skip
+        )
         self.done = len(past["losses"])
 
     def _save(self, update: int, live: object) -> Path:

@@ -10,8 +10,10 @@ HALF = Adjustment("rate", 50, 0.5, "loss nan")
 
 def test_a_change_comes_after_the_events_before_it() -> None:
     assert planned([PlanEvent(0, 100), PlanEvent(20, 80)], [HALF]) == [
-        PlanEvent(0, 100), PlanEvent(20, 80), PlanEvent(50, 80, 0.5),
-    ]  # fmt: skip
+        PlanEvent(0, 100),
+        PlanEvent(20, 80),
+        PlanEvent(50, 80, 0.5),
+    ]
 
 
 def test_a_change_is_not_recorded_again() -> None:

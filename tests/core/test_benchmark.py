@@ -33,27 +33,45 @@ TWO_PASSES = [[[4, 16]], [[4, 8]], [[4, 16]], [[4, 8]]]
 
 def sample(seconds: list[float], **changes: Any) -> dict[str, Any]:
     return {
-        "seconds": seconds, "losses": [1.0] * len(seconds), "first_loss": 1.0, "shapes": TWO_PASSES,
-        "load_seconds": 1.0, "aside_seconds": 0.5, "process_seconds": 20.0, "gemm_gflops": 1.0, "peak_rss": 2 << 30,
+        "seconds": seconds,
+        "losses": [1.0] * len(seconds),
+        "first_loss": 1.0,
+        "shapes": TWO_PASSES,
+        "load_seconds": 1.0,
+        "aside_seconds": 0.5,
+        "process_seconds": 20.0,
+        "gemm_gflops": 1.0,
+        "peak_rss": 2 << 30,
         "peak_framework": None,
-    } | changes  # fmt: skip
+    } | changes
 
 
 def record(mode: str = "train") -> dict[str, Any]:
     """ours-torch is twice as fast as hf in the first round, four times in the second."""
     contenders = {name: {"device": "cpu", "reason": "", "updates": UPDATES} for name in ("ours-torch", "hf")}
     runs = [
-        (1, "ours-torch", sample([9.0, 9.0, 1.0, 1.0], peak_rss=1 << 30)), (1, "hf", sample([9.0, 9.0, 2.0, 2.0])),
-        (2, "ours-torch", sample([9.0, 9.0, 0.5, 0.5], peak_rss=1 << 30)), (2, "hf", sample([9.0, 9.0, 2.0, 2.0])),
-    ]  # fmt: skip
+        (1, "ours-torch", sample([9.0, 9.0, 1.0, 1.0], peak_rss=1 << 30)),
+        (1, "hf", sample([9.0, 9.0, 2.0, 2.0])),
+        (2, "ours-torch", sample([9.0, 9.0, 0.5, 0.5], peak_rss=1 << 30)),
+        (2, "hf", sample([9.0, 9.0, 2.0, 2.0])),
+    ]
     return {
-        "schema": 1, "mode": mode, "started": "2026-01-01T00:00:00+0000", "commit": None, "versions": {"torch": "2"},
-        "host": {"cpu": "A CPU", "cores": 2, "system": "Linux"}, "config": BenchmarkConfig().model_dump(mode="json"),
-        "model": {"name": "embedded", "shape": SHAPE}, "data": "d", "contenders": contenders,
-        "prompts": {"tokens": []}, "texts": {}, "failures": {},
+        "schema": 1,
+        "mode": mode,
+        "started": "2026-01-01T00:00:00+0000",
+        "commit": None,
+        "versions": {"torch": "2"},
+        "host": {"cpu": "A CPU", "cores": 2, "system": "Linux"},
+        "config": BenchmarkConfig().model_dump(mode="json"),
+        "model": {"name": "embedded", "shape": SHAPE},
+        "data": "d",
+        "contenders": contenders,
+        "prompts": {"tokens": []},
+        "texts": {},
+        "failures": {},
         "samples": [{"round": number, "contender": name, "sample": one} for number, name, one in runs],
         "scores": {"ours-torch": {"nll_sum": 100.5, "num_targets": 100}, "hf": {"nll_sum": 100, "num_targets": 100}},
-    }  # fmt: skip
+    }
 
 
 def test_only_updates_whose_shapes_ran_before_in_that_order_are_steady() -> None:
@@ -186,12 +204,23 @@ def test_the_tables_name_a_ratio_or_the_reason() -> None:
 def generation() -> dict[str, Any]:
     values = record() | {"mode": "generate", "prompts": {"tokens": [5, 7], "shared": 3}, "reference": "ours-torch"}
     values["samples"] = [
-        {"round": 1, "contender": name, "sample": {
-            "seconds": seconds, "warm_up_seconds": 1.0, "batch_size": 2, "completions": [[1, 2, 3], [4]],
-            "stopped": [True, True], "load_seconds": 1.0, "gemm_gflops": 1.0, "peak_rss": 1 << 30,
-            "peak_framework": 1 << 29,
-        }} for name, seconds in (("ours-torch", 2.0), ("hf", 4.0))
-    ]  # fmt: skip
+        {
+            "round": 1,
+            "contender": name,
+            "sample": {
+                "seconds": seconds,
+                "warm_up_seconds": 1.0,
+                "batch_size": 2,
+                "completions": [[1, 2, 3], [4]],
+                "stopped": [True, True],
+                "load_seconds": 1.0,
+                "gemm_gflops": 1.0,
+                "peak_rss": 1 << 30,
+                "peak_framework": 1 << 29,
+            },
+        }
+        for name, seconds in (("ours-torch", 2.0), ("hf", 4.0))
+    ]
     same = {"equal": 2, "within_eps": 0, "beyond_eps": 0}
     return values | {"texts": {"ours-torch": same, "hf": same}}
 

@@ -32,9 +32,11 @@ def comparison(**values: object) -> dict[str, Any]:
     test = {"won": 14, "lost": 4, "both": 26, "neither": 56, "p": 0.031, "difference": 0.1, "interval": [0.02, 0.18]}
     tests = dict.fromkeys(("openai", "strict", "flexible", "robust"), test)
     return {
-        "base": summary(30, **values), "trained": summary(40, **values), "paired": {"rule": "flexible", **test},
+        "base": summary(30, **values),
+        "trained": summary(40, **values),
+        "paired": {"rule": "flexible", **test},
         "paired_by_rule": tests,
-    }  # fmt: skip
+    }
 
 
 def front(card: str) -> Any:

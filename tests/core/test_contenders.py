@@ -88,8 +88,10 @@ def test_what_was_named_and_cannot_run_is_refused(asked: str, mode: str, here: H
 
 def test_ours_are_compared_with_peers_of_their_framework_and_with_each_other() -> None:
     assert pairs(["ours-mlx", "ours-torch", "mlx-lm", "hf"]) == [
-        ("ours-mlx", "mlx-lm"), ("ours-torch", "hf"), ("ours-mlx", "ours-torch"),
-    ]  # fmt: skip
+        ("ours-mlx", "mlx-lm"),
+        ("ours-torch", "hf"),
+        ("ours-mlx", "ours-torch"),
+    ]
     assert pairs(["mlx-lm", "hf"]) == []
 
 

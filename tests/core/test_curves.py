@@ -128,9 +128,16 @@ def test_the_summary_counts_what_is_not_finite(tmp_path: Path) -> None:
     write(tmp_path / "a", LINES)
     (run,) = read_runs([tmp_path / "a"])
     assert run.summary() == {
-        "run": str(tmp_path / "a"), "name": "a", "failure": None, "updates": 3, "not_finite": 1, "first_loss": 3.0,
-        "last_loss": 1.0, "min_loss": 1.0, "dev_accuracy": 0.25,
-    }  # fmt: skip
+        "run": str(tmp_path / "a"),
+        "name": "a",
+        "failure": None,
+        "updates": 3,
+        "not_finite": 1,
+        "first_loss": 3.0,
+        "last_loss": 1.0,
+        "min_loss": 1.0,
+        "dev_accuracy": 0.25,
+    }
 
 
 def test_runs_are_told_apart_and_taken_once(tmp_path: Path) -> None:

@@ -163,12 +163,13 @@ def test_a_breakdown_counts_categories_signs_stops_and_steps() -> None:
     found = breakdown(BASE)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["categories"] == {
-        **dict.fromkeys(CATEGORIES, 0), "degenerate": 1, "arithmetic_slip": 1, "other_wrong": 1
-    }  # fmt: skip
+        **dict.fromkeys(CATEGORIES, 0),
+        "degenerate": 1,
+        "arithmetic_slip": 1,
+        "other_wrong": 1,
+    }
     assert sum(found["categories"].values()) == found["n"] == 3
-    assert found["signs"] == {
-        "arithmetic_slip": 1, "wrong_last_line": 0, "no_answer": 0, "cut": 1, "degenerate": 1
-    }  # fmt: skip
+    assert found["signs"] == {"arithmetic_slip": 1, "wrong_last_line": 0, "no_answer": 0, "cut": 1, "degenerate": 1}
     assert found["degenerate"] == {"empty": 0, "token_0": 0, "loop": 1}
     assert found["claims"] == {"total": 1, "wrong": 1}
     assert (found["stopped"]["count"], found["stopped"]["n"]) == (2, 3)

@@ -93,9 +93,10 @@ def test_a_picture_needs_a_folder_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     for name, says in (
-        ("gone/a.png", "gone does not exist; make it first"), ("file/a.png", "file is not a folder; make it first"),
+        ("gone/a.png", "gone does not exist; make it first"),
+        ("file/a.png", "file is not a folder; make it first"),
         ("folder.png", "folder.png is a folder; give a file"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(StorageError, match=says):
             check_picture(tmp_path / name)
     assert not (tmp_path / "gone").exists()

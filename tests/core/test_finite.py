@@ -20,9 +20,13 @@ def update() -> Update:
 def test_the_order_is_the_models() -> None:
     names = ["lm_head.weight", "model.norm.weight", "model.layers.10.b", "model.layers.2.c", "model.layers.2.b"]
     assert model_order([*names, "model.embed_tokens.weight"]) == [
-        "model.embed_tokens.weight", "model.layers.2.b", "model.layers.2.c", "model.layers.10.b", "model.norm.weight",
+        "model.embed_tokens.weight",
+        "model.layers.2.b",
+        "model.layers.2.c",
+        "model.layers.10.b",
+        "model.norm.weight",
         "lm_head.weight",
-    ]  # fmt: skip
+    ]
     assert sorted(names)[1] == "model.layers.10.b"  # the control: by letters, layer 10 comes before layer 2
 
 

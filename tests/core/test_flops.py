@@ -8,10 +8,16 @@ from gsm8k_core.contenders import CONTENDERS, Work
 from gsm8k_core.floors import APPLE_TFLOPS, floors
 from gsm8k_core.flops import ModelShape, body_forward, generation_flop, head_forward, shape_of, update_flop
 
-QWEN = shape_of({
-    "num_hidden_layers": 24, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
-    "num_key_value_heads": 2, "vocab_size": 151_936,
-})  # fmt: skip
+QWEN = shape_of(
+    {
+        "num_hidden_layers": 24,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+    }
+)
 SMALL = ModelShape(layers=1, hidden=2, inner=3, heads=1, kv_heads=1, head_dim=2, vocabulary=5)
 FULL = {"method": "full", "trainable": "all", "device": "cpu"}
 

@@ -37,9 +37,14 @@ def dev_set(live: Slow, num: int) -> DevSet:
     examples = [Example(f"train-{n}", (7, n, 8, 9), 2) for n in range(num)]
     problems = [Problem(f"train-{n}", "?", f"#### {n}", str(n)) for n in range(num)]
     return DevSet(
-        examples, problems, lambda tokens: f"#### {tokens[0] if tokens[0] % 2 else 1000}", batch_size=4,
-        eval_batch_size=4, max_new_tokens=9, clock=lambda: live.now,
-    )  # fmt: skip
+        examples,
+        problems,
+        lambda tokens: f"#### {tokens[0] if tokens[0] % 2 else 1000}",
+        batch_size=4,
+        eval_batch_size=4,
+        max_new_tokens=9,
+        clock=lambda: live.now,
+    )
 
 
 def measured(seconds: float, room: float, num: int = 64, problems: int = 100, **more: Any) -> tuple[Guard, Slow]:

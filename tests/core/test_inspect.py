@@ -146,8 +146,11 @@ def test_the_real_train_set_under_128_and_512(gsm8k_data: Path, qwen_tokenizer: 
     examples = make_examples(load_tokenizer(qwen_tokenizer), problems, end_token_ids(qwen_tokenizer))
     short, usual = summarise(examples, 128), summarise(examples, 512)
     assert {name: round(value, 1) for name, value in short.tokens.items()} == {
-        "mean": 212.4, "p50": 199.0, "p95": 343.0, "max": 567.0,
-    }  # fmt: skip
+        "mean": 212.4,
+        "p50": 199.0,
+        "p95": 343.0,
+        "max": 567.0,
+    }
     assert (short.rows, short.longer_than_max_length, short.without_supervised_token) == (7473, 7023, 440)
     assert (usual.longer_than_max_length, usual.without_supervised_token) == (5, 0)
     assert sum(step.count for step in bins([len(example.tokens) for example in examples], 128)) == 7473

@@ -13,9 +13,14 @@ from gsm8k_core.memory_plan import Costs, DeviceMemory, Model, model_of, plan, p
 from gsm8k_core.types import Choice, OutOfMemoryError
 
 SMOL = {
-    "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-}  # fmt: skip
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
 COSTS = Costs(process=0, chunk=128 * 2**20, frozen_chunk=32 * 2**20, scores=1.0, again=2.0, working_copy=True)
 GB = 10**9
 

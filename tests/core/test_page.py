@@ -30,10 +30,16 @@ from gsm8k_core.report import make_comparison, verdict
 from gsm8k_core.types import Completion, DataError, Problem
 
 INJECTED = (
-    "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", '"><svg onload=alert(3)>',
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    '"><svg onload=alert(3)>',
     "<a href='javascript:alert(4)'>x</a>",
-    "\x1b[31mred\x1b[0m", "\u202egnorw\u2066", "<!--", "{{ 7 * 7 }}", "\x00\x7f\u2028",
-)  # fmt: skip
+    "\x1b[31mred\x1b[0m",
+    "\u202egnorw\u2066",
+    "<!--",
+    "{{ 7 * 7 }}",
+    "\x00\x7f\u2028",
+)
 EVIL = " ".join(INJECTED)
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
@@ -117,10 +123,13 @@ def everything_evil() -> str:
         left["id"] = right["id"] = f"{EVIL}{number}"
     table = {EVIL: EVIL}
     return page.render_page(
-        comparison, old, new, diagnosis=[{"category": EVIL, "base": 1, "trained": 2}],
+        comparison,
+        old,
+        new,
+        diagnosis=[{"category": EVIL, "base": 1, "trained": 2}],
         steps=[{"steps": EVIL, "n": 2, "base": 1, "trained": 1}],
         facts=Facts(EVIL, settings=table, versions=table, hashes=table, reproduce=[EVIL]),
-    )  # fmt: skip
+    )
 
 
 def test_injected_text_adds_no_element_and_no_attribute() -> None:
@@ -128,9 +137,10 @@ def test_injected_text_adds_no_element_and_no_attribute() -> None:
         return sorted({(tag, tuple(sorted(attributes))) for tag, attributes in Read(text).elements})
 
     plain = rendered(
-        diagnosis=[{"category": "a", "base": 1, "trained": 2}], steps=[{"steps": 1, "n": 2, "base": 1, "trained": 1}],
+        diagnosis=[{"category": "a", "base": 1, "trained": 2}],
+        steps=[{"steps": 1, "n": 2, "base": 1, "trained": 1}],
         facts=Facts("a", {"b": "c"}, {"b": "c"}, {"b": "c"}, ["d"]),
-    )  # fmt: skip
+    )
     assert set(shape(everything_evil())) <= set(shape(plain))
 
 

@@ -200,9 +200,14 @@ def test_the_best_survives_a_resume() -> None:
 @pytest.mark.parametrize("cut", range(1, 20))
 def test_a_resumed_run_is_the_same_run(cut: int) -> None:
     settings: dict[str, Any] = {
-        "save": 2.0, "save_steps": 4, "evaluation": 3.0, "eval_steps": 3, "keep": 1.0, "final": 1.0,
+        "save": 2.0,
+        "save_steps": 4,
+        "evaluation": 3.0,
+        "eval_steps": 3,
+        "keep": 1.0,
+        "final": 1.0,
         "results": lambda n: dev(n * 7 % 5, 1 / n),
-    }  # fmt: skip
+    }
     whole = Simulation(20, **settings).run()
     probe = next(event for event in whole.events if event.name == "update" and event.values["update"] == cut)
     stopped = Simulation(20, signal_at=float(probe.values["elapsed"]) - 0.5, **settings).run()  # type: ignore[arg-type]

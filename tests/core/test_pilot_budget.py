@@ -23,11 +23,18 @@ def test_the_budget_is_never_passed_by_more_than_an_update(seed: int) -> None:
     keep = min(keep, final)  # a best model is saved as the final one is
     budget = round(float(rng.uniform(save + final + keep + low, 600)), 3)
     made = Simulation(
-        int(rng.integers(1, 400)), update=lambda n: float(seconds[n - 1]), save=save, keep=keep, final=final,
-        evaluation=float(rng.choice([0.0, 2.0, 30.0, 400.0])), token=float(rng.uniform(0.1, low)),
-        results=lambda n: dev(min(n, 10), 1 / n), eval_steps=int(rng.integers(0, 8)),
-        save_steps=int(rng.integers(0, 8)), max_time=str(budget),
-    ).run()  # fmt: skip
+        int(rng.integers(1, 400)),
+        update=lambda n: float(seconds[n - 1]),
+        save=save,
+        keep=keep,
+        final=final,
+        evaluation=float(rng.choice([0.0, 2.0, 30.0, 400.0])),
+        token=float(rng.uniform(0.1, low)),
+        results=lambda n: dev(min(n, 10), 1 / n),
+        eval_steps=int(rng.integers(0, 8)),
+        save_steps=int(rng.integers(0, 8)),
+        max_time=str(budget),
+    ).run()
     assert made.now <= budget + seconds[: made.done].max() + 1e-9
     reason = made.orders[made.done]
     assert (reason is None) == (made.done == made.pilot.asked)
@@ -41,9 +48,13 @@ def test_the_budget_is_used_and_the_rate_has_fallen_when_it_ends(seed: int) -> N
     low = float(rng.uniform(0.5, 5))
     seconds = rng.uniform(low, 1.3 * low, size=2000)
     made = Simulation(
-        2000, update=lambda n: float(seconds[n - 1]), save=3.0, final=2.0, warmup_ratio=0.0,
+        2000,
+        update=lambda n: float(seconds[n - 1]),
+        save=3.0,
+        final=2.0,
+        warmup_ratio=0.0,
         max_time=f"{rng.uniform(20 * low + 9, 400):.3f}",
-    ).run()  # fmt: skip
+    ).run()
     assert made.orders[made.done] == "budget"
     unused = made.pilot._config.budget_seconds - made.now
     assert unused < 2 * 1.3 * low
@@ -83,8 +94,9 @@ def test_a_machine_that_slows_down_gets_a_smaller_plan_and_each_change_is_an_eve
     assert totals[0] > 140
     assert [event.as_json() for event in made.pilot.events[1:]] == [
         {"update": event.values["update"], "total": event.values["total"], "rate_factor": 1.0}
-        for event in made.events if event.name == "plan"
-    ]  # fmt: skip
+        for event in made.events
+        if event.name == "plan"
+    ]
     assert len(totals) < 20
 
 
@@ -144,10 +156,17 @@ def test_the_time_to_go_is_right_within_a_tenth_from_a_quarter_on(seed: int) -> 
     noise = rng.normal(1.0, 0.05, size=400)
     base = DevResult(1.0, 10, {"strict": 0, "flexible": 3, "robust": 0}, 10, 5, 6.0, (True,) * 3 + (False,) * 7)
     made = Simulation(
-        400, update=lambda n: tokens[n - 1] / 500 * float(noise[n - 1]) + (8.0 if n == 1 else 0.0), tokens=tokens,
-        save=4.0, save_steps=20, final=3.0, evaluation=6.0, guard=Guard(base=base),
-        results=lambda n: base, max_time=str(int(rng.integers(200, 2000))),
-    ).run()  # fmt: skip
+        400,
+        update=lambda n: tokens[n - 1] / 500 * float(noise[n - 1]) + (8.0 if n == 1 else 0.0),
+        tokens=tokens,
+        save=4.0,
+        save_steps=20,
+        final=3.0,
+        evaluation=6.0,
+        guard=Guard(base=base),
+        results=lambda n: base,
+        max_time=str(int(rng.integers(200, 2000))),
+    ).run()
     late = [event.values for event in made.events if event.name == "update"]
     late = [values for values in late if made.now / 4 <= values["elapsed"] <= made.now * 3 / 4]  # type: ignore[operator]
     assert len(late) > 20
@@ -200,9 +219,13 @@ def test_a_run_that_the_budget_ends_is_measured_all_the_same() -> None:
     assert made.names("guard")[-1] == ("guard", made.done)
     assert 57 < made.now <= 60
     sudden = Simulation(
-        500, update=lambda n: 1.0 if n < 20 else 9.0, evaluation=6.0, guard=Guard(base=BASE),
-        results=lambda n: AFTER, max_time="60",
-    ).run()  # fmt: skip
+        500,
+        update=lambda n: 1.0 if n < 20 else 9.0,
+        evaluation=6.0,
+        guard=Guard(base=BASE),
+        results=lambda n: AFTER,
+        max_time="60",
+    ).run()
     assert sudden.values("guard", "when")[-1] == "end"
     assert sudden.now <= 60 + 9
 

@@ -93,10 +93,19 @@ class Steered:
         self.told: list[tuple[str, object]] = []
         self.probed: list[int] = []
         self.pilot: RunPilot[str] = RunPilot(
-            TrainConfig(**settings), [PlanEvent(0, 10)], emit=self._emit, elapsed=lambda: self.now,
-            interrupted=lambda: self.now >= until, save=self._save, keep_best=self._save, evaluate=None, reserve=0.0,
-            save_reserve=0.0, losses=[1.0] * done, probe=self._probe,
-        )  # fmt: skip
+            TrainConfig(**settings),
+            [PlanEvent(0, 10)],
+            emit=self._emit,
+            elapsed=lambda: self.now,
+            interrupted=lambda: self.now >= until,
+            save=self._save,
+            keep_best=self._save,
+            evaluate=None,
+            reserve=0.0,
+            save_reserve=0.0,
+            losses=[1.0] * done,
+            probe=self._probe,
+        )
 
     def _emit(self, event: StepEvent) -> None:
         self.told.append((event.name, event.values["update"]))

@@ -95,10 +95,14 @@ def test_the_prompts_name_changes_with_all_that_decides_its_words() -> None:
     names = [
         choose_shots(*arguments).prompt_name
         for arguments in [
-            (TRAIN, 0, "keep"), (TRAIN, 1, "keep"), (TRAIN, 2, "keep"), (TRAIN, 2, "strip"), (TRAIN[:30], 2, "keep"),
+            (TRAIN, 0, "keep"),
+            (TRAIN, 1, "keep"),
+            (TRAIN, 2, "keep"),
+            (TRAIN, 2, "strip"),
+            (TRAIN[:30], 2, "keep"),
             (TRAIN, 2, "keep", 1),
         ]
-    ]  # fmt: skip
+    ]
     assert len(set(names)) == len(names)
     assert choose_shots(TRAIN, 2, "keep").prompt_name == choose_shots(TRAIN[::-1], 2, "keep").prompt_name
 

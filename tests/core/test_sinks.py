@@ -43,8 +43,12 @@ def test_every_event_arrives_in_order_under_its_name(run: Run, monkeypatch: pyte
     kept = json.loads((run.folder / "stub.json").read_text())
     assert kept["settings"]["config"] == {"seed": 3}
     assert [(name, update) for name, update, _ in kept["events"]] == [
-        ("start", None), ("update", 1), ("update", 2), ("update", 3), ("end", 3)
-    ]  # fmt: skip
+        ("start", None),
+        ("update", 1),
+        ("update", 2),
+        ("update", 3),
+        ("end", 3),
+    ]
     assert kept["events"][2][2] == {"train/loss": 0.5, "train/rate": 1e-4, "train/grad_norm": 2.0}
     assert said == ["wandb    kept in stub.json"]
     report = {"where": "kept in stub.json", "events": 5, "taken": 5, "failure": None}

@@ -243,9 +243,15 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap(won: int, lost: int, n:
     base = np.array([0] * won + [1] * lost + [0] * (n - won - lost))
     trained = np.array([1] * won + [0] * lost + [0] * (n - won - lost))
     oracle = bootstrap(
-        (base, trained), lambda old, new, axis: new.mean(axis) - old.mean(axis), paired=True, vectorized=True,
-        n_resamples=10_000, method="percentile", rng=1, batch=500,
-    ).confidence_interval  # fmt: skip
+        (base, trained),
+        lambda old, new, axis: new.mean(axis) - old.mean(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=1,
+        batch=500,
+    ).confidence_interval
     # The standard error of a 2.5 % quantile of 10,000 normal draws is 0.027 deviations; two of them, four times.
     error = 4 * math.sqrt(2) * 0.027 * math.sqrt(won + lost - (won - lost) ** 2 / n) / n
     room = max(error, 1.001 / n)  # the difference is a whole number of problems

@@ -23,9 +23,11 @@ from verbs.train_words import Narrator
 def test_an_estimate_says_whether_the_budget_is_enough(seconds: float, total: int, ends: str) -> None:
     said: list[str] = []
     job: Any = SimpleNamespace(
-        config=TrainConfig(max_time="120", num_epochs=3), total=30, rows=SimpleNamespace(examples=[0] * 80),
+        config=TrainConfig(max_time="120", num_epochs=3),
+        total=30,
+        rows=SimpleNamespace(examples=[0] * 80),
         events=[SimpleNamespace(total=30)],
-    )  # fmt: skip
+    )
     steps: Any = SimpleNamespace(resize=lambda number: None)
     terminal: Any = SimpleNamespace(say=said.append)
     values = {"update": 1, "seconds": seconds, "asked": 30, "total": total}

@@ -106,9 +106,20 @@ def test_a_run_that_fails_later_says_so_in_its_manifest(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     done = run(
-        "train", "--model", broken, "--data", data, "--backend", backend_name, "--dtype", "float32",
-        "--device", "cpu", "--output-dir", "out",
-    )  # fmt: skip
+        "train",
+        "--model",
+        broken,
+        "--data",
+        data,
+        "--backend",
+        backend_name,
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--output-dir",
+        "out",
+    )
     manifest = json.loads((tmp_path / "out/run.json").read_text())
     assert done.returncode == 5
     assert manifest["status"] == "failed"
@@ -167,9 +178,12 @@ def test_json_is_json_with_wandb_offline(model: Path, data: Path, tmp_path: Path
     command = [sys.executable, str(ROOT / "cli.py"), "eval", "--model", str(model), "--data", str(data)]
     done = subprocess.run(
         [*command, "--backend", "torch", "--max-samples", "1", "--max-new-tokens", "2", "--json"],
-        cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout)["n"] == 1
     assert "WANDB offline" in done.stderr  # or this proves nothing
 
@@ -178,8 +192,10 @@ def test_a_stdout_that_is_not_utf8_is_written_to_all_the_same(tmp_path: Path) ->
     (tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}").mkdir()
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), "runs", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"],
-        cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}, capture_output=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     assert b"no runs under caf?" in done.stdout
 

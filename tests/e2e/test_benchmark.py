@@ -89,9 +89,21 @@ def test_everyone_does_the_same_work(
     names = able("ours-mlx", "ours-torch", "mlx-lm", "trl", "trl-best", "hf")
     what = ("--trainable", "blocks") if method == "full" else ("--method", "lora", "--lora-rank", 4)
     done = run(
-        "benchmark", "train", "--contenders", ",".join(names), *what, "--model", model, "--data", data, *SMALL,
-        "--rounds", 1, "--learning-rate", 1e-3,
-    )  # fmt: skip
+        "benchmark",
+        "train",
+        "--contenders",
+        ",".join(names),
+        *what,
+        "--model",
+        model,
+        "--data",
+        data,
+        *SMALL,
+        "--rounds",
+        1,
+        "--learning-rate",
+        1e-3,
+    )
     assert done.returncode == 0, done.stderr
     found = read(result())
     assert list(found.samples) == names
@@ -119,9 +131,27 @@ def test_generation_compares_texts(run: Run, in_process: list[str], model: Path,
     (model / "generation_config.json").write_text(json.dumps(settings))
     names = ["ours-mlx", "ours-torch", "mlx-lm", "hf", "mlx-lm-best", "hf-best"]
     done = run(
-        "benchmark", "generate", "--contenders", "all", "--model", model, "--data", data, "--problems", 5,
-        "--max-new-tokens", 12, "--eval-batch-size", 2, "--rounds", 2, "--device", "cpu", "--results", "res",
-    )  # fmt: skip
+        "benchmark",
+        "generate",
+        "--contenders",
+        "all",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--problems",
+        5,
+        "--max-new-tokens",
+        12,
+        "--eval-batch-size",
+        2,
+        "--rounds",
+        2,
+        "--device",
+        "cpu",
+        "--results",
+        "res",
+    )
     assert done.returncode == 0, done.stderr
     assert in_process == [*names, "compare_texts.py", *names]
     record = result()
@@ -143,9 +173,16 @@ Fake = Callable[[str, Any, Path], dict[str, Any]]
 def sample_of(job: Any) -> dict[str, Any]:
     count = len(job.updates) * job.passes
     return {
-        "seconds": [1.0] * count, "losses": [1.0] * count, "first_loss": 1.0, "shapes": [[[2, 8]]] * count,
-        "load_seconds": 0.1, "aside_seconds": 0.0, "gemm_gflops": 100.0, "peak_rss": 1 << 30, "peak_framework": None,
-    }  # fmt: skip
+        "seconds": [1.0] * count,
+        "losses": [1.0] * count,
+        "first_loss": 1.0,
+        "shapes": [[[2, 8]]] * count,
+        "load_seconds": 0.1,
+        "aside_seconds": 0.0,
+        "gemm_gflops": 100.0,
+        "peak_rss": 1 << 30,
+        "peak_framework": None,
+    }
 
 
 def fake(name: str, job: Any, out: Path) -> dict[str, Any]:

@@ -17,9 +17,23 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import budget_figures
 
 SETTINGS = (
-    "--device", "cpu", "--dtype", "float32", "--batch-size", 8, "--gradient-accumulation-steps", 1,
-    "--num-epochs", 2000, "--guard-problems", 12, "--eval-max-new-tokens", 48, "--save-steps", 0,
-)  # fmt: skip
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+    "--batch-size",
+    8,
+    "--gradient-accumulation-steps",
+    1,
+    "--num-epochs",
+    2000,
+    "--guard-problems",
+    12,
+    "--eval-max-new-tokens",
+    48,
+    "--save-steps",
+    0,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -95,9 +95,12 @@ def test_a_backend_that_is_late_stops_nothing(run: Run, fake: Fake) -> None:
     code, result, findings = look(run)
     assert (code, result["ok"], result["auto"]["device"]) == (0, True, None)
     assert findings["torch"] == {
-        "name": "torch", "status": "warning", "value": "not known", "reason": "no answer within 60 s",
+        "name": "torch",
+        "status": "warning",
+        "value": "not known",
+        "reason": "no answer within 60 s",
         "mend": "run doctor again when the machine is quiet",
-    }  # fmt: skip
+    }
 
 
 def test_no_backend_at_all_stops_training(run: Run, fake: Fake) -> None:

@@ -19,10 +19,31 @@ WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 def train(run: Run, backend_name: str, model: Path, data: Path, folder: Path, *flags: str) -> Any:
     return run(
-        "train", "--backend", backend_name, "--model", model, "--data", data, "--device", "cpu", "--dtype", "float32",
-        "--max-samples", "24", "--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "1",
-        "--save-steps", "2", "--output-dir", folder, *flags,
-    )  # fmt: skip
+        "train",
+        "--backend",
+        backend_name,
+        "--model",
+        model,
+        "--data",
+        data,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--max-samples",
+        "24",
+        "--batch-size",
+        "2",
+        "--gradient-accumulation-steps",
+        "2",
+        "--num-epochs",
+        "1",
+        "--save-steps",
+        "2",
+        "--output-dir",
+        folder,
+        *flags,
+    )
 
 
 def events(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -29,9 +29,22 @@ def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp
     if not backends.installed(other):
         pytest.skip(f"backend {other} is not installed here")
     trained = run(
-        "train", "--model", model, "--data", data, "--backend", backend_name, "--dtype", "float32",
-        "--output-dir", "out", "--save-steps", 3, "--json", *SHORT,
-    )  # fmt: skip
+        "train",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        backend_name,
+        "--dtype",
+        "float32",
+        "--output-dir",
+        "out",
+        "--save-steps",
+        3,
+        "--json",
+        *SHORT,
+    )
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
     manifest = json.loads((tmp_path / "out/run.json").read_text())
@@ -75,8 +88,21 @@ def test_the_same_seed_is_the_same_run_on_both(run: Run, model: Path, data: Path
         found.append([event for event in events(tmp_path / name) if event["event"] == "update"])
     assert [event["num_targets"] for event in found[0]] == [event["num_targets"] for event in found[1]]
     assert [event["loss"] for event in found[0]] == pytest.approx([event["loss"] for event in found[1]], abs=1e-4)
-    other = run("train", "--backend", "torch", "--model", model, "--data", data, *CPU, "--seed", 1,
-                "--output-dir", "seed-1", *SHORT)  # fmt: skip
+    other = run(
+        "train",
+        "--backend",
+        "torch",
+        "--model",
+        model,
+        "--data",
+        data,
+        *CPU,
+        "--seed",
+        1,
+        "--output-dir",
+        "seed-1",
+        *SHORT,
+    )
     assert other.returncode == 0, other.stderr
     control = [event["loss"] for event in events(tmp_path / "seed-1") if event["event"] == "update"]
     assert control[0] != pytest.approx(found[1][0]["loss"], abs=1e-3)
@@ -84,9 +110,20 @@ def test_the_same_seed_is_the_same_run_on_both(run: Run, model: Path, data: Path
 
 def test_the_budget_ends_the_run_with_the_model_saved(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     done = run(
-        "train", "--model", model, "--data", data, "--backend", "torch", "--num-epochs", 100_000,
-        "--max-time", "14s", "--output-dir", "out",
-    )  # fmt: skip
+        "train",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        "torch",
+        "--num-epochs",
+        100_000,
+        "--max-time",
+        "14s",
+        "--output-dir",
+        "out",
+    )
     assert done.returncode == 0, done.stderr
     outcome = json.loads((tmp_path / "out/run.json").read_text())["outcome"]
     assert outcome["reason"] == "budget"
@@ -96,9 +133,20 @@ def test_the_budget_ends_the_run_with_the_model_saved(run: Run, model: Path, dat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path: Path, number: int) -> None:
     command = [
-        sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), "--backend", "torch",
-        "--num-epochs", "1000", "--output-dir", "out",
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "train",
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--backend",
+        "torch",
+        "--num-epochs",
+        "1000",
+        "--output-dir",
+        "out",
+    ]
     # The reader of its output goes away, as a closed terminal does.
     gone, held = os.pipe()
     os.close(gone)

@@ -53,19 +53,30 @@ def train_sh(checkout: Path, *arguments: str, path: str = SYSTEM_PATH, **environ
     elsewhere.mkdir(exist_ok=True)
     done = subprocess.run(
         [checkout / "train.sh", *arguments],
-        cwd=elsewhere, env={"PATH": path, **environment}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        cwd=elsewhere,
+        env={"PATH": path, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return done.stdout.splitlines()
 
 
 def test_train_sh_makes_flags_of_the_environment(checkout: Path) -> None:
     script(checkout / ".venv/bin/python", run_python())
     settings = {
-        "MAX_SAMPLES": "64", "BATCH_SIZE": "2", "GRADIENT_ACCUMULATION_STEPS": "4", "NUM_EPOCHS": "1",
-        "LEARNING_RATE": "1e-4", "MAX_LENGTH": "256", "MAX_TIME": "90m", "MODEL": "a model",
+        "MAX_SAMPLES": "64",
+        "BATCH_SIZE": "2",
+        "GRADIENT_ACCUMULATION_STEPS": "4",
+        "NUM_EPOCHS": "1",
+        "LEARNING_RATE": "1e-4",
+        "MAX_LENGTH": "256",
+        "MAX_TIME": "90m",
+        "MODEL": "a model",
         "OUTPUT_DIR": "my runs/one",
-    }  # fmt: skip
+    }
     flags = [("--" + name.lower().replace("_", "-"), value) for name, value in settings.items()]
     words = ["--seed", "7", "two words"]
     assert train_sh(checkout, *words, **settings) == ["train", *itertools.chain(*flags), *words]
@@ -101,9 +112,14 @@ def make(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedP
             shutil.copy(ROOT / name, folder)
     return subprocess.run(
         [found, "-s", *arguments],
-        cwd=folder, env={"PATH": f"{folder / 'bin'}:{path}"}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env={"PATH": f"{folder / 'bin'}:{path}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_make_says_in_one_line_what_to_install(tmp_path: Path) -> None:

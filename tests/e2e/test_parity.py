@@ -58,8 +58,10 @@ def test_json_is_one_object(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
     assert (values["reference"], values["candidate"], values["passed"]) == (
-        "torch cpu float32", "mlx cpu float32", True,
-    )  # fmt: skip
+        "torch cpu float32",
+        "mlx cpu float32",
+        True,
+    )
     assert [(rung["model"], rung["number"], rung["unit"]) for rung in values["rungs"]] == [
         (f"tiny {kind}", number, unit) for kind in ("qwen2", "llama") for number, unit in ((0, UPDATES), (1, NATS))
     ]
@@ -87,8 +89,12 @@ def test_a_model_of_ones_own_gets_its_rungs_and_the_tiny_ones_the_rest(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["rungs"]
     assert [(rung["model"], rung["number"]) for rung in found] == [
-        (model.name, 0), (model.name, 1), (model.name, 2), ("tiny qwen2", 5), ("tiny llama", 5),
-    ]  # fmt: skip
+        (model.name, 0),
+        (model.name, 1),
+        (model.name, 2),
+        ("tiny qwen2", 5),
+        ("tiny llama", 5),
+    ]
     assert [rung["tolerance"] for rung in found[:3]] == [None] * 3  # measured for the tiny models only
     assert "rungs    0, 1, 2, 3, 6 with this model, the others with the tiny models" in done.stderr
 

@@ -21,11 +21,15 @@ def make_run(folder: Path, minutes: int = 0, losses: tuple[float, ...] = (4.0, 2
     """A run folder that was started `minutes` after the others."""
     (folder / "logs").mkdir(parents=True)
     base = {
-        "status": "done", "pid": os.getpid(), "plan": {"updates": 3}, "outcome": {"reason": "done"},
+        "status": "done",
+        "pid": os.getpid(),
+        "plan": {"updates": 3},
+        "outcome": {"reason": "done"},
         "started": (NOW + datetime.timedelta(minutes=minutes)).isoformat(timespec="seconds"),
-        "model": {"name": "Qwen/Qwen2.5-0.5B-Instruct", "hash": "base"}, "data": {"name": "openai/gsm8k"},
+        "model": {"name": "Qwen/Qwen2.5-0.5B-Instruct", "hash": "base"},
+        "data": {"name": "openai/gsm8k"},
         "choices": {"backend": {"name": "mlx", "reason": "it is there"}},
-    }  # fmt: skip
+    }
     (folder / "run.json").write_text(json.dumps(base | manifest))
     lines = [
         json.dumps({"event": "update", "update": n, "loss": loss, "rate": 1e-4, "grad_norm": 2.0, "elapsed": 20.0 + n})
@@ -62,8 +66,9 @@ def test_plot_as_json(run: Run, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["file"] is None
     assert [(each["name"], each["updates"], each["min_loss"]) for each in found["runs"]] == [
-        ("one", 3, 1.0), ("new", 0, None)
-    ]  # fmt: skip
+        ("one", 3, 1.0),
+        ("new", 0, None),
+    ]
     assert "new has no update yet and is left out" in done.stderr
 
 
@@ -213,9 +218,14 @@ def test_runs_that_ended_badly_are_shown(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = {Path(each["run"]).name: each["status"] for each in json.loads(done.stdout)["runs"]}
     assert found == {
-        "alive": "running", "died": "died", "reused": "died", "odd": "died", "torn": "damaged", "list": "damaged",
+        "alive": "running",
+        "died": "died",
+        "reused": "died",
+        "odd": "died",
+        "torn": "damaged",
+        "list": "damaged",
         "metrics": "done",
-    }  # fmt: skip
+    }
     assert "no run.json to read" in run("runs").stdout
 
 

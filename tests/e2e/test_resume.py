@@ -41,10 +41,31 @@ def train(run: Any, model: Path, data: Path) -> Callable[..., Any]:
 
     def start(folder: Path, *flags: str) -> Any:
         return run(
-            "train", "--model", str(model), "--data", str(data), "--device", "cpu", "--dtype", "float32",
-            "--max-samples", "24", "--batch-size", "2", "--gradient-accumulation-steps", "2", "--num-epochs", "1",
-            "--save-steps", "2", "--save-total-limit", "9", "--output-dir", str(folder), *flags,
-        )  # fmt: skip
+            "train",
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--max-samples",
+            "24",
+            "--batch-size",
+            "2",
+            "--gradient-accumulation-steps",
+            "2",
+            "--num-epochs",
+            "1",
+            "--save-steps",
+            "2",
+            "--save-total-limit",
+            "9",
+            "--output-dir",
+            str(folder),
+            *flags,
+        )
 
     return start
 

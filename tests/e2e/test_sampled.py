@@ -53,8 +53,11 @@ def test_a_killed_sampled_evaluation_goes_on_bit_for_bit(run: Run, model: Path, 
     arguments += ["--eval-batch-size", "1", "--output-dir"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), "eval", *arguments, "killed"],
-        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         found = list(tmp_path.glob("killed/logs/*/records.jsonl"))
@@ -129,9 +132,22 @@ def test_shots_change_the_prompt_and_the_key(run: Run, model: Path, data: Path) 
 
 def test_compare_pairs_the_votes(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     done = run(
-        "compare", "--base-model", model, "--trained-model", model, "--data", data, "--backend", "torch", *HOT,
-        "--samples", 3, "--output-dir", "out", "--json",
-    )  # fmt: skip
+        "compare",
+        "--base-model",
+        model,
+        "--trained-model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        "torch",
+        *HOT,
+        "--samples",
+        3,
+        "--output-dir",
+        "out",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert "both are the same model, file by file" in done.stderr
     paired = json.loads(done.stdout)["paired"]

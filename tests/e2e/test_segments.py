@@ -104,9 +104,7 @@ def test_one_bad_update_is_tried_again_at_half_the_rate(
     assert losses(tmp_path / "run")[5] != losses(tmp_path / "plain")[5]
     kept = newest(tmp_path / "run/checkpoints", print)
     assert kept is not None
-    assert kept.events == (
-        {"update": 0, "total": 6, "rate_factor": 1.0}, {"update": 3, "total": 6, "rate_factor": 0.5}
-    )  # fmt: skip
+    assert kept.events == ({"update": 0, "total": 6, "rate_factor": 1.0}, {"update": 3, "total": 6, "rate_factor": 0.5})
     for at in (2, 4):  # before the change and after it
         folder = killed(tmp_path / "run", at, tmp_path / f"killed-{at}")
         assert run("train", "--resume", folder).returncode == 0

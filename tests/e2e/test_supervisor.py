@@ -33,10 +33,29 @@ def start(tmp_path: Path, model: Path, data: Path) -> Iterator[Start]:
 
     def call(*flags: str) -> subprocess.Popen[str]:
         command = [
-            sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), "--device",
-            "cpu", "--dtype", "float32", "--batch-size", "2", "--gradient-accumulation-steps", "2", "--save-steps", "2",
-            "--save-total-limit", "3", "--output-dir", "out", *flags,
-        ]  # fmt: skip
+            sys.executable,
+            str(ROOT / "cli.py"),
+            "train",
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--batch-size",
+            "2",
+            "--gradient-accumulation-steps",
+            "2",
+            "--save-steps",
+            "2",
+            "--save-total-limit",
+            "3",
+            "--output-dir",
+            "out",
+            *flags,
+        ]
         settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=tmp_path, env=settings, start_new_session=True, **pipes)

@@ -19,9 +19,21 @@ from gsm8k_core.sinks import Limits, installed
 from tests.e2e.conftest import Run
 
 SHORT = (
-    "--batch-size", 4, "--gradient-accumulation-steps", 1, "--num-epochs", 1, "--learning-rate", 1e-2,
-    "--dtype", "float32", "--backend", "torch", "--max-samples", 12,
-)  # fmt: skip
+    "--batch-size",
+    4,
+    "--gradient-accumulation-steps",
+    1,
+    "--num-epochs",
+    1,
+    "--learning-rate",
+    1e-2,
+    "--dtype",
+    "float32",
+    "--backend",
+    "torch",
+    "--max-samples",
+    12,
+)
 CANARY = "canary0123456789abcdef0123456789abcdef42"
 
 

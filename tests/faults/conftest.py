@@ -18,9 +18,21 @@ __all__ = ["run"]
 
 # Two updates of four rows, a checkpoint after the first.
 SHORT = (
-    "--device", "cpu", "--dtype", "float32", "--max-samples", "8", "--batch-size", "2",
-    "--gradient-accumulation-steps", "2", "--num-epochs", "1", "--save-steps", "1",
-)  # fmt: skip
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+    "--max-samples",
+    "8",
+    "--batch-size",
+    "2",
+    "--gradient-accumulation-steps",
+    "2",
+    "--num-epochs",
+    "1",
+    "--save-steps",
+    "1",
+)
 
 
 @pytest.fixture(scope="session")

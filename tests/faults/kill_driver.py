@@ -47,11 +47,31 @@ PHASES = ("start", "update", "evaluation", "save", "model", "end")
 AUDITED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.scandir"}
 UPDATES, SAVE_STEPS, POINTS_AT = 6, 2, 4
 FLAGS = (
-    "--device", "cpu", "--dtype", "float32", "--max-samples", "24", "--batch-size", "2",
-    "--gradient-accumulation-steps", "2", "--num-epochs", "1", "--learning-rate", "0.01", "--save-steps",
-    str(SAVE_STEPS), "--save-total-limit", "9", "--eval-steps", "2", "--eval-problems", "3",
-    "--eval-max-new-tokens", "8",
-)  # fmt: skip
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+    "--max-samples",
+    "24",
+    "--batch-size",
+    "2",
+    "--gradient-accumulation-steps",
+    "2",
+    "--num-epochs",
+    "1",
+    "--learning-rate",
+    "0.01",
+    "--save-steps",
+    str(SAVE_STEPS),
+    "--save-total-limit",
+    "9",
+    "--eval-steps",
+    "2",
+    "--eval-problems",
+    "3",
+    "--eval-max-new-tokens",
+    "8",
+)
 WHOLE = "whole"  # the folder of the unbroken run
 PATIENCE = 60.0  # seconds for a run of half a second
 
@@ -178,12 +198,15 @@ def result_of(folder: Path) -> dict[str, Any]:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     manifest = json.loads((folder / "run.json").read_text())
     kept = {
-        "updates": [(event["update"], event["loss"], event["grad_norm"], event["rate"]) for event in events
-                    if event["event"] == "update"],
+        "updates": [
+            (event["update"], event["loss"], event["grad_norm"], event["rate"])
+            for event in events
+            if event["event"] == "update"
+        ],
         "dev": [(event["update"], event["loss"], event["correct"]) for event in events if event["event"] == "dev"],
         "best": (manifest.get("best"), manifest["outcome"].get("best", {}).get("update")),
         "status": manifest["status"],
-    }  # fmt: skip
+    }
     for name in ("model", "best"):
         for path in sorted((folder / name).glob("*.safetensors")):
             kept[f"{name}/{path.name}"] = path.read_bytes()
@@ -275,9 +298,13 @@ def spread(bench: Bench, kills: int, in_save: int, seed: int) -> dict[str, Any]:
                 wrong.append({"aim": str(aim), "phase": struck[0], "wrong": found})
         shutil.rmtree(target)
     return {
-        "kills": counts.total(), "of them aimed at saves": aimed, "phases": dict(counts), "came after the end": late,
-        "wrong": wrong, "seconds": round(time.monotonic() - begin, 1),
-    }  # fmt: skip
+        "kills": counts.total(),
+        "of them aimed at saves": aimed,
+        "phases": dict(counts),
+        "came after the end": late,
+        "wrong": wrong,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
 
 
 # --- each write point -------------------------------------------------------------------------------------------------
@@ -325,9 +352,7 @@ def points(bench: Bench, every: int) -> dict[str, Any]:
         elif not same_state(found.state(), states[found.update]):
             wrong.append({"point": at, "wrong": "another state"})
         assert done == POINTS_AT
-    return {
-        "write points": killed, "every": every, "wrong": wrong, "seconds": round(time.monotonic() - begin, 1),
-    }  # fmt: skip
+    return {"write points": killed, "every": every, "wrong": wrong, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def state_at(run: Path, update: int) -> Any:

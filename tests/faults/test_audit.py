@@ -11,8 +11,9 @@ SKIPPED = {"name": "torch", "skip_reason": "Dependency not found on PyPI"}
 
 def test_nothing_known_is_0_and_counts_what_was_looked_up() -> None:
     assert report({"dependencies": [CLEAN]}, "") == (
-        0, ["audit: 1 of 1 pinned packages were looked up; no known vulnerability"]
-    )  # fmt: skip
+        0,
+        ["audit: 1 of 1 pinned packages were looked up; no known vulnerability"],
+    )
 
 
 def test_a_known_one_is_1_and_named() -> None:

@@ -80,8 +80,21 @@ def test_an_evaluation_on_a_full_disk_ends_with_7_and_goes_on_later(
     small_disk: Disk, run: Run, model: Path, data: Path
 ) -> None:
     disk = small_disk(12)
-    asked = ("eval", "--model", model, "--data", data, "--backend", "torch", "--device", "cpu", "--max-new-tokens", "8",
-             "--output-dir", disk)  # fmt: skip
+    asked = (
+        "eval",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        "torch",
+        "--device",
+        "cpu",
+        "--max-new-tokens",
+        "8",
+        "--output-dir",
+        disk,
+    )
     done = run(*asked)
     line = one_error(done)
     assert (done.returncode, str(disk) in line) == (7, True), line

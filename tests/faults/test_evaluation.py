@@ -38,9 +38,12 @@ print(reused, summarise(records, frozenset())["rules"]["strict"]["correct"])
 def evaluation(logs: Path, until: int | None = None) -> tuple[int, int] | None:
     """(answers that were there, right ones); killed, and None, when `until` records are in the file."""
     process = subprocess.Popen(
-        [sys.executable, "-c", EVALUATION, str(logs)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", EVALUATION, str(logs)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     while until is not None and process.poll() is None and records_in(logs) < until:
         time.sleep(0.001)
     if until is not None:
@@ -82,9 +85,25 @@ def test_the_end_is_learned_although_it_is_the_pad_token_too(
     shutil.copy(same / "train.jsonl", same / "test.jsonl")
     flags = ("--backend", backend_name, "--device", "cpu", "--dtype", "float32")
     done = run(
-        "train", "--model", model, "--data", same, *flags, "--batch-size", "4", "--gradient-accumulation-steps", "1",
-        "--num-epochs", "10", "--learning-rate", "0.01", "--save-steps", "0", "--output-dir", "out",
-    )  # fmt: skip
+        "train",
+        "--model",
+        model,
+        "--data",
+        same,
+        *flags,
+        "--batch-size",
+        "4",
+        "--gradient-accumulation-steps",
+        "1",
+        "--num-epochs",
+        "10",
+        "--learning-rate",
+        "0.01",
+        "--save-steps",
+        "0",
+        "--output-dir",
+        "out",
+    )
     assert done.returncode == 0, done.stderr
     asked = ("--data", same, *flags, "--max-samples", "2", "--max-new-tokens", "40", "--json")
     stopped = [json.loads(run("eval", "--model", each, *asked).stdout)["stopped"] for each in (model, "out")]

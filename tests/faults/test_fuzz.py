@@ -39,10 +39,45 @@ FUZZ = settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ_EXAMPLES
 DISK = settings(FUZZ, max_examples=max(EXAMPLES // 4, 25))  # those that write folders
 
 PIECES = (
-    "####", "#### ", "18", "-3", "1,234", ".5", "$", "%", "\\boxed{", "}", "{", "answer is ", "The answer is ", "=",
-    "\n", " ", "<<48/2=24>>", "**", "\u2212", "\u0663", "\u00b2", "\u00bd", "\x1b[31m", "\0", "1/2", "3:00", "答案是",
-    "e9", "(", ")", "x", "+", "*", "//", "≈", "\\times", "\\frac{1}{2}", "9" * 50,
-)  # fmt: skip
+    "####",
+    "#### ",
+    "18",
+    "-3",
+    "1,234",
+    ".5",
+    "$",
+    "%",
+    "\\boxed{",
+    "}",
+    "{",
+    "answer is ",
+    "The answer is ",
+    "=",
+    "\n",
+    " ",
+    "<<48/2=24>>",
+    "**",
+    "\u2212",
+    "\u0663",
+    "\u00b2",
+    "\u00bd",
+    "\x1b[31m",
+    "\0",
+    "1/2",
+    "3:00",
+    "答案是",
+    "e9",
+    "(",
+    ")",
+    "x",
+    "+",
+    "*",
+    "//",
+    "≈",
+    "\\times",
+    "\\frac{1}{2}",
+    "9" * 50,
+)
 TEXTS = st.text(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
 NUMBERS = st.one_of(
     st.integers(-(10**9), 10**9).map(str),
@@ -277,17 +312,29 @@ def test_cutting_metrics_of_any_bytes_twice_is_cutting_them_once(folder: Path, l
 
 
 CONFIG_KEYS = (
-    "model_type", "vocab_size", "rope_theta", "rope_parameters", "rope_scaling", "tie_word_embeddings", "eos_token_id",
-    "quantization", "quantization_config", "auto_map", "model_file", "hidden_size", "num_hidden_layers",
-)  # fmt: skip
+    "model_type",
+    "vocab_size",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "eos_token_id",
+    "quantization",
+    "quantization_config",
+    "auto_map",
+    "model_file",
+    "hidden_size",
+    "num_hidden_layers",
+)
 
 
 @DISK
 @given(
-    st.sampled_from(["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
-                     "special_tokens_map.json"]),
+    st.sampled_from(
+        ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"]
+    ),
     st.dictionaries(st.sampled_from([*CONFIG_KEYS, "eos_token", "added_tokens", "model"]), JSON, max_size=3),
-)  # fmt: skip
+)
 def test_settings_of_any_values_are_read_or_refused(model: Path, name: str, values: dict[str, Any]) -> None:
     for folder in scratch():
         shutil.copytree(model, folder / "m")

@@ -25,8 +25,13 @@ def drive(backend: str, *flags: str) -> dict[str, Any]:
     """The driver's result. A process of its own: forking is safe before a framework has begun to compute."""
     done = subprocess.run(
         [sys.executable, kill_driver.__file__, "--backend", backend, *flags],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.stdout, done.stderr
     assert done.returncode == 0, done.stdout
     result: dict[str, Any] = json.loads(done.stdout)

@@ -16,18 +16,35 @@ from tests.e2e.conftest import Run
 from tests.faults.conftest import SHORT, one_error
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [ROOT / "cli.py", *(path for name in ("verbs", "backends", "gsm8k_core", "benchmarks")
-                              for path in sorted((ROOT / name).rglob("*.py")))]  # fmt: skip
+SOURCES = [
+    ROOT / "cli.py",
+    *(
+        path
+        for name in ("verbs", "backends", "gsm8k_core", "benchmarks")
+        for path in sorted((ROOT / name).rglob("*.py"))
+    ),
+]
 
 # --- our source -----------------------------------------------------------------------------------------------------
 
 CALLS = {"eval", "exec", "compile", "__import__"}  # as a plain name; `model.eval()` is something else
 MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "runpy", "code", "pty"}
 METHODS = {
-    ("os", "system"), ("os", "popen"), ("os", "spawnl"), ("os", "spawnv"), ("os", "execv"), ("os", "execvp"),
-    ("subprocess", "getoutput"), ("subprocess", "getstatusoutput"), ("torch", "load"), ("yaml", "load"),
-    ("yaml", "unsafe_load"), ("yaml", "full_load"), ("tempfile", "mktemp"), ("hub", "load"),
-}  # fmt: skip
+    ("os", "system"),
+    ("os", "popen"),
+    ("os", "spawnl"),
+    ("os", "spawnv"),
+    ("os", "execv"),
+    ("os", "execvp"),
+    ("subprocess", "getoutput"),
+    ("subprocess", "getstatusoutput"),
+    ("torch", "load"),
+    ("yaml", "load"),
+    ("yaml", "unsafe_load"),
+    ("yaml", "full_load"),
+    ("tempfile", "mktemp"),
+    ("hub", "load"),
+}
 FLAGS = {"shell": False, "allow_pickle": False, "trust_remote_code": False, "use_safetensors": True}
 
 
@@ -60,13 +77,24 @@ def test_our_source_runs_nothing_that_it_reads() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "eval(text)", "exec(text)", "compile(text, '', 'eval')", "__import__(name)", "import pickle",
-        "from pickle import loads", "os.system(text)", "os.popen(text)", "subprocess.run(text, shell=True)",
-        "subprocess.run(text, shell=asked)", "torch.load(path)", "numpy.load(path, allow_pickle=True)",
-        "yaml.load(text)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
-        "AutoModel.from_pretrained(name, use_safetensors=None)", "import dill.source",
+        "eval(text)",
+        "exec(text)",
+        "compile(text, '', 'eval')",
+        "__import__(name)",
+        "import pickle",
+        "from pickle import loads",
+        "os.system(text)",
+        "os.popen(text)",
+        "subprocess.run(text, shell=True)",
+        "subprocess.run(text, shell=asked)",
+        "torch.load(path)",
+        "numpy.load(path, allow_pickle=True)",
+        "yaml.load(text)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, use_safetensors=None)",
+        "import dill.source",
     ],
-)  # fmt: skip
+)
 def test_each_of_these_would_be_found(line: str) -> None:
     assert len(dangers(line)) == 1
     assert dangers("model.eval(); re.compile(text); subprocess.run(words, shell=False); mx.eval(x)") == []
@@ -198,8 +226,21 @@ def test_a_link_in_a_run_is_refused_and_nothing_outside_is_touched(
 
 @pytest.mark.parametrize("target", ["folder", "records"])
 def test_an_evaluation_writes_through_no_link(target: str, run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    asked = ("eval", "--model", model, "--data", data, "--backend", "torch", "--max-samples", "2",
-             "--max-new-tokens", "4", "--output-dir", tmp_path / "out")  # fmt: skip
+    asked = (
+        "eval",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--backend",
+        "torch",
+        "--max-samples",
+        "2",
+        "--max-new-tokens",
+        "4",
+        "--output-dir",
+        tmp_path / "out",
+    )
     assert run(*asked).returncode == 0
     (records,) = (tmp_path / "out").rglob("records.jsonl")
     moved = records if target == "records" else records.parent
@@ -227,8 +268,10 @@ def test_a_files_name_cannot_steer_the_terminal(run: Run, tmp_path: Path, verbos
 
 # --- keys -------------------------------------------------------------------------------------------------------------
 
-CANARIES = {name: f"hf_canary{number}0123456789abcdef0123456789" for number, name in enumerate(
-    ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"))}  # fmt: skip
+CANARIES = {
+    name: f"hf_canary{number}0123456789abcdef0123456789"
+    for number, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"))
+}
 
 
 def test_no_key_of_the_environment_is_in_any_byte_that_is_left(
