@@ -23,10 +23,11 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
+from benchmarks.config import BenchmarkConfig
 from gsm8k_core import __version__
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.benchmark_config import BenchmarkConfig
-from gsm8k_core.config import (
+from gsm8k_core.config.fields import flag, one_line
+from gsm8k_core.config.score import CompareConfig, EvalConfig, GradeConfig, HarnessConfig
+from gsm8k_core.config.train import (
     DoctorConfig,
     GenerateConfig,
     InspectConfig,
@@ -36,13 +37,11 @@ from gsm8k_core.config import (
     Settings,
     TrainConfig,
 )
-from gsm8k_core.score_config import CompareConfig, EvalConfig, GradeConfig
-from gsm8k_core.settings import flag, one_line
 from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 
 # Verb -> its settings, and the module whose `run` does it.
 VERBS: dict[str, tuple[type[Settings], str]] = {
-    "train": (TrainConfig, "verbs.train"),
+    "train": (TrainConfig, "verbs.train.verb"),
     "eval": (EvalConfig, "verbs.evaluate"),
     "compare": (CompareConfig, "verbs.compare"),
     "generate": (GenerateConfig, "verbs.generate"),
@@ -53,7 +52,7 @@ VERBS: dict[str, tuple[type[Settings], str]] = {
     "plot": (PlotConfig, "verbs.plot"),
     "runs": (RunsConfig, "verbs.runs"),
     "harness": (HarnessConfig, "verbs.harness"),
-    "benchmark": (BenchmarkConfig, "verbs.benchmark"),
+    "benchmark": (BenchmarkConfig, "benchmarks.verb"),
 }
 
 # What tyro says, and what we say instead.
@@ -83,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"gsm8k-finetune {__version__}")
             return EXIT_OK
         if argv is None and arguments[0] == "train":
-            from verbs.supervisor import supervise, supervises  # here, not above: `--help` needs neither
+            from verbs.train.parent import supervise, supervises  # here, not above: `--help` needs neither
 
             if supervises(arguments):
                 return supervise(arguments)
@@ -111,7 +110,7 @@ def _settle() -> None:
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:
-    from gsm8k_core.tracking import printable  # here, not above: it brings rich
+    from gsm8k_core.tracking.terminal import printable  # here, not above: it brings rich
 
     if verbose:
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
@@ -122,9 +121,9 @@ def _fail(message: str, code: int, verbose: bool) -> int:
 
 def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
-    from gsm8k_core.tracking import Terminal
+    from gsm8k_core.tracking.terminal import Terminal
     from verbs import Context, process_clock
-    from verbs.child import take_link
+    from verbs.train.link import take_link
 
     with _true_stdout(config.json_) as out:
         context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock(), take_link())

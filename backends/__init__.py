@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, cast
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
-    from backends.base import Backend
-    from gsm8k_core.memory_plan import DeviceMemory
+    from gsm8k_core.backend import Backend
+    from gsm8k_core.training.memory import DeviceMemory
 
 PROVIDERS = {
     "mlx": "backends.mlx.backend:open_backend",

@@ -29,18 +29,18 @@ from unittest import mock
 
 import train_throughput
 
-from gsm8k_core import batching
-from gsm8k_core.benchmark import FIRST_LOSS
-from gsm8k_core.benchmark_config import BenchmarkConfig
-from gsm8k_core.benchmark_job import TrainJob, TrainSample
-from gsm8k_core.benchmark_tables import GIB
-from gsm8k_core.config import DEFAULT_DATA
-from gsm8k_core.data import load_data
-from gsm8k_core.models import resolve_model
-from gsm8k_core.runs import host, versions
+from benchmarks.config import BenchmarkConfig
+from benchmarks.job import TrainJob, TrainSample
+from benchmarks.results import FIRST_LOSS
+from benchmarks.tables import GIB
+from benchmarks.verb import commit, own_name
+from benchmarks.work import EXACT, Lab, first_adapter, prepare
+from gsm8k_core.config.train import DEFAULT_DATA
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems import batching
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.training.runs import host, versions
 from gsm8k_core.types import EXIT_INTERRUPTED, IGNORE_INDEX, Choice, GSM8KError, PreflightError, StorageError
-from verbs.benchmark import commit, own_name
-from verbs.benchmark_jobs import EXACT, Lab, first_adapter, prepare
 
 ALL, NONE = "all parts", "no part"
 SAME_BLAS = 2.0  # between two processes' rates of matrix products; another BLAS is 25 times apart, noise 1.3

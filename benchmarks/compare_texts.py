@@ -9,9 +9,9 @@ from pathlib import Path
 from measure import ROOT  # noqa: F401  (puts the checkout on the path)
 
 import backends
-from gsm8k_core.benchmark_job import TextsJob
-from gsm8k_core.folders import write_json
-from gsm8k_core.partings import EPS, Answered, compare
+from benchmarks.job import TextsJob
+from gsm8k_core.files import write_json
+from gsm8k_core.parity.texts import EPS, Answered, compare
 from gsm8k_core.types import Completion, Sampling
 
 

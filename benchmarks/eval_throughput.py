@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 from measure import gemm_gflops, open_device
 
-from gsm8k_core.benchmark_job import GenerateJob, GenerateSample
-from gsm8k_core.folders import write_bytes
-from gsm8k_core.free_memory import peak_rss
+from benchmarks.job import GenerateJob, GenerateSample
+from gsm8k_core.files import write_bytes
+from gsm8k_core.training.memory import peak_rss
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 WARM_UP_TOKENS = 8

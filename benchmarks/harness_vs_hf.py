@@ -21,10 +21,10 @@ from lm_eval.models.huggingface import HFLM
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's own folder is on the path, the checkout is not
 
 import backends
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.data import load_data
-from gsm8k_core.folders import write_json
-from gsm8k_core.models import resolve_model
+from gsm8k_core.config.score import HarnessConfig
+from gsm8k_core.files import write_json
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems.data import load_data
 from verbs.harness import evaluate, find_tasks, make_lm, rows_of
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # a script's own folder is on the path, the checkout is not
     sys.path.insert(0, str(ROOT))
 
-from gsm8k_core.benchmark_job import Row, TrainJob, TrainSample  # noqa: E402
-from gsm8k_core.free_memory import peak_rss  # noqa: E402
+from benchmarks.job import Row, TrainJob, TrainSample  # noqa: E402
+from gsm8k_core.training.memory import peak_rss  # noqa: E402
 
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
 GEMM_ROUNDS = 8

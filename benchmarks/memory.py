@@ -5,7 +5,7 @@
 A point is an update of one short row, which makes the moments, then one of two full micro-batches of the longest
 GSM8K rows within TOKENS padded tokens: weights, moments, the sum of the gradients and the activations are there
 together, as in every later update. It reports the peak of the process (ru_maxrss), what it held before the model was
-loaded, and MLX's own peak. `gsm8k_core/memory_plan.py` is held to these figures; docs/memory.md shows them.
+loaded, and MLX's own peak. `gsm8k_core/training/memory.py` is held to these figures; docs/memory.md shows them.
 
 MODEL: embedded, or a folder. Axes: B rows, T tokens.
 """
@@ -23,13 +23,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import backends
-from gsm8k_core.batching import budgeted, by_length, pad
-from gsm8k_core.config import DEFAULT_DATA, TrainConfig
-from gsm8k_core.data import load_data
-from gsm8k_core.free_memory import peak_rss
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.models import resolve_model
-from gsm8k_core.prompts import load_tokenizer, make_examples
+from gsm8k_core.config.train import DEFAULT_DATA, TrainConfig
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.problems.batching import budgeted, by_length, pad
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.problems.prompts import load_tokenizer, make_examples
+from gsm8k_core.training.memory import peak_rss
 from gsm8k_core.types import Batch, Example, Orders, Update
 
 

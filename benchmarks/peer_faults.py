@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gsm8k_core import tiny  # noqa: E402
+from gsm8k_core.parity import tiny  # noqa: E402
 
 UPDATES, EVERY = 6, 2
 FAULTS = ("kill -9 inside a save", "truncated newest save", "a NaN weight", "a broken line of data", "a full disk")

@@ -12,13 +12,12 @@ from measure import ROOT  # noqa: F401  (puts the checkout on the path)
 from safetensors.numpy import save_file
 
 import backends
-from gsm8k_core.adapters import PEFT_PREFIX
-from gsm8k_core.batching import pad
-from gsm8k_core.benchmark_job import Score, ScoreJob
-from gsm8k_core.folders import write_bytes
-from gsm8k_core.lora import A, B
-from gsm8k_core.model_folder import weight_files, write_model_folder
-from gsm8k_core.quantized import read_tensors
+from benchmarks.job import Score, ScoreJob
+from gsm8k_core.files import write_bytes
+from gsm8k_core.models.adapter import PEFT_PREFIX, A, B
+from gsm8k_core.models.folder import weight_files, write_model_folder
+from gsm8k_core.models.quantized import read_tensors
+from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import IGNORE_INDEX
 
 BATCH = 4

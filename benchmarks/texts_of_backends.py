@@ -16,11 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's own folder is on the path, the checkout is not
 
 import backends
-from gsm8k_core.evaluate import completion_of
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.models import resolve_model
-from gsm8k_core.partings import EPS, Answered, compare
-from gsm8k_core.prompts import load_tokenizer, prompt_tokens
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.problems.prompts import load_tokenizer, prompt_tokens
+from gsm8k_core.scoring.evaluate import completion_of
 from gsm8k_core.types import Problem, Sampling
 
 

@@ -16,9 +16,8 @@ from unittest import mock
 import numpy as np
 from measure import Tape, check_tokens
 
-from gsm8k_core.adapters import PEFT_WEIGHTS
-from gsm8k_core.benchmark_job import Row, TrainJob
-from gsm8k_core.lora import mlx_name, peft_name
+from benchmarks.job import Row, TrainJob
+from gsm8k_core.models.adapter import PEFT_WEIGHTS, mlx_name, peft_name
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 from measure import Tape, check_tokens, open_device
 
-from gsm8k_core.benchmark_job import TrainJob
-from gsm8k_core.folders import write_bytes
+from benchmarks.job import TrainJob
+from gsm8k_core.files import write_bytes
 from gsm8k_core.types import Example, Problem
 
 # What a contender returns: the loss of the first update before any step, and its trained tensors when asked.
@@ -40,7 +40,7 @@ def main(path: Path) -> None:
 def ours(job: TrainJob, tape: Tape) -> Outcome:
     """This project, through the interface that `train` uses."""
     import backends
-    from gsm8k_core.batching import budgeted, choose_tokens
+    from gsm8k_core.problems.batching import budgeted, choose_tokens
     from gsm8k_core.types import Orders, Update, UpdateStats
 
     backend = backends.open(job.framework, job.model, job.device, job.dtype)
@@ -76,8 +76,8 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
 
 def _tokenised(job: TrainJob) -> dict[str, Example]:
     """From the messages, in this process, as each peer does it."""
-    from gsm8k_core.model_folder import end_token_ids
-    from gsm8k_core.prompts import load_tokenizer, make_examples
+    from gsm8k_core.models.folder import end_token_ids
+    from gsm8k_core.problems.prompts import load_tokenizer, make_examples
 
     rows = [row for update in job.updates for row in update]
     problems = [Problem(row.id, row.messages[-2]["content"], row.messages[-1]["content"], gold="") for row in rows]

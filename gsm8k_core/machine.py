@@ -20,15 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from gsm8k_core import hub
-from gsm8k_core.cache import cache_folder
-from gsm8k_core.config import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
-from gsm8k_core.data import cached_data
-from gsm8k_core.embedded import INSTALL, gguf_file
-from gsm8k_core.model_folder import missing_files
-from gsm8k_core.models import cached_model
-from gsm8k_core.runs import PACKAGES
-from gsm8k_core.sources import Pair
+from gsm8k_core.auto import Pair
+from gsm8k_core.config.train import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
+from gsm8k_core.models import hub
+from gsm8k_core.models.embedded import INSTALL, gguf_file
+from gsm8k_core.models.find import cached_model
+from gsm8k_core.models.folder import missing_files
+from gsm8k_core.models.store import cache_folder
+from gsm8k_core.problems.data import cached_data
+from gsm8k_core.training.runs import PACKAGES
 from gsm8k_core.types import Choice, GSM8KError
 
 Status = Literal["ok", "note", "warning", "problem"]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gsm8k_core.checkpoints import Checkpoint, _seal, newest, write
-from gsm8k_core.folders import new_folder, write_json
+from gsm8k_core.files import new_folder, write_json
+from gsm8k_core.training.checkpoints import Checkpoint, _seal, newest, write
 from gsm8k_core.types import TrainState
 
 ODD = [-0.0, 1e-45, -np.inf, np.nan, 3.4e38, 0.1]  # a denormal, the largest, what print would round

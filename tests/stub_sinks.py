@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from gsm8k_core.trackers import RunInfo, measures
+from gsm8k_core.tracking.trackers import RunInfo, measures
 from gsm8k_core.types import StepEvent
 
 AGES = 600.0

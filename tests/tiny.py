@@ -1,5 +1,16 @@
-"""The tiny models of gsm8k_core.tiny: `parity` measures with them too."""
+"""The tiny models of gsm8k_core.parity.tiny: `parity` measures with them too."""
 
-from gsm8k_core.tiny import END_ID, KINDS, SPECIAL, TEMPLATE, TEXT, WORDS, make, make_rows, tokenizer_files, weights
+from gsm8k_core.parity.tiny import (
+    END_ID,
+    KINDS,
+    SPECIAL,
+    TEMPLATE,
+    TEXT,
+    WORDS,
+    make,
+    make_rows,
+    tokenizer_files,
+    weights,
+)
 
 __all__ = ["END_ID", "KINDS", "SPECIAL", "TEMPLATE", "TEXT", "WORDS", "make", "make_rows", "tokenizer_files", "weights"]

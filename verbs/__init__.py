@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gsm8k_core import hub
-from gsm8k_core.run_clock import RunClock
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.clock import RunClock
+from gsm8k_core.models import hub
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice
-from verbs.child import Link
+from verbs.train.link import Link
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import backends
-from gsm8k_core import hub
-from gsm8k_core.config import EMBEDDED_MODEL, RunsConfig
-from gsm8k_core.folders import write_json
-from gsm8k_core.models import Source, identity, resolve_model
-from gsm8k_core.report import make_comparison, show_comparison
-from gsm8k_core.runs import read_manifest, run_of_model
-from gsm8k_core.score_config import CompareConfig
-from gsm8k_core.slow_rules import judge_records, require
-from gsm8k_core.sources import AUTO
-from gsm8k_core.stats import cannot_show
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.auto import AUTO
+from gsm8k_core.config.score import CompareConfig
+from gsm8k_core.config.train import EMBEDDED_MODEL, RunsConfig
+from gsm8k_core.files import write_json
+from gsm8k_core.models import hub
+from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.report.comparison import make_comparison, show_comparison
+from gsm8k_core.scoring.math_verify import judge_records, require
+from gsm8k_core.scoring.stats import cannot_show
+from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.training.runs import read_manifest, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
-from verbs import Context, checks
+from verbs import Context, evaluate
 from verbs.demo import banner
 from verbs.evaluate import Place, Problems, Scored, load_problems, score
 from verbs.results import Made, one_a_problem, write_both
@@ -30,7 +30,7 @@ COMPARISON = "model_comparison.json"
 
 def run(config: CompareConfig, context: Context) -> int:
     """The verb."""
-    checks.refuse(config)
+    evaluate.refuse(config)
     terminal = context.terminal
     if not config.trained_model:
         raise UsageError("compare needs the trained model; add --trained-model RUN (python cli.py runs lists them)")

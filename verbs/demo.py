@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gsm8k_core.config import DEFAULT_DATA, DEFAULT_MODEL
-from gsm8k_core.sources import NAMED
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.auto import NAMED
+from gsm8k_core.config.train import DEFAULT_DATA, DEFAULT_MODEL
+from gsm8k_core.tracking.terminal import Terminal
 
 SHORT = f"DEMO MODEL: SmolLM2-135M-Instruct; the real one is {DEFAULT_MODEL}"
 

@@ -21,10 +21,10 @@ from rich.text import Text
 
 import backends
 from gsm8k_core import machine
-from gsm8k_core.config import DoctorConfig
+from gsm8k_core.auto import AUTO, Pair, choose_pair
+from gsm8k_core.config.train import DoctorConfig
 from gsm8k_core.machine import Finding, Report
-from gsm8k_core.sources import AUTO, Pair, choose_pair
-from gsm8k_core.tracking import Terminal, printable
+from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError
 from verbs import Context
 

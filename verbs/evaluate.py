@@ -1,22 +1,35 @@
-"""`eval`: one model, its answers to the problems, every rule."""
+"""`eval`: one model, its answers to the problems, every rule.
+
+What `eval` does beside one evaluation: refuse settings that cannot work, answer again one by one, repeat.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import backends
-from backends.base import Backend
-from gsm8k_core.answer_line import AnswerLine
-from gsm8k_core.config import EMBEDDED_MODEL, flag
-from gsm8k_core.data import is_single_file, load_data
-from gsm8k_core.diagnose import breakdown
-from gsm8k_core.evaluate import (
+from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
+from gsm8k_core.backend import Backend
+from gsm8k_core.config.score import EvalConfig, ScoreSettings
+from gsm8k_core.config.train import EMBEDDED_MODEL, flag
+from gsm8k_core.files import write_json
+from gsm8k_core.models.find import Source, resolve_model
+from gsm8k_core.models.folder import end_token_ids, folder_hash, vocabulary_size
+from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.problems.data import is_single_file, load_data
+from gsm8k_core.problems.generated import HELD_OUT
+from gsm8k_core.problems.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode, load_tokenizer, prompt_tokens
+from gsm8k_core.problems.rows import check_context, check_token_ids
+from gsm8k_core.report.comparison import show_scores
+from gsm8k_core.scoring.answers import HEADLINE, AnswerLine
+from gsm8k_core.scoring.diagnose import breakdown
+from gsm8k_core.scoring.evaluate import (
     ANSWER_LINE,
     STOP_RULE,
     Draw,
@@ -26,25 +39,20 @@ from gsm8k_core.evaluate import (
     problems_hash,
     summarise,
 )
-from gsm8k_core.folders import write_json
-from gsm8k_core.generated import HELD_OUT
-from gsm8k_core.health import vitals, warnings
-from gsm8k_core.model_folder import folder_hash, vocabulary_size
-from gsm8k_core.models import Source, resolve_model
-from gsm8k_core.preflight import check_context, check_token_ids
-from gsm8k_core.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode, load_tokenizer, prompt_tokens
-from gsm8k_core.report import show_scores
-from gsm8k_core.runs import check_writable, code_hash, read_manifest, run_of_model, versions
-from gsm8k_core.samples import voted
-from gsm8k_core.score_config import EvalConfig, ScoreSettings
-from gsm8k_core.slow_rules import judge_records, require
-from gsm8k_core.sources import AUTO, NAMED, Pair, choose_pair
-from gsm8k_core.stats import cannot_show
-from gsm8k_core.tracking import Terminal, counted
+from gsm8k_core.scoring.math_verify import judge_records, require
+from gsm8k_core.scoring.stats import cannot_show, spread
+from gsm8k_core.scoring.tallies import voted
+from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.training.health import vitals, warnings
+from gsm8k_core.training.runs import check_writable, code_hash, read_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
-from verbs import Context, checks, say_choices
+from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.results import Made, write_one
+
+if TYPE_CHECKING:
+    pass  # REMOVED
+
 
 TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
 
@@ -110,7 +118,7 @@ class Place:
 
 def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
-    checks.refuse(config)
+    refuse(config)
     if config.slow_rules:
         require()
     terminal = context.terminal
@@ -276,8 +284,93 @@ def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scor
         summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
         scored = Scored(summary, voted(scored.answers), scored.answers)
     if config.check_batching:
-        scored.summary["batching"] = checks.check_batching(opened, scored.answers, terminal)
+        scored.summary["batching"] = check_batching(opened, scored.answers, terminal)
     if config.repeat > 1:
-        scored.summary["repeat"] = checks.repeat(opened, config.repeat, scored, answer, terminal)
+        scored.summary["repeat"] = repeat(opened, config.repeat, scored, answer, terminal)
     write_json(Path(scored.summary["records"]).parent / "summary.json", scored.summary)
     return scored
+
+
+NUM_CHECKED = 32  # problems that --check-batching answers again
+MOST_PLACES = 8  # that are shown; summary.json has all
+SAMPLED_ONLY = ("samples", "top_p", "top_k", "sample_seed")
+
+
+def refuse(config: ScoreSettings) -> None:
+    """Raises UsageError for settings that would have no effect."""
+    fields = type(config).model_fields
+    given = [name for name in SAMPLED_ONLY if getattr(config, name) != fields[name].default]
+    if given and config.temperature == 0:
+        raise UsageError(
+            f"{flag(given[0])} {getattr(config, given[0])} has no effect on greedy decoding, which always takes the "
+            "likeliest token; add a --temperature above 0, such as --temperature 0.7"
+        )
+    if config.shot_annotations != "keep" and not config.shots:
+        raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
+    if isinstance(config, EvalConfig) and config.check_batching:
+        if config.eval_batch_size == 1:
+            raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
+        if config.num_problems == 1:
+            raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
+
+
+def check_batching(opened: Opened, answers: Sequence[Mapping[str, Any]], terminal: Terminal) -> dict[str, Any]:
+    """The first problems answered again, one by one, against the evaluation's texts; for summary.json."""
+    draws = [Draw(problem, 0) for problem in opened.problems.problems[:NUM_CHECKED]]
+    together = {record["id"]: completion_of(record) for record in answers if record["sample"] == 0}
+    alone = dict(opened.generate(draws, opened.sampling(opened.key, batch_size=1)))
+    pairs = [
+        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[draw.problem.id])
+        for index, draw in enumerate(draws)
+    ]
+    result = compare(
+        pairs,
+        opened.backend.score,
+        opened.sampling(opened.key),
+        end_token_ids(opened.source.folder),
+        EPS[opened.key.dtype],
+    )
+    terminal.say(batching_line(result))
+    return result
+
+
+def batching_line(result: Mapping[str, Any]) -> str:
+    """One line for a person."""
+    line = f"batching {result['equal']} of {result['problems']} answers are the same tokens when answered one by one"
+    if not result["places"]:
+        return line
+    shown = [f"{place['id']} at token {place['position']} ({place['gap']:.1e})" for place in result["places"]]
+    more = f", and {len(shown) - MOST_PLACES} more" if len(shown) > MOST_PLACES else ""
+    return (
+        f"{line}; {result['within_eps']} part where the two tokens are within {result['eps']:.0e} nats, as rounding "
+        f"may do, and {result['beyond_eps']} where they are not: {', '.join(shown[:MOST_PLACES])}{more}"
+    )
+
+
+def repeat(
+    opened: Opened, runs: int, first: Scored, answer: Callable[[Opened, Terminal, Key], Scored], terminal: Terminal
+) -> dict[str, Any]:
+    """The same evaluation `runs` times, each with the next seed (greedy: the same); for summary.json."""
+    key, scored = opened.key, [first]
+    for number in range(1, runs):
+        changes = {"seed": key.seed + number} if key.temperature > 0 else {"repeat": number}
+        terminal.say(
+            f"repeat   {number + 1} of {runs}" + (f", --sample-seed {changes['seed']}" if key.temperature else "")
+        )
+        scored.append(answer(opened, terminal, replace(key, **changes)))
+    found = {name: asdict(spread([each.summary["rules"][name]["accuracy"] for each in scored])) for name in HEADLINE}
+    rows = [
+        [
+            name,
+            f"{100 * each['mean']:.1f} %",
+            "-" if each["deviation"] is None else f"{100 * each['deviation']:.2f}",
+            f"{100 * each['lowest']:.1f} to {100 * each['highest']:.1f}",
+        ]
+        for name, each in found.items()
+    ]
+    terminal.table([f"{runs} runs", "mean", "standard deviation, points", "range"], rows)
+    texts = [[record["completion"] for record in each.records] for each in scored]
+    changed = sum(len(set(answers)) > 1 for answers in zip(*texts, strict=True))
+    if key.temperature == 0:
+        terminal.say(f"greedy, so the texts should be the same each time: {changed} of {len(texts[0])} are not")
+    return {"runs": runs, "rules": found, "texts_changed": changed, "records": [s.summary["records"] for s in scored]}

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import backends
-from backends.base import Backend, ignore_token
-from gsm8k_core.config import EMBEDDED_MODEL, GenerateConfig
-from gsm8k_core.data import strip_annotations
-from gsm8k_core.jsonl import STDIN, fields, is_text, parse, read_lines
-from gsm8k_core.model_folder import vocabulary_size
-from gsm8k_core.models import resolve_model
-from gsm8k_core.preflight import check_context, check_token_ids
-from gsm8k_core.prompts import Tokenizer, decode, load_tokenizer, prompt_tokens
-from gsm8k_core.sources import AUTO, NAMED, choose_pair
-from gsm8k_core.tracking import Terminal, printable
+from gsm8k_core.auto import AUTO, NAMED, choose_pair
+from gsm8k_core.backend import Backend, ignore_token
+from gsm8k_core.config.train import EMBEDDED_MODEL, GenerateConfig
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.models.folder import vocabulary_size
+from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations
+from gsm8k_core.problems.prompts import Tokenizer, decode, load_tokenizer, prompt_tokens
+from gsm8k_core.problems.rows import check_context, check_token_ids
+from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner

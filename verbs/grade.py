@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.completions import check_records, grade_rows, read_completions, summarise, write_records
-from gsm8k_core.report import percent, show_disagreements
-from gsm8k_core.score_config import GradeConfig
-from gsm8k_core.slow_rules import judge_records, require
-from gsm8k_core.tracking import Terminal, counted
+from gsm8k_core.config.score import GradeConfig
+from gsm8k_core.report.comparison import percent, show_disagreements
+from gsm8k_core.scoring.completions import check_records, grade_rows, read_completions, summarise, write_records
+from gsm8k_core.scoring.math_verify import judge_records, require
+from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.types import EXIT_OK, UsageError
 from verbs import Context
 

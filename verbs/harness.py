@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backends
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.completions import check_records, write_records
-from gsm8k_core.config import EMBEDDED_MODEL
-from gsm8k_core.data import load_data
-from gsm8k_core.folders import read_json
-from gsm8k_core.harness import Done, Engine, max_length
-from gsm8k_core.model_folder import end_token_ids, vocabulary_size
-from gsm8k_core.models import Source, identity, resolve_model
-from gsm8k_core.prompts import load_tokenizer
-from gsm8k_core.slow_rules import INSTALL
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.config.score import HarnessConfig
+from gsm8k_core.config.train import EMBEDDED_MODEL
+from gsm8k_core.files import read_json
+from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.folder import end_token_ids, vocabulary_size
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.problems.prompts import load_tokenizer
+from gsm8k_core.scoring.completions import check_records, write_records
+from gsm8k_core.scoring.harness import Done, Engine, max_length
+from gsm8k_core.scoring.math_verify import INSTALL
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from gsm8k_core.backend import Backend
 
 GSM8K_TASKS = "gsm8k"  # the folder of lm-eval whose tasks all read openai/gsm8k
 # Of generation_config.json: lm-eval's hf backend lets them change greedy answers, silently; ours has no such thing.

@@ -8,15 +8,24 @@ from dataclasses import asdict, dataclass, replace
 
 from rich.text import Text
 
-from gsm8k_core.config import EMBEDDED_MODEL, InspectConfig, TrainConfig, with_profile
-from gsm8k_core.data import load_data, strip_annotations, training_rows
-from gsm8k_core.inspect import STYLES, histogram, percent, pieces, resolve_tokenizer, show_row
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.models import Source
-from gsm8k_core.preflight import Preflight, keep_whole, summarise
-from gsm8k_core.prompts import Tokenizer, load_tokenizer, make_examples
-from gsm8k_core.sources import AUTO, NAMED, choose_pair
-from gsm8k_core.tracking import Terminal, counted
+from gsm8k_core.auto import AUTO, NAMED, choose_pair
+from gsm8k_core.config.train import EMBEDDED_MODEL, InspectConfig, TrainConfig, with_profile
+from gsm8k_core.models.find import Source
+from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
+from gsm8k_core.problems.prompts import Tokenizer, load_tokenizer, make_examples
+from gsm8k_core.problems.rows import (
+    STYLES,
+    Preflight,
+    histogram,
+    keep_whole,
+    percent,
+    pieces,
+    resolve_tokenizer,
+    show_row,
+    summarise,
+)
+from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.types import EXIT_OK, Choice, DataError, Example, GSM8KError, Problem
 from verbs import Context
 

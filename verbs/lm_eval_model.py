@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gsm8k_core.harness import (
+from gsm8k_core.scoring.harness import (
     Continuation,
     Done,
     Engine,
@@ -23,7 +23,7 @@ from gsm8k_core.harness import (
     log_likelihoods,
     sampling_of,
 )
-from gsm8k_core.sampling import noise_key
+from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import UsageError
 
 DEFAULT_MAX_GEN_TOKS = 256  # of lm-eval's hf backend, where a task names none

@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import backends
-from gsm8k_core import ladder, tiny
-from gsm8k_core.config import ParityConfig
-from gsm8k_core.data import load_data
-from gsm8k_core.ladder import Reading, climb
-from gsm8k_core.model_folder import end_token_ids, vocabulary_size
-from gsm8k_core.models import resolve_model
-from gsm8k_core.preflight import check_token_ids
-from gsm8k_core.prompts import load_tokenizer, make_examples, prompt_tokens
-from gsm8k_core.sides import Bench, Model, Side
-from gsm8k_core.sources import choose_pair
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.auto import choose_pair
+from gsm8k_core.config.train import ParityConfig
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.models.folder import end_token_ids, vocabulary_size
+from gsm8k_core.parity import ladder, tiny
+from gsm8k_core.parity.bench import Bench, Model, Side
+from gsm8k_core.parity.ladder import Reading, climb
+from gsm8k_core.problems.data import load_data
+from gsm8k_core.problems.prompts import load_tokenizer, make_examples, prompt_tokens
+from gsm8k_core.problems.rows import check_token_ids
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import EXIT_OK, Choice, Example, PreflightError, UsageError
 from verbs import Context, say_choices
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gsm8k_core.config import PlotConfig
-from gsm8k_core.curves import RunCurves, failed, read_runs, shown_loss
-from gsm8k_core.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.config.train import PlotConfig
+from gsm8k_core.report.curves import RunCurves, failed, read_runs, shown_loss
+from gsm8k_core.report.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context
 

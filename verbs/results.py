@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.card import write_card
-from gsm8k_core.config import TrainConfig, flag
-from gsm8k_core.curves import METRICS, Curve, read_curves
-from gsm8k_core.evaluate import problems_hash, summarise
-from gsm8k_core.generated import HELD_OUT
-from gsm8k_core.headline import Facts
-from gsm8k_core.page import write_page
-from gsm8k_core.report import diagnosis_rows, steps_rows
-from gsm8k_core.runs import code_hash, read_manifest, versions
-from gsm8k_core.score_config import ScoreSettings
-from gsm8k_core.settings import Settings
+from gsm8k_core.config.fields import Settings
+from gsm8k_core.config.score import ScoreSettings
+from gsm8k_core.config.train import TrainConfig, flag
+from gsm8k_core.problems.generated import HELD_OUT
+from gsm8k_core.report.card import write_card
+from gsm8k_core.report.comparison import diagnosis_rows, steps_rows
+from gsm8k_core.report.curves import METRICS, Curve, read_curves
+from gsm8k_core.report.page import write_page
+from gsm8k_core.report.words import Facts
+from gsm8k_core.scoring.evaluate import problems_hash, summarise
+from gsm8k_core.training.runs import code_hash, read_manifest, versions
 from gsm8k_core.types import DataError, Problem
 
 PAGE, CARD = "report.html", "model_card.md"

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 from rich.cells import cell_len
 
-from gsm8k_core.config import RunsConfig
-from gsm8k_core.curves import METRICS, failed, last_update, shown_loss
-from gsm8k_core.runs import MANIFEST, read_manifest
-from gsm8k_core.tracking import Terminal, clock, printable
+from gsm8k_core.config.train import RunsConfig
+from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
+from gsm8k_core.tracking.terminal import Terminal, clock, printable
+from gsm8k_core.training.runs import MANIFEST, read_manifest
 from gsm8k_core.types import EXIT_OK, DataError
 from verbs import Context
 

@@ -1,4 +1,4 @@
-"""LoRA and DoRA on MLX: mlx-lm's layers, with the names and first values of gsm8k_core.lora."""
+"""LoRA and DoRA on MLX: mlx-lm's layers, with the names and first values of gsm8k_core.models.adapter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 
-from gsm8k_core.lora import LoraSpec, first_values, mlx_name, peft_name, target_modules
+from gsm8k_core.models.adapter import LoraSpec, first_values, mlx_name, peft_name, target_modules
 
 
 def _linear_layers(model: Any) -> dict[str, Any]:

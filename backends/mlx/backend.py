@@ -28,7 +28,6 @@ from mlx_lm.utils import load_model  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
-from backends.base import Pilot, ignore_token  # noqa: E402
 from backends.mlx import memory  # noqa: E402
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx  # noqa: E402
 from backends.mlx.blocks import wrapped_blocks  # noqa: E402
@@ -48,10 +47,10 @@ from backends.mlx.train import (  # noqa: E402
     set_working,
     train,
 )
-from gsm8k_core.finite import check_resumed, check_weights, checked_state  # noqa: E402
-from gsm8k_core.folders import read_json  # noqa: E402
-from gsm8k_core.lora import LoraSpec, lora_spec, peft_name, write_adapter  # noqa: E402
-from gsm8k_core.model_folder import (  # noqa: E402
+from gsm8k_core.backend import Pilot, ignore_token  # noqa: E402
+from gsm8k_core.files import read_json  # noqa: E402
+from gsm8k_core.models.adapter import LoraSpec, lora_spec, peft_name, write_adapter  # noqa: E402
+from gsm8k_core.models.folder import (  # noqa: E402
     check_folder,
     end_token_ids,
     rope_theta,
@@ -60,7 +59,8 @@ from gsm8k_core.model_folder import (  # noqa: E402
     with_both_rope_keys,
     write_model_folder,
 )
-from gsm8k_core.precision import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each  # noqa: E402
+from gsm8k_core.training.finite import check_resumed, check_weights, checked_state  # noqa: E402
+from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each  # noqa: E402
 from gsm8k_core.types import (  # noqa: E402
     Batch,
     Choice,
@@ -76,7 +76,7 @@ from gsm8k_core.types import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
 SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.base import Capabilities
+from gsm8k_core.backend import Capabilities
 from gsm8k_core.types import Choice, PreflightError
 
 CAPABILITIES = Capabilities(

@@ -6,8 +6,8 @@ from typing import Any
 
 from backends.mlx import backend, blas
 from backends.mlx.choose import choose_device, choose_dtype
-from gsm8k_core.hub import human_size
 from gsm8k_core.machine import Finding, Report, report_in_turn
+from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice
 
 import mlx.core as mx  # isort: skip  # after backend, which chooses the BLAS

@@ -18,11 +18,11 @@ import mlx.core as mx
 import numpy as np
 
 from backends.mlx import lean
+from backends.mlx.cache import PromptLayer, Slots, causal
 from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
-from backends.mlx.slots import PromptLayer, Slots, causal
-from gsm8k_core.finite import logits_not_finite
-from gsm8k_core.sampling import draw_rows
-from gsm8k_core.seats import shared_length
+from backends.torch.seats import shared_length
+from gsm8k_core.scoring.sampling import draw_rows
+from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, FinishReason, OnToken, Sampling
 
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys

@@ -15,14 +15,13 @@ import mlx.core as mx
 
 from backends.mlx.choose import MICRO_BATCH, choose_device
 from backends.mlx.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES
-from gsm8k_core.batching import choose_tokens
-from gsm8k_core.free_memory import system_memory
-from gsm8k_core.hub import human_size
-from gsm8k_core.memory_plan import Costs, DeviceMemory, model_of, predict
+from gsm8k_core.models.hub import human_size
+from gsm8k_core.problems.batching import choose_tokens
+from gsm8k_core.training.memory import Costs, DeviceMemory, model_of, predict, system_memory
 from gsm8k_core.types import Choice
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
 
 # MLX's own peak, measured on the CPU, and the process beside it; on a GPU the same, which was not measured.
 COSTS = Costs(

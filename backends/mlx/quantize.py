@@ -15,8 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model
 from safetensors.numpy import save_file
 
-from gsm8k_core.folders import read_json
-from gsm8k_core.model_folder import check_folder, tied_head, write_config, write_model_folder
+from gsm8k_core.files import read_json
+from gsm8k_core.models.folder import check_folder, tied_head, write_config, write_model_folder
 from gsm8k_core.types import DataError
 
 

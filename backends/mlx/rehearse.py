@@ -14,7 +14,7 @@ from backends.mlx.train import MicroBatch
 from gsm8k_core.types import Batch
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
 
 
 def rehearse(micro_batch: MicroBatch, batch: Batch, config: TrainConfig) -> float:

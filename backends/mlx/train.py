@@ -16,16 +16,16 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from backends.base import Live, Pilot
 from backends.mlx.blocks import wrapped_blocks
 from backends.mlx.cpu import whole_array_ops
 from backends.mlx.loss import loss_sum, sum_all, target_positions
-from gsm8k_core.finite import not_finite
-from gsm8k_core.lora import dropout_seed
+from gsm8k_core.backend import Live, Pilot
+from gsm8k_core.models.adapter import dropout_seed
+from gsm8k_core.training.finite import not_finite
 from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
 
 Arrays = dict[str, mx.array]
 

@@ -1,4 +1,4 @@
-"""LoRA and DoRA in PyTorch: PEFT's layers, with the names and first values of gsm8k_core.lora."""
+"""LoRA and DoRA in PyTorch: PEFT's layers, with the names and first values of gsm8k_core.models.adapter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
-from gsm8k_core.adapters import PEFT_PREFIX
-from gsm8k_core.lora import BLOCK_NAME, LoraSpec, first_values, target_modules
+from gsm8k_core.models.adapter import BLOCK_NAME, PEFT_PREFIX, LoraSpec, first_values, target_modules
 
 ADAPTER = "default"
 

@@ -16,16 +16,16 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from backends.base import Capabilities, Live, Pilot, ignore_token
 from backends.torch.adapter import add_adapter, cast_frozen
 from backends.torch.generate import generate, score
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
-from gsm8k_core.finite import check_weights
-from gsm8k_core.folders import read_json
-from gsm8k_core.lora import LoraSpec, lora_spec, write_adapter
-from gsm8k_core.model_folder import check_folder, end_token_ids, rope_theta, write_model_folder
-from gsm8k_core.precision import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each
+from gsm8k_core.backend import Capabilities, Live, Pilot, ignore_token
+from gsm8k_core.files import read_json
+from gsm8k_core.models.adapter import LoraSpec, lora_spec, write_adapter
+from gsm8k_core.models.folder import check_folder, end_token_ids, rope_theta, write_model_folder
+from gsm8k_core.training.finite import check_weights
+from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each
 from gsm8k_core.types import (
     Batch,
     Choice,
@@ -43,7 +43,7 @@ from gsm8k_core.types import (
 )
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
 CAPABILITIES = Capabilities(

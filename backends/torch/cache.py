@@ -16,7 +16,7 @@ import transformers
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from gsm8k_core.seats import GROUP
+from backends.torch.seats import GROUP
 
 STEP = 32  # positions by which a block grows: few are read for nothing, and it grows seldom
 ATTENTION = "grouped_decode"

@@ -8,8 +8,8 @@ import torch
 
 import backends
 from backends.torch.backend import choose_device, choose_dtype, devices_here
-from gsm8k_core.hub import human_size
 from gsm8k_core.machine import Finding, Report, report_in_turn
+from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice
 
 DEVICES = {"cuda": "CUDA", "mps": "MPS", "cpu": "CPU"}

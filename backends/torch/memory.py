@@ -9,8 +9,7 @@ import torch
 
 from backends.torch.backend import MICRO_BATCH, choose_device, devices_here
 from backends.torch.loss import CHUNK_BYTES
-from gsm8k_core.free_memory import peak_rss, system_memory
-from gsm8k_core.memory_plan import Costs, DeviceMemory
+from gsm8k_core.training.memory import Costs, DeviceMemory, peak_rss, system_memory
 
 # Measured as the whole process on Linux: glibc keeps much of what was freed, the more the smaller the pieces.
 _CPU = Costs(

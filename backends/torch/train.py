@@ -18,14 +18,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from backends.base import Live, Pilot
 from backends.torch.loss import LossModel, to_device
-from gsm8k_core.finite import check_resumed, checked_state, not_finite
-from gsm8k_core.lora import dropout_seed
+from gsm8k_core.backend import Live, Pilot
+from gsm8k_core.models.adapter import dropout_seed
+from gsm8k_core.training.finite import check_resumed, checked_state, not_finite
 from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, TrainState, Update, UpdateStats
 
 if TYPE_CHECKING:
-    from gsm8k_core.config import TrainConfig
+    from gsm8k_core.config.train import TrainConfig
 
 MANY = 10**9
 # MPS keeps memory and graph of every shape that it has seen. TrainingArguments.torch_empty_cache_steps acts only in

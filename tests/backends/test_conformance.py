@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.model_folder import vocabulary_size
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.folder import vocabulary_size
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import (
     IGNORE_INDEX,
     Batch,

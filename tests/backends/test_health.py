@@ -11,11 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.health import ENOUGH_UPDATES, LEAST_END
-from gsm8k_core.probe import PROBE_ROWS, Probe
-from gsm8k_core.tiny import END_ID
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.parity.tiny import END_ID
+from gsm8k_core.problems.batching import pad
+from gsm8k_core.training.health import ENOUGH_UPDATES, LEAST_END, PROBE_ROWS, Probe
 from gsm8k_core.types import Batch, CollapsedError, Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gsm8k_core import ladder
-from gsm8k_core.ladder import Reading, Rung, climb
-from gsm8k_core.rungs import identical_batches, pad_counted, partings
-from gsm8k_core.sides import NATS, UPDATES, Bench, Measured, Side, curve_gap, most, worst
+from gsm8k_core.parity import ladder
+from gsm8k_core.parity.bench import NATS, UPDATES, Bench, Measured, Side, curve_gap, most, worst
+from gsm8k_core.parity.ladder import Reading, Rung, climb
+from gsm8k_core.parity.rungs import identical_batches, pad_counted, partings
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, DataError, DivergedError, Example
 from tests import tiny
 

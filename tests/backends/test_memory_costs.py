@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.memory_plan import Costs, Need, model_of, predict
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.training.memory import Costs, Need, model_of, predict
 
 MEASURED = Path(__file__).resolve().parents[2] / "benchmarks/memory.jsonl"
 BODIES = {

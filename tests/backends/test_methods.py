@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.lora import LoraSpec, write_mlx_adapter
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.adapter import LoraSpec, write_mlx_adapter
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import DataError, Example, Orders, PreflightError, TrainState, Update, UsageError
 from tests.backends.conftest import FakePilot
 

@@ -68,7 +68,7 @@ def test_lean_blocks_compute_what_mlx_lms_do(tiny_model: Path) -> None:
     import mlx.core as mx
 
     from backends.mlx import lean
-    from backends.mlx.slots import PromptLayer, causal
+    from backends.mlx.cache import PromptLayer, causal
 
     model = backends.open("mlx", tiny_model, "cpu", "float32")._model
     tokens = mx.arange(4, 34)[None]
@@ -105,32 +105,32 @@ def test_control_a_wrong_mask_is_seen(qwen2: Path, examples: list[Example], monk
     """Each row sees every position, and so what an earlier row left in its place."""
     import mlx.core as mx
 
-    from backends.mlx import slots
+    from backends.mlx import cache
 
     backend, prompts = backends.open("mlx", qwen2, "cpu", "float32"), prompts_of(examples)
-    right, begin = texts(backend, prompts, 3), slots.Slots.begin_step
+    right, begin = texts(backend, prompts, 3), cache.Slots.begin_step
 
     def wrong(self: Any, num_rows: int, dtype: Any) -> None:
         begin(self, num_rows, dtype)
         for layer in self.layers:
             layer.mask = mx.zeros_like(layer.mask)
 
-    monkeypatch.setattr(slots.Slots, "begin_step", wrong)
+    monkeypatch.setattr(cache.Slots, "begin_step", wrong)
     assert texts(backend, prompts, 3) != right
 
 
 def test_control_a_wrong_prefix_is_seen(qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys of the common beginning are zero in the places."""
-    from backends.mlx import slots
+    from backends.mlx import cache
 
     backend, prompts = backends.open("mlx", qwen2, "cpu", "float32"), prompts_of(examples)
-    right, init = texts(backend, prompts, 3), slots.Slot.__init__
+    right, init = texts(backend, prompts, 3), cache.Slot.__init__
 
     def wrong(self: Any, num_places: int, prefix: Any) -> None:
         init(self, num_places, prefix)
         self.keys = self.keys * 0
 
-    monkeypatch.setattr(slots.Slot, "__init__", wrong)
+    monkeypatch.setattr(cache.Slot, "__init__", wrong)
     assert texts(backend, prompts, 3) != right
 
 

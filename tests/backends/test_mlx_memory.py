@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core.batching import pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.folders import read_json
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import read_json
+from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Choice, Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot

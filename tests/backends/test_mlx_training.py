@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import Example, Update
 from tests.backends.conftest import FakePilot
 

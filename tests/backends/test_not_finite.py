@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import Batch, DataError, DivergedError, Example, TrainState, Update, UsageError
 from tests import tiny
 from tests.backends.conftest import FakePilot

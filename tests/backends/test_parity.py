@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import backends
-from gsm8k_core import ladder
-from gsm8k_core.batching import make_updates, pad
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.ladder import MARGIN, RUNGS, Reading, climb
-from gsm8k_core.sides import NATS, Bench, Side
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.parity import ladder
+from gsm8k_core.parity.bench import NATS, Bench, Side
+from gsm8k_core.parity.ladder import MARGIN, RUNGS, Reading, climb
+from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import IGNORE_INDEX, Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot

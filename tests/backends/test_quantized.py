@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
-from gsm8k_core.batching import pad
-from gsm8k_core.folders import write_json
-from gsm8k_core.model_folder import check_folder, folder_hash
-from gsm8k_core.models import resolve_model
-from gsm8k_core.quantized import BITS, dequantize, is_quantized
+from gsm8k_core.files import write_json
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.models.folder import check_folder, folder_hash
+from gsm8k_core.models.quantized import BITS, dequantize, is_quantized
+from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Batch, DataError, Example, StorageError
 from tests import tiny
 

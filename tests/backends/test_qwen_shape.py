@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import backends
-from gsm8k_core.batching import make_updates
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.prompts import load_tokenizer, make_examples
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.problems.batching import make_updates
+from gsm8k_core.problems.prompts import load_tokenizer, make_examples
 from gsm8k_core.types import Problem
 from tests import tiny
 from tests.backends.conftest import FakePilot

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core.model_folder import end_token_ids
-from gsm8k_core.partings import EPS, Answered, compare
-from gsm8k_core.sampling import noise_key
+from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import Completion, Example, Sampling
 
 HOT = Sampling(20, 7, temperature=1.2, seed=5)

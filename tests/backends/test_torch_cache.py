@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from backends.torch.cache import STEP, SeatCache
-from gsm8k_core.seats import GROUP
+from backends.torch.seats import GROUP
 
 
 def states(*rows: list[float]) -> torch.Tensor:

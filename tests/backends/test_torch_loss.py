@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 import backends  # noqa: E402
 from backends.torch import loss as loss_module  # noqa: E402
 from backends.torch.loss import HeadLoss, LossModel, has_plain_head, to_device  # noqa: E402
-from gsm8k_core.batching import make_updates, pad  # noqa: E402
-from gsm8k_core.config import TrainConfig  # noqa: E402
+from gsm8k_core.config.train import TrainConfig  # noqa: E402
+from gsm8k_core.problems.batching import make_updates, pad  # noqa: E402
 from gsm8k_core.types import Example  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.backends.conftest import FakePilot  # noqa: E402

@@ -14,10 +14,10 @@ from tokenizers import pre_tokenizers
 
 import backends
 import cli
-from gsm8k_core import tiny
-from gsm8k_core.bench_config import HarnessConfig
-from gsm8k_core.harness import Continuation, Engine, are_greedy, clipped, complete, sampling_of
-from gsm8k_core.models import resolve_model
+from gsm8k_core.config.score import HarnessConfig
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.parity import tiny
+from gsm8k_core.scoring.harness import Continuation, Engine, are_greedy, clipped, complete, sampling_of
 from gsm8k_core.types import Completion, DataError, Sampling, UsageError
 
 pytestmark = pytest.mark.usefixtures("bench")

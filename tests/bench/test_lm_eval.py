@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core import published_rules
-from gsm8k_core.answers import RULES
-from gsm8k_core.generated import generate_problems
+from gsm8k_core.problems.generated import generate_problems
+from gsm8k_core.scoring import published
+from gsm8k_core.scoring.answers import RULES
 
 Pair = tuple[str, str]  # completion, GSM8K answer
 Verdicts = list[tuple[str | None, bool]]
@@ -188,12 +188,12 @@ def last(pattern: str) -> Callable[[str], str | None]:
 
 
 CONTROLS = [
-    ("strict", first(published_rules.MARKED.pattern.replace(",", "", 1))),
-    ("strict", first(published_rules.MARKED.pattern.replace(" ", "", 1))),
-    ("flexible", last(published_rules.FLEXIBLE_MIRRORED.pattern.replace("2", "3"))),
-    ("flexible", last(published_rules.FLEXIBLE_MIRRORED.pattern.replace("9", "8", 1))),
-    ("cot", first(published_rules.COT.pattern.removesuffix("."))),
-    ("cot", first(published_rules.COT.pattern.replace("T", "t"))),
+    ("strict", first(published.MARKED.pattern.replace(",", "", 1))),
+    ("strict", first(published.MARKED.pattern.replace(" ", "", 1))),
+    ("flexible", last(published.FLEXIBLE_MIRRORED.pattern.replace("2", "3"))),
+    ("flexible", last(published.FLEXIBLE_MIRRORED.pattern.replace("9", "8", 1))),
+    ("cot", first(published.COT.pattern.removesuffix("."))),
+    ("cot", first(published.COT.pattern.replace("T", "t"))),
 ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gsm8k_core.slow_rules import MathVerify, judge_records
+from gsm8k_core.scoring.math_verify import MathVerify, judge_records
 
 TOWER = "\\boxed{9^{9^{9^{9}}}}"  # SymPy computes it until it is killed
 

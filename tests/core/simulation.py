@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.dev import DevResult
-from gsm8k_core.guard import Guard
-from gsm8k_core.pilot import RunPilot
-from gsm8k_core.plan import PlanEvent
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.training.measure import DevResult, Guard
+from gsm8k_core.training.pilot import RunPilot
+from gsm8k_core.training.plan import PlanEvent
 from gsm8k_core.types import StepEvent, UpdateStats
 
 LIVE = object()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.awake import kept_awake
+from gsm8k_core.clock import kept_awake
 
 SCRIPT = '#!/bin/sh\necho "$$ $@" > "$NOTE"\nexec sleep 60\n'
 

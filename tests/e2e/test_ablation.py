@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from backends import installed
+from benchmarks import work
 from gsm8k_core.types import GSM8KError
-from verbs import benchmark_jobs
 
 # Nats per target; measured over all parts: 1e-6 and (without the mask, in bfloat16) 1.3e-3.
 SAME = {"float32": 5e-6, "bfloat16": 5e-3}
@@ -25,7 +25,7 @@ CASES += [("mlx", "full", "float32"), ("mlx", "lora", "float32")]
 
 @pytest.fixture
 def ablation(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(benchmark_jobs.SCRIPTS)])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(work.SCRIPTS)])
     import ablation
     import measure
 
@@ -93,7 +93,7 @@ def test_the_blas_is_there_before_a_patch_imports_mlx(ablation: Any, make: Job) 
     path = make("mlx", "full", "float32").out.with_name("job.json")
     path.write_text(make("mlx", "full", "float32").model_dump_json())
     code = (
-        f"import sys; sys.path[:0] = {[str(benchmark_jobs.SCRIPTS), str(benchmark_jobs.ROOT)]!r}\n"
+        f"import sys; sys.path[:0] = {[str(work.SCRIPTS), str(work.ROOT)]!r}\n"
         "from pathlib import Path\nimport ablation\n"
         "early = 'mlx.core' in sys.modules\n"
         "part = lambda job: sys.exit(7 if 'backends.mlx.backend' in sys.modules and not early else 8)\n"

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from backends import installed
-from gsm8k_core.benchmark import objections, read
-from gsm8k_core.benchmark_config import BenchmarkConfig
-from gsm8k_core.contenders import CONTENDERS
-from gsm8k_core.data import load_data
-from gsm8k_core.models import resolve_model
+from benchmarks import mac_report
+from benchmarks import work as benchmark_jobs
+from benchmarks.config import BenchmarkConfig
+from benchmarks.contenders import CONTENDERS
+from benchmarks.results import objections, read
+from gsm8k_core.models.find import resolve_model
+from gsm8k_core.problems.data import load_data
 from tests.e2e.conftest import ROOT, Run
-from verbs import benchmark_jobs, mac_report
 
 # Nats per target; measured over both methods and all peers: 7e-7, 7e-6 and 9e-6, mlx-lm's own loss 0.14 and 0.07.
 FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
@@ -371,7 +372,7 @@ def test_without_test_problems_nothing_is_answered(run: Run, data: Path, model: 
 
 
 def test_a_result_is_never_written_over(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verbs.benchmark.time.strftime", lambda form, *more: "20260101-000000")
+    monkeypatch.setattr("benchmarks.verb.time.strftime", lambda form, *more: "20260101-000000")
     for _ in range(3):
         assert bench("train", "--contenders", "ours-torch", "--rounds", 1).returncode == 0
     names = [f"train-20260101-000000{suffix}.json" for suffix in ("", "-2", "-3")]
@@ -393,7 +394,7 @@ def test_a_program_that_breaks_says_its_last_words(tmp_path: Path, monkeypatch: 
 def test_a_peer_with_other_tokens_is_refused() -> None:
     from measure import check_tokens
 
-    from gsm8k_core.benchmark_job import Row
+    from benchmarks.job import Row
 
     row = Row(id="train-1", messages=[], tokens=[1, 2, 3], num_prompt=1)
     check_tokens("TRL", row, [1, 2, 3], 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.run_clock import RunClock
+from gsm8k_core.clock import RunClock
 from tests.apples import write_problems
 from tests.e2e.conftest import ROOT, Run
 

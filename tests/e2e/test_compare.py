@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 import cli
-from gsm8k_core import slow_rules
-from gsm8k_core.config import TrainConfig
-from gsm8k_core.score_config import CompareConfig
-from gsm8k_core.stats import cannot_show
+from gsm8k_core.config.score import CompareConfig
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.scoring import math_verify as slow_rules
+from gsm8k_core.scoring.stats import cannot_show
 from tests import tiny
 from tests.e2e.conftest import Run
 from verbs.results import command, training_command

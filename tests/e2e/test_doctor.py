@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core import hub, machine
+from gsm8k_core import machine
 from gsm8k_core.machine import Finding, Report
+from gsm8k_core.models import hub
 from gsm8k_core.types import Choice, PreflightError
 from tests.e2e.conftest import ROOT, Run
 from verbs import doctor

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.config import GenerateConfig
-from gsm8k_core.tracking import Terminal
+from gsm8k_core.config.train import GenerateConfig
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Completion
 from tests.e2e.conftest import Run
 from verbs.demo import banner

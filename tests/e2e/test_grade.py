@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.answers import RULES
+from gsm8k_core.scoring.answers import RULES
 from tests.e2e.conftest import ROOT, Run
 
 ROWS = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gsm8k_core.probe import PROBE_ROWS
+from gsm8k_core.training.health import PROBE_ROWS
 from tests import tiny
 from tests.e2e.conftest import Run
 

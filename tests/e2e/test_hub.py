@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core import hub as hub_source
+from gsm8k_core.models import hub as hub_source
 from tests import fake_hub
 from tests.core.conftest import HUB_KEYS
 from tests.e2e.conftest import Done, Run

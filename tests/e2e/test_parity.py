@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import backends
-from gsm8k_core import ladder
-from gsm8k_core.ladder import Rung
-from gsm8k_core.rungs import identical_batches, losses, scores
-from gsm8k_core.sides import NATS, UPDATES
+from gsm8k_core.parity import ladder
+from gsm8k_core.parity.bench import NATS, UPDATES
+from gsm8k_core.parity.ladder import Rung
+from gsm8k_core.parity.rungs import identical_batches, losses, scores
 from gsm8k_core.types import PreflightError
 from tests.e2e.conftest import Run
 

@@ -303,7 +303,7 @@ def test_an_ignored_hangup_stays_ignored() -> None:
     """nohup asks for it."""
     import signal
 
-    from verbs.signals import stopping
+    from verbs.train.signals import stopping
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

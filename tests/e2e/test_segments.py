@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gsm8k_core.checkpoints import newest
+from gsm8k_core.training.checkpoints import newest
 from gsm8k_core.types import Update
 from tests.e2e.test_resume import CURVE_TOLERANCE, killed, losses, weights
 from tests.e2e.test_resume import data as data
 from tests.e2e.test_resume import model as model
 from tests.e2e.test_resume import train as train
-from verbs.job import Job
+from verbs.train.start import Job
 
 Change = Callable[[Update], Update]
 

@@ -19,8 +19,8 @@ import pytest
 
 import backends
 from tests.e2e.conftest import ROOT
-from verbs.child import VARIABLE, take_link
-from verbs.supervisor import _Told, supervises
+from verbs.train.link import VARIABLE, take_link
+from verbs.train.parent import _Told, supervises
 
 Start = Callable[..., "subprocess.Popen[str]"]
 PATIENCE = 120  # seconds; the machine may be busy
@@ -220,7 +220,7 @@ def test_what_every_child_downloaded_is_left_out() -> None:
 
 def test_the_parent_imports_no_framework() -> None:
     code = (
-        "import sys, verbs.supervisor\n"
+        "import sys, verbs.train.parent\n"
         "heavy = {'torch', 'mlx', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

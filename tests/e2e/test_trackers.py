@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gsm8k_core.sinks import Limits, installed
+from gsm8k_core.tracking.feed import Limits, installed
 from tests.e2e.conftest import Run
 
 SHORT = (
@@ -38,9 +38,11 @@ CANARY = "canary0123456789abcdef0123456789abcdef42"
 
 
 def use(stubs: dict[str, str], monkeypatch: pytest.MonkeyPatch, start: float = 20.0, close: float = 0.5) -> None:
-    monkeypatch.setattr("gsm8k_core.sinks.SINKS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()})
-    monkeypatch.setattr("gsm8k_core.sinks.installed", lambda name: True)
-    monkeypatch.setattr("gsm8k_core.sinks.Limits", functools.partial(Limits, start, close))
+    monkeypatch.setattr(
+        "gsm8k_core.tracking.feed.SINKS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()}
+    )
+    monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: True)
+    monkeypatch.setattr("gsm8k_core.tracking.feed.Limits", functools.partial(Limits, start, close))
 
 
 def events(folder: Path) -> list[tuple[object, ...]]:
@@ -91,7 +93,7 @@ def test_no_wandb_wins(run: Run, model: Path, data: Path, tmp_path: Path, monkey
 def test_what_cannot_work_is_refused_before_there_is_a_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
 ) -> None:
-    monkeypatch.setattr("gsm8k_core.sinks.installed", lambda name: name != "trackio")
+    monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: name != "trackio")
     done = run("train", "--model", "embedded", "--output-dir", "out", *arguments)
     assert done.returncode == 2
     assert says in done.stderr
@@ -150,7 +152,7 @@ def test_the_key_is_nowhere(
     elif not installed("wandb"):
         pytest.skip("wandb is not installed")
     else:
-        monkeypatch.setattr("gsm8k_core.sinks.Limits", functools.partial(Limits, 60.0, 30.0))
+        monkeypatch.setattr("gsm8k_core.tracking.feed.Limits", functools.partial(Limits, 60.0, 30.0))
     (tmp_path / "home").mkdir()
     for name, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
@@ -172,7 +174,7 @@ def test_the_key_is_nowhere(
     else:
         assert failure is None
         assert list((tmp_path / "out/wandb").glob("offline-run-*/*.wandb"))
-    assert any("gsm8k_core.trackers" in line for line in lines)
+    assert any("gsm8k_core.tracking.trackers" in line for line in lines)
     assert "WANDB_API_KEY" not in os.environ
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != key]
     found = [str(path) for path in files if CANARY.encode() in path.read_bytes()]

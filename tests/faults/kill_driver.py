@@ -34,9 +34,9 @@ from typing import Any
 
 import backends
 import cli
-from gsm8k_core.checkpoints import newest
-from gsm8k_core.pilot import RunPilot
-from gsm8k_core.runs import Run
+from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.pilot import RunPilot
+from gsm8k_core.training.runs import Run
 from tests import tiny
 from tests.apples import write_problems
 from tests.fake_checkpoints import same_state
@@ -374,7 +374,7 @@ def main() -> int:
     asked = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     importlib.import_module(backends.PROVIDERS[asked.backend].split(":")[0])
-    importlib.import_module("verbs.train")
+    importlib.import_module("verbs.train.verb")
     importlib.import_module("transformers.models.qwen2.modeling_qwen2")
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         bench = Bench(Path(scratch), asked.backend, Board())

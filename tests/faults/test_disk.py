@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.checkpoints import newest
-from gsm8k_core.runs import read_manifest
-from gsm8k_core.tracking import MetricsFile
+from gsm8k_core.tracking.terminal import MetricsFile
+from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.runs import read_manifest
 from gsm8k_core.types import StepEvent, StorageError
 from tests.e2e.conftest import Run
 from tests.faults.conftest import LINUX, SHORT, Disk, enlarge, one_error, remount_read_only
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
 ) -> None:
     disk = small_disk(64)
     remount_read_only(disk)  # root may write anywhere else, whatever the rights say
-    for opened in ("backends.open", "verbs.job.load_data", "verbs.job.resolve_model"):
+    for opened in ("backends.open", "verbs.train.start.load_data", "verbs.train.start.resolve_model"):
         monkeypatch.setattr(opened, lambda *given: pytest.fail("it was loaded"))
     done = train(run, model, data, backend_name, disk / "out")
     assert f"{disk / 'out'} cannot be written (Read-only file system)" in one_error(done)

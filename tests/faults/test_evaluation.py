@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from gsm8k_core.tiny import END_ID
+from gsm8k_core.parity.tiny import END_ID
 from tests import tiny
 from tests.e2e.conftest import Run
 
@@ -22,7 +22,7 @@ PROBLEMS = 1_319  # as many as GSM8K's test split has
 EVALUATION = """
 import sys
 from pathlib import Path
-from gsm8k_core.evaluate import Key, evaluate, summarise
+from gsm8k_core.scoring.evaluate import Key, evaluate, summarise
 from gsm8k_core.types import Completion, Problem
 problems = [Problem(f"test-{n}", f"How many is {n}?", f"#### {n}", str(n)) for n in range(PROBLEMS)]
 def generate(draws):

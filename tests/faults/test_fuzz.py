@@ -22,15 +22,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gsm8k_core.answers import HEADLINE, RULES, gold_number, grade
-from gsm8k_core.calculator import MAX_CLAIMS, CalculatorError, calculate, find_claims, written
-from gsm8k_core.checkpoints import newest
-from gsm8k_core.data import read_jsonl
-from gsm8k_core.folders import file_hash
-from gsm8k_core.jsonl import is_text
-from gsm8k_core.model_folder import check_folder, end_token_ids, rope_theta, tied_head, vocabulary_size
-from gsm8k_core.resume import cut_metrics
-from gsm8k_core.tracking import printable
+from gsm8k_core.files import file_hash
+from gsm8k_core.models.folder import check_folder, end_token_ids, rope_theta, tied_head, vocabulary_size
+from gsm8k_core.problems.data import is_text, read_jsonl
+from gsm8k_core.scoring.answers import HEADLINE, RULES, gold_number, grade
+from gsm8k_core.scoring.calculator import MAX_CLAIMS, CalculatorError, calculate, find_claims, written
+from gsm8k_core.tracking.terminal import printable
+from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.runs import cut_metrics
 from gsm8k_core.types import DataError
 from tests.fake_checkpoints import FakeLive, rewrite, same_state, save
 

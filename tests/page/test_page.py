@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.curves import Curve
-from gsm8k_core.evaluate import make_record, summarise
-from gsm8k_core.headline import Facts
-from gsm8k_core.page import write_page
-from gsm8k_core.report import make_comparison
+from gsm8k_core.report.comparison import make_comparison
+from gsm8k_core.report.curves import Curve
+from gsm8k_core.report.page import write_page
+from gsm8k_core.report.words import Facts
+from gsm8k_core.scoring.evaluate import make_record, summarise
 from gsm8k_core.types import Completion, Problem
 
 NUM_PROBLEMS = 1319

@@ -1,0 +1,180 @@
+"""What a backend is. The author of a new one reads this file and nothing else.
+
+A backend turns updates into weights and prompts into tokens. It holds no schedule, no clock, no threshold
+and no file name: the pilot decides, core words the messages, the command line does the wiring.
+
+The loss, in words. One update holds one or more micro-batches. A target is a position t >= 1 whose label is
+not IGNORE_INDEX; it is predicted from the positions before it. The loss of an update is
+
+    minus the sum, over all targets of all its micro-batches, of weight x log p(target | tokens before it),
+    divided once by the number of its targets.
+
+It is never a mean of means. The mask is `labels[:, 1:] != IGNORE_INDEX`, and no length is ever computed.
+Rows are padded on the right, so causal attention needs no padding mask. Log-probabilities are taken in
+float32 whatever the compute precision is.
+
+The step, in words. AdamW (Loshchilov & Hutter 2019) with bias correction, in float32, on the gradient of that
+loss after clipping its global norm g to `max_grad_norm` c by the factor min(1, c / (g + 1e-6)). Weight decay
+touches parameters with two or more dimensions. Loss, norm and a sum over the weights before the step are read
+together, once an update; when one of them is not finite, the step is not applied, and gsm8k_core.training.finite finds
+out why.
+Weights and moments are float32 even where the products are computed in bfloat16 or float16.
+
+Randomness, in words. Nothing is restored, everything is seeded: dropout in micro-batch b of update u draws from
+gsm8k_core.models.adapter.dropout_seed(seed, u, b), whatever ran before.
+
+Axes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gsm8k_core.types import (
+    Batch,
+    Choice,
+    Completion,
+    OnToken,
+    Orders,
+    Outcome,
+    Sampling,
+    TrainState,
+    Update,
+    UpdateStats,
+)
+
+if TYPE_CHECKING:
+    from gsm8k_core.config.train import TrainConfig
+    from gsm8k_core.types import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend offers, checked before anything is loaded. `auto` is always understood."""
+
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    methods: tuple[str, ...]
+    trainable: tuple[str, ...] = ("all", "blocks")
+
+
+def ignore_token(index: int, token: int) -> None:
+    """The default of `Backend.generate`: nobody listens."""
+
+
+class Live(Protocol):
+    """The weights in training, between two updates. `generate`, `score` and `save` are those of Backend."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: OnToken = ignore_token,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]: ...
+
+    def score(self, batch: Batch) -> FloatArray: ...
+
+    def save(self, directory: Path) -> None: ...
+
+    def state(self) -> TrainState:
+        """What another backend needs to go on from here. The arrays are valid until the next update.
+
+        Raises DivergedError when any of it is not finite.
+        """
+        ...
+
+
+class Pilot(Protocol):
+    """The run's decision maker; implemented once, in core."""
+
+    def rate(self, update: int) -> float:
+        """The learning rate of update number `update` (from 1)."""
+        ...
+
+    def after(self, stats: UpdateStats, live: Live) -> Orders:
+        """Called once after each update, on the host; `live` offers the weights as they now are."""
+        ...
+
+
+class Backend(Protocol):
+    """One model, loaded on one device."""
+
+    name: str
+    capabilities: Capabilities
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What was chosen on loading ("device", "dtype", ...), each with its reason."""
+        ...
+
+    @property
+    def micro_batch_tokens(self) -> Choice:
+        """How many padded tokens in a micro-batch the device is fast with: a whole number, and why."""
+        ...
+
+    def train(
+        self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
+    ) -> Outcome:
+        """Run one segment: each update once, in order, until they end or the pilot orders a stop.
+
+        With `resume`, weights and moments are set to it first, whichever backend made it, and `updates` begin
+        after it. An adapter method gives the model its adapter here, drawn by gsm8k_core.models.adapter.
+
+        Raises DivergedError when loss, gradient or weights are not finite: the step is not applied, and `state()` is
+        that after the update before. Raises OutOfMemoryError, and DataError for a `resume` that does not fit.
+        """
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: OnToken = ignore_token,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Complete each prompt; yields (index into `prompts`, completion) as they finish, in any order.
+
+        A completion ends before the first of the model's end tokens, or after `max_new_tokens`. `on_token` is
+        called with (index, token) for each token as it is written. With a temperature, tokens are drawn by
+        gsm8k_core.scoring.sampling; `keys` holds each prompt's key there, by default its index.
+        """
+        ...
+
+    def score(self, batch: Batch) -> FloatArray:
+        """log p(tokens[:, 1:]) in nats, (B, T-1) float32; the value at padding means nothing."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist.
+
+        With an adapter, the folder is one in PEFT's layout, and holds the adapter alone. Raises DivergedError, before
+        anything is written, when a weight is not finite.
+        """
+        ...
+
+    def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
+        """The compute dtype for training: one real micro-batch timed in each that this device may be fast in.
+
+        Forward and backward, 10 s at most together; a dtype whose loss or gradients are not finite is out. On a
+        CPU it is the one chosen on loading. The choice is taken from now on.
+        """
+        ...
+
+    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+        """Seconds that one micro-batch takes, forward and backward, the shorter of two times. No weight changes.
+
+        Raises OutOfMemoryError.
+        """
+        ...
+
+    def peak_memory(self) -> int:
+        """Bytes at the peak so far: of the device, or on a CPU of the process."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and of the device's memory; nothing else may be called afterwards."""
+        ...

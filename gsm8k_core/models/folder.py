@@ -1,0 +1,364 @@
+"""What a model folder is: the checks before it is opened, its end tokens, its RoPE base, its hash.
+
+A model folder is what Hugging Face calls one: config.json, safetensors weights, tokenizer files.
+Nothing in it is ever run: pickled weights and custom code are refused unread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.files import file_hash, matching, new_folder, read_json, write_json
+from gsm8k_core.types import DataError, StorageError
+
+Config = dict[str, Any]  # a parsed config.json: any JSON
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+LOADED_FILES = "model*.safetensors"  # mlx-lm loads every file of such a name
+EMBEDDING = "embed_tokens.weight"
+HEAD = "lm_head.weight"
+TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+)
+HASHED_FILES = ("*.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES)
+CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name Python files to run
+LARGEST_BASE = 1e30  # JSON can say 1e999, which is infinite, and whole numbers that no float can hold
+QUANTISED_KEYS = ("quantization", "quantization_config")
+
+
+def check_folder(folder: Path, quantized: bool = False) -> None:
+    """Raises DataError unless `folder` holds a whole model, or a `quantized` one, that opens without its own code."""
+    try:
+        _check_files(folder, quantized)
+    except OSError as error:
+        raise DataError(f"model folder {folder} cannot be read ({error}); check its rights") from None
+
+
+def _check_files(folder: Path, quantized: bool) -> None:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"model {folder} {what}; give the folder that holds config.json and {SINGLE_FILE}")
+    missing = missing_files(folder)
+    if "config.json" in missing:
+        raise DataError(f"{folder} has no config.json ({_contents(folder)}); give a model folder, or --model embedded")
+    config = read_json(folder / "config.json")
+    _refuse_code(folder, config)
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)} ({_contents(folder)}){_hint(folder, missing)}")
+    _check_config(folder / "config.json", config, quantized)
+    _check_tokenizer(folder)
+    _refuse_strays(folder)
+    _check_head(folder, config, _check_weights(folder))
+
+
+def _check_config(path: Path, config: Config, quantized: bool) -> None:
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise DataError(f"{path} has no model_type; download or save the model again")
+    found = next((config[key] for key in QUANTISED_KEYS if config.get(key)), None)
+    if found and not (quantized and affine(config)):
+        known = "give the model before that, or what mlx_lm.convert -q makes of it"
+        raise DataError(f"{path} describes quantised weights ({str(found)[:60]}); {known}")
+    if rope_theta(config) is None and kind == "qwen2":
+        # Silent otherwise: transformers 5 takes 10,000, mlx-lm 1,000,000.
+        raise DataError(f"{path} names no RoPE base; add the rope_theta that the model was trained with")
+
+
+def affine(config: Config) -> Config | None:
+    """mlx-lm's affine quantisation: `bits`, `group_size`, and layers that differ. None for any other, or none."""
+    found = config.get("quantization")
+    known = isinstance(found, dict) and found.get("mode", "affine") == "affine" and {"bits", "group_size"} <= set(found)
+    return found if known else None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a whole model folder would have and this one has not, by name. Opens nothing but the index."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    with suppress(DataError):  # a damaged index is not a missing file; check_folder says what it is
+        missing += [path.name for path in weight_files(folder) if not path.is_file()]
+    if not (folder / SINGLE_FILE).is_file() and not (folder / INDEX_FILE).is_file():
+        missing.append(SINGLE_FILE)
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_SETS):
+        missing.append("tokenizer.json")
+    return missing
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that the folder's weights are in (an index's shards need not exist)."""
+    if not (folder / INDEX_FILE).is_file():
+        return (folder / SINGLE_FILE,) if (folder / SINGLE_FILE).is_file() else ()
+    names = sorted(set(_weight_map(folder).values()))
+    # mlx-lm writes an index beside a single file too: it names that file alone.
+    if (folder / SINGLE_FILE).is_file() and names != [SINGLE_FILE]:
+        raise DataError(f"{folder} has both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date")
+    return tuple(folder / name for name in names)
+
+
+def vocabulary_size(folder: Path) -> int:
+    """The rows of the embedding: as many different tokens as the model can read."""
+    path = folder / "config.json"
+    named, stored = read_json(path).get("vocab_size"), _embedding_rows(folder)
+    if named is not None and (type(named) is not int or named <= 0):
+        raise DataError(f"{path} has vocab_size {named!r}; it must be a whole number above zero")
+    if named is not None and stored is not None and named != stored:
+        raise DataError(
+            f"{path} has vocab_size {named}, but {EMBEDDING} has {stored} rows; download or save the model again"
+        )
+    size = stored if named is None else named
+    if size is None:
+        raise DataError(f"{path} has no vocab_size; download or save the model again")
+    return size
+
+
+def tied_head(folder: Path) -> bool:
+    """Whether the head shares the embedding's weights: by config.json, else by whether a head is stored."""
+    tied = _tied(folder, read_json(folder / "config.json"))
+    return not any(name.endswith(HEAD) for name in _stored_names(folder)) if tied is None else tied
+
+
+def _tied(folder: Path, config: Config) -> bool | None:
+    """What config.json says. Where it is silent, transformers and mlx-lm assume differently."""
+    tied = config.get("tie_word_embeddings")
+    if tied is not None and type(tied) is not bool:
+        raise DataError(f"{folder / 'config.json'} has tie_word_embeddings {tied!r}; it must be true or false")
+    return tied
+
+
+def rope_theta(config: Mapping[str, Any]) -> float | None:
+    """The RoPE base, from transformers 5's `rope_parameters` or the older top-level key."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise DataError(f"config.json has {key} {config[key]!r}; it must be an object or null")
+    nested = (config.get("rope_parameters") or {}).get("rope_theta")
+    top = config.get("rope_theta")
+    for value in (nested, top):
+        if value is not None and (type(value) not in (int, float) or not 0 < value < LARGEST_BASE):
+            raise DataError(f"config.json has rope_theta {value!r}; it must be a positive number")
+    if nested is not None and top is not None and nested != top:
+        raise DataError(
+            f"config.json has two RoPE bases, rope_theta {top} and rope_parameters.rope_theta {nested}; "
+            "keep the one that the model was trained with"
+        )
+    found = nested if nested is not None else top
+    return None if found is None else float(found)
+
+
+def with_both_rope_keys(config: Mapping[str, Any]) -> Config:
+    """A copy that transformers 5 (`rope_parameters`) and mlx-lm (`rope_theta`, `rope_scaling`) read alike."""
+    both = dict(config)
+    base = rope_theta(config)
+    # Where both are there, transformers and mlx-lm both go by rope_scaling.
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if base is None or any(isinstance(value, Mapping) for value in scaling.values()):
+        return both  # no RoPE, or one for each kind of layer: only rope_parameters can say that
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    rest = {key: value for key, value in scaling.items() if key not in ("rope_theta", "rope_type", "type")}
+    both["rope_theta"] = base
+    both["rope_parameters"] = {**rest, "rope_theta": base, "rope_type": kind}
+    both["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
+    return both
+
+
+def end_token_ids(folder: Path) -> tuple[int, ...]:
+    """Every token that ends a turn: of generation_config.json, config.json and the tokenizer together."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            value = read_json(folder / name).get("eos_token_id")
+            values = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(number) is int and number >= 0 for number in values):  # True is an int too
+                raise DataError(f"{folder / name} has eos_token_id {value!r}; it must be a token number or a list")
+            found.update(values)
+    found.update(_tokenizer_end(folder))
+    if not found:
+        raise DataError(f"{folder} names no end token; add eos_token_id to its generation_config.json")
+    return tuple(sorted(found))
+
+
+def folder_hash(folder: Path) -> str:
+    """sha256 over the name and content of every file that decides what the model answers."""
+    total = hashlib.sha256()
+    for path in sorted(matching(folder, HASHED_FILES)):
+        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()
+
+
+def linear_layers(folder: Path) -> tuple[str, ...]:
+    """Names of the blocks' linear layers, from the headers of the weight files; in order."""
+    found = re.compile(r"(model\.layers\.\d+\..+)\.weight")
+    names = (match[1] for name in _stored_names(folder) if (match := found.fullmatch(name)))
+    return tuple(sorted(name for name in names if "norm" not in name.rsplit(".", 1)[-1]))
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """sha256 over the files that decide how text becomes tokens and a prompt."""
+    total = hashlib.sha256()
+    for path in sorted(matching(folder, TOKENIZER_FILES)):
+        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()
+
+
+def write_model_folder(
+    source: Path, directory: Path, write_weights: Callable[[Path], None], dtype: str = "float32"
+) -> None:
+    """Writes `directory` (new) as a Hugging Face folder: `source`'s files, and weights from the caller.
+
+    `write_weights` gets a folder and writes model.safetensors into it.
+    """
+    with new_folder(directory) as folder:
+        for path in sorted(matching(source, (*TOKENIZER_FILES, "generation_config.json"))):
+            shutil.copyfile(path, folder / path.name)
+        write_config(folder, read_json(source / "config.json"), dtype)
+        write_weights(folder)
+        try:
+            check_safetensors(folder / SINGLE_FILE)
+        except DataError as error:  # a full disk can end a file early without an error
+            raise StorageError(f"{directory} was not written: {error}") from None
+
+
+def write_config(folder: Path, config: Config, dtype: str) -> None:
+    """config.json with both RoPE keys, and the dtype under transformers 5's name and the older one."""
+    write_json(folder / "config.json", {**with_both_rope_keys(config), "dtype": dtype, "torch_dtype": dtype})
+
+
+def check_safetensors(path: Path) -> set[str]:
+    """The tensors' names. DataError when the file is not whole; reads the header, not the numbers."""
+    from safetensors import SafetensorError, safe_open  # heavy: loads numpy
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is cut short or damaged ({_size(path)}; {error}); copy or download it again") from None
+    if not names:
+        raise DataError(f"{path} holds no weights; copy or download it again")
+    return names
+
+
+def _refuse_strays(folder: Path) -> None:
+    wanted = weight_files(folder)
+    if strays := sorted(path.name for path in folder.glob(LOADED_FILES) if path not in wanted):
+        # Silent otherwise: mlx-lm would load its weights over those of the model.
+        raise DataError(
+            f"{folder} holds {strays[0]}, which is not a part of the model "
+            f"({', '.join(path.name for path in wanted[:4])}); remove it, or move it to another folder"
+        )
+
+
+def _check_head(folder: Path, config: Config, names: set[str]) -> None:
+    embedded, headed = (any(name.endswith(kind) for name in names) for kind in (EMBEDDING, HEAD))
+    if _tied(folder, config) is False and embedded and not headed:
+        # Silent otherwise: transformers would begin with a random head.
+        raise DataError(
+            f"{folder / 'config.json'} says that the head is not tied to the embedding, but there is no {HEAD}; "
+            "download or save the model again, or set tie_word_embeddings to true if it was trained so"
+        )
+
+
+def _stored_names(folder: Path) -> set[str]:
+    return {name for path in weight_files(folder) for name in check_safetensors(path)}
+
+
+def _embedding_rows(folder: Path) -> int | None:
+    """From the header of the file that holds it, or None where the embedding has another name."""
+    from safetensors import safe_open  # heavy: loads numpy
+
+    for path in weight_files(folder):
+        for name in check_safetensors(path):
+            if name.endswith(EMBEDDING):
+                with safe_open(path, framework="numpy") as file:
+                    return int(file.get_slice(name).get_shape()[0])
+    return None
+
+
+def _check_weights(folder: Path) -> set[str]:
+    """The names of all tensors."""
+    names = {path.name: check_safetensors(path) for path in weight_files(folder)}
+    if (folder / INDEX_FILE).is_file():
+        for tensor, shard in _weight_map(folder).items():
+            if tensor not in names[shard]:
+                raise DataError(
+                    f"{folder / INDEX_FILE} places {tensor} in {shard}, which lacks it; download both again"
+                )
+    return set().union(*names.values())
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    shards = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise DataError(f"{folder / INDEX_FILE} has no weight_map; download or save the model again")
+    for name in shards.values():
+        # A name with a separator could point at any file of the machine.
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+            raise DataError(f"{folder / INDEX_FILE} names {name!r}, which is not a safetensors file of this folder")
+    return shards
+
+
+def _refuse_code(folder: Path, config: Config) -> None:
+    tokenizer_file = folder / "tokenizer_config.json"
+    tokenizer = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
+    for name, values in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        for key in CODE_KEYS:
+            if values.get(key):
+                raise DataError(
+                    f"{folder / name} asks to run the model's own Python ({key}); custom code is refused; "
+                    "give a model that transformers knows by itself"
+                )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """A cheap look at the end of tokenizer.json: parsing it would take a quarter of a second each time."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64))
+            if not file.read().rstrip().endswith(b"}"):
+                raise DataError(f"{path} is cut short; copy or download it again")
+
+
+def _tokenizer_end(folder: Path) -> Iterator[int]:
+    token = None
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            token = read_json(folder / name).get("eos_token") or token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str) or not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = read_json(folder / "tokenizer.json")
+    try:
+        vocabulary = dict((tokenizer.get("model") or {}).get("vocab") or {})
+        numbers = {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
+        if text in (every := {**vocabulary, **numbers}):
+            yield int(every[text])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{folder / 'tokenizer.json'} is damaged; copy or download it again") from None
+
+
+def _contents(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return "it is empty" if not names else "it has " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _hint(folder: Path, missing: list[str]) -> str:
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
+    if SINGLE_FILE in missing and pickles:
+        return f"; {pickles[0]} is a pickle, which can run code, and is refused unrun; convert it to safetensors"
+    return "; download or save the model again"
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size} bytes" if path.is_file() else "missing"

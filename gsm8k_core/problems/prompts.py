@@ -1,0 +1,152 @@
+"""Problem -> chat messages -> tokens. The only place that decides what is masked.
+
+Training and evaluation render the same messages through the model's own chat template, so a prompt has the
+same ids in both. Shots, solved examples before the question, are an evaluation's alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from gsm8k_core.problems.data import carve_dev, strip_annotations
+from gsm8k_core.types import DataError, Example, Problem
+
+PROMPT_NAME = "gsm8k-chat-v1"
+SYSTEM_PROMPT = "Solve step by step. The last line must be: #### <number>"
+SHOT_SEED = 0
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def __call__(self, text: Any, **options: Any) -> Any: ...
+    def decode(self, token_ids: Any, **options: Any) -> str: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
+    from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
+    if not tokenizer.chat_template:
+        raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """The solved examples before each question, the same ones before all."""
+
+    count: int = 0
+    # One more than `count` where there is one: it takes the place of the shot that is the question itself.
+    pool: tuple[Problem, ...] = ()
+    annotations: str = "keep"
+
+    @property
+    def prompt_name(self) -> str:
+        """The prompt's name with all that decides its words; the zero-shot one is PROMPT_NAME."""
+        if not self.count:
+            return PROMPT_NAME
+        content = json.dumps([[shot.question, shot.answer] for shot in self.pool])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+        return f"{PROMPT_NAME}-{self.count}-shot-{self.annotations}-{digest}"
+
+    def before(self, problem: Problem) -> tuple[Problem, ...]:
+        """Those that come before one question, which is never among them."""
+        shots = [shot for shot in self.pool if shot.question != problem.question][: self.count]
+        if len(shots) < self.count:
+            raise DataError(f"{problem.id}: there are only {len(shots)} other train problems; try --shots {len(shots)}")
+        return tuple(shots)
+
+
+NO_SHOTS = Shots()
+
+
+def choose_shots(train: Sequence[Problem], count: int, annotations: str, seed: int = SHOT_SEED) -> Shots:
+    """`count` train problems, never of the dev split: those whose questions' hashes with the seed are the lowest."""
+    if not count:
+        return NO_SHOTS
+    by_question = {problem.question: problem for problem in reversed(carve_dev(train)[0])}  # the first of equal ones
+    order = sorted(by_question, key=lambda question: hashlib.sha256(f"{seed}\0{question}".encode()).digest())
+    pool = tuple(by_question[question] for question in order[: count + 1])
+    if len(pool) < count:
+        raise DataError(f"--shots {count}: there are only {len(pool)} train problems; try --shots {len(pool)}")
+    if annotations == "strip":
+        pool = tuple(replace(shot, answer=strip_annotations(shot.answer)) for shot in pool)
+    return Shots(count, pool, annotations)
+
+
+def messages(problem: Problem, with_answer: bool = False, shots: Sequence[Problem] = ()) -> list[dict[str, str]]:
+    """The conversation of one problem."""
+    turns = [{"role": "system", "content": SYSTEM_PROMPT}]
+    for each in (*shots, problem):
+        turns.append({"role": "user", "content": each.question})
+        turns.append({"role": "assistant", "content": each.answer})
+    return turns if with_answer else turns[:-1]
+
+
+def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Sequence[Problem] = ()) -> str:
+    # tokenize=False: transformers 5 returns a dict otherwise, whose len() is 2.
+    try:
+        text = tokenizer.apply_chat_template(
+            messages(problem, with_answer, shots), tokenize=False, add_generation_prompt=not with_answer
+        )
+    except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
+        whose = getattr(tokenizer, "name_or_path", "") or "the model"
+        raise DataError(
+            f"the chat template of {whose} refused {problem.id} ({_first_line(error)}); use another model, or mend it"
+        ) from error
+    return str(text)
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    # The template already holds the special tokens.
+    return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
+
+
+def prompt_tokens(tokenizer: Tokenizer, problems: Sequence[Problem], shots: Shots = NO_SHOTS) -> list[tuple[int, ...]]:
+    """The prompt of each problem, up to and with the start of the assistant's turn."""
+    texts = [_render(tokenizer, problem, False, shots.before(problem)) for problem in problems]
+    return [tuple(ids) for ids in _encode(tokenizer, texts)]
+
+
+def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: Iterable[int]) -> list[Example]:
+    """Training rows, whole: the answer and its end token supervised, the prompt not.
+
+    Raises DataError when a prompt is not a token prefix of its row, or when a row has no end token among its
+    supervised ones: such a row would train the wrong thing silently.
+    """
+    ends = frozenset(end_ids)
+    rows = _encode(tokenizer, [_render(tokenizer, p, True) for p in problems])
+    examples = []
+    for problem, prompt, row in zip(problems, prompt_tokens(tokenizer, problems), rows, strict=True):
+        if not prompt or tuple(row[: len(prompt)]) != prompt:
+            raise DataError(
+                f"{problem.id}: with this chat template the prompt's tokens are not the start of the row's; "
+                "use a model whose template keeps the prompt as it is when the answer follows"
+            )
+        if ends.isdisjoint(row[len(prompt) :]):
+            raise DataError(
+                f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}"
+            )
+        examples.append(Example(problem.id, tuple(row), len(prompt)))
+    return examples
+
+
+def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of a completion, special tokens left out."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))

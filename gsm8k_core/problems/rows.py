@@ -1,0 +1,285 @@
+"""What training would see, before a model is loaded: lengths, lost answers, rows without a label.
+
+What `inspect` shows of training rows: where a tokenizer is found, how long rows are, what is trained in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from rich.text import Text
+
+from gsm8k_core.config.train import EMBEDDED_MODEL
+from gsm8k_core.files import read_json
+from gsm8k_core.models import hub
+from gsm8k_core.models.find import SMALL_FILES, Source, cached_model, resolve_model
+from gsm8k_core.models.folder import TOKENIZER_SETS
+from gsm8k_core.problems.prompts import Tokenizer
+from gsm8k_core.tracking.terminal import printable
+from gsm8k_core.types import Choice, DataError, Example, PreflightError, UsageError
+
+LOSS_LIMIT = 0.05  # share of the answers that may be left out without being asked about
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The summary of a training set under a length limit. Lengths in tokens."""
+
+    rows: int
+    longer_than_max_length: int
+    without_supervised_token: int
+    max_length: int
+    tokens: dict[str, float]  # mean, p50, p95, max of the whole rows
+    suggested_max_length: int
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """One line for a person."""
+        tokens, longer, empty = self.tokens, self.longer_than_max_length, self.without_supervised_token
+        lost = (
+            f"{longer:,} ({100 * longer / self.rows:.1f} %) longer than --max-length {self.max_length} are left out "
+            f"(cut there, {empty:,} would keep no trained token)"
+        )
+        return (
+            f"{self.rows:,}; tokens: mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, "
+            f"max {tokens['max']:.0f}; {lost if longer else f'all fit --max-length {self.max_length}'}; "
+            f"suggested: --max-length {self.suggested_max_length}"
+        )
+
+
+def summarise(examples: Sequence[Example], max_length: int) -> Preflight:
+    """Count what a limit of `max_length` tokens costs. Raises DataError when there are no rows."""
+    if not examples:
+        raise DataError("there are no training rows")
+    lengths = np.array([len(example.tokens) for example in examples])
+    prompts = np.array([example.num_prompt for example in examples])
+    p50, p95 = np.percentile(lengths, [50, 95])
+    return Preflight(
+        rows=len(examples),
+        longer_than_max_length=int((lengths > max_length).sum()),
+        without_supervised_token=int((prompts >= np.minimum(lengths, max_length)).sum()),
+        max_length=max_length,
+        tokens={"mean": float(lengths.mean()), "p50": float(p50), "p95": float(p95), "max": float(lengths.max())},
+        suggested_max_length=int(-(-np.percentile(lengths, 99.5) // 64) * 64),
+    )
+
+
+def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool) -> list[Example]:
+    """The rows that fit. An answer is never cut: a longer row is left out whole.
+
+    Raises PreflightError when more than LOSS_LIMIT of them would be lost unasked, DataError when none is left.
+    """
+    kept = [example for example in examples if len(example.tokens) <= summary.max_length]
+    if not kept:
+        raise DataError(
+            f"every row is longer than --max-length {summary.max_length}; "
+            f"try --max-length {summary.suggested_max_length}"
+        )
+    lost = summary.longer_than_max_length / summary.rows
+    if lost > LOSS_LIMIT and not drop_long:
+        raise PreflightError(
+            f"--max-length {summary.max_length} would lose {lost:.0%} of the answers (at most {LOSS_LIMIT:.0%} "
+            f"unasked); try --max-length {summary.suggested_max_length}, or --drop-long to train on the rest"
+        )
+    return kept
+
+
+def check_context(prompts: Iterable[Sequence[int]], folder: Path, max_new_tokens: int, shots: int = 0) -> None:
+    """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`).
+
+    UsageError for an answer that may be longer than all that the model reads: what it writes there means nothing.
+    """
+    limit = read_json(folder / "config.json").get("max_position_embeddings")
+    if isinstance(limit, int) and max_new_tokens > limit:
+        raise UsageError(f"--max-new-tokens {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if isinstance(limit, int) and longest >= limit:
+        what = (
+            f"a question of {longest:,} tokens, --shots {shots} included,"
+            if shots
+            else f"a question of {longest:,} tokens"
+        )
+        advice = "try fewer --shots" if shots else "shorten it"
+        raise DataError(f"{what} is too long: this model reads {limit:,}; {advice}")
+
+
+def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:
+    """Raises DataError when the tokenizer makes ids that the model has no row for: it is another model's."""
+    largest = max((max(row) for row in rows if row), default=0)
+    if largest >= vocabulary:
+        raise DataError(
+            f"the tokenizer makes token {largest} and the model knows only {vocabulary}; "
+            "the folder holds the tokenizer of another model"
+        )
+
+
+MAX_BINS = 16
+STYLES = {  # (trained, special) -> colours
+    (False, False): "bright_black",
+    (False, True): "magenta",
+    (True, False): "green",
+    (True, True): "bold black on green",
+}
+
+
+# --- the tokenizer, without weights ---------------------------------------------------------------------------
+
+
+def resolve_tokenizer(reference: str, announce: hub.Announce) -> Source:
+    """As resolve_model, but a folder with the tokenizer's files is enough, and the Hub is asked for no weights."""
+    path = hub.local_path(reference)
+    if path is not None and path.is_dir():
+        return _local(reference, path.absolute())
+    named = hub.is_hub_id(reference) and not hub.looks_like_path(reference)
+    if path is None and named and reference != EMBEDDED_MODEL and cached_model(reference) is None:
+        return _named(reference, announce)
+    return resolve_model(reference, announce)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_SETS)
+
+
+def _local(reference: str, folder: Path) -> Source:
+    reason = "a folder of this machine"
+    if (folder / "run.json").is_file():
+        folder, reason = folder / "model", "the model of a run folder"
+    if not _has_tokenizer(folder):
+        raise DataError(
+            f"{folder} has no tokenizer.json; give a model folder, a folder with tokenizer.json and "
+            "tokenizer_config.json, or --model embedded"
+        )
+    return Source(reference, folder, Choice("folder", reason))
+
+
+def _named(repo: str, announce: hub.Announce) -> Source:
+    for snapshot in hub.cached_snapshots(repo, "model"):
+        if _has_tokenizer(snapshot):
+            return Source(repo, snapshot, Choice("cache", f"its tokenizer is in the Hub's cache, {hub.hub_cache()}"))
+    try:
+        listing = hub.look_up(repo, "model")
+    except hub.Unavailable as error:
+        raise DataError(
+            f"model {repo!r} is not a folder here, is not cached, and {error}; "
+            f"give a folder with --model PATH, use --model embedded, or {error.advice}"
+        ) from None
+    names = [name for name in listing.files if any(fnmatch(name, kind) for kind in SMALL_FILES) and "/" not in name]
+    folder = hub.download(listing, names, announce)
+    if not _has_tokenizer(folder):
+        raise DataError(f"model {repo!r} has no tokenizer.json; give another one, or use --model embedded")
+    return Source(repo, folder, Choice("hub", f"its tokenizer was downloaded from {hub.shown_endpoint()}"))
+
+
+# --- lengths --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rows of `low` to `high` tokens, both ends counted in."""
+
+    low: int
+    high: int
+    count: int
+
+
+def bins(lengths: Sequence[int], limit: int) -> list[Bin]:
+    """At most MAX_BINS equal steps, and one more where `limit` cuts a step in two."""
+    shortest, longest = min(lengths), max(lengths)
+    width = 8
+    while (longest - 1) // width - (shortest - 1) // width >= MAX_BINS:
+        width *= 2
+    ends = set(range(-(-shortest // width) * width, longest + width, width))
+    if shortest <= limit < longest:
+        ends.add(limit)
+    made, low = [], min(ends) - width + 1
+    for high in sorted(ends):
+        made.append(Bin(low, high, sum(low <= length <= high for length in lengths)))
+        low = high + 1
+    return made
+
+
+def histogram(lengths: Sequence[int], limit: int, width: int = 80, plain: bool = False) -> list[str]:
+    """A line a step, at most `width` columns, with a rule where the rows become longer than `limit`."""
+    steps = bins(lengths, limit)
+    digits, most = len(str(steps[-1].high)), max(step.count for step in steps)
+    counts = len(f"{most:,}")
+    room = width - 2 * digits - counts - 5
+    lines = []
+    for number, step in enumerate(steps):
+        if step.low > limit and (number == 0 or steps[number - 1].high <= limit):
+            lines.append(f"-- longer than --max-length {limit} ".ljust(width, "-"))
+        bar = _bar(step.count * room / most, plain)
+        lines.append(f"{step.low:>{digits}} - {step.high:>{digits}} {step.count:>{counts},} {bar}".rstrip())
+    return lines
+
+
+def _bar(length: float, plain: bool) -> str:
+    if plain:
+        return "#" * max(round(length), int(length > 0))
+    eighths = max(round(8 * length), int(length > 0))
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+
+
+def percent(part: int, whole: int) -> str:
+    """94 %, 5.9 %, 0.07 %."""
+    share = 100 * part / whole
+    return f"{share:.{0 if share >= 10 or part == 0 else 1 if share >= 1 else 2}f} %"
+
+
+# --- one row --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that stand together and are treated alike, as text."""
+
+    text: str
+    trained: bool
+    special: bool  # one of the tokenizer's own marks, such as <|im_end|>
+
+
+def pieces(tokenizer: Tokenizer, example: Example) -> list[Piece]:
+    """A row as it is trained: nothing is left out, special tokens keep their names."""
+    marked = [
+        (place >= example.num_prompt, _is_special(tokenizer, token), token)
+        for place, token in enumerate(example.tokens)
+    ]
+    return [
+        Piece(_text(tokenizer, [token for *_, token in group]), trained, special)
+        for (trained, special), group in groupby(marked, key=lambda token: token[:2])
+    ]
+
+
+def _is_special(tokenizer: Tokenizer, token: int) -> bool:
+    return not tokenizer.decode([token], skip_special_tokens=True) and bool(_text(tokenizer, [token]))
+
+
+def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def show_row(row: Sequence[Piece], coloured: bool) -> Text:
+    """Masked and trained tokens in different colours; without colours, after [masked] and [trained]."""
+    text = Text()
+    for piece, mark in zip(row, _marks(row), strict=True):
+        words = printable(piece.text).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
+        if coloured:
+            text.append(words, STYLES[piece.trained, piece.special])
+        else:
+            text.append(mark + words)
+    text.rstrip()
+    return text
+
+
+def _marks(row: Sequence[Piece]) -> Iterator[str]:
+    before: bool | None = None
+    for piece in row:
+        yield "" if piece.trained == before else "[trained]" if piece.trained else "[masked]"
+        before = piece.trained

@@ -1,0 +1,189 @@
+"""Records -> what a person reads on the terminal, and model_comparison.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gsm8k_core.report.words import HEADLINE_RULE, headline
+from gsm8k_core.scoring import tallies
+from gsm8k_core.scoring.answers import HEADLINE
+from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
+from gsm8k_core.scoring.stats import cannot_show, paired, smallest_effect
+from gsm8k_core.tracking.terminal import Terminal, counted
+
+Records = Sequence[Mapping[str, Any]]
+Rows = list[dict[str, Any]]
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def make_comparison(
+    base: Mapping[str, Any], trained: Mapping[str, Any], base_records: Records, trained_records: Records
+) -> dict[str, Any]:
+    """The content of model_comparison.json; both record lists are over the same problems, in order.
+
+    Every share and difference is a fraction. `paired` also holds the smallest difference that as many problems show,
+    with as many changed answers as these; None where they can show none.
+    """
+    tests = {name: _paired(name, base_records, trained_records) for name in base["rules"]}
+    found = compare_breakdowns(base_records, trained_records)
+    test = tests[HEADLINE_RULE]
+    return {
+        "schema": 1,
+        "base": dict(base),
+        "trained": dict(trained),
+        "paired": {"rule": HEADLINE_RULE, **test, "smallest_effect": smallest_effect(base["n"], _changed(test))},
+        "paired_by_rule": tests,
+        "diagnosis": diagnosis_rows(found["base"], found["trained"]),
+        "steps": steps_rows(found["base"], found["trained"]),
+        "breakdown": found,
+    }
+
+
+def _paired(name: str, base_records: Records, trained_records: Records) -> dict[str, Any]:
+    base, trained = ([bool(r["rules"][name]["correct"]) for r in rows] for rows in (base_records, trained_records))
+    result = paired(base, trained)
+    return {
+        "won": result.won,
+        "lost": result.lost,
+        "both": result.both,
+        "neither": result.neither,
+        "p": result.p,
+        "difference": result.difference,
+        "interval": list(result.interval),
+    }
+
+
+def _changed(test: Mapping[str, Any]) -> float:
+    """The share of problems on which the models differ; one of them where they differ on none."""
+    n = sum(test[key] for key in ("won", "lost", "both", "neither"))
+    return float(max(1, test["won"] + test["lost"]) / n)
+
+
+def diagnosis_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None) -> Rows:
+    """Of one or two breakdowns: how many answers each category has, as the page takes it."""
+    sides = _sides(base, trained)
+    return [
+        {"category": label} | {side: one["categories"][name] for side, one in sides.items()}
+        for name, label in CATEGORIES.items()
+    ]
+
+
+def steps_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None) -> Rows:
+    """Of one or two breakdowns: how many problems of each number of steps are right, as the page takes it."""
+    sides = _sides(base, trained)
+    return [
+        {"steps": row["steps"], "n": row["n"]} | {side: one["by_steps"][at]["count"] for side, one in sides.items()}
+        for at, row in enumerate(base["by_steps"])
+    ]
+
+
+def _sides(base: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    return {"base": base} if trained is None else {"base": base, "trained": trained}
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def percent(score: Mapping[str, Any]) -> str:
+    """31.5 % (27.1 to 36.2)."""
+    low, high = score["interval"]
+    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def show_scores(terminal: Terminal, summary: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """One model's tables; `found` is its breakdown."""
+    rules = summary["rules"]
+    rows = [[name, str(rules[name]["correct"]), percent(rules[name])] for name in rules]
+    terminal.table(["rule", "correct", "accuracy (95 % interval)"], rows)
+    terminal.say(_endings(summary))
+    _show_held_out(terminal, summary)
+    _show_samples(terminal, summary)
+    show_disagreements(terminal, summary["disagreements"], "answer")
+    _show_breakdowns(terminal, {"answers": found})
+
+
+def show_disagreements(terminal: Terminal, counts: tallies.Counts, what: str) -> None:
+    """The matrix, or that there is nothing to show; `what` names a row: row, answer."""
+    if tallies.agreed(counts):
+        terminal.say(f"The rules give the same verdict on every {what}.")
+        return
+    terminal.say(f"\n{what.capitalize()}s that the rule on the left calls right and the one above calls wrong:")
+    terminal.table(*tallies.disagreement_table(counts))
+
+
+def _endings(summary: Mapping[str, Any]) -> str:
+    early = f"{summary['at_answer']} after their #### line, " if summary.get("at_answer") else ""
+    return (
+        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ended at an end token, {early}"
+        f"{summary['cut']} cut at {summary['max_new_tokens']} tokens, {summary['no_answer']} without a number; "
+        f"{summary['mean_tokens']:.0f} tokens on average"
+    )
+
+
+def _show_held_out(terminal: Terminal, summary: Mapping[str, Any]) -> None:
+    apart = summary.get("held_out_templates")
+    if apart:
+        scores = ", ".join(f"{name} {percent(apart['rules'][name])}" for name in HEADLINE)
+        terminal.say(f"of these, {apart['n']} from templates that training never shows: {scores}")
+
+
+def _show_samples(terminal: Terminal, summary: Mapping[str, Any]) -> None:
+    """maj@K and pass@k, where several answers to a problem were drawn."""
+    if found := tallies.sample_table(summary):
+        terminal.table(*found)
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """What the paired test says, in words."""
+    result = headline(comparison)
+    counts = f"{result.won} won, {result.lost} lost, p = {result.p:.2g} by the {result.rule} rule"
+    if result.better == "neither":
+        return f"not distinguishable at n = {result.n}: {counts}"
+    return f"the {result.better} model is better: {counts}"
+
+
+def difference(comparison: Mapping[str, Any]) -> str:
+    """How much better, in points, with the interval."""
+    result = headline(comparison)
+    low, high = result.difference_interval
+    return (
+        f"the difference is {100 * result.difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+    )
+
+
+def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
+    """Base against trained: a line a rule, what went wrong, and what the paired test says."""
+    base, trained, tests = comparison["base"]["rules"], comparison["trained"]["rules"], comparison["paired_by_rule"]
+    rows = [
+        [name, percent(base[name]), percent(trained[name]), f"{100 * test['difference']:+.1f}", _p(test["p"])]
+        for name, test in tests.items()
+    ]
+    terminal.table(["rule", "base", "trained", "points", "p"], rows)
+    for which in ("base", "trained"):
+        terminal.say(f"{which}: {_endings(comparison[which])}")
+        _show_held_out(terminal, comparison[which])
+        _show_samples(terminal, comparison[which])
+    _show_breakdowns(terminal, {which: comparison["breakdown"][which] for which in ("base", "trained")})
+    terminal.say(f"\n{verdict(comparison)}")
+    terminal.say(difference(comparison))
+    n = comparison["base"]["n"]
+    known = cannot_show(n, _changed(comparison["paired"]))
+    if headline(comparison).better == "neither" and known != cannot_show(n):  # the latter was said before the run
+        terminal.say(known)
+
+
+def _p(p: float) -> str:
+    return "<0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def _show_breakdowns(terminal: Terminal, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """What went wrong, without what never happened, and the accuracy by the gold's number of steps."""
+    kinds = category_rows(*found.values())[: len(CATEGORIES)]  # what comes after them, _endings says
+    terminal.say("")
+    terminal.table(["what went wrong", *found], [row for row in kinds if any(cell[:2] != "0 " for cell in row[1:])])
+    if steps := step_rows(*found.values()):
+        terminal.say("\nAccuracy by the number of steps in the reference answer, by the robust rule:")
+        terminal.table(["steps", "problems", *found], steps)

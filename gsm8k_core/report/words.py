@@ -1,0 +1,131 @@
+"""What the page and the card say alike: the result in numbers and words, and how numbers and foreign text are shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gsm8k_core.scoring.stats import LEVEL
+
+HEADLINE_RULE = "flexible"  # the rule of the paired test
+# The keys of the Hub, of W&B and of the big providers, a password in a URL, and what a flag or a variable calls one.
+_SECRETS = (
+    (re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{16,}|\bwandb_v1_\w+|\bgh[pousr]_\w{16,}|\bAKIA[0-9A-Z]{12,}"), "[secret]"),
+    (re.compile(r"(?i)\bbearer\s+\S+"), "[secret]"),
+    (re.compile(r"//[^/@\s]+@"), "//[secret]@"),
+    (
+        # A word is read from its start alone: from each of its letters, a long one would take quadratic time.
+        re.compile(r"(?i)(?<![\w-])([\w-]*(?:api[_-]?key|token|secret|password))([= ])(?!-)(?=\S*[A-Za-z])\S{8,}"),
+        r"\1\2[secret]",
+    ),
+)
+_NOT_PLAIN = re.compile(r"[^\x20-\x7e\n\t]")
+_NAMES = {"\0": "NUL", "\a": "BEL", "\b": "BS", "\r": "CR", "\x1b": "ESC", "\x7f": "DEL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """How a result was made. Everything is shown as text; secrets are taken out."""
+
+    command: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)  # "device": "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
+    hashes: Mapping[str, str] = field(default_factory=dict)  # "base model" -> sha256
+    reproduce: Sequence[str] = ()  # shell lines, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """Base against trained under the rule of the paired test. Fractions, not percent."""
+
+    rule: str
+    n: int
+    base: float
+    base_interval: tuple[float, float]
+    trained: float
+    trained_interval: tuple[float, float]
+    difference: float
+    difference_interval: tuple[float, float]
+    won: int
+    lost: int
+    both: int
+    neither: int
+    p: float
+
+    @property
+    def better(self) -> str:
+        """trained, base or neither."""
+        if self.p >= LEVEL:
+            return "neither"
+        return "trained" if self.won > self.lost else "base"
+
+    @property
+    def title(self) -> str:
+        if self.better == "neither":
+            return f"Not distinguishable at n = {self.n:,}"
+        return f"The {self.better} model is better"
+
+
+def headline(comparison: Mapping[str, Any]) -> Headline:
+    """The result that model_comparison.json holds."""
+    test, n = comparison["paired"], comparison["base"]["n"]
+    rule = test["rule"]
+    base, trained = comparison["base"]["rules"][rule], comparison["trained"]["rules"][rule]
+    return Headline(
+        rule,
+        n,
+        base["accuracy"],
+        tuple(base["interval"]),
+        trained["accuracy"],
+        tuple(trained["interval"]),
+        test["difference"],
+        tuple(test["interval"]),
+        test["won"],
+        test["lost"],
+        test["both"],
+        test["neither"],
+        test["p"],
+    )
+
+
+def percent(share: float) -> str:
+    """31.5 %, with a space that does not break."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def between(interval: Sequence[float]) -> str:
+    """27.1 to 36.2."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in points, with its sign."""
+    number = round(100 * difference, 1)
+    return f"{number:+.1f}".replace("-", "\N{MINUS SIGN}") if number else "0.0"
+
+
+def p_value(p: float) -> str:
+    """p = 0.012, p < 0.0001."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def visible(text: str) -> str:
+    """Every control, direction and invisible character as something to be seen; line ends and tabs stay."""
+    return _NOT_PLAIN.sub(lambda found: _seen(found[0]), text)
+
+
+def _seen(mark: str) -> str:
+    # Zs: spaces of every width, harmless. Not printable: controls, direction and zero-width marks, half surrogates.
+    if mark.isprintable() or unicodedata.category(mark) == "Zs":
+        return mark
+    return f"\u27e8{_NAMES.get(mark, f'U+{ord(mark):04X}')}\u27e9"
+
+
+def without_secrets(text: str) -> str:
+    """A command line or a setting without keys and tokens."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text

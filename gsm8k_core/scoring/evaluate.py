@@ -1,0 +1,195 @@
+"""Problems + a `generate` function -> a record per answer -> accuracy under every rule.
+
+Records are appended as completions finish. A stopped evaluation goes on where it was, a finished one is
+reused; both only under the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gsm8k_core.files import refuse_links, write_json
+from gsm8k_core.scoring import tallies
+from gsm8k_core.scoring.answers import grade
+from gsm8k_core.scoring.diagnose import diagnosis_json
+from gsm8k_core.scoring.sampling import noise_key
+from gsm8k_core.types import Completion, DataError, Problem, StorageError
+
+STOP_RULE = "end-tokens"  # an answer ends before the first of model_folder.end_token_ids, and at no text
+ANSWER_LINE = "answer-line"  # or after its whole `#### N` line
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One answer that is wanted: the problem, and which of its samples."""
+
+    problem: Problem
+    sample: int
+
+    @property
+    def key(self) -> int:
+        """Of its noise: the same whatever else is asked, in whatever order."""
+        return noise_key(self.problem.id, self.sample)
+
+
+Generate = Callable[[Sequence[Draw]], Iterator[tuple[int, Completion, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What decides the completions; an evaluation is reused only where all of it is the same."""
+
+    model: str  # folder hash
+    data: str  # problems_hash
+    prompt: str  # prompts.Shots.prompt_name
+    max_new_tokens: int
+    batch_size: int  # rounding differs between sizes, and in bfloat16 that changes texts
+    backend: str
+    device: str
+    dtype: str
+    code: str  # runs.code_hash
+    versions: str  # of the frameworks
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0  # of the noise
+    samples: int = 1
+    repeat: int = 0  # greedy only: the same again, to see whether it is the same
+    stop: str = STOP_RULE
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def problems_hash(problems: Sequence[Problem]) -> str:
+    """sha256 over ids, questions and answers, in order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+    return digest.hexdigest()
+
+
+def make_record(problem: Problem, completion: Completion, text: str, sample: int = 0) -> dict[str, Any]:
+    """One line of records.jsonl: what was asked and answered, what each rule read, what went wrong."""
+    rules = {name: asdict(verdict) for name, verdict in grade(text, problem.answer).items()}
+    record = {
+        "id": problem.id,
+        "sample": sample,
+        "question": problem.question,
+        "gold": problem.gold,
+        "answer": problem.answer,
+        "template": problem.template,
+        "completion": text,
+        "rules": rules,
+        "tokens": len(completion.tokens),
+        "token_ids": list(completion.tokens),
+        "finish_reason": completion.finish_reason,
+    }
+    return record | {"diagnosis": diagnosis_json(record)}
+
+
+def completion_of(record: Mapping[str, Any]) -> Completion:
+    """What was generated for a record."""
+    return Completion(tuple(record["token_ids"]), record["finish_reason"])
+
+
+Name = tuple[str, int]  # problem id, sample
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder's lock: of two processes in one file, one would cut off the line that the other is writing."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StorageError(
+            f"{folder} is in use by another evaluation of the same model, problems and settings; "
+            "wait for it and run this again (its answers are then reused), or give another --output-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, Any]]:
+    """Finished records by name. A last line that a kill cut short is cut off the file."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    records = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if (name := (record["id"], record["sample"])) in wanted:
+                records[name] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}:{number}: damaged record; remove the file to evaluate again") from error
+    return records
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    generate: Generate,
+    key: Key,
+    logs: Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[dict[str, Any]], Path, int]:
+    """Records in the order of `problems`, each's samples together; their file; how many were there before."""
+    folder = logs / f"eval-{key.digest()[:12]}"
+    path = folder / "records.jsonl"
+    draws = {(problem.id, sample): Draw(problem, sample) for problem in problems for sample in range(key.samples)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder, path)
+        with _held(folder), path.open("a", encoding="utf-8") as file:
+            write_json(folder / "key.json", asdict(key))
+            records = _read_records(path, frozenset(draws))
+            reused = len(records)
+            left = [draw for name, draw in draws.items() if name not in records]
+            for index, completion, text in generate(left) if left else ():
+                record = make_record(left[index].problem, completion, text, left[index].sample)
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                records[record["id"], record["sample"]] = record
+                progress(len(records))
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+    return [records[name] for name in draws], path, reused
+
+
+def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) -> dict[str, Any]:
+    """Counts and accuracies, also apart for problems from templates that training never shows.
+
+    `n` counts problems; with several samples all other counts are over the answers, and an accuracy is their mean.
+    """
+    n = len(tallies.by_problem(records))
+    # A row behind a disagreement is one answer.
+    named = records if n == len(records) else [{**each, "row": f"{each['id']}/{each['sample']}"} for each in records]
+    summary: dict[str, Any] = {
+        "n": n,
+        "samples": len(records) // n,
+        "rules": tallies.rates(records),
+        "stopped": sum(record["finish_reason"] == "stop" for record in records),
+        "cut": sum(record["finish_reason"] == "length" for record in records),
+        "at_answer": sum(record["finish_reason"] == "complete" for record in records),
+        "no_answer": sum(record["rules"]["robust"]["extracted"] is None for record in records),
+        "mean_tokens": sum(record["tokens"] for record in records) / len(records),
+        **tallies.sample_summary(records),
+        **tallies.disagreement_summary(named),
+    }
+    apart = [record for record in records if record["template"] in held_out]
+    if apart:
+        summary["held_out_templates"] = {"n": len(tallies.by_problem(apart)), "rules": tallies.rates(apart)}
+    return summary

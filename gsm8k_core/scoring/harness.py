@@ -1,0 +1,192 @@
+"""What lm-eval asks of a model, in terms of `Backend.generate` and `Backend.score`: texts until a stop string, and
+log-likelihoods of continuations. lm-eval itself is not imported here.
+
+Axes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gsm8k_core.files import read_json
+from gsm8k_core.problems.batching import pad
+from gsm8k_core.types import Batch, Complete, Completion, DataError, Example, Sampling, UsageError
+
+if TYPE_CHECKING:
+    from gsm8k_core.types import FloatArray
+
+Tokens = tuple[int, ...]
+Done = Callable[[int], None]  # called with how many more are done
+
+LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")  # lm-eval's names, in its order
+NO_LENGTH = 2048  # lm-eval's, where neither config nor tokenizer names one
+# What a task may ask for without changing anything here.
+NEUTRAL: Mapping[str, object] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "use_cache": True,
+    "min_p": 0.0,
+}
+EVEN = math.log(0.5)
+
+
+class Generate(Protocol):
+    """Backend.generate."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: Callable[[int, int], None] = ...,
+        keys: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Completion]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One open model, and how much it takes at once."""
+
+    generate: Generate
+    score: Callable[[Batch], FloatArray]
+    decode: Callable[[Sequence[int]], str]  # special tokens kept: a stop string may be one
+    end_ids: frozenset[int]
+    vocabulary: int
+    max_length: int  # tokens of prompt and answer together
+    batch_size: int
+
+
+def max_length(folder: Path, of_tokenizer: int) -> int:
+    """The model's context as lm-eval's hf backend finds it."""
+    config = read_json(folder / "config.json")
+    found = next((config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)), None)
+    return int(found) if found else of_tokenizer if of_tokenizer < 10**9 else NO_LENGTH
+
+
+def sampling_of(asked: Mapping[str, Any], batch_size: int, seed: int) -> Sampling:
+    """lm-eval's generation settings, normalised by it, without `until`. Raises UsageError for what is not offered."""
+    settings = dict(asked)
+    longest, temperature = int(settings.pop("max_gen_toks")), float(settings.pop("temperature", 0.0))
+    top_p, top_k = settings.pop("top_p", None), settings.pop("top_k", None)
+    if not settings.pop("do_sample", temperature > 0):
+        temperature, top_p, top_k = 0.0, None, None
+    elif temperature <= 0:
+        raise UsageError("the task samples without a temperature; add one: --gen-kwargs temperature=0.7")
+    strange = [key for key, value in settings.items() if value is not None and NEUTRAL.get(key, value) != value]
+    strange += [key for key, value in settings.items() if value is not None and key not in NEUTRAL]
+    if strange:
+        raise UsageError(
+            f"the task asks for {', '.join(f'{key}={settings[key]}' for key in strange)}, which no backend offers "
+            "(there are max_gen_toks, until, do_sample, temperature, top_p, top_k)"
+        )
+    return Sampling(longest, batch_size, temperature, float(1.0 if top_p is None else top_p), int(top_k or 0), seed)
+
+
+# --- texts ---------------------------------------------------------------------------------------------------------
+
+
+def until_shown(until: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Complete | None:
+    """Sampling.complete: whether a stop string has just become whole. None without one."""
+    stops = [stop for stop in until if stop]
+    # A token is a byte at least; two more, because a tokenizer may drop a space at the start.
+    window = 2 + max((len(stop.encode()) for stop in stops), default=0)
+
+    def shown(tokens: Sequence[int]) -> bool:
+        tail = decode(tokens[-window:])
+        return any(stop in tail for stop in stops)
+
+    return shown if stops else None
+
+
+def complete(
+    engine: Engine, prompts: Sequence[Tokens], until: Sequence[str], sampling: Sampling, keys: Sequence[int], done: Done
+) -> list[Tokens]:
+    """The tokens of each completion up to where a stop string was complete. Cutting the text is lm-eval's part."""
+    found: dict[int, Tokens] = {}
+    sampling = replace(sampling, complete=until_shown(until, engine.decode))
+    for index, completion in engine.generate(prompts, sampling, keys=keys):
+        found[index] = completion.tokens
+        done(1)
+    return [found[index] for index in range(len(prompts))]
+
+
+# --- log-likelihoods -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What comes before, and what is scored."""
+
+    context: Tokens
+    tokens: Tokens
+
+
+def clipped(pair: Continuation, limit: int) -> Continuation:
+    """The pair with what does not fit taken from the start of its context. Raises DataError when nothing is left.
+
+    A row may be one longer than the model reads: its last token is only predicted.
+    """
+    if not pair.context or not pair.tokens:
+        raise DataError("a context or a continuation of the task makes no token; use the model's own tokenizer")
+    room = limit + 1 - len(pair.tokens)
+    if room < 1:
+        raise DataError(f"a continuation of {len(pair.tokens):,} tokens is too long: the model reads {limit:,}")
+    return replace(pair, context=pair.context[-room:])
+
+
+def log_likelihoods(engine: Engine, pairs: Sequence[Continuation], done: Done) -> list[FloatArray]:
+    """log p of each token of each continuation, in nats."""
+    order = sorted(range(len(pairs)), key=lambda index: -len(pairs[index].context + pairs[index].tokens))
+    found: dict[int, FloatArray] = {}
+    for start in range(0, len(order), engine.batch_size):
+        chunk = order[start : start + engine.batch_size]
+        rows = [
+            Example(str(index), pairs[index].context + pairs[index].tokens, len(pairs[index].context))
+            for index in chunk
+        ]
+        scored_BT = engine.score(pad(rows))
+        for row, index, scores_T in zip(rows, chunk, scored_BT, strict=True):
+            found[index] = scores_T[row.num_prompt - 1 : len(row.tokens) - 1]
+        done(len(chunk))
+    return [found[index] for index in range(len(pairs))]
+
+
+def are_greedy(engine: Engine, pairs: Sequence[Continuation], scores: Sequence[FloatArray]) -> list[bool]:
+    """Whether greedy decoding would write each continuation.
+
+    `Backend.score` does not say which token was the likeliest. One above 1/2 is it, and one below 1/V is not; only
+    where that leaves a doubt is the context really continued, once for all its continuations.
+    """
+    verdicts: list[bool | None] = [_obvious(row, engine.vocabulary) for row in scores]
+    doubtful = [index for index, verdict in enumerate(verdicts) if verdict is None]
+    longest: dict[Tokens, int] = {}
+    for index in doubtful:
+        pair = pairs[index]
+        longest[pair.context] = max(longest.get(pair.context, 0), len(pair.tokens))
+    continued: dict[Tokens, Completion] = {}
+    for length in sorted(set(longest.values())):
+        contexts = [context for context, needed in longest.items() if needed == length]
+        sampling = Sampling(length, engine.batch_size)
+        for index, completion in engine.generate(contexts, sampling):
+            continued[contexts[index]] = completion
+    for index in doubtful:
+        verdicts[index] = _begins(continued[pairs[index].context], pairs[index].tokens, engine.end_ids)
+    return [bool(verdict) for verdict in verdicts]
+
+
+def _obvious(scores_T: FloatArray, vocabulary: int) -> bool | None:
+    if scores_T.min() < -math.log(vocabulary) - 1e-3:
+        return False
+    return True if scores_T.min() > EVEN + 1e-3 else None
+
+
+def _begins(completion: Completion, wanted: Tokens, end_ids: frozenset[int]) -> bool:
+    """Whether the completion starts with `wanted`, whose last token may be the end token that is not written."""
+    count = len(completion.tokens)
+    if count >= len(wanted):
+        return completion.tokens[: len(wanted)] == wanted
+    return completion.tokens == wanted[:count] and len(wanted) == count + 1 and wanted[count] in end_ids

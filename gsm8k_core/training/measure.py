@@ -1,0 +1,366 @@
+"""The dev split during training: its loss, and a few problems answered greedily and graded.
+
+The rows are the same at every update, and the loss is over the very rows that are answered.
+
+The guard: is the trained model better than the one it was made of?
+
+Fine-tuning can make a model worse, and a falling loss does not show it. So the base answers a few dev problems before
+the first update, and the model in training answers the same ones after a quarter of the planned updates and at the
+end. They are compared problem by problem with McNemar's exact test: what is not below stats.LEVEL is called not
+distinguishable, never better. Nothing is chosen or deleted by it; it only says what was seen, and what to try.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gsm8k_core.problems.batching import micro_batches
+from gsm8k_core.report.words import HEADLINE_RULE
+from gsm8k_core.scoring.answers import HEADLINE, grade
+from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
+from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
+
+if TYPE_CHECKING:
+    from gsm8k_core.types import FloatArray
+
+
+Deadline = Callable[[], bool]  # true: stop now
+
+
+class Measured(Protocol):
+    """The part of the weights in training that is used here."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: Callable[[int, int], None]
+    ) -> Iterator[tuple[int, Completion]]: ...
+
+    def score(self, batch: Batch) -> FloatArray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DevResult:
+    """Loss and answers on the dev rows, after one update."""
+
+    loss: float  # nats per target
+    num_targets: int
+    num_correct: Mapping[str, int]  # by rule of answers.HEADLINE
+    num_problems: int
+    num_stopped: int  # answers that an end token closed; the others were cut
+    seconds: float
+    verdicts: tuple[bool, ...] = ()  # whether each answer is right, as `accuracy` counts; not in older checkpoints
+
+    @property
+    def accuracy(self) -> float:
+        """By the rule that decides everywhere, as a fraction."""
+        return self.num_correct[HEADLINE_RULE] / self.num_problems
+
+    def better_than(self, other: DevResult) -> bool:
+        """More accurate; of two as accurate, the one with the lower loss. The same is not better."""
+        return (self.accuracy, -_or_inf(self.loss)) > (other.accuracy, -_or_inf(other.loss))
+
+    def values(self) -> dict[str, object]:
+        """The numbers of a `dev` event."""
+        by_rule = {f"accuracy_{rule}": correct / self.num_problems for rule, correct in self.num_correct.items()}
+        return {
+            "loss": self.loss,
+            "num_targets": self.num_targets,
+            "accuracy": self.accuracy,
+            "correct": self.num_correct[HEADLINE_RULE],
+            "problems": self.num_problems,
+            **by_rule,
+            "stopped": self.num_stopped,
+            "stopped_share": self.num_stopped / self.num_problems,
+            "seconds": self.seconds,
+        }
+
+    def as_json(self) -> dict[str, object]:
+        """For a checkpoint. JSON has no NaN: a loss that is not finite is null."""
+        loss = self.loss if math.isfinite(self.loss) else None
+        return asdict(self) | {"loss": loss, "num_correct": dict(self.num_correct), "verdicts": list(self.verdicts)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DevResult:
+        loss = math.nan if values["loss"] is None else values["loss"]
+        return cls(**{**values, "loss": loss, "verdicts": tuple(values.get("verdicts", ()))})
+
+
+def joined(parts: Sequence[DevResult]) -> DevResult:
+    """The result on the problems of all parts, which were measured one after another."""
+    num_targets = sum(part.num_targets for part in parts)
+    correct = {rule: sum(part.num_correct[rule] for part in parts) for rule in parts[0].num_correct}
+    return DevResult(
+        math.fsum(part.loss * part.num_targets for part in parts) / num_targets,
+        num_targets,
+        correct,
+        sum(part.num_problems for part in parts),
+        sum(part.num_stopped for part in parts),
+        math.fsum(part.seconds for part in parts),
+        tuple(right for part in parts for right in part.verdicts),
+    )
+
+
+def _or_inf(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+class _TimeUp(BaseException):
+    """Raised by our own callback inside `generate`; no `except Exception` on the way out may swallow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevSet:
+    """The dev rows to measure on: the first `eval_problems` of the split, tokenised, and as problems."""
+
+    examples: Sequence[Example]
+    problems: Sequence[Problem]
+    decode: Callable[[Sequence[int]], str]
+    batch_size: int  # rows scored together
+    eval_batch_size: int  # problems answered together
+    max_new_tokens: int
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        if not self.examples or [row.id for row in self.examples] != [problem.id for problem in self.problems]:
+            raise ValueError("a dev set needs the same rows, one at least, as examples and as problems")
+
+    def part(self, first: int, end: int) -> DevSet:
+        """The same measurement on the problems from place `first` to before place `end`."""
+        return replace(self, examples=self.examples[first:end], problems=self.problems[first:end])
+
+    def measure(self, live: Measured, deadline: Deadline) -> DevResult | None:
+        """Everything, or None when `deadline` came true before the end.
+
+        It is asked before each batch that is scored and after each token that is written.
+        """
+        before = self.clock()
+
+        def check(*unused: int) -> None:
+            if deadline():
+                raise _TimeUp
+
+        try:
+            loss, num_targets = self._loss(live, check)
+            num_correct, num_stopped, verdicts = self._answers(live, check)
+        except _TimeUp:
+            return None
+        seconds = self.clock() - before
+        return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds, verdicts)
+
+    def _loss(self, live: Measured, check: Callable[[], None]) -> tuple[float, int]:
+        sums, num_targets = [], 0
+        for batch in micro_batches(self.examples, self.batch_size):
+            check()
+            mask = batch.labels[:, 1:] != IGNORE_INDEX
+            sums.append(math.fsum(live.score(batch)[mask].tolist()))
+            num_targets += batch.num_targets
+        return -math.fsum(sums) / num_targets, num_targets
+
+    def _answers(self, live: Measured, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
+        """How many are correct under each rule, how many were closed by an end token, and which are right."""
+        check()
+        correct, num_stopped, right = dict.fromkeys(HEADLINE, 0), 0, [False] * len(self.problems)
+        prompts = [row.tokens[: row.num_prompt] for row in self.examples]
+        completions = live.generate(prompts, Sampling(self.max_new_tokens, self.eval_batch_size), check)
+        try:
+            for index, completion in completions:
+                verdicts = grade(self.decode(completion.tokens), self.problems[index].answer)
+                for rule in HEADLINE:
+                    correct[rule] += verdicts[rule].correct
+                right[index] = verdicts[HEADLINE_RULE].correct
+                num_stopped += completion.finish_reason == "stop"
+        finally:
+            # A generator left open would keep its cache, and the model in the mode it generates in.
+            if close := getattr(completions, "close", None):
+                close()
+        return correct, num_stopped, tuple(right)
+
+
+SHARE = 0.05  # of the time budget, at most, for the base's answers
+FEWEST = 8  # problems; fewer can hardly show anything, even if all change
+ROUND = 16  # problems in each round after the first
+QUARTER = 0.25  # of the planned updates
+FEWEST_UPDATES = 8  # planned ones; a quarter of fewer is no time to look
+
+BETTER, WORSE = "better", "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What was measured so far. `base` None: nothing is compared, and `reason` says why."""
+
+    base: DevResult | None = None
+    quarter: tuple[int, DevResult] | None = None  # after which update, and what
+    end: tuple[int, DevResult] | None = None
+    reason: str = ""
+    passed: bool = False  # the quarter had no time, and is not tried again
+
+    @property
+    def num_problems(self) -> int:
+        return self.base.num_problems if self.base else 0
+
+    @property
+    def seconds(self) -> float:
+        """What measuring these problems once takes, by the newest time."""
+        newest = self.end or self.quarter
+        result = newest[1] if newest else self.base
+        return result.seconds if result else 0.0
+
+    def due(self, update: int, total: int, last: bool) -> bool:
+        """Whether to measure after this update: at the end, and once when a quarter of the plan is done."""
+        if self.base is None:
+            return False
+        return last or (self._waits(total) and update >= QUARTER * total)
+
+    def _waits(self, total: int) -> bool:
+        """Whether the measurement after a quarter is still to come."""
+        return self.quarter is None and not self.passed and total >= FEWEST_UPDATES
+
+    def num_due(self, update: int, total: int) -> int:
+        """How often it will be measured from this update on."""
+        if self.base is None:
+            return 0
+        return 1 + (self._waits(total) and update < total)
+
+    def seen(self, update: int, result: DevResult, last: bool) -> Guard:
+        """With one more measurement, of the first problems of `result`."""
+        return replace(self, end=(update, result)) if last else replace(self, quarter=(update, result))
+
+    def against_base(self, result: DevResult) -> dict[str, object]:
+        """The numbers of a `guard` event."""
+        assert self.base is not None
+        shared = min(self.num_problems, len(result.verdicts))  # fewer, where a resumed run asks for fewer
+        base, now = self.base.verdicts[:shared], result.verdicts[:shared]
+        won = sum(new and not old for old, new in zip(base, now, strict=True))
+        lost = sum(old and not new for old, new in zip(base, now, strict=True))
+        p = mcnemar_exact(won, lost)
+        return {
+            "problems": len(base),
+            "base_correct": sum(base),
+            "correct": sum(now),
+            "won": won,
+            "lost": lost,
+            "p": p,
+            "verdict": verdict(won, lost, p, len(base)),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        measured = {name: getattr(self, name) for name in ("quarter", "end")}
+        return {
+            "base": self.base and self.base.as_json(),
+            **{name: each and {"update": each[0], "result": each[1].as_json()} for name, each in measured.items()},
+            "reason": self.reason,
+            "passed": self.passed,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Guard:
+        def read(name: str) -> tuple[int, DevResult] | None:
+            each = values.get(name)
+            return each and (int(each["update"]), DevResult.from_json(each["result"]))
+
+        base = values["base"] and DevResult.from_json(values["base"])
+        return cls(base, read("quarter"), read("end"), values.get("reason", ""), values.get("passed", False))
+
+    def outcome(self) -> dict[str, Any]:
+        """For run.json: what each measurement showed."""
+        if self.base is None:
+            return {"verdict": "not measured", "reason": self.reason}
+        measured = {name: getattr(self, name) for name in ("quarter", "end")}
+        found: dict[str, Any] = {
+            name: each and {"update": each[0], **self.against_base(each[1])} for name, each in measured.items()
+        }
+        base = {"problems": self.num_problems, "correct": sum(self.base.verdicts), "seconds": self.base.seconds}
+        return {"base": base, **found, "verdict": found["end"]["verdict"] if self.end else "not measured"}
+
+
+def verdict(won: int, lost: int, p: float, num_problems: int) -> str:
+    """`better`, `worse`, or that so many problems cannot tell."""
+    if p >= LEVEL:
+        return f"not distinguishable at n = {num_problems}"
+    return BETTER if won > lost else WORSE
+
+
+def measure_base(
+    dev: DevSet, live: Measured, num_problems: int, seconds: float, interrupted: Callable[[], bool]
+) -> Guard:
+    """The base's answers to as many of the first `num_problems` dev problems as fit into `seconds`, FEWEST at least.
+
+    The first FEWEST show how fast it goes; then come rounds of ROUND, each only where it will fit. A round that ran
+    out of time all the same is dropped whole: those that ended in time would be the short answers.
+    """
+    num_problems = min(num_problems, len(dev.problems))
+    if num_problems < FEWEST:
+        return Guard(reason=f"there are {num_problems} dev problems for it, and fewer than {FEWEST} show nothing")
+    began = dev.clock()
+
+    def left() -> float:
+        return seconds - (dev.clock() - began)
+
+    late: Deadline = lambda: left() <= 0 or interrupted()  # noqa: E731
+    first = dev.part(0, FEWEST).measure(live, late) if left() > 0 else None
+    if first is None:
+        slow = f"{FEWEST} answers of the base took longer than {seconds:.1f} s, their share of --max-time"
+        return Guard(reason="a signal came" if interrupted() else f"{slow}; a longer one helps")
+    parts, done = [first], FEWEST
+    while done < num_problems:
+        each = math.fsum(part.seconds for part in parts) / done
+        more = min(ROUND, num_problems - done, int(left() / each) if each > 0 else ROUND)
+        result = dev.part(done, done + more).measure(live, late) if more > 0 else None
+        if result is None:
+            break
+        parts, done = [*parts, result], done + more
+    return Guard(base=joined(parts))
+
+
+# --- the words -----------------------------------------------------------------------------------------------------
+
+
+def base_line(guard: Guard) -> str:
+    """One line on the base, or on why nothing is compared."""
+    if guard.base is None:
+        return (
+            f"guard    the base is not measured, so nothing will be compared: {guard.reason} "
+            "(--guard-problems 0 turns this off)"
+        )
+    right = sum(guard.base.verdicts)
+    return (
+        f"guard    the base answers {right} of {guard.num_problems} dev problems right ({guard.base.seconds:.0f} s); "
+        "the trained model will answer the same ones"
+    )
+
+
+def event_line(values: Mapping[str, Any]) -> str:
+    """One line on a measurement."""
+    when = "at the end" if values["when"] == "end" else f"after update {values['update']}"
+    return (
+        f"guard    {when}: {values['correct']} of {values['problems']} right, the base {values['base_correct']} "
+        f"({values['won']} won, {values['lost']} lost, p = {values['p']:.2g}): {values['verdict']}"
+    )
+
+
+def advice(found: str, *, adapter: bool, rate: float, budget: str) -> str:
+    """What a person can try when the trained model was not better."""
+    tries = [
+        f"more epochs or a longer --max-time than {budget}",
+        f"a lower rate (--learning-rate {rate / 3:.1g})",
+        *([] if adapter else ["--method lora"]),
+        "training on answers in the model's own style: its own right answers as a JSONL file for --data "
+        "(rejection sampling), since GSM8K's terse ones often do not help a small instruct model",
+    ]
+    more = [] if found == WORSE else ["more --guard-problems, to see a smaller difference"]
+    return "try      " + "; ".join(tries + more)
+
+
+def end_line(found: str, base: str, trained: str) -> str:
+    """In plain words, for a trained model that was not better."""
+    what = (
+        "the base model is better than the trained one on these dev problems"
+        if found == WORSE
+        else "these dev problems do not show that the trained model is better than the base"
+    )
+    return f"guard    {what}; both are kept: the base {base}, the trained one {trained}"

@@ -1,0 +1,400 @@
+"""How much memory training will take, before a model is loaded: from config.json, the method and the longest rows.
+
+    process      the interpreter, the framework's code, tokenizer and rows
+    weights      what is loaded, in the dtype of the products where it is not trained
+    states       of what is trained: AdamW's two moments and the gradient, float32; beside half-precision products the
+                 float32 weights, and in the gradient's dtype another gradient
+    activations  what a micro-batch keeps for its backward pass: per block and token about 12 x hidden and
+                 4 x intermediate numbers, and the attention's scores where a backend keeps them
+    logits       of one chunk of targets, three times
+
+What differs between backends and devices is Costs: theirs, measured (docs/memory.md). All sizes in bytes.
+
+Axes: B rows, T tokens of the longest row, N = B x T.
+
+How much memory this process may take, what it took, and what a container allows.
+
+Which compute dtype a device is fast in: decided from one measured micro-batch in each.
+
+How long saving will take, from the size of what is saved and a sample written to the very disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.flops import ModelShape, shape_of
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
+from gsm8k_core.models.folder import linear_layers, weight_files
+from gsm8k_core.models.hub import human_size
+from gsm8k_core.types import Choice, OutOfMemoryError, StorageError
+
+MARGIN = 1.15  # the prediction was within 15 % of what was measured
+TIGHT = 1.3
+STEP_TOKENS = 64  # the budget is lowered in such steps
+PER_BLOCK_HIDDEN, PER_BLOCK_INNER = 12, 4
+ADAM_BYTES = 8
+QUANTISED_BYTES = 0.63  # 4-bit weights with their scales, a parameter
+LESS = "--method lora, --gradient-checkpointing, or a smaller --max-length"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a backend takes on a kind of device. Measured, in units of the formula."""
+
+    process: int  # bytes before a model is there
+    chunk: int  # bytes of float32 logits that are there at one time
+    frozen_chunk: int  # the same where the head is not trained
+    activations: float = 1.0  # times the formula, where the model is trained
+    adapted: float = 1.0  # the same where an adapter is
+    scores: float = 0.0  # float32 numbers kept for each head, token and token that it attends to
+    again: float = 1.0  # blocks whose activations are there at one time, with --gradient-checkpointing
+    half_bytes: int = 2  # of an activation with half-precision products; torch's autocast keeps some in float32
+    working_copy: bool = False  # half-precision products get a copy of the trained weights, and gradients of their own
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What a device has. `limit` is more than `free` where the system makes room for who asks: a Mac's does."""
+
+    device: str
+    free: int
+    limit: int
+    costs: Costs
+    tokens: Choice  # padded tokens in a micro-batch that the device is fast with
+    reason: str  # where the figures are from
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The sizes that decide."""
+
+    shape: ModelShape
+    num_parameters: int
+    num_trained: int
+
+
+def model_of(body: Mapping[str, Any], config: TrainConfig) -> Model | None:
+    """From a model's config.json; None for a model whose sizes have other names."""
+    try:
+        shape = shape_of(body)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    heads = 1 if body.get("tie_word_embeddings", True) else 2
+    every = shape.block_parameters + heads * shape.head_parameters
+    spec = lora_spec(config)
+    trained = every if spec is None else adapter_parameters(shape, spec)
+    return Model(shape, every, shape.block_parameters if config.trainable == "blocks" else trained)
+
+
+def adapter_parameters(shape: ModelShape, spec: LoraSpec) -> int:
+    """Numbers in A, B and m over all blocks."""
+    attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    sizes = {
+        "q_proj": (shape.hidden, attention),
+        "k_proj": (shape.hidden, kv),
+        "v_proj": (shape.hidden, kv),
+        "o_proj": (attention, shape.hidden),
+        "gate_proj": (shape.hidden, shape.inner),
+        "up_proj": (shape.hidden, shape.inner),
+        "down_proj": (shape.inner, shape.hidden),
+    }
+    chosen = [size for name, size in sizes.items() if not spec.targets or name in spec.targets]
+    lengths = sum(width for _, width in chosen) if spec.dora else 0
+    return shape.layers * (spec.rank * sum(map(sum, chosen)) + lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The predicted peak, in its parts."""
+
+    process: int
+    weights: int
+    states: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.process + self.weights + self.states + self.activations + self.logits
+
+    def as_json(self) -> dict[str, int]:
+        names = ("process", "weights", "states", "activations", "logits")
+        return {name: getattr(self, name) for name in names} | {"total": self.total}
+
+
+def predict(model: Model, config: TrainConfig, dtype: str, costs: Costs, tokens: int, widest: int) -> Need:
+    """The peak of an update whose micro-batches hold at most `tokens` padded tokens, or one row of `widest`."""
+    shape, filled = model.shape, max(min(tokens, config.update_size * widest), widest)  # an update holds no more
+    size = 4 if dtype == "float32" else 2
+    adapted = config.uses_adapter
+    copied = size == 2 and (costs.working_copy or adapted)
+    each = ADAM_BYTES + 4 + (4 if adapted else 0) + (size * (2 if adapted else 1) if copied else 0)
+    each_kept = 4 if size == 4 else costs.half_bytes
+    per_token = (PER_BLOCK_HIDDEN * shape.hidden + PER_BLOCK_INNER * shape.inner) * each_kept
+    per_token += int(costs.scores * 4 * shape.heads * widest)
+    factor = costs.adapted if adapted else costs.activations
+    blocks: float = shape.layers
+    kept = 0
+    if config.gradient_checkpointing:
+        blocks, kept = costs.again, filled * shape.layers * shape.hidden * size
+    chunk = costs.frozen_chunk if adapted else costs.chunk
+    return Need(
+        costs.process,
+        _weights(model, config, size),
+        each * model.num_trained,
+        kept + int(factor * blocks * filled * per_token),
+        3 * min(chunk, 4 * filled * shape.vocabulary),
+    )
+
+
+def _weights(model: Model, config: TrainConfig, size: int) -> int:
+    """Of what is loaded. An adapter's own are among the states."""
+    if config.method == "qlora":
+        return int(QUANTISED_BYTES * model.num_parameters)
+    if config.uses_adapter:
+        return model.num_parameters * size
+    return model.num_parameters * 4 + (model.num_parameters * size if size < 4 else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What fits."""
+
+    model: Model
+    need: Need
+    tokens: Choice  # padded tokens at most in a micro-batch
+    memory: DeviceMemory
+    widest: int
+
+    moments: int  # bytes of AdamW's moments, which a rehearsal has not made
+
+    @property
+    def fits(self) -> bool:
+        return self.need.total * MARGIN <= self.memory.free
+
+    @property
+    def tight(self) -> bool:
+        """Whether the prediction alone is not enough: one real micro-batch is worth its time."""
+        return self.need.total * TIGHT > self.memory.free
+
+    def line(self) -> str:
+        """For a person."""
+        tight = "" if self.fits else "; close other programs: that is tight"
+        return (
+            f"about {human_size(self.need.total)} of {human_size(self.memory.free)} ({self.memory.reason}) with "
+            f"{self.tokens.name} padded tokens in a micro-batch{tight}"
+        )
+
+    def settled(self, config: TrainConfig, dtype: str, tokens: Choice) -> Plan:
+        """The same with the dtype that was chosen on loading, and the micro-batches that will be made."""
+        need = predict(self.model, config, dtype, self.memory.costs, int(tokens.name), self.widest)
+        return replace(self, need=need, tokens=tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"predicted": self.need.as_json(), "free": self.memory.free, "tokens": int(self.tokens.name)}
+
+
+def plan(
+    model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, wanted: Choice, widest: int, asked: bool
+) -> Plan:
+    """The largest budget of padded tokens up to `wanted` that fits; one that was `asked` for stays.
+
+    Raises OutOfMemoryError where not even one row of `widest` tokens does.
+    """
+
+    def need(tokens: int) -> Need:
+        return predict(model, config, dtype, memory.costs, tokens, widest)
+
+    least = need(widest)
+    if least.total > MARGIN * memory.limit:  # the formula may be wrong by that; a trial decides what is in between
+        raise OutOfMemoryError(
+            f"training needs about {human_size(least.total)} for one row of {widest} tokens, and there are "
+            f"{human_size(memory.limit)} ({memory.reason}); try {_less(model, config, dtype, memory, widest)}"
+        )
+    first, moments = int(wanted.name), ADAM_BYTES * model.num_trained
+    budgets = range(first, widest, -STEP_TOKENS)
+    fitting = (tokens for tokens in budgets if need(tokens).total * MARGIN <= memory.free)
+    tokens = first if asked else next(fitting, min(first, widest))
+    if tokens == first:
+        return Plan(model, need(first), wanted, memory, widest, moments)
+    why = f"{first} would take about {human_size(need(first).total)} of {human_size(memory.free)}"
+    lowered = Choice(str(tokens), f"padded tokens at most in a micro-batch; {why}")
+    return Plan(model, need(tokens), lowered, memory, widest, moments)
+
+
+def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, widest: int) -> str:
+    """What to type so that it fits, with what it would take; else all that may help."""
+    if config.resume:
+        return "closing other programs; a run that goes on keeps its method"
+    changes: list[dict[str, Any]] = [{"gradient_checkpointing": True}, {"method": "lora"}]
+    changes.append({"method": "lora", "gradient_checkpointing": True})
+    words = {"gradient_checkpointing": "--gradient-checkpointing", "method": "--method lora"}
+    for change in changes:
+        changed = config.model_copy(update=change)
+        if changed == config:
+            continue
+        smaller = Model(model.shape, model.num_parameters, _trained(model, changed))
+        total = predict(smaller, changed, dtype, memory.costs, widest, widest).total
+        if total * MARGIN <= memory.free:
+            return f"{' '.join(words[name] for name in change)} (about {human_size(total)})"
+    return f"{LESS}, a smaller model, or close other programs"
+
+
+def _trained(model: Model, config: TrainConfig) -> int:
+    spec = lora_spec(config)
+    return model.num_trained if spec is None else adapter_parameters(model.shape, spec)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+NO_LIMIT = 2**60  # version 1 writes a huge number where there is none
+
+
+def system_memory(cgroups: Path = CGROUPS, own: Path = OWN_GROUPS) -> tuple[int, int, str]:
+    """Bytes that this process may hold now, what it holds included; all that there is; and where that is from."""
+    import psutil  # type: ignore[import-untyped]  # here, not above: only who asks needs it
+
+    now, held = psutil.virtual_memory(), int(psutil.Process().memory_info().rss)
+    free, total, reason = int(now.available) + held, int(now.total), "free on this machine"
+    for limit, used in container_limits(cgroups, own):
+        if limit < total:
+            total, reason = limit, "the container's limit"
+        free = min(free, limit - used + held)
+    return max(free, 0), total, reason
+
+
+def peak_rss() -> int:
+    """Bytes that this process held at its peak. The kernel counts in KiB on Linux, in bytes on macOS."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # here, not above: Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def container_limits(cgroups: Path, own: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) in bytes of each control group that this process is in and that has a limit, versions 1 and 2."""
+    try:
+        lines = own.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return  # not Linux
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root, names = cgroups, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (found := _limit(folder, *names)) is not None:
+                yield found
+
+
+def _limit(folder: Path, limit: str, used: str) -> tuple[int, int] | None:
+    try:
+        most = (folder / limit).read_text(encoding="ascii").strip()
+        now = int((folder / used).read_text(encoding="ascii"))
+        pages = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return None
+    if most == "max" or int(most) >= NO_LIMIT:
+        return None
+    return int(most), max(now - int(pages.get("inactive_file", 0)), 0)  # pages of files are given back when asked for
+
+
+PROBE_SECONDS = 10.0
+# Another dtype is taken only where it is clearly faster: float32 is what every other figure is compared with.
+FASTER = 1.1
+NOT_FINITE, OUT_OF_MEMORY = "not finite", "out of memory"
+
+
+def time_each(
+    candidates: Sequence[str], step: Callable[[str], str], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float | str]:
+    """Seconds of one micro-batch in each dtype, or the word for why it is out.
+
+    `step` computes it once, forward and backward, and returns that word, or nothing. A candidate runs twice and the
+    second time counts, because the first compiles; but nothing begins that would not end within PROBE_SECONDS if it
+    took as long as the slowest so far: a slow device is measured less, and not for minutes.
+    """
+    found: dict[str, float | str] = {}
+    began, slowest = clock(), 0.0
+    for dtype in candidates:
+        if found and clock() - began + slowest > PROBE_SECONDS:
+            break
+        start = clock()
+        reason = step(dtype)
+        found[dtype] = reason or clock() - start
+        if not reason and 2 * clock() - start - began <= PROBE_SECONDS:
+            start = clock()
+            found[dtype] = step(dtype) or clock() - start
+        slowest = max(slowest, clock() - start)
+    return found
+
+
+def fastest(found: Mapping[str, float | str]) -> Choice:
+    """The dtype to take, with the figures. float32, the first candidate, is taken when nothing is clearly faster."""
+    said = ", ".join(f"{dtype} {value if isinstance(value, str) else _ms(value)}" for dtype, value in found.items())
+    timed = {dtype: value for dtype, value in found.items() if not isinstance(value, str)}
+    best = min(timed, key=lambda dtype: timed[dtype], default="float32")
+    if "float32" in timed and timed["float32"] < FASTER * timed[best]:
+        best = "float32"
+    return Choice(best, f"one micro-batch, forward and backward: {said}")
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"
+
+
+SAMPLE_BYTES = 64 << 20
+FLOAT32 = 4  # bytes
+
+
+def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
+    """Bytes of what is trained of the model in `folder`, in float32: the adapter `spec`, or the whole model."""
+    from safetensors import safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="numpy") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    if spec is None:
+        return FLOAT32 * sum(math.prod(shape) for shape in shapes.values())
+    targets = target_modules(spec, linear_layers(folder))
+    return FLOAT32 * spec.rank * sum(sum(shapes[f"{name}.weight"]) for name in targets)
+
+
+def write_seconds(folder: Path, num_bytes: int) -> float:
+    """What writing and hashing so many bytes in `folder` may take. Raises StorageError where nothing can be written.
+
+    A sample waits for the disk at its end as a whole save does, so it errs to the long side: 2.3 s for 540 MB where a
+    checkpoint of 1.6 GB took 4.0 s.
+    """
+    try:
+        size = min(SAMPLE_BYTES, shutil.disk_usage(folder).free // 4)  # the room is the run's, not the sample's
+        sample = (os.urandom(1 << 20) * (SAMPLE_BYTES >> 20))[: max(size, 1)]
+        began = time.monotonic()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(sample)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); free some space") from error
+    hashlib.sha256(sample)
+    return (time.monotonic() - began) * num_bytes / len(sample)

@@ -1,0 +1,328 @@
+"""The run's only decision maker: the rate of each update, and when to evaluate, to save and to stop.
+
+The rate depends on update numbers and the plan only, never on a clock. What the clock changes is the plan, by an
+event that the checkpoint keeps, so that a run can be replayed.
+
+The budget, in words. It ends when the process does: with a checkpoint, where fewer updates were done than asked for, a
+last evaluation and the final model. budget.py says how many updates fit and when the plan is changed for that. Whatever
+was planned, an update is begun only when it leaves time for all that must follow it, even if it is as slow as the
+slowest of the last ones. A checkpoint is taken to need as long as the longest one so far, `save_reserve` before there
+is one; the final model `reserve`, or as long as the longest save of a best model if that was more. What was measured in
+an earlier process is measured again.
+
+An evaluation gets what is left after all of that and one save of a best model, on the way only half of it: what it
+will cost is not known beforehand, and it must not eat up the training. One that did not fit is not tried again with
+as little time or less. One that a signal ends is not made up for when the run goes on: its weights are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from gsm8k_core.clock import NOTICED
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.training.budget import CALIBRATION, Pace, Times, replanned
+from gsm8k_core.training.measure import Deadline, DevResult, Guard
+from gsm8k_core.training.plan import PlanEvent, changed, rate_at
+from gsm8k_core.types import Orders, StepEvent, UpdateStats
+
+STOP_BUDGET = "budget"
+STOP_INTERRUPTED = "interrupted"
+SHARE_ON_THE_WAY = 0.5
+# The last measurement is to be had, and answers may get longer: so much of what one took, or of the budget, is spare.
+SPARE_OF_IT, SPARE_OF_ALL = 0.25, 0.01
+
+Live = TypeVar("Live")  # the weights in training: only handed on, so core needs to know nothing of them
+Save = Callable[[int, Live], Path]
+Evaluate = Callable[[Live, Deadline], DevResult | None]
+Probe = Callable[[int, Live], StepEvent]
+
+
+class RunPilot(Generic[Live]):
+    """Steers one run, or what is left of it. `elapsed` counts all of the run's seconds, earlier processes included."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        events: Sequence[PlanEvent],
+        *,
+        emit: Callable[[StepEvent], None],
+        elapsed: Callable[[], float],
+        interrupted: Callable[[], bool],
+        save: Save[Live],
+        keep_best: Save[Live],
+        evaluate: Evaluate[Live] | None,
+        reserve: float,
+        save_reserve: float,
+        losses: Sequence[float] = (),
+        best: Mapping[str, Any] | None = None,
+        probe: Probe[Live] | None = None,
+        tokens: Sequence[int] = (),
+        guard: Guard | None = None,
+        answer: Evaluate[Live] | None = None,
+        slept: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`losses` and `best` are those of as_json() in the checkpoint that the run goes on from.
+
+        `probe` gives its event, or raises CollapsedError, which ends the run; `tokens`: the padded tokens of each
+        update, from the first of the run; `answer` measures the guard's problems; `slept`: seconds of `elapsed` in
+        which the machine slept.
+        """
+        numbers = [event.update for event in events]
+        if not numbers or numbers[0] != 0 or numbers != sorted(numbers):
+            raise ValueError(f"a plan begins at update 0 and goes forward, not {numbers}")
+        self._config, self._events = config, tuple(events)
+        self._emit, self._elapsed, self._interrupted = emit, elapsed, interrupted
+        self._save_to, self._keep_best, self._reserve = save, keep_best, reserve
+        self._evaluate = evaluate if config.eval_steps else None
+        self.guard, self._answer, self._slept = guard or Guard(), answer, slept
+        self._pace = Pace(tokens)
+        # Before the first evaluation, its problems are thought to take as long as the base's did.
+        each = self.guard.seconds / max(self.guard.num_problems, 1)
+        self._devs = Times(guess=each * config.eval_problems)
+        self._saves, self._keeps = Times(guess=save_reserve), Times(guess=reserve)
+        self._probe, self._probes = probe if config.probe_steps else None, Times()
+        self._too_short = 0.0  # the longest time that was not enough for an evaluation
+        self._fits = True  # whether the last one that was due had enough
+        self._saved = 0  # the update of the newest checkpoint of this process
+        self._newest: tuple[int, DevResult | None] = (0, None)  # the newest measurement, and after which update
+        self._told = False  # whether it was said how long all of it would take
+        self._before, self._slept_before = elapsed(), slept()
+        self._slept_said = 0.0
+        self.losses = list(losses)
+        self.best = None if best is None else (int(best["update"]), DevResult.from_json(best["result"]))
+
+    @property
+    def total(self) -> int:
+        """Updates in the whole run, as planned now."""
+        return self._events[-1].total
+
+    @property
+    def asked(self) -> int:
+        """Updates in the whole run, as asked for."""
+        return self._events[0].total
+
+    @property
+    def events(self) -> tuple[PlanEvent, ...]:
+        """The plan and its changes."""
+        return self._events
+
+    def rate(self, update: int) -> float:
+        event = next(event for event in reversed(self._events) if event.update < update)
+        return event.rate_factor * rate_at(update, event.total, self._config)
+
+    def as_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that another pilot goes on from here."""
+        best = self.best and {"update": self.best[0], "result": self.best[1].as_json()}
+        events = [event.as_json() for event in self._events]
+        return {"events": events, "losses": list(self.losses), "best": best, "guard": self.guard.as_json()}
+
+    def after(self, stats: UpdateStats, live: Live) -> Orders:
+        """Report the update, plan anew where the clock asks for it, evaluate and save what is due, and end in time."""
+        update = stats.update
+        now, seconds = self._note_time(update)
+        self.losses.append(stats.loss)
+        self._plan(update)
+        self._emit(StepEvent("update", self._values(stats, seconds, now)))
+        # In this order: nothing that a probe ends is kept, and a checkpoint holds the best of its own update as well.
+        stop = self._stop(update)
+        last = update >= self.asked or stop == STOP_BUDGET
+        if self._probe and (update % self._config.probe_steps == 0 or last):
+            self._look(update, live, self._probe)
+        self._measure(update, live, last)
+        every = self._config.save_steps
+        if every and update % every == 0 and update < self.total:
+            self._save(update, live)
+        if stop is None and (stop := self._stop(update)) == STOP_BUDGET:  # what was just done took longer than thought
+            self._measure(update, live, last=True)
+        if stop == STOP_BUDGET:  # a few updates early, where one was slow: going on takes more time, or another plan
+            self._change(update, update)
+        if stop and self._saved != update:
+            self._save(update, live)
+        self._before, self._slept_before = self._elapsed(), self._slept()
+        return Orders(stop=stop)
+
+    def _note_time(self, update: int) -> tuple[float, float]:
+        """The time, and the seconds of this update."""
+        now, asleep = self._elapsed(), self._slept() - self._slept_before
+        seconds = now - self._before
+        self._pace.add(update, max(seconds - asleep, 0.0))
+        unsaid = self._slept() - self._slept_said  # in an evaluation or a save, too
+        if unsaid >= NOTICED:
+            self._slept_said += unsaid
+            left = self._config.budget_seconds - now
+            self._emit(StepEvent("slept", {"update": update, "seconds": unsaid, "left": left}))
+        return now, seconds
+
+    def _plan(self, update: int) -> None:
+        """Fit the number of updates to the budget, and say once how long all of them would take."""
+        left, asked = self._config.budget_seconds - self._elapsed(), self.asked
+        if update >= asked:
+            return
+        early = self._pace.num < CALIBRATION
+        if early and self._needed(update, min(update + 2 * CALIBRATION, asked)) <= left:
+            return
+        total = replanned(
+            update,
+            self.total,
+            asked,
+            left=left,
+            needed=lambda number: self._needed(update, number),
+            unsure=max(self._pace.doubt(update + 1), 0.0),
+        )
+        if early and total > self.total:
+            total = self.total  # to plan for less is safe at once; for more, only what was measured a few times
+        whole = self._elapsed() + self._needed(update, asked)
+        if not self._told:
+            self._told = True
+            self._emit(StepEvent("estimate", {"update": update, "seconds": whole, "asked": asked, "total": total}))
+        self._change(update, total)
+
+    def _change(self, update: int, total: int) -> None:
+        """Let the run have `total` updates from now on, and record that."""
+        if total != self.total:
+            values = {"update": update, "total": total, "before": self.total, "asked": self.asked}
+            self._events = tuple(changed(self._events, update, total=total))
+            self._emit(StepEvent("plan", values))
+
+    def _values(self, stats: UpdateStats, seconds: float, now: float) -> dict[str, object]:
+        return {
+            "update": stats.update,
+            "loss": stats.loss,
+            "num_targets": stats.num_targets,
+            "num_tokens": stats.num_tokens,
+            "grad_norm": stats.grad_norm,
+            "rate": stats.rate,
+            "seconds": seconds,
+            "elapsed": now,
+            "eta": self._to_go(stats.update),
+            "total": self.total,
+        }
+
+    def _to_go(self, update: int) -> float:
+        """Seconds to the end of the process.
+
+        Where the budget ends the run, the plan may still grow until an update is left unused: the middle of both ends.
+        """
+        as_planned, whole = (self._needed(update, total, spare=False) for total in (self.total, self.asked))
+        left = self._config.budget_seconds - self._elapsed()
+        grown = min(left - self._pace.seconds(update + 1, update + 1), whole)
+        return min((as_planned + max(as_planned, grown)) / 2, max(left, 0.0))
+
+    def _needed(self, update: int, total: int, spare: bool = True) -> float:
+        """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on."""
+        num_saves = _due(self._config.save_steps, update, total - 1)
+        seconds = self._pace.seconds(update + 1, total) + self._saves.mean * num_saves
+        if self._evaluate and self._fits:
+            every = self._config.eval_steps
+            num_devs = _due(every, update, total) + (total % every > 0)
+            seconds += (num_devs - 1) * self._devs.mean + num_devs * self._keeps.total / max(self._devs.num, 1)
+        if self._answer:
+            seconds += max(self.guard.num_due(update, total) - 1, 0) * self.guard.seconds
+        if self._probe:
+            every = self._config.probe_steps
+            seconds += (_due(every, update, total) + (total % every > 0)) * self._probes.mean
+        return seconds + self._last_measurement(spare) + self._ending(total)
+
+    def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
+        """Ask the probe, unless the run is to end or there is no time for it."""
+        before = self._elapsed()
+        needed = self._probes.most + self._last_measurement(True) + self._ending(update)
+        if not self._interrupted() and before + needed <= self._config.budget_seconds:
+            event = probe(update, live)
+            self._probes.add(self._elapsed() - before)
+            self._emit(event)
+
+    def _measure(self, update: int, live: Live, last: bool) -> None:
+        """The evaluation and the guard's measurement that are due: one measurement, where both are."""
+        due = self._evaluate is not None and (update % self._config.eval_steps == 0 or last)
+        guarded = self._answer is not None and self.guard.due(update, self.total, last)
+        measure = self._evaluate if due else self._answer if guarded else None
+        if measure is None:
+            return
+        room = self._room(update, last)
+        again = self._newest[1] if self._newest[0] == update else None  # the same weights, just before a stop
+        result = again or self._try(live, measure, room, self._devs if due else None)
+        if result is None:
+            self._skip(update, room, due)
+            return
+        self._newest = (update, result)
+        if guarded:
+            self.guard = self.guard.seen(update, result, last)
+            when = "end" if last else "quarter"
+            self._emit(StepEvent("guard", {"update": update, "when": when, **self.guard.against_base(result)}))
+        if due and not again:
+            self._fits = True
+            self._emit(StepEvent("dev", {"update": update, **result.values()}))
+            if self.best is None or result.better_than(self.best[1]):
+                self._keep(update, live, result)
+
+    def _skip(self, update: int, room: float, due: bool) -> None:
+        """Note a measurement that was not made, or not to its end."""
+        reason = STOP_INTERRUPTED if self._interrupted() else STOP_BUDGET
+        if due and reason == STOP_BUDGET:
+            self._fits, self._too_short = False, max(self._too_short, room)
+        if not due:
+            self.guard = replace(self.guard, passed=True)
+        self._emit(StepEvent("dev_skipped" if due else "guard_skipped", {"update": update, "reason": reason}))
+
+    def _try(self, live: Live, measure: Evaluate[Live], room: float, times: Times | None) -> DevResult | None:
+        before = self._elapsed()
+        known = times is not None and (room <= self._too_short or room < times.least)
+        if self._interrupted() or known or room <= 0:
+            return None
+        result = measure(live, lambda: self._interrupted() or self._elapsed() - before >= room)
+        if result is not None and times is not None:
+            times.add(self._elapsed() - before)
+        return result
+
+    def _room(self, update: int, last: bool) -> float:
+        """Seconds that an evaluation may take now. One batch or one token past it takes no longer than an update."""
+        keep = self._keeps.most if self._evaluate else 0.0
+        room = self._config.budget_seconds - self._elapsed() - keep - self._ending(update)
+        return room if last else SHARE_ON_THE_WAY * (room - self._pace.longest)
+
+    def _ending(self, update: int) -> float:
+        """Seconds that have to be left for saving where training ends after `update`."""
+        return max(self._reserve, self._keeps.longest) + (self._saves.most if update < self.asked else 0.0)
+
+    def _last_measurement(self, spare: bool) -> float:
+        """Seconds that the measurement at the end is expected to take, or has to have."""
+        expected = self.guard.seconds if self._answer else 0.0
+        if self._evaluate and self._fits:
+            expected = self._devs.mean
+        least = SPARE_OF_ALL * self._config.budget_seconds if expected else 0.0
+        return expected + spare * max(SPARE_OF_IT * expected, least)
+
+    def _keep(self, update: int, live: Live, result: DevResult) -> None:
+        before = self._elapsed()
+        folder = self._keep_best(update, live)
+        self._keeps.add(self._elapsed() - before)
+        self.best = (update, result)
+        self._emit(StepEvent("best", {"update": update, "accuracy": result.accuracy, "folder": str(folder)}))
+
+    def _save(self, update: int, live: Live) -> None:
+        before = self._elapsed()
+        folder = self._save_to(update, live)
+        seconds = self._elapsed() - before
+        self._saves.add(seconds)
+        self._saved = update
+        self._emit(StepEvent("save", {"update": update, "folder": str(folder), "seconds": seconds}))
+
+    def _stop(self, update: int) -> str | None:
+        if update >= self.asked:
+            return None
+        if self._interrupted():
+            return STOP_INTERRUPTED
+        next_one = self._pace.at_most(update + 1) + self._last_measurement(spare=True) + self._ending(update + 1)
+        if update >= self.total or self._elapsed() + next_one > self._config.budget_seconds:
+            return STOP_BUDGET
+        return None
+
+
+def _due(every: int, first: int, last: int) -> int:
+    """How many numbers from `first` to `last` are multiples of `every`; none of 0."""
+    return max(last // every - (first - 1) // every, 0) if every else 0

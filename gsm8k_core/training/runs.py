@@ -1,0 +1,417 @@
+"""The run directory: what it holds, how it is claimed, and its manifest.
+
+run.json        config, versions, hashes, every automatic choice with its reason, the outcome
+metrics.jsonl   one event a line
+model/          the trained model: a Hugging Face folder, or an adapter in PEFT's layout
+mlx-adapter/    the same adapter in mlx-lm's layout
+base/           qlora only: the 4-bit model that the adapter belongs to
+best/           the model with the best dev accuracy (--eval-steps)
+checkpoints/    what the run needs to go on (--save-steps)
+logs/           evaluations: a record per problem
+
+Going on with a run: which settings may differ from those it began with, and its metrics.jsonl cut to fit.
+
+Every setting of TrainConfig is in exactly one class:
+
+    FREE       may change: how and where the run is done, watched and kept
+    HARMLESS   needs --force: speed, memory, rounding or how it is measured, not what is learned
+    FIXED      may not change: with it, this would be another run
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+
+from gsm8k_core.config.train import TrainConfig, flag
+from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
+from gsm8k_core.types import StorageError, UsageError
+
+SCHEMA = 1
+MANIFEST = "run.json"
+LOCK = ".lock"
+PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs")
+SOURCE = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run folder, or None where there is none that can be read."""
+    try:
+        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def run_of_model(folder: Path) -> Path | None:
+    """The run folder that a model folder belongs to (run/model, run/checkpoints/update-N/model), or None."""
+    parents = folder.resolve().parents
+    return next((parent for parent in parents[:3] if (parent / MANIFEST).is_file()), None)
+
+
+def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
+    """runs/<date>-<time>-<model>, with a number where two runs start in the same second."""
+    stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
+    tail = re.sub(r"[^A-Za-z0-9.]+", "-", model.rstrip("/").split("/")[-1]).strip("-.") or "model"
+    names = (f"{stamp}-{tail}{'' if count == 1 else f'-{count}'}" for count in itertools.count(1))
+    return next(path for path in (Path("runs") / name for name in names) if not os.path.lexists(path))
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what decides the numbers, and of `more` packages, those that are installed."""
+    found = {"python": platform.python_version()}
+    for package in (*PACKAGES, *more):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def host() -> dict[str, object]:
+    return {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count() or 1}
+
+
+def code_hash(root: Path = SOURCE) -> str:
+    """sha256 over our own source: an evaluation is reused only by the code that made it."""
+    digest = hashlib.sha256()
+    for folder in ("gsm8k_core", "backends", "verbs"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Run:
+    """A claimed run folder."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], lock: FileLock | None = None) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._lock = lock  # held as long as this object lives
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def mlx_adapter(self) -> Path:
+        return self.folder / "mlx-adapter"
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def record(self, **values: object) -> None:
+        """Add to the manifest and write it."""
+        self.manifest.update(values)
+        write_json(self.folder / MANIFEST, self.manifest)
+
+    def release(self) -> None:
+        """Let go of the folder before the process ends."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def begin_segment(self, config: Mapping[str, object], choices: Mapping[str, object], update: int) -> None:
+        """Note that the run goes on after `update`, and how."""
+        before = {key: self.manifest.get(key) for key in ("started", "command", "choices", "versions", "host", "code")}
+        self.record(
+            status="running",
+            pid=os.getpid(),
+            started=_now(),
+            command=sys.argv,
+            versions=versions(),
+            host=host(),
+            code=code_hash(),
+            config=dict(config),
+            choices=dict(choices),
+            resumed_after=update,
+            segments=[*self.manifest.get("segments", []), before],
+        )
+
+    def replace(self, target: Path, write: Callable[[Path], None]) -> None:
+        """Write a folder of the run whole, then let it take the place of an older one."""
+        fresh = target.with_name(f"{target.name}.new")
+        if fresh.exists():  # a kill came between writing and renaming
+            remove_folder(fresh)
+        write(fresh)
+        if target.exists():
+            remove_folder(target)
+        os.rename(fresh, target)
+        sync(self.folder)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _hold(folder: Path) -> FileLock:
+    """The run's lock. The system lets go of it when the process ends, however it ends."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        pid = (read_manifest(folder) or {}).get("pid", "unknown")
+        raise StorageError(
+            f"{folder} is in use by another process (pid {pid}); wait for it, or end it with kill {pid}"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+    return lock
+
+
+def reopen(folder: Path) -> Run:
+    """An existing run, to go on with. Raises UsageError where there is none, StorageError when another has it."""
+    if read_manifest(folder) is None:
+        what = "has no run.json that can be read" if folder.exists() else "does not exist"
+        raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")
+    check_writable(folder)
+    refuse_links(*(folder / name for name in PARTS))
+    lock = _hold(folder)
+    run = Run(folder, read_manifest(folder) or {}, lock)
+    for target in (run.model, run.best, run.mlx_adapter):
+        fresh = target.with_name(f"{target.name}.new")
+        if fresh.is_dir() and not target.exists():  # a kill came between the two renames of `replace`
+            os.rename(fresh, target)
+    return run
+
+
+def newest_stopped(folder: Path) -> Path | None:
+    """The newest run under `folder` that began and is not complete."""
+    found = {path.parent: read_manifest(path.parent) for path in folder.glob(f"*/{MANIFEST}")}
+    open_ = {path: manifest for path, manifest in found.items() if manifest and manifest.get("status") != "done"}
+    return max(open_, key=lambda path: (str((open_[path] or {}).get("started")), path.name), default=None)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises StorageError unless files can be made in `folder`, or it can be made. Leaves nothing."""
+    try:
+        parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+
+
+def check_free(folder: Path) -> None:
+    """Raises StorageError unless a run can be made in `folder`: absent or empty, and writable. Leaves nothing."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        taken = f"{folder} already holds {_what_is_in(folder)}" if folder.is_dir() else f"{folder} is a file"
+        going_on = f", or go on with it: --resume {folder}" if os.path.lexists(folder / MANIFEST) else ""
+        raise StorageError(f"{taken}; give a new folder: --output-dir {_next(folder)}{going_on}")
+    check_writable(folder)
+
+
+def create(folder: Path, first: Mapping[str, object]) -> Run:
+    """Claim a new run folder. Raises StorageError when it holds anything, or cannot be written."""
+    check_free(folder)
+    manifest = {
+        "schema": SCHEMA,
+        "status": "running",
+        "pid": os.getpid(),
+        "started": _now(),
+        "command": sys.argv,
+        "versions": versions(),
+        "host": host(),
+        "code": code_hash(),
+        **first,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _hold(folder)
+        # O_EXCL: of two runs started at once, one gets the folder and the other the error.
+        os.close(os.open(folder / MANIFEST, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        (folder / "logs").mkdir()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+    run = Run(folder, manifest, lock)
+    try:
+        run.record()
+    except StorageError:  # an empty run.json would be in the way, and is nothing to go on with
+        (folder / MANIFEST).unlink()
+        (folder / "logs").rmdir()
+        run.release()
+        raise
+    return run
+
+
+def _what_is_in(folder: Path) -> str:
+    if not os.path.lexists(folder / MANIFEST):
+        return "other files"
+    manifest = read_manifest(folder) or {}
+    return f"a run ({manifest.get('status', 'starting')}, pid {manifest.get('pid', 'unknown')})"
+
+
+def _next(folder: Path) -> Path:
+    names = (folder.with_name(f"{folder.name}-{count}") for count in itertools.count(2))
+    return next(path for path in names if not os.path.lexists(path))
+
+
+FREE: Final = frozenset(
+    {
+        "config",
+        "json_",
+        "verbose",
+        "output_dir",
+        "resume",
+        "force",
+        "dry_run",
+        "profile",  # a name for defaults; what it sets is compared by itself
+        "backend",
+        "device",
+        "max_time",
+        "save_steps",
+        "save_total_limit",
+        "probe_steps",
+        "guard_problems",
+        "report_to",
+        "no_wandb",
+        "wandb_project",
+        "wandb_key_file",
+    }
+)
+HARMLESS: Final = frozenset(
+    {
+        "dtype",
+        "gradient_checkpointing",
+        "micro_batch_tokens",
+        "batch_size",
+        "gradient_accumulation_steps",  # as long as an update holds as many rows
+        "eval_steps",
+        "eval_problems",
+        "eval_max_new_tokens",
+    }
+)
+FIXED: Final = frozenset(
+    {
+        "model",
+        "data",
+        "data_config",
+        "seed",
+        "max_samples",
+        "max_length",
+        "annotations",
+        "drop_long",
+        "num_epochs",
+        "learning_rate",
+        "warmup_ratio",
+        "schedule",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "trainable",
+        "method",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+    }
+)
+
+SPLIT: Final = ("batch_size", "gradient_accumulation_steps")
+# A model or a data set moves, or gets another name on another machine: its hash says whether it is the same.
+NAMES: Final = {"model": "model", "data": "data"}  # setting -> fact
+SHOWN = 12  # characters of a hash
+
+
+def check(
+    recorded: TrainConfig, asked: TrainConfig, facts: Mapping[str, str], now: Mapping[str, str], force: bool
+) -> tuple[str, ...]:
+    """The differences that `force` lets pass, as words to print. UsageError when the run may not go on like this.
+
+    `facts` and `now` are hashes by name ("model", "data", "rows", ...): of when the run began, and of today.
+    """
+    changed = _changed(recorded, asked, facts, now)
+    contents = [name for name in dict.fromkeys([*facts, *now]) if facts.get(name) != now.get(name)]
+    same_size = recorded.update_size == asked.update_size
+    fixed = [name for name in changed if name in FIXED or (name in SPLIT and not same_size)]
+    words = tuple(f"{name}: {pair}" for name, pair in changed.items())
+    if fixed or contents or (words and not force):
+        every = (*words, *(f"{name} (sha256): {_short(facts, name)} -> {_short(now, name)}" for name in contents))
+        advice = _advice([name for name in changed if name in fixed or not force], asked, bool(fixed), contents)
+        raise UsageError(f"this is not what the run began with: {', '.join(every)}; {advice}")
+    return words
+
+
+def _changed(
+    recorded: TrainConfig, asked: TrainConfig, facts: Mapping[str, str], now: Mapping[str, str]
+) -> dict[str, str]:
+    """Setting -> "recorded -> asked", for those that are not free."""
+    before, after = recorded.model_dump(mode="json"), asked.model_dump(mode="json")
+    names = [name for name in before if before[name] != after[name] and name not in FREE]
+    known = {name for name, fact in NAMES.items() if fact in facts and facts[fact] == now.get(fact)}
+    return {name: f"{before[name]} -> {after[name]}" for name in names if name not in known}
+
+
+def _short(hashes: Mapping[str, str], name: str) -> str:
+    return hashes[name][:SHOWN] if name in hashes else "unknown"
+
+
+def _advice(to_drop: Sequence[str], asked: TrainConfig, fixed: bool, contents: Sequence[str]) -> str:
+    """What to type next."""
+    off = {name: "no_" if getattr(asked, name) is False else "" for name in to_drop}
+    drop = "drop " + ", ".join(flag(f"{off[name]}{name}") for name in to_drop) if to_drop else ""
+    if not fixed and not contents:
+        return f"{drop}, or add --force to go on with what is asked now"
+    # Rows, tokens and prompts follow from fixed settings: where one changed, dropping it is the answer.
+    back = "" if fixed or not contents else f"bring back the {', '.join(contents)} that it began with"
+    what = " and ".join(step for step in (drop, back) if step)
+    return f"{what}, or start a new run: without --resume, and with another --output-dir"
+
+
+def cut_metrics(path: Path, update: int) -> int:
+    """Takes from metrics.jsonl what comes after `update`, ends of the run and what is no event; how many lines."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); check the run's folder") from error
+    lines = content.splitlines()
+    kept = [line for line in lines if _stays(line, update)]
+    new = b"".join(line + b"\n" for line in kept)
+    if new != content:
+        write_bytes(path, new)
+    return len(lines) - len(kept)
+
+
+def _stays(line: bytes, update: int) -> bool:
+    try:
+        event: Any = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str) or event["event"] == "end":
+        return False
+    number = event.get("update")
+    return not (isinstance(number, int | float) and number > update)

@@ -1,0 +1,86 @@
+"""Seats: who sits down, what is written, who leaves, and which row moves where."""
+
+from __future__ import annotations
+
+from backends.torch.seats import AT_ONCE, GROUP, Seats, shared_length
+from gsm8k_core.types import Completion, Sampling
+
+END = 9
+
+
+def seats(lengths: list[int], batch_size: int, max_new_tokens: int = 3) -> Seats:
+    prompts = [[1] * length for length in lengths]
+    return Seats(prompts, Sampling(max_new_tokens, batch_size), frozenset({END}), lambda index, token: None)
+
+
+def test_the_shortest_prompts_sit_down_first_and_no_more_than_there_are_seats() -> None:
+    books = seats([5, 2, 4, 3], batch_size=3)
+    assert [seat.index for seat in books.arrivals()] == [1, 3, 2]
+    assert books.arrivals() == []
+    assert [seat.index for seat in books.taken] == [1, 3, 2]
+
+
+def test_no_more_sit_down_at_once_than_are_prefilled_together() -> None:
+    books = seats([2] * (AT_ONCE + 1), batch_size=64)
+    assert [len(books.arrivals()) for _ in range(3)] == [AT_ONCE, 1, 0]
+
+
+def test_an_end_token_ends_an_answer_and_is_not_part_of_it() -> None:
+    books = seats([2, 3], batch_size=2)
+    books.arrivals()
+    assert list(books.write(0, [7, END])) == [(1, Completion((), "stop"))]
+    assert books.order() == [0]
+    assert list(books.write(0, [END])) == [(0, Completion((7,), "stop"))]
+    assert books.order() == []
+    assert not books
+
+
+def test_the_longest_answer_ends_with_its_last_token() -> None:
+    books = seats([2], batch_size=1, max_new_tokens=2)
+    books.arrivals()
+    assert list(books.write(0, [4])) == []
+    assert books.taken[0].num_cached == 2  # the prompt; the token that was written is read by the next step
+    assert list(books.write(0, [5])) == [(0, Completion((4, 5), "length"))]
+
+
+def test_a_free_seat_is_taken_again() -> None:
+    books = seats([2, 2, 2], batch_size=2)
+    books.arrivals()
+    list(books.write(0, [END, 4]))
+    assert books.order() == [1]
+    assert [seat.index for seat in books.arrivals()] == [2]
+    assert [seat.index for seat in books.taken] == [1, 2]
+
+
+def test_a_prefill_waits_until_enough_seats_are_free() -> None:
+    books = seats([2] * 40, batch_size=2 * GROUP)
+    while books.arrivals():
+        pass
+    list(books.write(0, [END] + [4] * 31))
+    books.order()
+    assert books.arrivals() == []  # one of 32 is not worth it
+    list(books.write(0, [END] + [4] * 30))
+    books.order()
+    assert len(books.arrivals()) == 2
+
+
+def test_gaps_are_filled_from_later_groups_and_rows_only_move_down() -> None:
+    books = seats([2] * 50, batch_size=50)
+    while books.arrivals():
+        pass
+    tokens = [4] * 50
+    tokens[3] = tokens[20] = END
+    list(books.write(0, tokens))
+    order = books.order()
+    assert sorted(order) == [row for row in range(50) if row not in (3, 20)]
+    assert all(old >= row for row, old in enumerate(order))
+    assert order[3] == GROUP  # the first of the next group, whose place was filled in turn
+    assert sum(old != row for row, old in enumerate(order)) <= 6
+
+
+def test_what_all_prompts_share_leaves_each_a_token() -> None:
+    assert shared_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert shared_length([[1, 2], [1, 2, 4, 5]]) == 1
+    assert shared_length([[1, 2], (1, 2)]) == 1
+    assert shared_length([[7], [1, 2]]) == 0
+    assert shared_length([[1, 2, 3]]) == 0

@@ -1,0 +1,164 @@
+"""Settings: defaults, checks, profiles, flags and files."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+import cli
+import gsm8k_core
+from gsm8k_core.config.fields import parse_duration
+from gsm8k_core.config.score import EvalConfig
+from gsm8k_core.config.train import DEMO_PROFILE, TrainConfig, with_profile
+from gsm8k_core.types import UsageError
+
+
+def test_the_original_projects_flags_work_verbatim() -> None:
+    line = (
+        "train --model m --max-samples 100 --batch-size 2 --gradient-accumulation-steps 16 --num-epochs 1 "
+        "--learning-rate 1e-5 --max-length 256 --max-time 3600 --output-dir out --save-steps 50 --no-wandb"
+    )
+    config, explicit = cli.parse(line.split())
+    assert isinstance(config, TrainConfig)
+    assert (config.model, config.max_samples, config.update_size, config.num_epochs) == ("m", 100, 32, 1)
+    assert (config.learning_rate, config.max_length, config.budget_seconds) == (1e-5, 256, 3600)
+    assert (config.output_dir, config.save_steps, config.no_wandb) == (Path("out"), 50, True)
+    assert len(explicit) == 11
+
+
+def test_the_defaults_are_the_stated_ones() -> None:
+    config = TrainConfig()
+    assert (config.max_samples, config.num_epochs, config.learning_rate) == (1500, 3, 3e-5)
+    assert (config.update_size, config.max_length, config.budget_seconds) == (32, 512, 7200)
+    assert (config.warmup_ratio, config.weight_decay, config.max_grad_norm) == (0.03, 0.0, 1.0)
+    assert (config.adam_beta1, config.adam_beta2, config.adam_epsilon) == (0.9, 0.999, 1e-8)
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("max_samples: 7\nnum-epochs: 2\n")
+    config, explicit = cli.parse(["train", "--config", str(path), "--num-epochs", "5"])
+    assert isinstance(config, TrainConfig)
+    assert (config.max_samples, config.num_epochs) == (7, 5)
+    demo = with_profile(config, demo=True, explicit=explicit)
+    assert (demo.max_samples, demo.num_epochs, demo.learning_rate) == (7, 5, DEMO_PROFILE["learning_rate"])
+
+
+def test_the_profile_goes_by_the_model_unless_named() -> None:
+    assert with_profile(TrainConfig(), demo=True, explicit=()).profile == "demo"
+    assert with_profile(TrainConfig(), demo=False, explicit=()).profile == "standard"
+    assert with_profile(TrainConfig(profile="standard"), demo=True, explicit=()).max_samples == 1500
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train --max-sample 3", "no flag --max-sample; did you mean --max-samples?"),
+        ("train --max-samples x", "--max-samples must be a whole number (got 'x')"),
+        ("train --max-samples -2", "--max-samples must be greater than zero, or -1 for all (got -2)"),
+        ("train --dtype float61", "--dtype takes 'auto', 'float32', 'bfloat16', 'float16' (got 'float61')"),
+        ("train --max-time soon", "--max-time"),
+        ("train --learning-rate nan", "--learning-rate"),
+        ("trian", "there is no verb 'trian' (there are train"),
+        ("eval --max-samples", "--max-samples needs a value"),
+        ("train surplus", "there is no place for surplus"),
+        ("train --learning-rate x", "--learning-rate must be a number (got 'x')"),
+        ("train --config gone.yaml", "--config gone.yaml cannot be read (No such file or directory)"),
+        ("eval --max-samples 3 --all", "give --max-samples or --all, not both"),
+    ],
+)
+def test_a_bad_line_is_one_clear_line(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_line_is_as_clear_in_the_colours_of_a_terminal() -> None:
+    red, off = "\x1b[31m", "\x1b[0m"
+    box = f"{red}╭─ {off}Parsing error{red} ─╮{off}\n{red}│{off} --backend: invalid {red}│{off}\n{red}╰──╯{off}"
+    assert cli._first_section(box) == "--backend: invalid"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_sampels: 3", "there is no setting 'max_sampels'; did you mean max_samples?"),
+        ("max_samples: many", "c.yaml: max_samples must be a whole number (got 'many')"),
+        ("max_samples:", "c.yaml: max_samples must be a whole number (got nothing)"),
+        ("zebra: 1", "there is no setting 'zebra'; train has adam_beta1, adam_beta2, "),
+        ("- 1", "must hold keys and values"),
+        ("a: [", "is not YAML (line 1: "),
+        ("[" * 3000, "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert cli.main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_not_text_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"model: \xff")
+    assert cli.main(["train", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "c.yaml is not UTF-8 text; save it as UTF-8" in capsys.readouterr().err
+
+
+def test_a_flag_stands_against_the_other_way_to_say_it_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("all: true\nseed: 3\n")
+    config, _ = cli.parse(["eval", "--config", str(tmp_path / "c.yaml"), "--max-samples", "7"])
+    assert isinstance(config, EvalConfig)
+    assert (config.num_problems, config.seed) == (7, 3)
+    (tmp_path / "c.yaml").write_text("max_samples: 3\n")
+    config, _ = cli.parse(["eval", "--config", str(tmp_path / "c.yaml"), "--all"])
+    assert isinstance(config, EvalConfig)
+    assert config.num_problems is None
+
+
+@pytest.mark.parametrize("verb", ["", *cli.VERBS])
+def test_help_fits_in_80_columns_and_names_no_none(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        cli.main(["help", verb] if verb else ["help"])
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: python cli.py {verb}")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "None" not in out
+    assert "(default: )" not in out
+    assert "''" not in out
+
+
+def test_help_names_the_values_of_the_demo_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, value in DEMO_PROFILE.items():
+        assert f"--{name.replace('_', '-')} {value}" in out
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gsm8k-finetune {gsm8k_core.__version__}\n"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("7200", 7200), ("90s", 90), ("1.5h", 5400), ("10m", 600)])
+def test_a_time_is_seconds_or_has_a_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1", "1e3", "9" * 20, "2 h 5"])
+def test_another_text_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match="a number of seconds"):
+        parse_duration(text)
+
+
+def test_settings_cannot_be_changed_or_made_up() -> None:
+    with pytest.raises(UsageError, match="there is no setting 'learning_rat'"):
+        TrainConfig(learning_rat=1)

@@ -1,0 +1,58 @@
+"""The one sentence on equal texts: what is equal, what is a near tie, and what is neither."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gsm8k_core.parity.texts import Answered, closed, compare, first_difference
+from gsm8k_core.scoring.sampling import noise
+from gsm8k_core.types import Batch, Completion, Sampling
+
+END = 1
+CHANCES = {5: -1.0, 6: -1.00005, 7: -3.0, END: -1.2}
+
+
+def score(batch: Batch) -> np.ndarray:
+    """log p that depends on the token alone."""
+    return np.array([[CHANCES.get(int(token), -9.0) for token in row[1:]] for row in batch.tokens], dtype=np.float32)
+
+
+def answer(reference: Completion, other: Completion) -> Answered:
+    return Answered("test-0", (2, 3), 11, reference, other)
+
+
+def found(reference: tuple[int, ...], other: tuple[int, ...], **changes: object) -> dict[str, object]:
+    sampling = Sampling(8, 1, **changes)  # type: ignore[arg-type]
+    return compare([answer(Completion(reference, "stop"), Completion(other, "stop"))], score, sampling, (END, 0), 1e-3)
+
+
+def test_equal_tokens_are_equal() -> None:
+    result = found((5, 6), (5, 6))
+    assert (result["problems"], result["equal"], result["places"]) == (1, 1, [])
+
+
+def test_a_near_tie_is_within_eps_and_its_place_is_listed() -> None:
+    result = found((7, 5, 7), (7, 6, 5))
+    assert (result["equal"], result["within_eps"], result["beyond_eps"]) == (0, 1, 0)
+    (place,) = result["places"]  # type: ignore[misc]
+    assert (place["id"], place["position"], place["within"]) == ("test-0", 1, True)
+    assert place["gap"] == pytest.approx(5e-5, rel=0.01)
+
+
+def test_another_token_is_beyond_eps() -> None:
+    result = found((7, 5), (7, 7))
+    assert (result["within_eps"], result["beyond_eps"]) == (0, 1)
+
+
+def test_an_end_is_a_token_too_the_likeliest_of_them() -> None:
+    result = found((7,), (7, 5))
+    (place,) = result["places"]  # type: ignore[misc]
+    assert (place["position"], place["gap"]) == (1, pytest.approx(0.2, rel=1e-5))
+    assert first_difference(closed(Completion((7,), "length")), closed(Completion((7,), "stop"))) is None
+
+
+def test_a_drawn_token_is_weighed_with_its_noise() -> None:
+    (place,) = found((7, 5), (7, 7), temperature=2.0, seed=4)["places"]  # type: ignore[misc]
+    noise_V = noise(Sampling(8, 1, 2.0, seed=4), 11, 1, 8)
+    assert place["gap"] == pytest.approx(abs(2.0 + 2.0 * (noise_V[5] - noise_V[7])))

@@ -1,0 +1,63 @@
+"""What a length limit costs, and when training refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gsm8k_core.problems.rows import check_context, keep_whole, summarise
+from gsm8k_core.types import DataError, Example, PreflightError, UsageError
+
+
+def rows(*lengths: int, num_prompt: int = 10) -> list[Example]:
+    return [Example(f"row-{n}", tuple(range(length)), num_prompt) for n, length in enumerate(lengths)]
+
+
+def test_long_rows_and_rows_without_a_label_are_counted() -> None:
+    summary = summarise(rows(20, 30, 40), max_length=25)
+    assert (summary.rows, summary.longer_than_max_length, summary.without_supervised_token) == (3, 2, 0)
+    assert summarise(rows(20, 30, 40), max_length=10).without_supervised_token == 3
+
+
+def test_the_line_says_all_that_inspect_says() -> None:
+    line = summarise(rows(20, 30, 40, num_prompt=28), max_length=25).line()
+    assert line.startswith("3; tokens: mean 30.0, p50 30, p95 39, max 40; 2 (66.7 %) longer than --max-length 25")
+    assert line.endswith("(cut there, 3 would keep no trained token); suggested: --max-length 64")
+    assert "all fit --max-length 512; suggested" in summarise(rows(20, 30), max_length=512).line()
+
+
+def test_a_prompt_that_fills_the_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 8}')
+    check_context([range(7)], tmp_path, 8)
+    with pytest.raises(DataError, match="a question of 8 tokens is too long: this model reads 8"):
+        check_context([range(3), range(8)], tmp_path, 8)
+    with pytest.raises(UsageError, match="--max-new-tokens 9 is too many: this model reads 8; give fewer"):
+        check_context([range(7)], tmp_path, 9)
+    (tmp_path / "config.json").write_text("{}")
+    check_context([range(8)], tmp_path, 10**9)
+
+
+def test_a_long_row_is_left_out_whole() -> None:
+    examples = rows(*[20] * 39, 30)
+    kept = keep_whole(examples, summarise(examples, 25), drop_long=False)
+    assert [len(example.tokens) for example in kept] == [20] * 39
+
+
+def test_more_than_five_percent_lost_is_refused_unless_asked_for() -> None:
+    examples = rows(*[20] * 9, 30)
+    summary = summarise(examples, 25)
+    with pytest.raises(PreflightError, match=r"lose 10% of the answers.*--drop-long"):
+        keep_whole(examples, summary, drop_long=False)
+    assert len(keep_whole(examples, summary, drop_long=True)) == 9
+
+
+def test_nothing_left_is_refused() -> None:
+    examples = rows(30, 30)
+    with pytest.raises(DataError, match="every row is longer"):
+        keep_whole(examples, summarise(examples, 16), drop_long=True)
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="no training rows"):
+        summarise([], 512)

@@ -1,0 +1,182 @@
+"""Prompts, masking and end tokens, on a tiny tokenizer and on Qwen2.5's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gsm8k_core.problems.data import carve_dev
+from gsm8k_core.problems.prompts import (
+    NO_SHOTS,
+    PROMPT_NAME,
+    SYSTEM_PROMPT,
+    choose_shots,
+    decode,
+    load_tokenizer,
+    make_examples,
+    messages,
+    prompt_tokens,
+)
+from gsm8k_core.types import DataError, Problem
+from tests import tiny
+
+PROBLEM = Problem("train-0", "Tom has 4 apples . how many ?", "he has 2 + 2 = << 2 + 2 = 4 >> 4 . #### 4", "4")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.make(tmp_path / "model", "llama")
+
+
+def retemplate(folder: Path, template: str) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+
+
+def test_the_prompt_is_the_same_in_training_and_evaluation(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    (prompt,) = prompt_tokens(tokenizer, [PROBLEM])
+    assert example.tokens[: example.num_prompt] == prompt
+
+
+TRAIN = [Problem(f"train-{n}", f"how many , {n} ?", f"{n} = <<{n}={n}>>{n}\n#### {n}", str(n)) for n in range(60)]
+
+
+def test_no_shots_are_the_prompt_of_training(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    assert choose_shots(TRAIN, 0, "keep") == NO_SHOTS
+    assert prompt_tokens(tokenizer, [PROBLEM], NO_SHOTS) == [example.tokens[: example.num_prompt]]
+    assert NO_SHOTS.prompt_name == PROMPT_NAME
+
+
+def test_shots_are_turns_before_the_question(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    shots = choose_shots(TRAIN, 2, "keep")
+    first, second = shots.before(PROBLEM)
+    turns = messages(PROBLEM, shots=(first, second))
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [turn["content"] for turn in turns[1:4]] == [first.question, first.answer, second.question]
+    (few,), (zero,) = prompt_tokens(tokenizer, [PROBLEM], shots), prompt_tokens(tokenizer, [PROBLEM])
+    asked = len(PROBLEM.question.split()) + 5  # with the marks of its turn and the start of the answer's
+    assert few[-asked:] == zero[-asked:]
+    assert len(few) > len(zero)
+
+
+def test_shots_are_the_same_for_every_question_but_never_the_question_itself() -> None:
+    shots = choose_shots(TRAIN, 3, "keep")
+    usual = shots.before(PROBLEM)
+    assert usual == choose_shots(TRAIN[::-1], 3, "keep").before(TRAIN[0]) or TRAIN[0] in usual
+    for problem in TRAIN:
+        found = shots.before(problem)
+        assert len(found) == 3
+        assert problem not in found
+        assert found == usual or problem in usual
+    assert usual != choose_shots(TRAIN, 3, "keep", seed=1).before(PROBLEM)
+
+
+def test_shots_are_never_dev_problems() -> None:
+    train, dev = carve_dev(TRAIN)
+    assert dev
+    assert {shot.id for shot in choose_shots(TRAIN, len(train), "keep").pool} == {problem.id for problem in train}
+
+
+def test_more_shots_than_train_problems_are_refused() -> None:
+    with pytest.raises(DataError, match="--shots 9: there are only 3 train problems; try --shots 3"):
+        choose_shots(TRAIN[:3], 9, "keep")
+    with pytest.raises(DataError, match="train-0: there are only 2 other train problems; try --shots 2"):
+        choose_shots(TRAIN[:3], 3, "keep").before(TRAIN[0])
+
+
+def test_the_prompts_name_changes_with_all_that_decides_its_words() -> None:
+    names = [
+        choose_shots(*arguments).prompt_name
+        for arguments in [
+            (TRAIN, 0, "keep"),
+            (TRAIN, 1, "keep"),
+            (TRAIN, 2, "keep"),
+            (TRAIN, 2, "strip"),
+            (TRAIN[:30], 2, "keep"),
+            (TRAIN, 2, "keep", 1),
+        ]
+    ]
+    assert len(set(names)) == len(names)
+    assert choose_shots(TRAIN, 2, "keep").prompt_name == choose_shots(TRAIN[::-1], 2, "keep").prompt_name
+
+
+def test_marks_can_be_left_out_of_the_shots() -> None:
+    assert all("<<" in shot.answer for shot in choose_shots(TRAIN, 2, "keep").pool)
+    assert not any("<<" in shot.answer for shot in choose_shots(TRAIN, 2, "strip").pool)
+
+
+def test_the_answer_and_the_end_token_are_supervised(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    assert decode(tokenizer, example.tokens[example.num_prompt :]) == PROBLEM.answer
+    assert 1 in example.tokens[example.num_prompt :]
+
+
+def test_a_template_without_an_end_token_is_refused(folder: Path) -> None:
+    retemplate(folder, tiny.TEMPLATE.replace("<end>", ""))
+    with pytest.raises(DataError, match="none of the end tokens"):
+        make_examples(load_tokenizer(folder), [PROBLEM], [1])
+
+
+def test_a_prompt_that_is_not_the_start_of_its_row_is_refused(folder: Path) -> None:
+    retemplate(folder, tiny.TEMPLATE.replace("'<start> assistant '", "'<start> assistant + '"))
+    with pytest.raises(DataError, match="not the start of the row's; use a model whose template keeps the prompt"):
+        make_examples(load_tokenizer(folder), [PROBLEM], [1])
+
+
+def test_a_template_that_refuses_is_one_clear_error(folder: Path) -> None:
+    retemplate(folder, "{{ raise_exception('System role not supported') }}")
+    with pytest.raises(DataError, match=r"template of \S+ refused train-0 \(System role not supported\); use another"):
+        make_examples(load_tokenizer(folder), [PROBLEM], [1])
+
+
+@pytest.mark.parametrize("content", ['{"added_tokens": [], "model": {"type": "Other"}}', "[]", '{"version": "1.0"}'])
+def test_a_tokenizer_of_another_form_is_one_clear_error(content: str, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_tokenizer(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_template_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["chat_template"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="no chat template"):
+        load_tokenizer(folder)
+
+
+def test_qwen_rows_have_the_known_lengths(qwen_tokenizer: Path, gsm8k_data: Path) -> None:
+    """The known figures of the real train set, under a system turn as long as Qwen's own."""
+    import numpy as np
+
+    from gsm8k_core.problems.data import load_data
+
+    tokenizer = load_tokenizer(qwen_tokenizer)
+    problems = load_data(str(gsm8k_data), "main", 0, print, splits=("train",)).train
+    examples = make_examples(tokenizer, problems, [151645])
+    lengths = np.array([len(example.tokens) for example in examples])
+    assert len(examples) == 7473
+    assert (round(lengths.mean(), 1), lengths.max(), int(np.median(lengths))) == (212.4, 567, 199)
+    prompts = np.array([example.num_prompt for example in examples])
+    assert round(float(prompts.mean()), 1) == 88.6
+    assert int((lengths > 512).sum()) == 5
+
+
+def test_qwen_prompts_begin_with_the_named_system_turn(qwen_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(qwen_tokenizer)
+    (prompt,) = prompt_tokens(tokenizer, [PROBLEM])
+    text = str(tokenizer.decode(list(prompt)))
+    assert text == (
+        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{PROBLEM.question}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )

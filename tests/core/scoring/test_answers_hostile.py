@@ -1,0 +1,143 @@
+"""Nothing that a model writes can stop a rule or slow it."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from gsm8k_core.scoring.answers import RULES, grade
+
+HOSTILE = (
+    "\ud800",
+    "²",
+    "⁻",
+    "½",
+    "e",
+    "(",
+    "%",
+    "boxed",
+    "The answer is ",
+    "答案是",
+    "٣",
+    "\n",
+    "\x00",
+    "\u00b2",
+    "\u0661",
+    "####",
+    "\\boxed{",
+    "}",
+    "answer is ",
+    "-",
+    "$",
+    ".",
+    "1",
+)
+
+
+def test_no_string_makes_a_rule_raise() -> None:
+    rng = random.Random(0)
+    for _ in range(3000):
+        completion = "".join(rng.choices(HOSTILE, k=rng.randrange(12)))
+        grade(completion, "18")
+
+
+SIZE = 100_000
+PATTERNS = (
+    "1",
+    "1,",
+    "1.",
+    "1 ",
+    "1/",
+    "-1",
+    "-",
+    "$",
+    ".",
+    "#",
+    "####",
+    "#### ",
+    "####-",
+    "####1/2 ",
+    "#### 1. a ",
+    "####1=",
+    "\\boxed{",
+    "\\boxed{}",
+    "\\boxed{{",
+    "\\boxed{1 2}",
+    "{",
+    "}",
+    "{}",
+    "answer is ",
+    "answer ",
+    "answer:1/2 ",
+    "=",
+    "1=",
+    "(",
+    " ",
+    "\n",
+    "9" * 41 + " ",
+    "#### " + "9" * 41 + " ",
+    "\u00b2",
+    "\x00",
+    "boxed",
+    "he answer is ",
+    "The answer is 1",
+    "final answer is $",
+    "$. I hope",
+    "答案是",
+    "\\text{",
+    "x=",
+    "\n ",
+    "'",
+    "½",
+    "⁻",
+    "e",
+    "Ⅻ",
+    "，",
+    "*",
+    "\\$",
+    "٣",
+    "− ",
+    "−",
+    "一",
+    ".0",
+    "".join(map(chr, range(0x4E00, 0x9000))),
+)
+AROUND = (("", ""), ("\\boxed{", " 7"), ("The answer is ", "/7}"), ("#### ", "²"))
+
+
+def hostile_texts(size: int) -> Iterator[str]:
+    for pattern in PATTERNS:
+        body = (pattern * (size // len(pattern) + 1))[:size]
+        yield from (start + body + end for start, end in AROUND)
+
+
+def seconds(read: Callable[[str], object], text: str) -> float:
+    start = time.process_time()  # not the wall's: other work on the machine is not the rule's
+    read(text)
+    return time.process_time() - start
+
+
+LIMIT = 0.05  # seconds for 100 kB in one rule: the slowest took 0.043, the pattern below 1.0 at 10 kB
+
+
+def judge(name: str, text: str) -> None:
+    found = RULES[name].extract(text)
+    if found is not None:
+        RULES[name].equal(found, "#### 18")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_hundred_kilobytes_take_each_rule_fifty_milliseconds(name: str) -> None:
+    def slow(text: str) -> bool:  # a busy machine gets more tries
+        return all(seconds(partial(judge, name), text) > LIMIT for _ in range(5))
+
+    assert [text[:40] for text in hostile_texts(SIZE) if slow(text)] == []
+
+
+def test_a_quadratic_pattern_breaks_the_time_limit() -> None:
+    assert seconds(re.compile(r"[0-9]+?%").findall, "1" * (SIZE // 10)) > LIMIT

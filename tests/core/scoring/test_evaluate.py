@@ -1,0 +1,117 @@
+"""Evaluation over a fake `generate`: records, resuming, reuse, and the paired comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gsm8k_core.report.comparison import make_comparison, verdict
+from gsm8k_core.scoring.evaluate import Draw, Key, completion_of, evaluate, summarise
+from gsm8k_core.types import Completion, Problem, StorageError
+
+PROBLEMS = [Problem(f"test-{n}", f"what is {n}?", f"so {n}\n#### {n}", str(n)) for n in range(6)]
+KEY = Key("hash", "data", "prompt", 64, 8, "fake", "cpu", "float32", "code", "versions")
+
+
+class Model:
+    """Answers right up to a number, and counts what it was asked."""
+
+    def __init__(self, right_below: int = 99, dies_after: int = 99) -> None:
+        self.right_below, self.dies_after, self.asked = right_below, dies_after, 0
+
+    def __call__(self, draws: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
+        for index in reversed(range(len(draws))):
+            if self.asked == self.dies_after:
+                raise KeyboardInterrupt
+            self.asked += 1
+            gold = int(draws[index].problem.gold) + draws[index].sample % 3  # of three samples, one is right
+            text = f"#### {gold if gold < self.right_below else gold + 1}"
+            yield index, Completion((1, draws[index].key % 1000), "stop"), text
+
+
+def test_records_come_back_in_the_order_of_the_problems(tmp_path: Path) -> None:
+    records, path, reused = evaluate(PROBLEMS, Model(right_below=4), KEY, tmp_path)
+    assert [record["id"] for record in records] == [problem.id for problem in PROBLEMS]
+    assert [record["rules"]["strict"]["correct"] for record in records] == [True] * 4 + [False] * 2
+    assert (reused, len(path.read_text().splitlines())) == (0, 6)
+
+
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_score(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(PROBLEMS, Model(dies_after=4), KEY, tmp_path)
+    path = next(tmp_path.glob("*/records.jsonl"))
+    path.write_bytes(path.read_bytes()[:-5])  # the kill tore the last line
+    model = Model()
+    records, _, reused = evaluate(PROBLEMS, model, KEY, tmp_path)
+    assert (reused, model.asked) == (3, 3)
+    assert records == evaluate(PROBLEMS, Model(), KEY, tmp_path / "whole")[0]
+
+
+def test_a_killed_sampled_evaluation_goes_on_in_the_midst_of_a_problem(tmp_path: Path) -> None:
+    key = replace(KEY, samples=4, temperature=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(PROBLEMS, Model(dies_after=10), key, tmp_path)
+    model = Model()
+    records, _, reused = evaluate(PROBLEMS, model, key, tmp_path)
+    assert (reused, model.asked) == (10, 14)
+    assert [(record["id"], record["sample"]) for record in records[:5]] == [
+        *(("test-0", n) for n in range(4)),
+        ("test-1", 0),
+    ]
+    assert records == evaluate(PROBLEMS, Model(), key, tmp_path / "whole")[0]
+
+
+def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    class Meddled(Model):
+        def __call__(self, draws: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
+            with pytest.raises(StorageError, match="in use by another evaluation"):
+                evaluate(PROBLEMS, Model(), KEY, tmp_path)
+            evaluate(PROBLEMS, Model(), replace(KEY, model="other"), tmp_path)
+            yield from super().__call__(draws)
+
+    _, path, reused = evaluate(PROBLEMS, Meddled(), KEY, tmp_path)
+    assert (reused, len(path.read_text().splitlines())) == (0, 6)
+    assert evaluate(PROBLEMS, Model(), KEY, tmp_path)[2] == 6
+
+
+def test_a_record_holds_the_tokens(tmp_path: Path) -> None:
+    records, _, _ = evaluate(PROBLEMS[:1], Model(), KEY, tmp_path)
+    assert completion_of(records[0]) == Completion((1, Draw(PROBLEMS[0], 0).key % 1000), "stop")
+
+
+def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
+    evaluate(PROBLEMS, Model(), KEY, tmp_path)
+    model = Model()
+    _, _, reused = evaluate(PROBLEMS, model, KEY, tmp_path)
+    assert (reused, model.asked) == (6, 0)
+
+
+@pytest.mark.parametrize("field", list(Key.__slots__))
+def test_anything_else_in_the_key_is_asked_again(tmp_path: Path, field: str) -> None:
+    evaluate(PROBLEMS, Model(), KEY, tmp_path)
+    other = replace(KEY, **{field: "other" if isinstance(getattr(KEY, field), str) else 3})
+    assert evaluate(PROBLEMS, Model(), other, tmp_path)[2] == 0
+
+
+def test_the_summary_counts_endings_and_holds_intervals(tmp_path: Path) -> None:
+    records, _, _ = evaluate(PROBLEMS, Model(right_below=3), KEY, tmp_path)
+    records[0] |= {"finish_reason": "length", "template": "kept"}
+    summary = summarise(records, frozenset({"kept"}))
+    assert (summary["n"], summary["stopped"], summary["cut"], summary["no_answer"]) == (6, 5, 1, 0)
+    assert summary["rules"]["strict"]["accuracy"] == 0.5
+    low, high = summary["rules"]["strict"]["interval"]
+    assert 0 < low < 0.5 < high < 1
+    assert summary["held_out_templates"]["n"] == 1
+
+
+def test_the_comparison_counts_wins_and_losses_by_problem(tmp_path: Path) -> None:
+    base, _, _ = evaluate(PROBLEMS, Model(right_below=2), KEY, tmp_path)
+    trained, _, _ = evaluate(PROBLEMS, Model(right_below=5), replace(KEY, model="b"), tmp_path)
+    made = make_comparison(summarise(base, frozenset()), summarise(trained, frozenset()), base, trained)
+    assert made["paired"] == made["paired"] | {"rule": "flexible", "won": 3, "lost": 0, "p": 0.25}
+    assert verdict(made) == "not distinguishable at n = 6: 3 won, 0 lost, p = 0.25 by the flexible rule"
+    json.dumps(made, allow_nan=False)

@@ -1,0 +1,106 @@
+"""JSON files are replaced in one step or not at all, and syncing works on every system."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gsm8k_core import files
+from gsm8k_core.files import new_folder, read_json, sync, write_json
+from gsm8k_core.types import StorageError
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    value = {"question": "naïve café — 北京 🙂", "n": 1.5, "none": None}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert "北京" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_half_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "caf\udce9 é"})  # as os.fsdecode gives it for a Latin-1 file name
+    assert (tmp_path / "a.json").read_text(encoding="utf-8").strip() == '{\n  "name": "caf\\udce9 é"\n}'
+    assert read_json(tmp_path / "a.json") == {"name": "caf\udce9 é"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_what_json_does_not_have_leaves_the_old_file(value: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(tmp_path / "a.json", {"new": value})
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_json(tmp_path / "a.json", {"old": 1})
+    monkeypatch.setattr(os, where, full)
+    with pytest.raises(StorageError, match=r"a\.json was not written: the disk is full"):
+        write_json(tmp_path / "a.json", {"new": 2})
+    monkeypatch.undo()
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_json(tmp_path / "a.json", {"old": 1})
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "a.json", {"new": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing/a.json", "No such file or directory"), ("taken", "Is a directory")]
+)
+def test_a_place_that_cannot_be_written_is_named(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match=f"{tmp_path / name} was not written: {reason}"):
+        write_json(tmp_path / name, {})
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_inside_a_new_folder_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError) as caught, new_folder(tmp_path / "model") as folder:
+        write_json(folder / "config.json", {})
+    assert str(caught.value).startswith(f"{tmp_path / 'model'} was not written: the disk is full")
+    assert ".tmp" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_synced_as_windows_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, fsync refuses a handle that is open for reading only, and os.open refuses a folder."""
+    flags: dict[str, int] = {}
+    really = os.open
+
+    def note(path: Path, flag: int) -> int:
+        flags[path.name] = flag
+        return really(path, flag)
+
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(os, "open", note)
+    monkeypatch.setattr(files, "WINDOWS", True)
+    sync(tmp_path / "file")
+    sync(tmp_path / "folder")
+    assert flags == {"file": os.O_RDWR}
+    monkeypatch.setattr(files, "WINDOWS", False)
+    sync(tmp_path / "folder")
+    assert flags == {"file": os.O_RDWR, "folder": os.O_RDONLY}

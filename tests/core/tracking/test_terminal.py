@@ -1,0 +1,133 @@
+"""Events on disk are strict JSON; nothing that a model says steers the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gsm8k_core.tracking.terminal import MetricsFile, Steps, Terminal, clock, counted, printable, wrapped
+from gsm8k_core.types import StepEvent
+
+
+def test_each_event_is_one_line_of_strict_json(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics(StepEvent("update", {"update": 1, "loss": 0.5}))
+    metrics(StepEvent("update", {"update": 2, "loss": float("nan")}))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # readable before it is closed
+    metrics.close()
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    events = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert events[0] == {"event": "update", "update": 1, "loss": 0.5}
+    assert events[1]["loss"] == "nan"
+
+
+def test_control_characters_are_replaced() -> None:
+    assert printable("a\x1b[31mb\n\x07c") == "a\N{REPLACEMENT CHARACTER}[31mb\n\N{REPLACEMENT CHARACTER}c"
+
+
+def test_tabs_and_spaces_of_any_width_are_text() -> None:
+    kept = "1\N{NO-BREAK SPACE}000\t\N{NARROW NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}"
+    assert printable(kept) == kept
+    assert printable("\N{LINE SEPARATOR}\N{RIGHT-TO-LEFT OVERRIDE}") == 2 * "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_long_line_goes_on_under_its_words() -> None:
+    assert wrapped("model    one two three", 16) == "model    one two\n         three"
+    assert wrapped("short\n\n  and indented", 16) == "short\n\n  and indented"
+
+
+def test_a_path_and_a_command_are_never_broken() -> None:
+    path = "runs/" + "x" * 30
+    assert wrapped(f"model    in {path}", 20).splitlines()[-1].strip() == path
+    command = "python cli.py compare --trained-model runs/a"
+    assert wrapped(f"next     {command}; more", 20).splitlines()[1] == f"         {command};"
+
+
+def test_lines_are_broken_for_a_terminal_and_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    line = "model    " + "word " * 40 + "end"
+    Terminal(json_only=False).say(line)
+    assert capsys.readouterr().out == line + "\n"
+    monkeypatch.setenv("COLUMNS", "80")
+    Terminal(json_only=False).say(line)
+    assert 70 < max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_table_has_no_spaces_at_the_ends_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(json_only=False).table(["run", "loss"], [["a", "1.5"], ["a longer one", ""]])
+    assert [line for line in capsys.readouterr().out.splitlines() if line != line.rstrip()] == []
+
+
+def test_what_was_said_in_full_is_said_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(json_only=False)
+    for _ in range(2):
+        terminal.say_again("all of it", "short")
+    assert capsys.readouterr().out == "all of it\nshort\n"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 answers"), (1, "1 answer"), (1319, "1,319 answers")])
+def test_one_is_not_many(count: int, text: str) -> None:
+    assert counted(count, "answer") == text
+
+
+def test_json_mode_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(json_only=True)
+    terminal.say("for a person [bold]")
+    terminal.result({"a": 1})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"a": 1}
+    assert err == "for a person [bold]\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9.4, "9 s"), (65, "1 min 05 s"), (3720, "1 h 02 min"), (-3, "0 s")])
+def test_times_read_well(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_on_a_terminal_the_bar_and_the_lines_share_one_console() -> None:
+    from rich.console import Console
+
+    terminal = Terminal(json_only=False)
+    out = io.StringIO()
+    terminal.console = Console(file=out, force_terminal=True, width=80)
+    with terminal.progress("update", 300) as steps:
+        terminal.say("plan")
+        steps.advance("loss 3.832  0.3 s, 34 s to go, budget 1 h 59 min", done=32)
+    assert "\r\x1b[2Kplan" in out.getvalue()  # the bar was wiped before the line
+    assert " 32/300" in out.getvalue()  # and has room for its numbers beside a long note
+
+
+def test_a_bar_whose_terminal_is_gone_raises_nothing_at_its_end() -> None:
+    """An error from there would end the run before its model is saved."""
+
+    class Gone(io.StringIO):
+        closed_now = False
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            if self.closed_now:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+        def flush(self) -> None:
+            self.write("")
+
+    terminal = Gone()
+    with Steps("update", 3, Console(file=terminal, force_terminal=True)) as steps:
+        steps.advance("", done=1)
+        terminal.closed_now = True
+        steps.advance("", done=2)
+        steps.resize(5)
+    with pytest.raises(OSError, match="Input/output"):
+        terminal.write("")

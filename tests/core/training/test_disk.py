@@ -1,0 +1,46 @@
+"""How much a save writes, and how long that takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gsm8k_core.models.adapter import LoraSpec, first_values
+from gsm8k_core.training.memory import saved_bytes, write_seconds
+from gsm8k_core.types import StorageError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("disk") / "tiny")
+
+
+def test_a_whole_model_is_four_bytes_a_parameter(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    assert saved_bytes(model, None) == 4 * sum(array.size for array in weights.values())
+
+
+def test_an_adapter_is_its_own_size(model: Path) -> None:
+    spec = LoraSpec(4, 8.0, 0.0, ("q_proj", "v_proj"), False, 0)
+    weights = {
+        name.removesuffix(".weight"): array
+        for name, array in load_file(model / "model.safetensors").items()
+        if name.endswith(("q_proj.weight", "v_proj.weight"))
+    }
+    values = first_values(spec, weights)
+    assert saved_bytes(model, spec) == sum(np.asarray(array).nbytes for array in values.values()) > 0
+
+
+def test_ten_times_as_much_takes_longer(tmp_path: Path) -> None:
+    assert write_seconds(tmp_path, 0) == 0.0
+    assert write_seconds(tmp_path, 1 << 30) > write_seconds(tmp_path, 1 << 20) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="gone"):
+        write_seconds(tmp_path / "gone", 1)

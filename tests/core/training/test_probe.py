@@ -1,0 +1,170 @@
+"""What a probe asks, costs and says, and when the pilot asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS, Probe
+from gsm8k_core.training.pilot import RunPilot
+from gsm8k_core.training.plan import PlanEvent
+from gsm8k_core.types import (
+    Batch,
+    CollapsedError,
+    Completion,
+    DivergedError,
+    Example,
+    Sampling,
+    StepEvent,
+    UpdateStats,
+)
+
+HEALTHY = [*range(5, 37), *range(5, 37)]
+
+END = 2
+ROWS = [Example(f"train-{n}", (*range(10, 20 + n), END, 5), 6) for n in range(PROBE_ROWS)]  # a newline behind the end
+
+
+class Model:
+    """Writes what it is told; the end token of row n has log-probability -n, all else -50."""
+
+    def __init__(self, written: Sequence[int], fails: bool = False) -> None:
+        self.written, self.fails, self.asked = tuple(written), fails, list[Any]()
+
+    def generate(self, prompts: Any, sampling: Sampling, on_token: Any) -> Iterator[tuple[int, Completion]]:
+        self.asked.append((list(prompts), sampling))
+        if self.fails:
+            raise DivergedError("the model's logits are not finite")
+        for index in reversed(range(len(prompts))):
+            yield index, Completion(self.written[: sampling.max_new_tokens], "length")
+
+    def score(self, batch: Batch) -> Any:
+        log_p = np.full((1, batch.tokens.shape[1] - 1), -50.0, np.float32)
+        place = batch.tokens[0].tolist().index(END)
+        log_p[0, place - 1] = -(place - 10)
+        return log_p
+
+
+def look(model: Model, update: int = 25) -> Any:
+    times = iter([10.0, 12.5])
+    return Probe(ROWS, (END,), lambda tokens: "18", lambda: next(times))(update, model)
+
+
+def test_the_probe_asks_a_few_prompts_for_a_few_tokens() -> None:
+    model = Model(HEALTHY)
+    event = look(model)
+    ((prompts, sampling),) = model.asked
+    assert prompts == [row.tokens[:6] for row in ROWS]
+    assert sampling == Sampling(PROBE_TOKENS, PROBE_ROWS)
+    assert (event.name, event.values["update"], event.values["seconds"]) == ("probe", 25, 2.5)
+    assert event.values["warnings"] == []
+    assert event.values["end_probability"] == pytest.approx(np.exp([0.0, -1.0, -2.0, -3.0]).mean())
+
+
+def test_the_probe_warns() -> None:
+    (warning,) = look(Model([7] * 64)).values["warnings"]
+    assert "one token in a row" in warning
+
+
+@pytest.mark.parametrize(("model", "says"), [(Model([0] * 64), "every answer is token 0"), (Model([], True), "logits")])
+def test_the_probe_ends_a_run_that_is_lost(model: Model, says: str) -> None:
+    with pytest.raises(CollapsedError, match=says) as caught:
+        look(model, 50)
+    assert caught.value.update == 50
+    assert str(caught.value).startswith("update 50: probe: ")
+    assert caught.value.exit_code == 5
+
+
+# --- when the pilot asks ------------------------------------------------------------------------------------
+
+
+class Steered:
+    """A run of ten updates of one second each; a probe takes `cost` seconds."""
+
+    def __init__(
+        self, done: int = 0, cost: float = 0.0, lost_at: int = 99, until: float = 1e9, **settings: Any
+    ) -> None:
+        self.now, self.done, self.cost, self.lost_at = float(done), done, cost, lost_at
+        self.told: list[tuple[str, object]] = []
+        self.probed: list[int] = []
+        self.pilot: RunPilot[str] = RunPilot(
+            TrainConfig(**settings),
+            [PlanEvent(0, 10)],
+            emit=self._emit,
+            elapsed=lambda: self.now,
+            interrupted=lambda: self.now >= until,
+            save=self._save,
+            keep_best=self._save,
+            evaluate=None,
+            reserve=0.0,
+            save_reserve=0.0,
+            losses=[1.0] * done,
+            probe=self._probe,
+        )
+
+    def _emit(self, event: StepEvent) -> None:
+        self.told.append((event.name, event.values["update"]))
+
+    def _save(self, update: int, live: str) -> Path:
+        return Path(str(update))
+
+    def _probe(self, update: int, live: str) -> StepEvent:
+        assert live == "weights"
+        self.probed.append(update)
+        self.now += self.cost
+        if update >= self.lost_at:
+            raise CollapsedError("lost", update=update)
+        return StepEvent("probe", {"update": update})
+
+    def run(self) -> Steered:
+        for number in range(self.done + 1, 11):
+            self.now += 1.0
+            if self.pilot.after(UpdateStats(number, 1.0, 10, 16, 2.0, 0.1), "weights").stop:
+                break
+        return self
+
+
+def test_the_probe_comes_when_it_is_due_and_after_the_last_update() -> None:
+    assert Steered(probe_steps=4).run().probed == [4, 8, 10]
+    assert Steered(probe_steps=5).run().probed == [5, 10]
+    assert Steered(probe_steps=0).run().probed == []
+    assert ("probe", 4) in Steered(probe_steps=4).run().told
+
+
+def test_a_run_that_goes_on_is_probed_at_the_same_updates() -> None:
+    assert Steered(done=5, probe_steps=4).run().probed == [8, 10]
+
+
+def test_a_checkpoint_is_looked_at_before_it_is_written() -> None:
+    told = Steered(probe_steps=4, save_steps=4).run().told
+    assert told.index(("probe", 4)) < told.index(("save", 4))
+    lost = Steered(probe_steps=4, save_steps=2, lost_at=4)
+    with pytest.raises(CollapsedError):
+        lost.run()
+    assert [update for name, update in lost.told if name == "save"] == [2]
+
+
+def test_the_probes_seconds_are_no_updates() -> None:
+    made = Steered(probe_steps=2, cost=5.0)
+    seconds: list[object] = []
+    emit = made._emit
+    made.pilot._emit = lambda event: (event.name == "update" and seconds.append(event.values["seconds"]), emit(event))[
+        1
+    ]
+    made.run()
+    assert seconds == [1.0] * 10
+
+
+def test_a_probe_leaves_the_time_that_the_end_needs() -> None:
+    made = Steered(probe_steps=2, cost=3.0, max_time="11").run()
+    assert made.probed == [2, 4]  # at 6 and 8, 12 and 14 seconds are gone with them
+    assert made.now <= 12
+
+
+def test_no_probe_after_a_signal() -> None:
+    assert Steered(probe_steps=2, until=4.0).run().probed == [2]

@@ -1,0 +1,1 @@
+"""`train`: a run begun or gone on with, in a process of its own, segment after segment."""

@@ -1,0 +1,122 @@
+"""`train --dry-run`: what a run would take, from the rows, a formula and one real micro-batch; it leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import read_json
+from gsm8k_core.models.hub import human_size
+from gsm8k_core.problems.batching import fullest
+from gsm8k_core.tracking.terminal import clock, counted
+from gsm8k_core.training.memory import model_of
+from gsm8k_core.training.runs import default_folder
+from gsm8k_core.types import EXIT_OK, StorageError, UsageError
+from verbs import Context, say_choices
+from verbs.train.start import Job, Opened, as_json, new, open_model
+
+
+def dry_run(config: TrainConfig, context: Context) -> int:
+    """The verb, without the training. Raises what would refuse the run."""
+    if config.resume:
+        raise UsageError("--dry-run is for a new run; leave out --resume, or --dry-run to go on")
+    job = new(config, context)
+    before = context.elapsed()
+    opened = open_model(job, context)
+    loading = context.elapsed() - before
+    say_choices(context.terminal, opened.choices)
+    rehearsal = _rehearse(job, opened)
+    time, disk = rehearsal.of(job, opened.tokens, loading), _disk(job)
+    terminal = context.terminal
+    peak = opened.backend.peak_memory()
+    moments = opened.plan.moments if opened.plan else 0
+    terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments are added")
+    terminal.say(rehearsal.line(time, job.config))
+    terminal.say(
+        f"disk     about {human_size(disk['needed'])} ({human_size(disk['model'])} the model, "
+        f"{human_size(disk['checkpoint'])} a checkpoint); {human_size(disk['free'])} free in {disk['folder']}"
+    )
+    terminal.say("dry run  nothing was trained, and no folder was made")
+    terminal.result(
+        {
+            "memory": {**opened.memory(), "measured_with_moments": peak + moments},
+            "time": time,
+            "disk": disk,
+            "rows": {"train": len(job.rows.examples), "dev": job.rows.num_dev, **job.rows.preflight.as_json()},
+            "choices": as_json(opened.choices),
+        }
+    )
+    if disk["needed"] > disk["free"]:
+        raise StorageError(
+            f"{disk['folder']} has {human_size(disk['free'])} free, and the run may need "
+            f"{human_size(disk['needed'])}; give another --output-dir, or --save-total-limit 1"
+        )
+    return EXIT_OK
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """One micro-batch of the longest rows, forward and backward."""
+
+    seconds: float
+    tokens: int  # padded
+
+    def of(self, job: Job, max_tokens: int, loading: float) -> dict[str, Any]:
+        """Seconds of the whole run, its micro-batches' padded tokens at the rate of this one's."""
+        per_epoch = job.total // job.config.num_epochs
+        first = (update for update in job.updates(max_tokens) if update.number <= per_epoch)
+        tokens = job.config.num_epochs * sum(update.num_tokens for update in first)
+        seconds = tokens * self.seconds / self.tokens
+        return {
+            "seconds": seconds,
+            "updates": job.total,
+            "tokens": tokens,
+            "loading": loading,
+            "per_update": seconds / job.total,
+            "budget": job.config.budget_seconds,
+        }
+
+    def line(self, time: dict[str, Any], config: TrainConfig) -> str:
+        """For a person."""
+        room = time["budget"] - time["loading"]
+        epochs = counted(config.num_epochs, "epoch")
+        said = (
+            f"time     about {clock(time['seconds'])} for {counted(time['updates'], 'update')} ({epochs}), by one "
+            f"micro-batch of {self.tokens} padded tokens in {self.seconds:.2f} s; steps and evaluations are added"
+        )
+        if time["seconds"] <= room:
+            return f"{said}; --max-time {config.max_time} is enough"
+        done = config.num_epochs * max(room, 0) / time["seconds"]
+        return f"{said}; --max-time {config.max_time} ends it after about {done:.1f} of {epochs}"
+
+
+def _rehearse(job: Job, opened: Opened) -> Rehearsal:
+    batch = fullest(job.rows.examples, opened.tokens, job.config.update_size)
+    return Rehearsal(opened.backend.rehearse(batch, job.config), batch.tokens.size)
+
+
+def _disk(job: Job) -> dict[str, Any]:
+    """Bytes that the run takes at most: its model, the best one, the checkpoints, and one more while it is written."""
+    config = job.config
+    sizes = model_of(read_json(job.source.folder / "config.json"), config)
+    model = 4 * (sizes.num_trained if config.uses_adapter else sizes.num_parameters) if sizes else _size_of(job)
+    checkpoint = model + 8 * (sizes.num_trained if sizes else model // 4)
+    num_models = (2 if config.eval_steps else 1) + (1 if config.uses_adapter else 0)  # mlx-adapter/ as well
+    num_checkpoints = config.save_total_limit + 1 if config.save_steps else 1
+    folder = config.output_dir or default_folder(config.model)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return {
+        "needed": num_models * model + num_checkpoints * checkpoint,
+        "model": model,
+        "checkpoint": checkpoint,
+        "free": shutil.disk_usage(place).free,
+        "folder": str(place),
+    }
+
+
+def _size_of(job: Job) -> int:
+    folder: Path = job.source.folder
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,0 +1,265 @@
+"""A stretch of a run: a model trained under its pilot, its checkpoints written, until the end, a stop or a failure."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import new_folder, remove_folder
+from gsm8k_core.models.adapter import lora_spec, write_mlx_adapter
+from gsm8k_core.models.folder import end_token_ids, folder_hash
+from gsm8k_core.problems.prompts import decode, load_tokenizer
+from gsm8k_core.tracking.terminal import MetricsFile
+from gsm8k_core.training.checkpoints import prune, write
+from gsm8k_core.training.health import Probe
+from gsm8k_core.training.measure import DevSet, Guard
+from gsm8k_core.training.memory import saved_bytes, write_seconds
+from gsm8k_core.training.pilot import STOP_BUDGET, RunPilot
+from gsm8k_core.training.runs import Run
+from gsm8k_core.types import (
+    CollapsedError,
+    DivergedError,
+    GSM8KError,
+    Outcome,
+    OutOfMemoryError,
+    StepEvent,
+    StorageError,
+)
+from verbs import Context, say_choices
+from verbs.train.recovery import keep, last_good, name_newest, opened_guard, recover
+from verbs.train.start import Job, Opened, as_json, open_model
+from verbs.train.words import Narrator, say_plan
+
+END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
+DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
+KNOWN_UPDATES = 2000  # a third of a second
+MEASURED = ("eval_problems", "eval_max_new_tokens")
+MOMENTS = 3  # a checkpoint holds what is trained three times: itself and two moments
+
+
+@dataclass(slots=True)
+class Segment:
+    """A stretch of a run: from the start or a checkpoint to the end, a stop or a failure."""
+
+    job: Job
+    opened: Opened
+    run: Run
+    context: Context
+    sinks: Any
+    interrupted: Callable[[], bool]
+    pilot: RunPilot[Any] | None = None  # from the start of its training on
+    changed: bool = False  # whether it begins with a change that a failure asked for
+
+    def elapsed(self) -> float:
+        """Seconds of the whole run."""
+        return self.job.seconds + self.context.elapsed()
+
+    def train_on(self) -> tuple[Outcome, RunPilot[Any]]:
+        """Segment after segment, until one ends well or nothing is left to try; then this is that one."""
+        while True:
+            try:
+                return self.train()
+            except (DivergedError, OutOfMemoryError) as error:
+                # Its frames hold what filled the memory.
+                failure: GSM8KError = error.with_traceback(None)
+                failure.__context__ = failure.__cause__ = None
+            self._recover(failure)
+
+    def _recover(self, error: GSM8KError) -> None:
+        """Become the next segment. Raises `error` when nothing is left to try."""
+        pilot, terminal = self.pilot, self.context.terminal
+        if pilot is None:  # it came before the first update could
+            raise error
+        live, done = self.opened.backend, len(pilot.losses)
+        if isinstance(error, CollapsedError):  # its weights are numbers, and no lower rate mends them
+            name_newest(self.run, terminal.say)
+            raise error
+        try:
+            self.job = recover(
+                error,
+                self.job,
+                self.run,
+                done,
+                self.opened.tokens,
+                lambda: keep(live, done, lambda: self._save(done, live), terminal.say),
+                terminal.say,
+            )
+        except DivergedError:
+            last_good(self.run, live, done, self.save_model, terminal.say)
+            raise
+        except OutOfMemoryError:
+            self.context.link.tell(final=True)  # it was one row at a time
+            raise
+        live.close()
+        # Measured, or found out, once in a run.
+        dtype = {"dtype": self.opened.choices["dtype"].name}
+        batches = self.job.batches or self.opened.choices["batches"]
+        self.job = replace(self.job, config=self.job.config.model_copy(update=dtype), batches=batches)
+        self.opened, self.pilot, self.changed = open_model(self.job, self.context), None, True
+        self.run.record(choices=as_json(self.opened.choices))
+
+    def train(self) -> tuple[Outcome, RunPilot[Any]]:
+        """One segment."""
+        job, config, terminal = self.job, self.job.config, self.context.terminal
+        self._prepare_base()
+        say_plan(job, self.run.folder, terminal)
+        dev = self._dev_set()
+        guard = opened_guard(job, self.run, dev, self.opened.backend, self.elapsed(), self.interrupted, terminal)
+        metrics = MetricsFile(self.run.metrics)
+        with terminal.progress("update", job.events[-1].total) as steps:
+            narrator = Narrator(job, steps, terminal)
+
+            def emit(event: StepEvent) -> None:
+                metrics(event)
+                self.sinks.event(event)
+                narrator(event)
+
+            self.pilot = pilot = self._pilot(emit, dev, guard)
+            self._record_plan(pilot)
+            values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
+            emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
+            if self.changed:
+                emit(StepEvent("adjust", job.adjustments[-1].as_json()))
+            state = job.checkpoint.state() if job.checkpoint else None
+            try:
+                # Without time for another update, the checkpoint's weights become the model.
+                spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
+                updates = iter(()) if spent else job.updates(self.opened.tokens)
+                outcome = self.opened.backend.train(updates, self._trained_config(), pilot, state)
+                outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
+                emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
+            except GSM8KError as error:
+                with suppress(StorageError):  # which may be the very error
+                    emit(StepEvent("failed", {"reason": str(error), "elapsed": self.elapsed()}))
+                raise
+            finally:
+                metrics.close()
+        self._record_plan(pilot)
+        self._note_choices()
+        return outcome, pilot
+
+    def _note_choices(self) -> None:
+        """Say and keep what the backend chose, or counted, while it trained."""
+        found = self.opened.backend.choices
+        changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
+        say_choices(self.context.terminal, changed)
+        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory())
+
+    def save_model(self) -> None:
+        """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
+        backend, spec = self.opened.backend, lora_spec(self.job.config)
+        self.run.replace(self.run.model, backend.save)
+        if spec is not None:
+            values, base = backend.state().parameters, self._trained_config().model
+            self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
+
+    def _prepare_base(self) -> None:
+        source, base = self.opened.quantized, self.run.base
+        if source is not None and source != base:
+            if base.exists():  # a kill came before it was noted
+                remove_folder(base)
+            with new_folder(base) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+            self.run.record(base={"hash": folder_hash(base), "made_by": "mlx-lm", "folder": base.name})
+
+    def _trained_config(self) -> TrainConfig:
+        """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
+        base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
+        return self.job.config.model_copy(update={"model": base, "micro_batch_tokens": str(self.opened.tokens)})
+
+    def _record_plan(self, pilot: RunPilot[Any]) -> None:
+        """The plan as it now is, with every change of it."""
+        config = self.job.config
+        self.run.record(
+            plan={
+                "updates": pilot.total,
+                "asked": pilot.asked,
+                "update_size": config.update_size,
+                "budget_seconds": config.budget_seconds,
+                "events": [event.as_json() for event in pilot.events],
+            }
+        )
+
+    def _pilot(self, emit: Callable[[StepEvent], None], dev: DevSet | None, guard: Guard) -> RunPilot[Any]:
+        job, config = self.job, self.job.config
+        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(config)))
+
+        def keep_best(update: int, live: Any) -> Path:
+            self.run.replace(self.run.best, live.save)
+            self.run.record(best={"update": update})
+            return self.run.best
+
+        # The padded tokens of so many updates are known beforehand; the others are taken for average.
+        tokens = list(islice(job.tokens(self.opened.tokens), KNOWN_UPDATES))
+        pilot: RunPilot[Any] = RunPilot(
+            config,
+            job.events,
+            emit=emit,
+            elapsed=self.elapsed,
+            interrupted=self.interrupted,
+            save=self._save,
+            keep_best=keep_best,
+            evaluate=dev.measure if dev else None,
+            reserve=writing + END_SECONDS + self.sinks.reserve,
+            save_reserve=MOMENTS * writing,
+            losses=job.checkpoint.losses if job.checkpoint else (),
+            best=self._best(),
+            probe=self._probe(),
+            tokens=tokens,
+            guard=guard,
+            answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
+            slept=lambda: self.context.elapsed.slept,
+        )
+        return pilot
+
+    def _save(self, update: int, live: Any) -> Path:
+        """A checkpoint of the weights after `update`."""
+        job, pilot = self.job, self.pilot
+        assert pilot is not None  # it is the pilot who asks
+        kept, config = pilot.as_json(), job.config.model_dump(mode="json")
+        folder = write(
+            self.run.checkpoints,
+            live,
+            update=update,
+            elapsed=self.elapsed(),
+            events=kept["events"],
+            losses=kept["losses"],
+            facts={"best": kept["best"], "guard": kept["guard"], "hashes": dict(job.hashes), "config": config},
+        )
+        prune(self.run.checkpoints, job.config.save_total_limit)
+        return folder
+
+    def _best(self) -> Mapping[str, Any] | None:
+        """The best so far, where best/ still holds it and it was measured on the same problems."""
+        facts = self.job.checkpoint.facts if self.job.checkpoint else {}
+        best, before = facts.get("best"), facts.get("config", {})
+        same = all(before.get(name) == getattr(self.job.config, name) for name in MEASURED)
+        held = (self.run.manifest.get("best") or {}).get("update")
+        return best if best and same and held == best["update"] and self.run.best.is_dir() else None
+
+    def _probe(self) -> Probe | None:
+        rows, folder = self.job.rows.probed, self.job.source.folder
+        return Probe(rows, end_token_ids(folder), partial(decode, load_tokenizer(folder))) if rows else None
+
+    def _dev_set(self) -> DevSet | None:
+        config, pairs = self.job.config, self.job.rows.dev
+        if not pairs:
+            if config.eval_steps:
+                self.context.terminal.say("dev      these rows have no dev split, so --eval-steps measures nothing")
+            return None
+        tokenizer = load_tokenizer(self.job.source.folder)
+        return DevSet(
+            [example for _, example in pairs],
+            [problem for problem, _ in pairs],
+            partial(decode, tokenizer),
+            batch_size=config.batch_size,
+            eval_batch_size=min(len(pairs), DEV_BATCH),
+            max_new_tokens=config.eval_max_new_tokens,
+        )

@@ -1,0 +1,114 @@
+"""`train`: problems and a model in, a run folder with a trained model out."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import replace
+from typing import Any
+
+from gsm8k_core.clock import kept_awake
+from gsm8k_core.config.train import EMBEDDED_MODEL, TrainConfig
+from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.tracking.feed import open_sinks
+from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
+from gsm8k_core.training.runs import Run
+from gsm8k_core.types import (
+    EXIT_OK,
+    EXIT_STOPPED,
+    GSM8KError,
+    Outcome,
+    UsageError,
+)
+from verbs import Context, say_choices
+from verbs.demo import banner
+from verbs.train.dry_run import dry_run
+from verbs.train.recovery import note_smaller
+from verbs.train.segment import Segment
+from verbs.train.signals import stopping
+from verbs.train.start import new, open_model, resumed
+from verbs.train.words import say_outcome
+
+
+def run(config: TrainConfig, context: Context) -> int:
+    """The verb."""
+    _refuse_launcher()
+    if config.dry_run:
+        return dry_run(config, context)
+    job = resumed(config, context) if config.resume else new(config, context)
+    if job is None:
+        return EXIT_OK
+    link = context.link
+    before = job.seconds if link.seconds is None else link.seconds
+    job = replace(job, seconds=before + link.before, shrink=link.killed_by)
+    with stopping() as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
+        opened = open_model(job, context)
+        say_choices(context.terminal, opened.choices)
+        claimed = job.claim(opened.choices)
+        flags = _repeated(job.config)
+        link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
+        if link.killed_by:
+            job = note_smaller(job, claimed, opened.tokens, link.killed_by)
+        try:
+            with open_sinks(job.config, claimed, context.terminal.say) as sinks:
+                segment = Segment(
+                    job,
+                    opened,
+                    claimed,
+                    context,
+                    sinks,
+                    lambda: stopped() or link.parent_is_gone(),
+                    changed=bool(link.killed_by),
+                )
+                outcome, pilot = segment.train_on()
+                if outcome.reason == STOP_INTERRUPTED:
+                    context.terminal.say("stopping: the model is being saved; another signal quits at once")
+                segment.save_model()
+            result = _record_outcome(claimed, outcome, pilot, segment.elapsed())
+        except (SystemExit, KeyboardInterrupt):
+            claimed.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
+            claimed.record(status="failed", outcome={"reason": reason})
+            raise
+        finally:
+            claimed.release()
+    say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
+    if job.source.choice.name == EMBEDDED_MODEL:
+        banner(context.terminal, job.reason)
+    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
+
+
+def _repeated(config: TrainConfig) -> list[str]:
+    """The flags that are for the command line and not for the run: a process that goes on with it gets them again."""
+    return [name for name, given in (("--json", config.json_), ("--verbose", config.verbose)) if given]
+
+
+def _refuse_launcher() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("a run uses one process here; start it without accelerate launch or torchrun (WORLD_SIZE > 1)")
+
+
+def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: float) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "reason": outcome.reason,
+        "updates": len(pilot.losses),
+        "seconds": elapsed,
+        "first_loss": pilot.losses[0],
+        "last_loss": pilot.losses[-1],
+        "first_four": _mean(pilot.losses[:4]),
+        "last_four": _mean(pilot.losses[-4:]),
+    }
+    if run.manifest["config"].get("guard_problems"):
+        result["guard"] = pilot.guard.outcome()
+    if pilot.best is not None:
+        update, best = pilot.best
+        result["best"] = {"update": update, "accuracy": best.accuracy, "loss": best.loss, "folder": str(run.best)}
+    run.record(status="done" if outcome.reason == "done" else "stopped", outcome=result)
+    return result
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)

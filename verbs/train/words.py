@@ -1,0 +1,128 @@
+"""What `train` says: its plan, its progress, its end."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
+from gsm8k_core.training import measure
+from gsm8k_core.training.pilot import STOP_BUDGET, STOP_INTERRUPTED
+from gsm8k_core.types import StepEvent
+from verbs.train.start import Job
+
+ROSE = 1.5  # times the first loss: updates are of unlike rows, but not that unlike
+SAID_AGAIN = 0.05  # a change of the plan below this share of it is recorded, and makes no line
+
+
+def say_plan(job: Job, folder: Path, terminal: Terminal) -> None:
+    """What will be done, before anything is."""
+    config = job.config
+    what = "" if config.method == "full" else f", {config.method} of rank {config.lora_rank}"
+    after = f" after the first {job.done}" if job.done else ""
+    terminal.say(
+        f"plan     {counted(job.events[-1].total, 'update')} of {counted(config.update_size, 'row')}{after}, "
+        f"{counted(config.num_epochs, 'epoch')}{what}, "
+        f"rate {config.learning_rate:g}, at most {clock(config.budget_seconds)}; folder {folder}"
+    )
+    if (seconds := seconds_downloading()) >= 1:
+        terminal.say(f"clock    the {clock(seconds)} of downloading are not counted in the budget")
+
+
+class Narrator:
+    """Turns a run's events into lines and the progress bar."""
+
+    def __init__(self, job: Job, steps: Steps, terminal: Terminal) -> None:
+        self._job, self._steps, self._terminal = job, steps, terminal
+        self._said = job.events[-1].total  # the plan that was last said
+        self._budget = job.config.budget_seconds
+
+    def __call__(self, event: StepEvent) -> None:
+        values: Any = event.values
+        if event.name == "update":
+            left = clock(self._budget - values["elapsed"])
+            note = f"loss {values['loss']:.3f}  {values['seconds']:.1f} s, {clock(values['eta'])} to go, budget {left}"
+            self._steps.advance(note, done=values["update"])
+        elif line := self._line(event.name, values):
+            self._terminal.say(line)
+
+    def _line(self, name: str, values: Any) -> str:
+        if name == "dev":
+            return (
+                f"dev      update {values['update']}: loss {values['loss']:.3f}, {values['correct']} of "
+                f"{values['problems']} right, {values['stopped']} ended by themselves ({values['seconds']:.0f} s)"
+            )
+        if name == "probe":
+            return "\n".join(f"health   update {values['update']}: {warning}" for warning in values["warnings"])
+        if name in ("dev_skipped", "guard_skipped"):
+            what = name.removesuffix("_skipped")
+            return f"{what:<8} update {values['update']}: not measured ({values['reason']})"
+        if name == "guard":
+            return measure.event_line(values)
+        if name == "slept":
+            left = clock(values["left"])
+            return f"clock    the machine slept for {clock(values['seconds'])}; the budget counts that: {left} are left"
+        return self._plan(name, values) if name in ("estimate", "plan") else ""
+
+    def _plan(self, name: str, values: Any) -> str:
+        total, asked = values["total"], values["asked"]
+        self._steps.resize(total)
+        ends = f"the budget ends after {self._epochs(total)} ({counted(total, 'update')})"
+        if name == "estimate":
+            self._said = total
+            if total == asked:  # not even the next update fits, or all of them do
+                ends = "the budget is enough" if values["seconds"] <= self._budget else "the budget ends before that"
+            epochs, rows = self._job.config.num_epochs, len(self._job.rows.examples)
+            return (
+                f"plan     {counted(rows, 'example')}, {counted(epochs, 'epoch')} {'needs' if epochs == 1 else 'need'} "
+                f"about {clock(values['seconds'])} on this machine; {ends}"
+            )
+        if abs(total - self._said) < SAID_AGAIN * self._said:
+            return ""
+        how = "slower" if total < self._said else "faster"
+        self._said = total
+        return f"plan     updates are {how} than thought: {'all of them fit' if total == asked else ends}"
+
+    def _epochs(self, total: int) -> str:
+        return f"{total * self._job.config.num_epochs / self._job.total:.1f} epochs"
+
+
+def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[str, Any], terminal: Terminal) -> None:
+    """How it ended, what was left, and what to type next."""
+    why = {
+        STOP_BUDGET: f"ended by the time budget ({job.config.max_time})",
+        STOP_INTERRUPTED: "stopped by a signal",
+    }.get(result["reason"], "done")
+    enough = result["updates"] >= 8
+    first, last = ("first_four", "last_four") if enough else ("first_loss", "last_loss")
+    terminal.say(
+        f"{why} after {counted(result['updates'], 'update')} in {clock(result['seconds'])}: "
+        f"loss {result[first]:.3f} -> {result[last]:.3f}{' (means of four)' if enough else ''}; model in {model}"
+    )
+    if result["last_loss"] > ROSE * result["first_loss"]:
+        began, ended = (f"{result[name]:.3f}" for name in ("first_loss", "last_loss"))
+        terminal.say(f"loss     from {began} to {ended}: training has damaged the model; try a lower --learning-rate")
+    if (found := result.get("best")) and found["update"] != result["updates"]:
+        terminal.say(f"best     on the dev split after update {found['update']} ({found['accuracy']:.0%}): {best}")
+    _say_guard(job, model, result, terminal)
+    if result["reason"] != "done":
+        more = ["--max-time", f"{int(2 * result['seconds'] / 60) + 1}m"] if result["reason"] == STOP_BUDGET else []
+        terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder), *more])}")
+    follow = shlex.join(
+        ["python", "cli.py", "compare", "--base-model", job.config.model, "--trained-model", str(folder)]
+    )
+    terminal.say(f"next     {follow}")
+    terminal.result({"run": str(folder), "model": str(model), "next": follow, **result})
+
+
+def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal) -> None:
+    """Where the trained model was not better: that, and what to try."""
+    config, found = job.config, (result.get("guard") or {})
+    if found.get("end") is None or found["verdict"] == measure.BETTER:
+        return
+    terminal.say(measure.end_line(found["verdict"], config.model, str(model)))
+    terminal.say(
+        measure.advice(found["verdict"], adapter=config.uses_adapter, rate=config.learning_rate, budget=config.max_time)
+    )
