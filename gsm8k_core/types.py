@@ -164,7 +164,8 @@ class Batch:
     def at_targets(self, scores_BT: FloatArray) -> FloatArray:
         """Of what `score` returns, (B, T-1), the values of the targets, (N,), in their order."""
         row_N, before_N = divmod(self.targets().positions_N, self.labels.shape[1])
-        return scores_BT[row_N, before_N]
+        picked_N: FloatArray = scores_BT[row_N, before_N]
+        return picked_N
 
     @property
     def num_targets(self) -> int:

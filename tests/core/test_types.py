@@ -1,10 +1,10 @@
-"""The mask of the loss, on batches that can be read: which labels are targets, where each is predicted, what it weighs."""
+"""The mask of the loss, on batches that can be read: which labels are targets, what predicts each, what it weighs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gsm8k_core.types import IGNORE_INDEX, Batch, Update
+from gsm8k_core.types import IGNORE_INDEX, Batch, Targets, Update
 
 NO = IGNORE_INDEX
 # Two rows of four tokens. The first has two targets behind a prompt of two, the second one target and padding.
@@ -12,16 +12,16 @@ TOKENS = np.array([[7, 8, 5, 1], [9, 6, 0, 0]], np.int32)
 LABELS = np.array([[NO, NO, 5, 1], [NO, 6, NO, NO]], np.int32)
 
 
+def dtypes(targets: Targets) -> list[str]:
+    return [str(part.dtype) for part in (targets.positions_N, targets.targets_N, targets.weights_N)]
+
+
 def test_a_target_is_predicted_by_the_position_before_it() -> None:
     targets = Batch(TOKENS, LABELS).targets()
     assert targets.positions_N.tolist() == [1, 2, 4]  # of the 2 x 4 positions, row by row
     assert targets.targets_N.tolist() == [5, 1, 6]
     assert targets.weights_N.tolist() == [1, 1, 1]
-    assert (targets.positions_N.dtype, targets.targets_N.dtype, targets.weights_N.dtype) == (
-        "int32",
-        "int32",
-        "float32",
-    )
+    assert dtypes(targets) == ["int32", "int32", "float32"]
 
 
 def test_a_weight_is_its_target_s() -> None:
@@ -47,11 +47,7 @@ def test_where_everything_is_masked_there_are_none() -> None:
     batch = Batch(TOKENS, np.full_like(LABELS, NO))
     targets = batch.targets()
     assert [part.shape for part in (targets.positions_N, targets.targets_N, targets.weights_N)] == [(0,)] * 3
-    assert (targets.positions_N.dtype, targets.targets_N.dtype, targets.weights_N.dtype) == (
-        "int32",
-        "int32",
-        "float32",
-    )
+    assert dtypes(targets) == ["int32", "int32", "float32"]
     assert batch.num_targets == Update(1, 0, (), (batch,)).num_targets == 0
 
 
