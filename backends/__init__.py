@@ -94,14 +94,19 @@ def choose(machine: Machine) -> Choice:
     return Choice("mlx", f"Apple Silicon with macOS {machine.macos[0]}.{machine.macos[1]} and mlx installed")
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError for a backend that does not exist."""
+    if name not in ("auto", *PROVIDERS):
+        raise UsageError(f"--backend {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
+
+
 def resolve(name: str) -> Choice:
     """The backend for `--backend name`; what was asked for and is not there is an error, never a fallback.
 
     Raises UsageError for an unknown name, PreflightError for one whose packages are missing.
     """
+    check_name(name)
     choice = choose(detect()) if name == "auto" else Choice(name, f"--backend {name}")
-    if choice.name not in PROVIDERS:
-        raise UsageError(f"--backend {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
     if not installed(choice.name):
         provider = PROVIDERS[choice.name]
         missing = [package for package in provider.packages if importlib.util.find_spec(package) is None]
