@@ -1,4 +1,4 @@
-"""The loss of base.py in MLX.
+"""The loss of gsm8k_core/backend.py in MLX.
 
 Axes: B rows, T tokens, N targets, H hidden, V vocabulary.
 """

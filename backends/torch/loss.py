@@ -1,4 +1,4 @@
-"""The loss of base.py in PyTorch.
+"""The loss of gsm8k_core/backend.py in PyTorch.
 
 Head, loss and their gradient are one step: while a chunk's logits are there, what they give to the hidden states
 and to the head's weight is taken, and the logits go. So none is kept for the backward pass, and none computed twice.

@@ -122,7 +122,7 @@ class _Stream(IterableDataset[Any]):
 
 
 class UpdateTrainer(Trainer):
-    """A Trainer whose step is one update of base.py."""
+    """A Trainer whose step is one update of gsm8k_core/backend.py."""
 
     def __init__(
         self,
