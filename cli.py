@@ -121,10 +121,13 @@ def _fail(message: str, code: int, verbose: bool) -> int:
 
 def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
+    import backends
     from gsm8k_core.tracking.terminal import Terminal
     from verbs import Context, process_clock
     from verbs.train.link import take_link
 
+    if (asked := getattr(config, "backend", None)) is not None:
+        backends.check_name(asked)  # before anything is read
     with _true_stdout(config.json_) as out:
         context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock(), take_link())
         return int(importlib.import_module(VERBS[verb][1]).run(config, context))

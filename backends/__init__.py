@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
@@ -18,19 +18,24 @@ if TYPE_CHECKING:
     from gsm8k_core.backend import Backend
     from gsm8k_core.training.memory import DeviceMemory
 
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One backend: the folder of its name here, and what must be importable for it. `install` gets that."""
+
+    packages: tuple[str, ...]
+    install: str
+
+
 PROVIDERS = {
-    "mlx": "backends.mlx.backend:open_backend",
-    "torch": "backends.torch.backend:open_backend",
+    "mlx": Provider(
+        ("mlx", "mlx_lm"),
+        "pip install -e '.[mlx-cpu]' (Linux; '.[mlx-cuda]' with an NVIDIA GPU), pip install -e . (Apple Silicon)",
+    ),
+    "torch": Provider(("torch", "transformers", "accelerate"), "pip install -e ."),
 }
 
-QUANTIZER = "backends.mlx.quantize:quantize_folder"  # the 4-bit layout is mlx-lm's
-
-# What must be importable for a provider, and how to get it where it is missing.
-REQUIRES = {"mlx": ("mlx", "mlx_lm"), "torch": ("torch", "transformers", "accelerate")}
-INSTALL = {
-    "mlx": "pip install -e '.[mlx-cpu]' (Linux; '.[mlx-cuda]' with an NVIDIA GPU), pip install -e . (Apple Silicon)",
-    "torch": "pip install -e .",
-}
+QUANTIZER = "mlx"  # whose adapter.py writes 4-bit weights: their layout is mlx-lm's
 MINIMUM_MACOS = (14, 0)  # the oldest macOS that MLX's wheels are built for
 
 
@@ -48,7 +53,7 @@ class Machine:
 
 def installed(name: str) -> bool:
     """Whether the packages of a provider are there. Looked up, not imported."""
-    return all(importlib.util.find_spec(package) is not None for package in REQUIRES[name])
+    return all(importlib.util.find_spec(package) is not None for package in PROVIDERS[name].packages)
 
 
 def _is_rosetta() -> bool:
@@ -89,20 +94,31 @@ def choose(machine: Machine) -> Choice:
     return Choice("mlx", f"Apple Silicon with macOS {machine.macos[0]}.{machine.macos[1]} and mlx installed")
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError for a backend that does not exist."""
+    if name not in ("auto", *PROVIDERS):
+        raise UsageError(f"--backend {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
+
+
 def resolve(name: str) -> Choice:
     """The backend for `--backend name`; what was asked for and is not there is an error, never a fallback.
 
     Raises UsageError for an unknown name, PreflightError for one whose packages are missing.
     """
+    check_name(name)
     choice = choose(detect()) if name == "auto" else Choice(name, f"--backend {name}")
-    if choice.name not in PROVIDERS:
-        raise UsageError(f"--backend {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
     if not installed(choice.name):
-        missing = [package for package in REQUIRES[choice.name] if importlib.util.find_spec(package) is None]
+        provider = PROVIDERS[choice.name]
+        missing = [package for package in provider.packages if importlib.util.find_spec(package) is None]
         raise PreflightError(
-            f"backend {choice.name} needs {' and '.join(missing)}, not installed here; {INSTALL[choice.name]}"
+            f"backend {choice.name} needs {' and '.join(missing)}, not installed here; {provider.install}"
         )
     return choice
+
+
+def _module(name: str, file: str) -> Any:
+    """A file of a backend, under the same name in each."""
+    return importlib.import_module(f"{__name__}.{name}.{file}")
 
 
 def check(name: str, device: str, dtype: str, method: str) -> None:
@@ -110,7 +126,8 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
 
     Raises PreflightError for a device, a dtype or a method that is not there.
     """
-    module = importlib.import_module(PROVIDERS[name].split(":")[0])
+    _module(name, "backend")  # all of it: a damaged package shows here, too
+    module = _module(name, "device")
     methods = module.CAPABILITIES.methods
     if method not in methods:
         raise PreflightError(
@@ -120,36 +137,38 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
     module.check(device, dtype)
 
 
+def left_open(own: Mapping[str, str], given: Mapping[str, str]) -> Mapping[str, str]:
+    """A backend's own variables where nobody has set one of them, else none: they have to fit one another."""
+    return {} if own.keys() & given.keys() else own
+
+
 def environment(system: str, given: Mapping[str, str]) -> dict[str, str]:
     """What has to be in a process's environment before a framework starts there; nothing that a person has set.
 
-    `system` as in sys.platform, `given` the environment now. One variable of a backend's own takes all of its away:
-    they have to fit one another.
+    `system` as in sys.platform, `given` the environment now.
     """
     if system != "darwin":
         return {}
-    every = [importlib.import_module(f"backends.{name}.environment").DARWIN for name in PROVIDERS]
-    return {name: value for one in every if not one.keys() & given.keys() for name, value in one.items()}
+    given = dict(given)  # as it was: a backend's package settles this process's own when it is imported
+    every = [left_open(importlib.import_module(f"{__name__}.{name}").DARWIN, given) for name in PROVIDERS]
+    return {name: value for own in every for name, value in own.items()}
 
 
 def device_memory(name: str, device: str) -> DeviceMemory:
     """What training costs on a backend's device, and what that has. Imports the framework."""
-    importlib.import_module(PROVIDERS[name].split(":")[0])  # first: it chooses what the framework starts with
-    return cast("DeviceMemory", importlib.import_module(f"backends.{name}.memory").device_memory(device))
+    return cast("DeviceMemory", _module(name, "memory").device_memory(device))
 
 
 def opens_quantized(name: str) -> bool:
     """Whether a backend computes with 4-bit weights itself; the others take their de-quantised copy."""
-    return "qlora" in importlib.import_module(PROVIDERS[name].split(":")[0]).CAPABILITIES.methods
+    return "qlora" in _module(name, "device").CAPABILITIES.methods
 
 
 def quantize(folder: Path, directory: Path) -> None:
     """Write `directory` (new): the model in `folder` with 4-bit weights. Raises DataError where none can be."""
-    module, function = QUANTIZER.split(":")
-    getattr(importlib.import_module(module), function)(folder, directory)
+    _module(QUANTIZER, "adapter").quantize_folder(folder, directory)
 
 
 def open(name: str, folder: Path, device: str = "auto", dtype: str = "auto") -> Backend:
     """Load the model in `folder` on a backend. Raises PreflightError for a device or dtype it does not have."""
-    module, function = PROVIDERS[name].split(":")
-    return cast("Backend", getattr(importlib.import_module(module), function)(folder, device, dtype))
+    return cast("Backend", _module(name, "backend").open_backend(folder, device, dtype))

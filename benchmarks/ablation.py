@@ -62,9 +62,7 @@ def all_logits_torch(job: TrainJob) -> Patches:
 
     from backends.torch.loss import LossModel
 
-    def forward(
-        self: Any, tokens_BT: Any, positions_N: Any, targets_N: Any, weights_N: Any = None, scale: float = 1.0
-    ) -> Any:
+    def forward(self: Any, tokens_BT: Any, positions_N: Any, targets_N: Any, weights_N: Any, scale: float = 1.0) -> Any:
         labels = tokens_BT.new_full((tokens_BT.numel(),), IGNORE_INDEX).index_copy_(0, positions_N, targets_N)
         logits_BTV = self.model(**self._inputs(tokens_BT), use_cache=False).logits
         return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels, reduction="sum") * scale
@@ -256,7 +254,7 @@ def parts_of(job: TrainJob) -> list[str]:
 def run_without(path: Path, part: str) -> None:
     """The child: train as benchmark's contender does, without this part."""
     job = TrainJob.model_validate_json(path.read_bytes())
-    importlib.import_module(f"backends.{job.framework}.backend")  # it loads the BLAS, which has to be there before mlx
+    importlib.import_module(f"backends.{job.framework}")  # what has to be settled before the framework starts
     removed = parts_of(job) if part == NONE else [] if part == ALL else [part]
     with ExitStack() as stack:
         for name in removed:  # entered one by one: the next one may wrap what this one put there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, the checkout is not
+
+from benchmarks.job import Row, TrainJob, TrainSample
+from gsm8k_core.training.memory import peak_rss
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # a script's own folder is on the path, the checkout is not
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.job import Row, TrainJob, TrainSample  # noqa: E402
-from gsm8k_core.training.memory import peak_rss  # noqa: E402
-
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
 GEMM_ROUNDS = 8
 
@@ -38,11 +38,10 @@ class MlxDevice:
     """MLX, with the BLAS that our backend loads: the same under every contender."""
 
     def __init__(self, device: str, dtype: str) -> None:
-        from backends.mlx import blas  # here, not above: it has to come before mlx
-
-        self.blas, self.compiler = blas.preload(), blas.compiler()
+        settled: Any = importlib.import_module("backends.mlx")  # before mlx: it chooses the BLAS
         import mlx.core as mx
 
+        self.blas, self.compiler = settled.BLAS, settled.COMPILER
         self.mx, self.dtype, self.is_cpu = mx, getattr(mx, dtype), device == "cpu"
         mx.set_default_device(mx.cpu if self.is_cpu else mx.gpu)
         mx.reset_peak_memory()

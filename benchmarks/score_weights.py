@@ -18,7 +18,6 @@ from gsm8k_core.models.adapter import PEFT_PREFIX, A, B
 from gsm8k_core.models.folder import weight_files, write_model_folder
 from gsm8k_core.models.quantized import read_tensors
 from gsm8k_core.problems.batching import pad
-from gsm8k_core.types import IGNORE_INDEX
 
 BATCH = 4
 
@@ -32,9 +31,8 @@ def main(path: Path) -> None:
         total, count = 0.0, 0
         for start in range(0, len(examples), BATCH):
             batch = pad(examples[start : start + BATCH])
-            is_target = batch.labels[:, 1:] != IGNORE_INDEX
-            total -= math.fsum(backend.score(batch)[is_target].astype(np.float64))
-            count += int(is_target.sum())
+            total -= math.fsum(batch.at_targets(backend.score(batch)).astype(np.float64))
+            count += batch.num_targets
     write_bytes(job.out, Score(nll_sum=total, num_targets=count).model_dump_json().encode())
 
 

@@ -9,7 +9,7 @@ not IGNORE_INDEX; it is predicted from the positions before it. The loss of an u
     minus the sum, over all targets of all its micro-batches, of weight x log p(target | tokens before it),
     divided once by the number of its targets.
 
-It is never a mean of means. The mask is `labels[:, 1:] != IGNORE_INDEX`, and no length is ever computed.
+It is never a mean of means. Which positions count is said by `Batch.targets`, and no length is ever computed.
 Rows are padded on the right, so causal attention needs no padding mask. Log-probabilities are taken in
 float32 whatever the compute precision is.
 
@@ -62,72 +62,11 @@ class Capabilities:
 
 
 def ignore_token(index: int, token: int) -> None:
-    """The default of `Backend.generate`: nobody listens."""
+    """The default of `generate`: nobody listens."""
 
 
-class Live(Protocol):
-    """The weights in training, between two updates. `generate`, `score` and `save` are those of Backend."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        on_token: OnToken = ignore_token,
-        keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]: ...
-
-    def score(self, batch: Batch) -> FloatArray: ...
-
-    def save(self, directory: Path) -> None: ...
-
-    def state(self) -> TrainState:
-        """What another backend needs to go on from here. The arrays are valid until the next update.
-
-        Raises DivergedError when any of it is not finite.
-        """
-        ...
-
-
-class Pilot(Protocol):
-    """The run's decision maker; implemented once, in core."""
-
-    def rate(self, update: int) -> float:
-        """The learning rate of update number `update` (from 1)."""
-        ...
-
-    def after(self, stats: UpdateStats, live: Live) -> Orders:
-        """Called once after each update, on the host; `live` offers the weights as they now are."""
-        ...
-
-
-class Backend(Protocol):
-    """One model, loaded on one device."""
-
-    name: str
-    capabilities: Capabilities
-
-    @property
-    def choices(self) -> dict[str, Choice]:
-        """What was chosen on loading ("device", "dtype", ...), each with its reason."""
-        ...
-
-    @property
-    def micro_batch_tokens(self) -> Choice:
-        """How many padded tokens in a micro-batch the device is fast with: a whole number, and why."""
-        ...
-
-    def train(
-        self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
-    ) -> Outcome:
-        """Run one segment: each update once, in order, until they end or the pilot orders a stop.
-
-        With `resume`, weights and moments are set to it first, whichever backend made it, and `updates` begin
-        after it. An adapter method gives the model its adapter here, drawn by gsm8k_core.models.adapter.
-
-        Raises DivergedError when loss, gradient or weights are not finite: the step is not applied, and `state()` is
-        that after the update before. Raises OutOfMemoryError, and DataError for a `resume` that does not fit.
-        """
-        ...
+class Weights(Protocol):
+    """The weights as they are now, and what can be asked of them."""
 
     def generate(
         self,
@@ -153,6 +92,59 @@ class Backend(Protocol):
 
         With an adapter, the folder is one in PEFT's layout, and holds the adapter alone. Raises DivergedError, before
         anything is written, when a weight is not finite.
+        """
+        ...
+
+
+class Live(Weights, Protocol):
+    """The weights in training, between two updates."""
+
+    def state(self) -> TrainState:
+        """What another backend needs to go on from here. The arrays are valid until the next update.
+
+        Raises DivergedError when any of it is not finite.
+        """
+        ...
+
+
+class Pilot(Protocol):
+    """The run's decision maker; implemented once, in core."""
+
+    def rate(self, update: int) -> float:
+        """The learning rate of update number `update` (from 1)."""
+        ...
+
+    def after(self, stats: UpdateStats, live: Live) -> Orders:
+        """Called once after each update, on the host; `live` offers the weights as they now are."""
+        ...
+
+
+class Backend(Live, Protocol):
+    """One model, loaded on one device."""
+
+    name: str
+    capabilities: Capabilities
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What was chosen on loading ("device", "dtype", ...), each with its reason."""
+        ...
+
+    @property
+    def micro_batch_tokens(self) -> Choice:
+        """How many padded tokens in a micro-batch the device is fast with: a whole number, and why."""
+        ...
+
+    def train(
+        self, updates: Iterable[Update], config: TrainConfig, pilot: Pilot, resume: TrainState | None = None
+    ) -> Outcome:
+        """Run one segment: each update once, in order, until they end or the pilot orders a stop.
+
+        With `resume`, weights and moments are set to it first, whichever backend made it, and `updates` begin
+        after it. An adapter method gives the model its adapter here, drawn by gsm8k_core.models.adapter.
+
+        Raises DivergedError when loss, gradient or weights are not finite: the step is not applied, and `state()` is
+        that after the update before. Raises OutOfMemoryError, and DataError for a `resume` that does not fit.
         """
         ...
 

@@ -9,7 +9,7 @@
     |-- OutOfMemoryError  6   the device ran out of memory
     `-- StorageError      7   a folder that cannot be written, or that another run holds
 
-Axes: B rows, T tokens.
+Axes: B rows, T tokens, N targets.
 """
 
 from __future__ import annotations
@@ -130,6 +130,15 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """The N targets of a micro-batch, row by row: what the loss is the sum over, and nothing else of the batch is."""
+
+    positions_N: IntArray  # (N,) int32: which row of the (B x T, H) hidden states predicts it, the one before its own
+    targets_N: IntArray  # (N,) int32: the token to predict
+    weights_N: FloatArray  # (N,) float32: 1 where the batch has no weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """A micro-batch, right-padded."""
 
@@ -138,10 +147,29 @@ class Batch:
     weights: FloatArray | None = None  # (B, T) float32 per target; None = 1
     rows: tuple[str, ...] = ()  # Example ids, where they are known
 
+    def targets(self) -> Targets:
+        """What is trained on here, and from where it is predicted: the only place where the mask is made.
+
+        A target is a label at position t >= 1 that is not IGNORE_INDEX. It is predicted from the positions before it,
+        so by what stands at t - 1.
+        """
+        import numpy as np  # here, not above: `--help` reads this file
+
+        row_N, before_N = np.nonzero(self.labels[:, 1:] != IGNORE_INDEX)  # row by row
+        positions_N = (row_N * self.labels.shape[1] + before_N).astype(np.int32)
+        targets_N = self.labels[row_N, before_N + 1]
+        weights_N = np.ones(len(row_N), np.float32) if self.weights is None else self.weights[row_N, before_N + 1]
+        return Targets(positions_N, targets_N, weights_N)
+
+    def at_targets(self, scores_BT: FloatArray) -> FloatArray:
+        """Of what `score` returns, (B, T-1), the values of the targets, (N,), in their order."""
+        row_N, before_N = divmod(self.targets().positions_N, self.labels.shape[1])
+        picked_N: FloatArray = scores_BT[row_N, before_N]
+        return picked_N
+
     @property
     def num_targets(self) -> int:
-        """Targets in this micro-batch: labels from position 1 on that are not IGNORE_INDEX."""
-        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+        return len(self.targets().targets_N)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

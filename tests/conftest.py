@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
 import pytest
 
-from backends import INSTALL, PROVIDERS, installed
+from backends import PROVIDERS, installed
+
+if installed("mlx"):
+    importlib.import_module("backends.mlx")  # before any test imports mlx: it chooses the BLAS
 
 os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
 
@@ -27,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
             known = ", ".join(sorted(PROVIDERS))
             raise pytest.UsageError(f"--require-backends: there is no backend {name!r} (there are {known})")
         if not installed(name):
-            raise pytest.UsageError(f"--require-backends: {name} is not installed here; {INSTALL[name]}")
+            raise pytest.UsageError(f"--require-backends: {name} is not installed here; {PROVIDERS[name].install}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -104,10 +104,10 @@ def _of_backend(name: str, reports: Mapping[str, Answer], here: backends.Machine
     wanted = backends.choose(replace(here, installed=frozenset(backends.PROVIDERS))).name
     if report is None:
         status = "problem" if name == chosen else "warning" if name == wanted else "note"
-        reason = f"it needs {' and '.join(backends.REQUIRES[name])}"
-        return [Finding(name, status, "not installed", reason, backends.INSTALL[name])]
+        reason = f"it needs {' and '.join(backends.PROVIDERS[name].packages)}"
+        return [Finding(name, status, "not installed", reason, backends.PROVIDERS[name].install)]
     works = [f"--backend {other}" for other, found in reports.items() if isinstance(found, Report)]
-    mend = "; meanwhile ".join([backends.INSTALL[name].replace("pip install", REINSTALL), *works])
+    mend = "; meanwhile ".join([backends.PROVIDERS[name].install.replace("pip install", REINSTALL), *works])
     return [Finding(name, "problem" if name == chosen else "warning", "does not work here", report, mend)]
 
 

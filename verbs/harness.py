@@ -124,8 +124,7 @@ def make_lm(
 
     tokenizer: Any = load_tokenizer(source.folder)
     engine = Engine(
-        generate=backend.generate,
-        score=backend.score,
+        model=backend,
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
         end_ids=frozenset(end_token_ids(source.folder)),
         vocabulary=vocabulary_size(source.folder),

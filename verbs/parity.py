@@ -14,11 +14,12 @@ from pathlib import Path
 
 import backends
 from gsm8k_core.auto import choose_pair
+from gsm8k_core.backend import Backend
 from gsm8k_core.config.train import ParityConfig
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import end_token_ids, vocabulary_size
 from gsm8k_core.parity import ladder, tiny
-from gsm8k_core.parity.bench import Bench, Model, Side
+from gsm8k_core.parity.bench import Bench, Side
 from gsm8k_core.parity.ladder import Reading, climb
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.problems.prompts import load_tokenizer, make_examples, prompt_tokens
@@ -115,7 +116,7 @@ def _gpu(asked: str) -> str:
     if asked == "cpu":
         raise UsageError(
             "torch on the CPU is the reference itself; give --device cuda or mps, or get mlx: "
-            + backends.INSTALL["mlx"]
+            + backends.PROVIDERS["mlx"].install
         )
     device = "gpu" if asked == "auto" else asked
     try:
@@ -125,7 +126,7 @@ def _gpu(asked: str) -> str:
             raise
         raise PreflightError(
             f"there is nothing to compare torch on the CPU with: no GPU that torch can use, and no mlx "
-            f"(or it was not asked for); {backends.INSTALL['mlx']}"
+            f"(or it was not asked for); {backends.PROVIDERS['mlx'].install}"
         ) from error
     return device
 
@@ -145,7 +146,7 @@ def _sides(checked: Checked) -> tuple[Side, Side]:
 
 
 def _side(name: str, backend: str, device: str) -> Side:
-    def open_anew(folder: Path) -> Model:
+    def open_anew(folder: Path) -> Backend:
         gc.collect()  # a trained model is in cycles, and the next one needs its memory
         return backends.open(backend, folder, device, "float32")
 

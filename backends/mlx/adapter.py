@@ -1,7 +1,13 @@
-"""LoRA and DoRA on MLX: mlx-lm's layers, with the names and first values of gsm8k_core.models.adapter."""
+"""LoRA and DoRA on MLX: mlx-lm's layers, with the names and first values of gsm8k_core.models.adapter.
+
+And the base of qlora: a model in mlx-lm's affine quantisation, as a folder that mlx-lm opens.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,8 +16,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
+from mlx_lm.utils import quantize_model
+from safetensors.numpy import save_file
 
+from backends.mlx.load import load
+from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import LoraSpec, first_values, mlx_name, peft_name, target_modules
+from gsm8k_core.models.folder import check_folder, tied_head, write_config, write_model_folder
+from gsm8k_core.types import DataError
 
 
 def _linear_layers(model: Any) -> dict[str, Any]:
@@ -60,3 +72,24 @@ def to_mlx(values: Any) -> dict[str, mx.array]:
 def from_mlx(arrays: dict[str, mx.array]) -> dict[str, np.ndarray[Any, Any]]:
     """MLX's names and layout -> PEFT's."""
     return {peft_name(name): np.ascontiguousarray(np.array(array).T) for name, array in arrays.items()}
+
+
+def quantize_folder(source: Path, directory: Path, bits: int = 4, group_size: int = 64) -> None:
+    """Write `directory` (new) whole or not at all: the same model with scales and biases in float32.
+
+    Layers that `group_size` does not divide stay as they are, as in mlx-lm. Raises DataError when none is left.
+    """
+    check_folder(source)
+    config = {**read_json(source / "config.json"), "tie_word_embeddings": tied_head(source)}
+    # On the CPU, whatever the device: so the base, and with it its hash, does not depend on the GPU.
+    with mx.stream(mx.cpu), contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints the bits per weight
+        model, config = quantize_model(load(source), config, group_size, bits)
+        arrays = {name: np.array(array, order="C") for name, array in tree_flatten(model.parameters())}
+    if not any(name.endswith(".scales") for name in arrays):
+        raise DataError(f"{source} has no layer whose inputs divide into groups of {group_size}; try --method lora")
+
+    def write(folder: Path) -> None:
+        write_config(folder, config, "float32")
+        save_file(arrays, str(folder / "model.safetensors"), metadata={"format": "mlx"})
+
+    write_model_folder(source, directory, write)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.mlx import backend, blas
-from backends.mlx.choose import choose_device, choose_dtype
+import mlx.core as mx
+
+import backends.mlx.backend  # what training imports has to import here, too
+from backends.mlx.device import choose_device, choose_dtype, has_gpu, measure_gflops
 from gsm8k_core.machine import Finding, Report, report_in_turn
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice
-
-import mlx.core as mx  # isort: skip  # after backend, which chooses the BLAS
 
 SIZES = {"cpu": 1024, "gpu": 4096}  # a GPU needs a larger product to show its rate
 
 
 def choices() -> dict[str, Choice]:
     """What `auto` picks here."""
-    has_gpu = mx.metal.is_available() or mx.cuda.is_available()
-    device = choose_device("auto", has_gpu)
+    device = choose_device("auto", has_gpu())
     return {"device": device, "dtype": choose_dtype("auto", device.name)}
 
 
@@ -39,17 +38,17 @@ def _device(name: str, info: dict[str, Any]) -> Finding:
 
 
 def _rate(device: str) -> Finding:
-    rate = f"{blas.measure_gflops(SIZES[device]):,.0f} GFLOPS in float32"
+    rate = f"{measure_gflops(SIZES[device]):,.0f} GFLOPS in float32"
     if device == "gpu":
         return Finding("mlx rate", "ok", rate)
-    if backend.BLAS.name == "reference":
+    if backends.mlx.BLAS.name == "reference":
         mend = "pip install mkl (x86_64), or apt install libopenblas0-pthread"
         return Finding("mlx rate", "warning", rate, "MLX's own BLAS is slow, and no faster one was found", mend)
-    return Finding("mlx rate", "ok", f"{rate}, BLAS {backend.BLAS.name} ({backend.BLAS.reason})")
+    return Finding("mlx rate", "ok", f"{rate}, BLAS {backends.mlx.BLAS.name} ({backends.mlx.BLAS.reason})")
 
 
 def _compiler() -> Finding:
-    chosen = backend.COMPILER
+    chosen = backends.mlx.COMPILER
     if chosen.name == "compiled":
         return Finding("mlx compile", "ok", chosen.reason)
     return Finding("mlx compile", "note", chosen.name, chosen.reason, "apt install g++")

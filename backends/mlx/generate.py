@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from backends.mlx import lean
+from backends.mlx import fast_exp
 from backends.mlx.cache import PromptLayer, Slots, causal
 from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
 from backends.torch.seats import shared_length
@@ -53,8 +53,8 @@ class _Decoder:
 
     def __init__(self, model: Any, rows: list[_Row], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken):
         self._model, self._sampling, self._end_ids, self._on_token = model, sampling, end_ids, on_token
-        self._lean = lean.applies(model)
-        self._body = lean.body(model) if self._lean else model.model
+        self._is_fast = fast_exp.has_fast_body(model)
+        self._body = fast_exp.fast_body(model) if self._is_fast else model.model
         self._dtype = model.layers[0].input_layernorm.weight.dtype
         self._waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.index)))
         self._active: list[_Row] = []
@@ -118,7 +118,7 @@ class _Decoder:
         tokens_BT = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
         for row_T, prompt in zip(tokens_BT, prompts, strict=True):
             row_T[: len(prompt)] = prompt
-        mask = causal(tokens_BT.shape[1], prefix[0].keys.shape[2] if prefix else 0) if self._lean else "causal"
+        mask = causal(tokens_BT.shape[1], prefix[0].keys.shape[2] if prefix else 0) if self._is_fast else "causal"
         layers = [PromptLayer(prefix[place] if prefix else None, mask) for place in range(len(self._model.layers))]
         return self._body(mx.array(tokens_BT), layers), layers
 

@@ -1,4 +1,4 @@
-"""The loss of base.py in MLX.
+"""The loss of gsm8k_core/backend.py in MLX.
 
 Axes: B rows, T tokens, N targets, H hidden, V vocabulary.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from backends.mlx import cpu
-from gsm8k_core.types import IGNORE_INDEX, Batch
+from backends.mlx import fast_exp
+from gsm8k_core.types import Batch
 
 BLOCK = 256  # elements that are added one after another in float32: few enough to lose nothing that counts
 CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time: 680 rows of SmolLM2's vocabulary, 220 of Qwen2.5's
@@ -65,17 +65,15 @@ def target_positions(batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
 
     N is rounded up by targets of weight 0, so that few shapes come up.
     """
-    supervised = batch.labels[:, 1:] != IGNORE_INDEX
-    row, column = np.nonzero(supervised)
-    spare = (0, -len(row) % TARGETS_MULTIPLE)
-    weights = np.ones(len(row)) if batch.weights is None else batch.weights[:, 1:][supervised]
-    positions = np.pad(row * batch.labels.shape[1] + column, spare).astype(np.int32)
-    targets = np.pad(batch.labels[:, 1:][supervised], spare).astype(np.int32)
-    return mx.array(positions), mx.array(targets), mx.array(np.pad(weights, spare).astype(np.float32))
+    targets = batch.targets()
+    spare = (0, -len(targets.positions_N) % TARGETS_MULTIPLE)
+    padded = (np.pad(part, spare) for part in (targets.positions_N, targets.targets_N, targets.weights_N))
+    positions_N, targets_N, weights_N = map(mx.array, padded)
+    return positions_N, targets_N, weights_N
 
 
 def _exp(values: mx.array) -> mx.array:
-    return cpu.exp(values) if mx.default_device().type == mx.DeviceType.cpu else mx.exp(values)
+    return fast_exp.exp(values) if mx.default_device().type == mx.DeviceType.cpu else mx.exp(values)
 
 
 def _row_sums(array: mx.array) -> mx.array:
@@ -89,7 +87,7 @@ def _row_sums(array: mx.array) -> mx.array:
 def _nll_and_gradient(logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array) -> tuple[mx.array, mx.array]:
     """The sum of weight x -log p, and its gradient by the logits; float32, each exp taken once."""
     logits_NV = logits_NV.astype(mx.float32)
-    shifted = cpu.alone(logits_NV - logits_NV.max(axis=-1, keepdims=True))
+    shifted = fast_exp.alone(logits_NV - logits_NV.max(axis=-1, keepdims=True))
     parts = _exp(shifted)
     total = _row_sums(parts)
     picked = mx.take_along_axis(shifted, targets_N[:, None], axis=-1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from backends.mlx.choose import MICRO_BATCH, choose_device
+from backends.mlx.device import MICRO_BATCH, choose_device, has_gpu
 from backends.mlx.loss import CHUNK_BYTES, FROZEN_CHUNK_BYTES
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.problems.batching import choose_tokens
@@ -70,7 +70,7 @@ def limits(info: Mapping[str, Any], predicted_peak: int) -> tuple[Limits | None,
 
 def device_memory(asked: str) -> DeviceMemory:
     """Of the device that `--device asked` means."""
-    device = choose_device(asked, bool(mx.metal.is_available() or mx.cuda.is_available())).name
+    device = choose_device(asked, has_gpu()).name
     free, total, reason = system_memory()
     working_set = int(mx.device_info().get(_WORKING_SET) or 0) if device == "gpu" else 0
     if working_set:

@@ -8,7 +8,8 @@ trained is kept in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,12 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from backends.mlx.blocks import wrapped_blocks
-from backends.mlx.cpu import whole_array_ops
+from backends.mlx.fast_exp import whole_array_ops
 from backends.mlx.loss import loss_sum, sum_all, target_positions
 from gsm8k_core.backend import Live, Pilot
 from gsm8k_core.models.adapter import dropout_seed
-from gsm8k_core.training.finite import not_finite
-from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, Update, UpdateStats
+from gsm8k_core.training.finite import check_fit, not_finite
+from gsm8k_core.types import Batch, DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
@@ -102,13 +102,6 @@ class AdamW:
                         value[which] = moments[name]
 
 
-def check_fit(wanted: Arrays, given: Arrays) -> None:
-    """Raises DataError unless both have the same names and shapes."""
-    strange = set(wanted) ^ set(given) or {name for name in wanted if wanted[name].shape != given[name].shape}
-    if strange:
-        raise DataError(f"the checkpoint does not fit this model: {min(strange)} differs; resume with the run's model")
-
-
 def set_working(model: Any, masters: Arrays, dtype: mx.Dtype) -> None:
     """Put the float32 parameters into the model, in its compute dtype. Lazy."""
     model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in masters.items()]))
@@ -138,6 +131,44 @@ def scaled_loss(
 def draws_dropout(config: TrainConfig) -> bool:
     """Whether anything in an update is random."""
     return bool(config.lora_dropout and config.uses_adapter)
+
+
+@contextmanager
+def wrapped_blocks(model: Any, seed: Callable[[], int] | None, checkpoint: bool) -> Iterator[None]:
+    """While inside, each block seeds itself from `seed()` and its place, and with `checkpoint` keeps no activations.
+
+    A block that is computed again has to draw the same dropout, and a stream that all blocks share would not.
+    """
+    if seed is None and not checkpoint:
+        yield
+        return
+    kinds = [type(layer) for layer in model.layers]
+    try:
+        for place, (layer, kind) in enumerate(zip(model.layers, kinds, strict=True)):
+            layer.__class__ = _wrapper(kind, place, seed, checkpoint)  # mlx-lm changes the class of all models instead
+        yield
+    finally:
+        for layer, kind in zip(model.layers, kinds, strict=True):
+            layer.__class__ = kind
+
+
+def _wrapper(kind: type, place: int, seed: Callable[[], int] | None, checkpoint: bool) -> type:
+    def plain(layer: Any, *arguments: Any, **named: Any) -> Any:
+        if seed is not None and layer.training:
+            mx.random.seed(seed() + place)
+        return kind.__call__(layer, *arguments, **named)  # type: ignore[operator]
+
+    def again(layer: Any, *arguments: Any, **named: Any) -> Any:
+        if not layer.training:
+            return plain(layer, *arguments, **named)
+
+        def inner(parameters: Any, *inner_arguments: Any, **inner_named: Any) -> Any:
+            layer.update(parameters)
+            return plain(layer, *inner_arguments, **inner_named)
+
+        return mx.checkpoint(inner)(layer.trainable_parameters(), *arguments, **named)
+
+    return type(kind.__name__, (kind,), {"__call__": again if checkpoint else plain})
 
 
 class MicroBatch:

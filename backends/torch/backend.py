@@ -1,4 +1,4 @@
-"""The PyTorch backend: loading, and the interface of base.py over train.py and generate.py."""
+"""The PyTorch backend: the interface of gsm8k_core/backend.py over train.py and generate.py."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
+from backends.torch import memory
 from backends.torch.adapter import add_adapter, cast_frozen
+from backends.torch.device import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype, devices_here
 from backends.torch.generate import generate, score
+from backends.torch.load import load
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
-from gsm8k_core.backend import Capabilities, Live, Pilot, ignore_token
-from gsm8k_core.files import read_json
+from gsm8k_core.backend import Live, Pilot, ignore_token
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, write_adapter
-from gsm8k_core.models.folder import check_folder, end_token_ids, rope_theta, write_model_folder
+from gsm8k_core.models.folder import check_folder, end_token_ids, write_model_folder
 from gsm8k_core.training.finite import check_weights
-from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each
+from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
     Batch,
     Choice,
     Completion,
-    DataError,
     OnToken,
     Orders,
     Outcome,
@@ -46,125 +44,8 @@ if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
-CAPABILITIES = Capabilities(
-    devices=("cpu", "cuda", "mps", "gpu"), dtypes=("float32", "bfloat16"), methods=("full", "lora", "dora")
-)
-# bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
-FASTER = 1.5
-MICRO_BATCH = {
-    "cpu": Choice("640", "on a CPU a few rows fill the cores, and more take memory"),
-    "cuda": Choice("8192", "a GPU needs many tokens at once; an estimate, not a measurement"),
-    "mps": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
-}
-SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
-
-
-def devices_here() -> tuple[str, ...]:
-    """cuda, mps and cpu, those that are there, the fastest first."""
-    found = [("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)]
-    return tuple(name for name, there in found if there)
-
-
-def choose_device(asked: str, here: tuple[str, ...]) -> Choice:
-    """One of cuda, mps and cpu. Raises PreflightError for what is not there."""
-    if asked == "auto" and here[0] == "mps":
-        return Choice(
-            "cpu", "MPS can give wrong gradients (pytorch#177116, #153957); --device mps takes it all the same"
-        )
-    if asked == "auto":
-        return Choice(here[0], f"the fastest that torch finds here (of {', '.join(here)})")
-    if asked == "gpu" and here[0] != "cpu":
-        return Choice(here[0], "--device gpu")
-    if asked not in here:
-        raise PreflightError(f"--device {asked}: torch finds none here (it has {', '.join(here)}); try --device auto")
-    return Choice(asked, f"--device {asked}")
-
-
-def measure_gflops(dtype: torch.dtype, size: int = 1024, rounds: int = 4) -> float:
-    """The rate of a matrix product on the CPU, in GFLOPS: the best of `rounds`."""
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
-
-
-def choose_dtype(asked: str, device: str) -> Choice:
-    """float32 or bfloat16 compute; the trained weights are float32 either way."""
-    if asked not in ("auto", *CAPABILITIES.dtypes):
-        raise PreflightError(
-            f"--dtype {asked} is not torch's (it has {', '.join(CAPABILITIES.dtypes)}); try --dtype auto"
-        )
-    if asked != "auto":
-        return Choice(asked, f"--dtype {asked}")
-    if device == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Choice("bfloat16", "this GPU supports it") if fast else Choice("float32", "this GPU has no bfloat16")
-    if device == "mps":
-        return Choice("float32", "float16 gives NaN on MPS, and bfloat16 is not faster on M1 and M2")
-    single, half = measure_gflops(torch.float32), measure_gflops(torch.bfloat16)
-    rates = (
-        f"matrix products run at {half:.0f} GFLOPS in bfloat16 and {single:.0f} in float32; "
-        f"bfloat16 is taken from {FASTER} times on"
-    )
-    return Choice("bfloat16" if half > FASTER * single else "float32", rates)
-
-
-def check(device: str, dtype: str) -> None:
-    """Raises PreflightError for a device or a dtype that is not there."""
-    chosen = choose_device(device, devices_here())
-    if dtype != "auto":  # which would be measured
-        choose_dtype(dtype, chosen.name)
-
-
-def _load(folder: Path, device: str) -> Any:
-    """The model in float32, every weight from the folder, without dropout."""
-    config = read_json(folder / "config.json")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    # A fine-tuning step is the same on both backends, and MLX's models have no dropout.
-    no_dropout = {key: 0.0 for key in config if "dropout" in key or key.endswith("pdrop")}
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **no_dropout,
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers raises many kinds, and all of them mean this folder
-        raise DataError(f"transformers cannot load {folder}: {error}") from error
-    strange = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
-    if strange:
-        # transformers would fill what is missing with random numbers and go on.
-        raise DataError(f"{folder} does not hold this model's weights: {sorted(map(str, strange))[0]} does not fit")
-    loaded = (getattr(model.config, "rope_parameters", None) or {}).get("rope_theta")
-    asked = rope_theta(config)
-    if asked is not None and loaded is not None and float(asked) != float(loaded):
-        raise DataError(f"{folder} has RoPE base {asked:g}, but transformers loaded {loaded:g}; please report this")
-    # transformers gives the embedding of pad_token_id no gradient, also where that token ends every turn (SmolLM2's).
-    model.get_input_embeddings().padding_idx = None
-    return model.to(device)
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """torch's several ways to say that memory ran out, as one error."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
-            raise
-        raise OutOfMemoryError(
-            f"torch ran out of memory; {SMALLER} ({(str(error).splitlines() or ['no detail'])[0]})"
-        ) from error
+# How torch says that memory ran out; torch.OutOfMemoryError is a RuntimeError.
+NO_MEMORY = ("out of memory", "allocate memory")
 
 
 class _Forgetting:
@@ -193,8 +74,8 @@ class TorchBackend:
         check_folder(folder)
         self._folder = folder
         self._end_ids = frozenset(end_token_ids(folder))
-        with _memory():
-            self._model = _load(folder, chosen.name)
+        with memory_error("torch", NO_MEMORY):
+            self._model = load(folder, chosen.name)
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._trained: dict[str, torch.nn.Parameter] = {}  # under Hugging Face's (PEFT's) names
@@ -223,7 +104,7 @@ class TorchBackend:
     ) -> Outcome:
         device, dtype = self.choices["device"].name, self.choices["dtype"].name
         self._forget()
-        with _memory():
+        with memory_error("torch", NO_MEMORY):
             self._prepare(config)
             if self._spec is not None and not self._spec.dora and dtype != "float32":
                 cast_frozen(self._model, getattr(torch, dtype))  # DoRA's norms are taken from the float32 weights
@@ -251,13 +132,13 @@ class TorchBackend:
     def state(self) -> TrainState:
         if self._optimizer is None:
             raise RuntimeError("there is no state before train()")
-        with _memory():
+        with memory_error("torch", NO_MEMORY):
             return state_of(self._trained, self._optimizer)
 
     def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
         if self.choices["device"].name == "cpu":
             return self.choices["dtype"]
-        with _memory():
+        with memory_error("torch", NO_MEMORY):
             return self.choose_among(("float32", "bfloat16"), batch, config)
 
     def choose_among(self, candidates: Sequence[str], batch: Batch, config: TrainConfig) -> Choice:
@@ -266,7 +147,7 @@ class TorchBackend:
 
         def step(dtype: str) -> str:
             try:
-                with _memory():
+                with memory_error("torch", NO_MEMORY):
                     return "" if self._one(model, batch, dtype) else NOT_FINITE
             except OutOfMemoryError:
                 return OUT_OF_MEMORY
@@ -294,7 +175,7 @@ class TorchBackend:
 
     def rehearse(self, batch: Batch, config: TrainConfig) -> float:
         dtype, seconds = self.choices["dtype"].name, math.inf
-        with _memory():
+        with memory_error("torch", NO_MEMORY):
             model = self._ready(config)
             for _ in range(2):  # the first one makes what the others find
                 start = time.perf_counter()
@@ -304,9 +185,7 @@ class TorchBackend:
         return seconds
 
     def peak_memory(self) -> int:
-        from backends.torch.memory import peak  # which knows this module's devices
-
-        return peak(self.choices["device"].name)
+        return memory.peak(self.choices["device"].name)
 
     def generate(
         self,
@@ -315,11 +194,11 @@ class TorchBackend:
         on_token: OnToken = ignore_token,
         keys: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        with _memory():
+        with memory_error("torch", NO_MEMORY):
             yield from generate(self._compute_model(), prompts, sampling, self._end_ids, on_token, keys)
 
     def score(self, batch: Batch) -> FloatArray:
-        with _memory():
+        with memory_error("torch", NO_MEMORY):
             return score(self._compute_model(), batch.tokens)
 
     def save(self, directory: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
-import backends
-from backends.torch.backend import choose_device, choose_dtype, devices_here
+import backends.torch.backend  # what training imports has to import here, too
+from backends.torch.device import choose_device, choose_dtype, devices_here, measure_gflops
 from gsm8k_core.machine import Finding, Report, report_in_turn
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice
@@ -56,22 +54,9 @@ def _rate(chosen: dict[str, Choice]) -> Finding:
     device, dtype = chosen["device"].name, chosen["dtype"]
     if device == "cpu":  # choose_dtype has measured both kinds
         return Finding("torch rate", "ok", dtype.reason)
-    rates = {name: _gflops(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    rates = {name: measure_gflops(getattr(torch, name), device, SIZE) for name in ("float32", "bfloat16")}
     words = " and ".join(f"{rate:,.0f} GFLOPS in {name}" for name, rate in rates.items())
     return Finding("torch rate", "ok", f"matrix products run at {words}")
-
-
-def _gflops(device: str, dtype: torch.dtype, rounds: int = 4) -> float:
-    wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize
-    left, right = (torch.randn(SIZE, SIZE, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(rounds):
-        wait()
-        start = time.perf_counter()
-        torch.mm(left, right)
-        wait()
-        best = min(best, time.perf_counter() - start)
-    return 2 * SIZE**3 / best / 1e9
 
 
 def _bfloat16(chosen: dict[str, Choice]) -> Finding:

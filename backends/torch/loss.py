@@ -1,4 +1,4 @@
-"""The loss of base.py in PyTorch.
+"""The loss of gsm8k_core/backend.py in PyTorch.
 
 Head, loss and their gradient are one step: while a chunk's logits are there, what they give to the hidden states
 and to the head's weight is taken, and the logits go. So none is kept for the backward pass, and none computed twice.
@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from gsm8k_core.types import IGNORE_INDEX, Batch
+from gsm8k_core.types import Batch
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits; many short chunks would read and write the (V, H) gradient too often
 LOUD = 1e4  # far outside what any soft cap lets through
@@ -29,16 +28,14 @@ def chunk_rows(vocabulary: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
-def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor | None]:
+def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """A micro-batch as LossModel's arguments. Which positions count is worked out here: a device need not be asked."""
-    supervised = batch.labels[:, 1:] != IGNORE_INDEX
-    row, column = np.nonzero(supervised)
-    weights = None if batch.weights is None else torch.from_numpy(batch.weights[:, 1:][supervised]).to(device)
+    targets = batch.targets()
     return {
         "tokens_BT": torch.from_numpy(batch.tokens).long().to(device),
-        "positions_N": torch.from_numpy(row * batch.labels.shape[1] + column).to(device),
-        "targets_N": torch.from_numpy(batch.labels[:, 1:][supervised]).long().to(device),
-        "weights_N": weights,
+        "positions_N": torch.from_numpy(targets.positions_N).long().to(device),
+        "targets_N": torch.from_numpy(targets.targets_N).long().to(device),
+        "weights_N": torch.from_numpy(targets.weights_N).to(device),
     }
 
 
@@ -166,13 +163,11 @@ class LossModel(nn.Module):
         tokens_BT: torch.Tensor,
         positions_N: torch.Tensor,
         targets_N: torch.Tensor,
-        weights_N: torch.Tensor | None = None,
+        weights_N: torch.Tensor,
         scale: float = 1.0,
     ) -> torch.Tensor:
         """Sum of scale x weight x -log p over the targets, in nats. `scale` is 1 / targets of the whole update."""
-        scale_N = torch.full(targets_N.shape, scale, device=targets_N.device)
-        if weights_N is not None:
-            scale_N *= weights_N
+        scale_N = weights_N * scale
         # Right-padded rows need no mask under causal attention; without one, SDPA takes its causal path.
         if not self._plain:
             wanted_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from backends.torch.backend import MICRO_BATCH, choose_device, devices_here
+from backends.torch.device import MICRO_BATCH, choose_device, devices_here
 from backends.torch.loss import CHUNK_BYTES
 from gsm8k_core.training.memory import Costs, DeviceMemory, peak_rss, system_memory
 

@@ -21,8 +21,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from backends.torch.loss import LossModel, to_device
 from gsm8k_core.backend import Live, Pilot
 from gsm8k_core.models.adapter import dropout_seed
-from gsm8k_core.training.finite import check_resumed, checked_state, not_finite
-from gsm8k_core.types import Batch, DataError, DivergedError, Outcome, TrainState, Update, UpdateStats
+from gsm8k_core.training.finite import check_fit, check_resumed, checked_state, not_finite
+from gsm8k_core.types import Batch, DivergedError, Outcome, TrainState, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
@@ -60,11 +60,7 @@ def restore(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Ad
     """Set weights and moments. Raises DataError when they do not fit the parameters, or are not finite."""
     check_resumed(resume)
     for part in (resume.parameters, resume.first_moments, resume.second_moments):
-        strange = set(trained) ^ set(part) or {name for name in part if part[name].shape != trained[name].shape}
-        if strange:
-            raise DataError(
-                f"the checkpoint does not fit this model: {min(strange)} differs; resume with the run's model"
-            )
+        check_fit(trained, part)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(torch.from_numpy(resume.parameters[name]))
@@ -126,7 +122,7 @@ class _Stream(IterableDataset[Any]):
 
 
 class UpdateTrainer(Trainer):
-    """A Trainer whose step is one update of base.py."""
+    """A Trainer whose step is one update of gsm8k_core/backend.py."""
 
     def __init__(
         self,

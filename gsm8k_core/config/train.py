@@ -35,7 +35,8 @@ EMBEDDED_MODEL = "embedded"
 GENERATED_DATA = "generated"
 
 MethodName = Literal["full", "lora", "dora", "qlora"]
-BackendName = Literal["auto", "mlx", "torch"]
+# A name, and no list of them: which there are is backends.PROVIDERS' to say, and another name is refused by it.
+BackendName = Annotated[str, tyro.conf.arg(metavar="auto|NAME")]
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -43,7 +44,9 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 class BackendSettings(Settings):
     """Where the arithmetic happens."""
 
-    backend: Annotated[BackendName, Field(description="auto: mlx on Apple Silicon, torch elsewhere")] = "auto"
+    backend: Annotated[BackendName, Field(description="mlx, torch, or auto: mlx on Apple Silicon, torch elsewhere")] = (
+        "auto"
+    )
     device: Annotated[DeviceName, Field(description="cpu, cuda and mps are torch's; cpu and gpu are mlx's")] = "auto"
     dtype: Annotated[DtypeName, Field(description="compute precision; the weights that are trained stay float32")] = (
         "auto"
@@ -312,7 +315,7 @@ class ParityConfig(Settings):
     ] = ""
     data: Annotated[str, Field(description="problems for --model's rows, as for train")] = "auto"
     backend: Annotated[
-        BackendName, Field(description="what is checked; auto: mlx if installed, else torch on a GPU")
+        BackendName, Field(description="what is checked: mlx, torch, or auto: mlx if installed, else torch on a GPU")
     ] = "auto"
     device: Annotated[
         DeviceName, Field(description="where; mps is the self-check against pytorch#177116 and pytorch#153957")

@@ -9,12 +9,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,19 +24,17 @@ from gsm8k_core.models.folder import Config, rope_theta, with_both_rope_keys
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import (
     IGNORE_INDEX,
-    Batch,
-    Completion,
     DataError,
     Example,
     Orders,
     PreflightError,
-    Sampling,
     TrainState,
     Update,
     UpdateStats,
 )
 
 if TYPE_CHECKING:
+    from gsm8k_core.backend import Backend, Live, Weights
     from gsm8k_core.types import FloatArray
 
 Found = TypeVar("Found")
@@ -49,38 +47,14 @@ METHODS = ("full", "lora", "dora")
 NATS, STEPS, OF_RMS, UPDATES, MIXED = "nats", "steps", "of rms", "updates", "mixed"
 
 
-class Live(Protocol):
-    """The part of gsm8k_core.backend.Live that is used here."""
-
-    def score(self, batch: Batch) -> FloatArray: ...
-
-    def save(self, directory: Path) -> None: ...
-
-    def state(self) -> TrainState: ...
-
-
-class Model(Protocol):
-    """The part of gsm8k_core.backend.Backend that is used here."""
-
-    def train(
-        self, updates: Iterable[Update], config: TrainConfig, pilot: Any, resume: TrainState | None = None
-    ) -> object: ...
-
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]: ...
-
-    def score(self, batch: Batch) -> FloatArray: ...
-
-    def save(self, directory: Path) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Side:
     """One of the two that are compared."""
 
     name: str  # "torch", or its device where both are torch
-    open: Callable[[Path], Model]
+    open: Callable[[Path], Backend]
 
-    def ask(self, folder: Path, question: Callable[[Model], Found]) -> Found:
+    def ask(self, folder: Path, question: Callable[[Backend], Found]) -> Found:
         """Opens the model, asks it, and keeps nothing of it: two at once might not fit."""
         return question(self.open(folder))
 
@@ -242,7 +216,7 @@ def rms(array: FloatArray) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
 
 
-def real_scores(model: Live | Model, examples: Sequence[Example]) -> FloatArray:
+def real_scores(model: Weights, examples: Sequence[Example]) -> FloatArray:
     """log p of every token of a padded batch that is not padding."""
     batch = pad(examples)
     lengths = np.array([len(example.tokens) for example in examples])

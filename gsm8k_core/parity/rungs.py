@@ -35,9 +35,7 @@ from gsm8k_core.parity.bench import (
     STEPS,
     UPDATES,
     Bench,
-    Live,
     Measured,
-    Model,
     Run,
     Side,
     copied,
@@ -56,6 +54,7 @@ from gsm8k_core.training import checkpoints
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, PreflightError, Sampling, TrainState, Update
 
 if TYPE_CHECKING:
+    from gsm8k_core.backend import Live, Weights
     from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
@@ -240,7 +239,7 @@ def greedy(bench: Bench) -> Iterator[Measured]:
     padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in bench.prompts]
     single, together = Sampling(bench.max_new_tokens, 1), Sampling(bench.max_new_tokens, 4)
 
-    def answers(model: Model) -> list[Texts]:
+    def answers(model: Weights) -> list[Texts]:
         return [
             dict(model.generate(prompts, sampling))
             for prompts, sampling in ((bench.prompts, together), (bench.prompts, single), (padded, single))
@@ -263,7 +262,7 @@ def _texts(variant: str, bench: Bench, found: list[Parting], control: list[Parti
     return Measured(variant, NATS, gaps[0], gaps[1], places)
 
 
-def partings(model: Model, bench: Bench, right: Texts, found: Texts) -> list[Parting]:
+def partings(model: Weights, bench: Bench, right: Texts, found: Texts) -> list[Parting]:
     """Where texts part, by the log-probabilities of `model`."""
     ends = end_token_ids(bench.folder)
     places = []
@@ -277,7 +276,7 @@ def partings(model: Model, bench: Bench, right: Texts, found: Texts) -> list[Par
     return places
 
 
-def _chance(model: Model, prefix: Sequence[int], tokens: Sequence[int]) -> float:
+def _chance(model: Weights, prefix: Sequence[int], tokens: Sequence[int]) -> float:
     """log p of the likeliest of `tokens` after `prefix`."""
     rows = np.array([[*prefix, token] for token in tokens], dtype=np.int32)
     return float(model.score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].max())

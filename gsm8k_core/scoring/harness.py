@@ -7,16 +7,17 @@ Axes: B rows, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.files import read_json
 from gsm8k_core.problems.batching import pad
-from gsm8k_core.types import Batch, Complete, Completion, DataError, Example, Sampling, UsageError
+from gsm8k_core.types import Complete, Completion, DataError, Example, Sampling, UsageError
 
 if TYPE_CHECKING:
+    from gsm8k_core.backend import Weights
     from gsm8k_core.types import FloatArray
 
 Tokens = tuple[int, ...]
@@ -35,24 +36,11 @@ NEUTRAL: Mapping[str, object] = {
 EVEN = math.log(0.5)
 
 
-class Generate(Protocol):
-    """Backend.generate."""
-
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        on_token: Callable[[int, int], None] = ...,
-        keys: Sequence[int] | None = None,
-    ) -> Iterator[tuple[int, Completion]]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One open model, and how much it takes at once."""
 
-    generate: Generate
-    score: Callable[[Batch], FloatArray]
+    model: Weights
     decode: Callable[[Sequence[int]], str]  # special tokens kept: a stop string may be one
     end_ids: frozenset[int]
     vocabulary: int
@@ -108,7 +96,7 @@ def complete(
     """The tokens of each completion up to where a stop string was complete. Cutting the text is lm-eval's part."""
     found: dict[int, Tokens] = {}
     sampling = replace(sampling, complete=until_shown(until, engine.decode))
-    for index, completion in engine.generate(prompts, sampling, keys=keys):
+    for index, completion in engine.model.generate(prompts, sampling, keys=keys):
         found[index] = completion.tokens
         done(1)
     return [found[index] for index in range(len(prompts))]
@@ -148,7 +136,7 @@ def log_likelihoods(engine: Engine, pairs: Sequence[Continuation], done: Done) -
             Example(str(index), pairs[index].context + pairs[index].tokens, len(pairs[index].context))
             for index in chunk
         ]
-        scored_BT = engine.score(pad(rows))
+        scored_BT = engine.model.score(pad(rows))
         for row, index, scores_T in zip(rows, chunk, scored_BT, strict=True):
             found[index] = scores_T[row.num_prompt - 1 : len(row.tokens) - 1]
         done(len(chunk))
@@ -171,7 +159,7 @@ def are_greedy(engine: Engine, pairs: Sequence[Continuation], scores: Sequence[F
     for length in sorted(set(longest.values())):
         contexts = [context for context, needed in longest.items() if needed == length]
         sampling = Sampling(length, engine.batch_size)
-        for index, completion in engine.generate(contexts, sampling):
+        for index, completion in engine.model.generate(contexts, sampling):
             continued[contexts[index]] = completion
     for index in doubtful:
         verdicts[index] = _begins(continued[pairs[index].context], pairs[index].tokens, engine.end_ids)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
@@ -27,20 +27,13 @@ from gsm8k_core.files import file_hash, new_folder, read_json, remove_folder, re
 from gsm8k_core.types import DataError, GSM8KError, StorageError, TrainState
 
 if TYPE_CHECKING:
+    from gsm8k_core.backend import Live
     from gsm8k_core.types import FloatArray
 
 SCHEMA = 1
 MODEL, MOMENTS, RECORD = "model", "moments.safetensors", "checkpoint.json"
 FIRST, SECOND = "first/", "second/"
 NAME = re.compile(r"update-([0-9]{6,12})(?:-([0-9]{1,6}))?")
-
-
-class Saver(Protocol):
-    """The part of a live model that is used here."""
-
-    def save(self, directory: Path) -> None: ...
-
-    def state(self) -> TrainState: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +96,7 @@ class _Record(pydantic.BaseModel):
 
 def write(
     checkpoints: Path,
-    live: Saver,
+    live: Live,
     *,
     update: int,
     elapsed: float,

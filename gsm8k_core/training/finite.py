@@ -1,4 +1,4 @@
-"""What is not finite, and where: words for an update that is not applied, and for weights that are not kept.
+"""What is not finite, and where: words for an update that is not applied, and for weights that are not kept or taken.
 
 An update costs one read of three numbers: its loss, the norm of its gradient, and a sum over the weights before it.
 Only when one of them is not finite is the update computed again, micro-batch by micro-batch, to find out where.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.types import Batch, DataError, DivergedError, TrainState, Update
 
@@ -110,3 +110,13 @@ def check_resumed(state: TrainState) -> None:
         raise DataError(
             f"the checkpoint cannot be gone on from: {error.tensor} is not finite; take an earlier one"
         ) from None
+
+
+def check_fit(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises DataError unless a state to go on from has the names and shapes of the parameters.
+
+    Arrays of any framework: all that is asked of them is `shape`.
+    """
+    strange = set(wanted) ^ set(given) or {name for name in wanted if wanted[name].shape != given[name].shape}
+    if strange:
+        raise DataError(f"the checkpoint does not fit this model: {min(strange)} differs; resume with the run's model")

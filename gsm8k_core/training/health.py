@@ -20,12 +20,16 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
+from gsm8k_core.backend import ignore_token
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.report.words import HEADLINE_RULE
 from gsm8k_core.scoring.answers import RULES
-from gsm8k_core.training.measure import Measured
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
+
+if TYPE_CHECKING:
+    from gsm8k_core.backend import Weights
 
 READ_TOKENS = 64
 # Share of token 0 in all tokens. No healthy answer held one. From COLLAPSED on, nothing else is written any more.
@@ -136,10 +140,6 @@ PROBE_TOKENS = READ_TOKENS
 ADVICE = "go on from an earlier checkpoint with a lower --learning-rate"
 
 
-def ignore(index: int, token: int) -> None:
-    """Nobody listens to the answers as they are written."""
-
-
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The rows to look at, always the same."""
@@ -149,7 +149,7 @@ class Probe:
     decode: Callable[[Sequence[int]], str]
     clock: Callable[[], float] = time.monotonic
 
-    def __call__(self, update: int, live: Measured) -> StepEvent:
+    def __call__(self, update: int, live: Weights) -> StepEvent:
         """The `probe` event of the weights as they are, with its warnings.
 
         Raises CollapsedError when nothing but token 0 is written, or the logits are not finite.
@@ -167,14 +167,16 @@ class Probe:
         values = {"update": update, **found.values(), "seconds": seconds, "warnings": warnings(found, update)}
         return StepEvent("probe", values)
 
-    def _look(self, live: Measured) -> Vitals:
+    def _look(self, live: Weights) -> Vitals:
         prompts = [row.tokens[: row.num_prompt] for row in self.rows]
-        answers: dict[int, Completion] = dict(live.generate(prompts, Sampling(PROBE_TOKENS, len(prompts)), ignore))
+        answers: dict[int, Completion] = dict(
+            live.generate(prompts, Sampling(PROBE_TOKENS, len(prompts)), ignore_token)
+        )
         completions = [answers[index] for index in range(len(prompts))]
         texts = [self.decode(completion.tokens) for completion in completions]
         return vitals(completions, texts, self._ends(live))
 
-    def _ends(self, live: Measured) -> list[float]:
+    def _ends(self, live: Weights) -> list[float]:
         """log p of the end token of each row, in nats. A template may write more behind it, which nobody reads."""
         ends = []
         for row in self.rows:  # by itself: a padded one would cost as much as the longest

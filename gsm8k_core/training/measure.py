@@ -14,31 +14,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.problems.batching import micro_batches
 from gsm8k_core.report.words import HEADLINE_RULE
 from gsm8k_core.scoring.answers import HEADLINE, grade
 from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
-from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
+from gsm8k_core.types import Example, Problem, Sampling
 
 if TYPE_CHECKING:
-    from gsm8k_core.types import FloatArray
+    from gsm8k_core.backend import Weights
 
 
 Deadline = Callable[[], bool]  # true: stop now
-
-
-class Measured(Protocol):
-    """The part of the weights in training that is used here."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: Callable[[int, int], None]
-    ) -> Iterator[tuple[int, Completion]]: ...
-
-    def score(self, batch: Batch) -> FloatArray: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +121,7 @@ class DevSet:
         """The same measurement on the problems from place `first` to before place `end`."""
         return replace(self, examples=self.examples[first:end], problems=self.problems[first:end])
 
-    def measure(self, live: Measured, deadline: Deadline) -> DevResult | None:
+    def measure(self, live: Weights, deadline: Deadline) -> DevResult | None:
         """Everything, or None when `deadline` came true before the end.
 
         It is asked before each batch that is scored and after each token that is written.
@@ -150,16 +140,15 @@ class DevSet:
         seconds = self.clock() - before
         return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds, verdicts)
 
-    def _loss(self, live: Measured, check: Callable[[], None]) -> tuple[float, int]:
+    def _loss(self, live: Weights, check: Callable[[], None]) -> tuple[float, int]:
         sums, num_targets = [], 0
         for batch in micro_batches(self.examples, self.batch_size):
             check()
-            mask = batch.labels[:, 1:] != IGNORE_INDEX
-            sums.append(math.fsum(live.score(batch)[mask].tolist()))
+            sums.append(math.fsum(batch.at_targets(live.score(batch)).tolist()))
             num_targets += batch.num_targets
         return -math.fsum(sums) / num_targets, num_targets
 
-    def _answers(self, live: Measured, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
+    def _answers(self, live: Weights, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
         """How many are correct under each rule, how many were closed by an end token, and which are right."""
         check()
         correct, num_stopped, right = dict.fromkeys(HEADLINE, 0), 0, [False] * len(self.problems)
@@ -286,7 +275,7 @@ def verdict(won: int, lost: int, p: float, num_problems: int) -> str:
 
 
 def measure_base(
-    dev: DevSet, live: Measured, num_problems: int, seconds: float, interrupted: Callable[[], bool]
+    dev: DevSet, live: Weights, num_problems: int, seconds: float, interrupted: Callable[[], bool]
 ) -> Guard:
     """The base's answers to as many of the first `num_problems` dev problems as fit into `seconds`, FEWEST at least.
 

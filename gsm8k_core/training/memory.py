@@ -12,7 +12,7 @@ What differs between backends and devices is Costs: theirs, measured (docs/memor
 
 Axes: B rows, T tokens of the longest row, N = B x T.
 
-How much memory this process may take, what it took, and what a container allows.
+How much memory this process may take, what it took, what a container allows, and the error where it ran out.
 
 Which compute dtype a device is fast in: decided from one measured micro-batch in each.
 
@@ -28,7 +28,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -318,10 +319,42 @@ def _limit(folder: Path, limit: str, used: str) -> tuple[int, int] | None:
     return int(most), max(now - int(pages.get("inactive_file", 0)), 0)  # pages of files are given back when asked for
 
 
+SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
+
+
+@contextmanager
+def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
+    """While inside, a framework's several ways to say that memory ran out are one error.
+
+    They are MemoryError, and any RuntimeError that has one of `words` (lower case) in it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in words):
+            raise
+        said = (text.splitlines() or ["no detail"])[0]
+        raise OutOfMemoryError(f"{framework} ran out of memory; {SMALLER} ({said})") from error
+
+
 PROBE_SECONDS = 10.0
 # Another dtype is taken only where it is clearly faster: float32 is what every other figure is compared with.
 FASTER = 1.1
 NOT_FINITE, OUT_OF_MEMORY = "not finite", "out of memory"
+
+
+def gflops(product: Callable[[], object], size: int, rounds: int = 4) -> float:
+    """The rate of `product`, of two square matrices of that size, in GFLOPS: the best of `rounds`.
+
+    It must wait for its device.
+    """
+    best = math.inf
+    for _ in range(rounds):
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
 
 
 def time_each(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import backends
@@ -37,7 +39,8 @@ def test_a_named_backend_is_honoured() -> None:
 
 
 def test_a_missing_backend_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backends.REQUIRES, "mlx", ("a_package_that_is_not_there",))
+    without = replace(backends.PROVIDERS["mlx"], packages=("a_package_that_is_not_there",))
+    monkeypatch.setitem(backends.PROVIDERS, "mlx", without)
     with pytest.raises(PreflightError, match=r"needs a_package_that_is_not_there.*mlx-cpu"):
         backends.resolve("mlx")
 

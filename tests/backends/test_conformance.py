@@ -315,7 +315,7 @@ def test_every_choice_has_a_reason(backend_name: str, qwen2: Path) -> None:
 
 
 def test_mps_is_not_chosen_by_itself() -> None:
-    from backends.torch.backend import choose_device
+    from backends.torch.device import choose_device
 
     assert choose_device("auto", ("mps", "cpu")).name == "cpu"
     assert choose_device("mps", ("mps", "cpu")).name == "mps"

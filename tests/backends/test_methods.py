@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,6 @@ def test_mlx_lm_opens_what_was_trained(
 ) -> None:
     if not backends.installed("mlx"):
         pytest.skip("mlx-lm is not installed here")
-    importlib.import_module("backends.mlx.backend")  # chooses the BLAS before mlx is imported
     import mlx.core as mx
     import mlx_lm
 
@@ -223,7 +221,6 @@ def test_a_dtype_that_needs_too_much_memory_is_out(
 
 @pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
 def test_the_gradient_of_float16_is_taken_of_a_scaled_loss() -> None:
-    importlib.import_module("backends.mlx.backend")
     import mlx.core as mx
 
     from backends.mlx.train import loss_scale

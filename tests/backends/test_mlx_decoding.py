@@ -29,7 +29,7 @@ def texts(backend: Any, prompts: list[tuple[int, ...]], size: int, max_new_token
 
 
 def quantized(folder: Path) -> Path:
-    from backends.mlx.quantize import quantize_folder
+    from backends.mlx.adapter import quantize_folder
 
     quantize_folder(tiny.make(folder / "whole", intermediate_size=128), folder / "small")
     return folder / "small"
@@ -43,19 +43,19 @@ def untied(folder: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("is_lean", [True, False], ids=["lean", "plain"])
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
 def test_both_kinds_of_blocks_write_the_same_texts(
-    tiny_model: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch, is_lean: bool
+    tiny_model: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch, is_fast: bool
 ) -> None:
     """Those that a GPU runs, and those of the CPU: against a model that reads the whole text for each token."""
     import mlx.core as mx
 
-    from backends.mlx import lean
+    from backends.mlx import fast_exp
 
     backend, prompts = backends.open("mlx", tiny_model, "cpu", "float32"), prompts_of(examples)
-    assert lean.applies(backend._model)
-    if not is_lean:
-        monkeypatch.setattr(lean, "applies", lambda model: False)
+    assert fast_exp.has_fast_body(backend._model)
+    if not is_fast:
+        monkeypatch.setattr(fast_exp, "has_fast_body", lambda model: False)
     found = texts(backend, prompts, 5, 12)
     for index, prompt in enumerate(prompts):
         row = list(prompt)
@@ -64,10 +64,10 @@ def test_both_kinds_of_blocks_write_the_same_texts(
             row.append(token)
 
 
-def test_lean_blocks_compute_what_mlx_lms_do(tiny_model: Path) -> None:
+def test_fast_blocks_compute_what_mlx_lms_do(tiny_model: Path) -> None:
     import mlx.core as mx
 
-    from backends.mlx import lean
+    from backends.mlx import fast_exp
     from backends.mlx.cache import PromptLayer, causal
 
     model = backends.open("mlx", tiny_model, "cpu", "float32")._model
@@ -75,7 +75,7 @@ def test_lean_blocks_compute_what_mlx_lms_do(tiny_model: Path) -> None:
 
     def error(mask: mx.array) -> float:
         layers = [PromptLayer(None, mask) for _ in model.layers]
-        return float(mx.abs(lean.body(model)(tokens, layers) - model.model(tokens)).max())
+        return float(mx.abs(fast_exp.fast_body(model)(tokens, layers) - model.model(tokens)).max())
 
     # Measured: 3.1e-6 at most. The control: one token more is seen.
     assert error(causal(30, 0)) < 1e-5
@@ -85,7 +85,7 @@ def test_lean_blocks_compute_what_mlx_lms_do(tiny_model: Path) -> None:
 def test_exp_is_exact_and_nan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlx.core as mx
 
-    from backends.mlx import cpu, lean
+    from backends.mlx import fast_exp
 
     values = np.linspace(-80, 80, 100_001, dtype=np.float32)
     exact = np.exp(values.astype(np.float64))
@@ -94,11 +94,11 @@ def test_exp_is_exact_and_nan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         return float(np.abs(np.array(found) / exact - 1).max())
 
     # Measured: 9.1e-8. The control: a polynomial that ends three terms earlier.
-    assert error(lean.exp(mx.array(values))) < 4e-7
-    monkeypatch.setattr(cpu, "_POLYNOMIAL", cpu._POLYNOMIAL[3:])
-    assert error(cpu.exp(mx.array(values))) > 4e-6
-    assert np.isnan(np.array(lean.exp(mx.array([np.nan])))).all()
-    assert lean.exp(mx.array([-np.inf])).item() < 1e-37
+    assert error(fast_exp.compiled_exp(mx.array(values))) < 4e-7
+    monkeypatch.setattr(fast_exp, "_POLYNOMIAL", fast_exp._POLYNOMIAL[3:])
+    assert error(fast_exp.exp(mx.array(values))) > 4e-6
+    assert np.isnan(np.array(fast_exp.compiled_exp(mx.array([np.nan])))).all()
+    assert fast_exp.compiled_exp(mx.array([-np.inf])).item() < 1e-37
 
 
 def test_control_a_wrong_mask_is_seen(qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +143,10 @@ def test_four_bit_weights_and_untied_heads(
 
 
 def test_bfloat16_is_decoded_by_mlx_lms_blocks(qwen2: Path, examples: list[Example]) -> None:
-    from backends.mlx import lean
+    from backends.mlx import fast_exp
 
     backend, prompts = backends.open("mlx", qwen2, "cpu", "bfloat16"), prompts_of(examples)
-    assert not lean.applies(backend._model)
+    assert not fast_exp.has_fast_body(backend._model)
     found = texts(backend, prompts, 4, 12)
     assert sorted(found) == list(range(22))
     # Its first tokens are those of whole prompts in one piece, where no near tie lies between.

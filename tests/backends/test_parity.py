@@ -20,7 +20,7 @@ from gsm8k_core.parity import ladder
 from gsm8k_core.parity.bench import NATS, Bench, Side
 from gsm8k_core.parity.ladder import MARGIN, RUNGS, Reading, climb
 from gsm8k_core.problems.batching import make_updates, pad
-from gsm8k_core.types import IGNORE_INDEX, Example, Update
+from gsm8k_core.types import Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot
 
@@ -121,9 +121,7 @@ def test_what_is_reported_of_an_update(tiny_model: Path, examples: list[Example]
     update = updates_of(examples)[0]
     norms = []
     for backend in opened(tiny_model).values():
-        total = sum(
-            float(-backend.score(batch)[batch.labels[:, 1:] != IGNORE_INDEX].sum()) for batch in update.micro_batches
-        )
+        total = sum(float(-batch.at_targets(backend.score(batch)).sum()) for batch in update.micro_batches)
         pilot = FakePilot()
         backend.train([update], TrainConfig(), pilot)
         reported = pilot.stats[0]

@@ -8,20 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
-import backends  # noqa: E402
-from backends.torch import loss as loss_module  # noqa: E402
-from backends.torch.loss import HeadLoss, LossModel, has_plain_head, to_device  # noqa: E402
-from gsm8k_core.config.train import TrainConfig  # noqa: E402
-from gsm8k_core.problems.batching import make_updates, pad  # noqa: E402
-from gsm8k_core.types import Example  # noqa: E402
-from tests import tiny  # noqa: E402
-from tests.backends.conftest import FakePilot  # noqa: E402
+import backends
+from backends.torch import loss as loss_module
+from backends.torch.loss import HeadLoss, LossModel, has_plain_head, to_device
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.batching import make_updates, pad
+from gsm8k_core.types import Example
+from tests import tiny
+from tests.backends.conftest import FakePilot
 
 N, H, V, CHUNK = 50, 32, 200, 16
 Parts = tuple[Any, Any, Any, Any]

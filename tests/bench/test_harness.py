@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -214,7 +215,8 @@ def fake(answers: dict[tuple[int, ...], str], batch_size: int = 2) -> Engine:
     def score(batch: Any) -> Any:
         raise AssertionError("not asked for")
 
-    return Engine(generate, score, lambda tokens: "".join(map(chr, tokens)), frozenset({0}), 128, 512, batch_size)
+    model: Any = SimpleNamespace(generate=generate, score=score)
+    return Engine(model, lambda tokens: "".join(map(chr, tokens)), frozenset({0}), 128, 512, batch_size)
 
 
 def test_an_answer_ends_with_its_stop_string_its_end_token_or_its_length() -> None:

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import backends
+import cli
+from gsm8k_core.types import UsageError
 from tests import tiny
 from tests.e2e.conftest import ROOT, Run
 
@@ -55,6 +58,31 @@ def test_one_clear_line_and_the_documented_code(
     assert len(errors) == 1
     assert says in errors[0]
     assert "Traceback" not in done.stderr
+
+
+OF_A_BACKEND = sorted(verb for verb, (settings, _) in cli.VERBS.items() if "backend" in settings.model_fields)
+
+
+@pytest.mark.parametrize("verb", OF_A_BACKEND)
+def test_a_backend_that_does_not_exist_is_refused_before_anything_is_read(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By flag or by file, and the names that exist come from one list. A model that is not there is not looked for."""
+    (tmp_path / "jax.yaml").write_text("backend: jax\n")
+    for asked in (["--backend", "jax"], ["--config", str(tmp_path / "jax.yaml")]):
+        model = [] if verb == "compare" else ["--model", "./nowhere"]
+        assert cli.main([verb, *asked, *model]) == UsageError.exit_code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--backend jax does not exist (there are auto, {', '.join(sorted(backends.PROVIDERS))})" in line
+
+
+@pytest.mark.parametrize("verb", OF_A_BACKEND)
+def test_help_names_every_backend(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    flag = capsys.readouterr().out.partition("--backend auto|NAME")[2].partition("--device")[0]
+    assert flag
+    assert all(name in flag for name in ("auto", *backends.PROVIDERS))
 
 
 def test_verbose_shows_the_traceback(run: Run) -> None:

@@ -109,7 +109,7 @@ def test_no_backend_at_all_stops_training(run: Run, fake: Fake) -> None:
     code, _, findings = look(run)
     assert code == 3
     assert (findings["torch"]["status"], findings["mlx"]["status"]) == ("problem", "note")
-    assert findings["torch"]["mend"] == backends.INSTALL["torch"]
+    assert findings["torch"]["mend"] == backends.PROVIDERS["torch"].install
 
 
 def test_mlx_is_missed_only_where_auto_would_take_it(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ CURVE_TOLERANCE = 6e-5  # rung 5's
 
 def with_memory(patch: pytest.MonkeyPatch, backend: str, free: int) -> None:
     """A machine that has so many bytes."""
-    importlib.import_module(f"backends.{backend}.backend")
     module = importlib.import_module(f"backends.{backend}.memory")
     patch.setattr(module, "system_memory", lambda: (free, free, "free in this test"))
 

@@ -109,7 +109,7 @@ def test_without_mlx_and_without_a_gpu_there_is_nothing_to_compare(run: Run, mon
     assert done.returncode == PreflightError.exit_code
     (line,) = done.stderr.splitlines()
     assert "nothing to compare torch on the CPU with" in line
-    assert backends.INSTALL["mlx"] in line
+    assert backends.PROVIDERS["mlx"].install in line
 
 
 @pytest.mark.parametrize(

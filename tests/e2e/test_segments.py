@@ -51,7 +51,7 @@ class Hungry:
     """A micro-batch that the device has no memory for."""
 
     def __init__(self, batch: Any, message: str) -> None:
-        self.labels, self.num_targets, self.weights, self._message = batch.labels, batch.num_targets, None, message
+        self.targets, self.num_targets, self._message = batch.targets, batch.num_targets, message
 
     @property
     def tokens(self) -> Any:

@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import backends
 import cli
 from gsm8k_core.training.checkpoints import newest
 from gsm8k_core.training.pilot import RunPilot
@@ -373,7 +372,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="of the write points of a save; 0: none")
     asked = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    importlib.import_module(backends.PROVIDERS[asked.backend].split(":")[0])
+    importlib.import_module(f"backends.{asked.backend}.backend")
     importlib.import_module("verbs.train.verb")
     importlib.import_module("transformers.models.qwen2.modeling_qwen2")
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.backend import Weights
 from gsm8k_core.files import remove_folder
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.checkpoints import Checkpoint, newest
-from gsm8k_core.training.measure import SHARE, DevSet, Guard, Measured, base_line, measure_base
+from gsm8k_core.training.measure import SHARE, DevSet, Guard, base_line, measure_base
 from gsm8k_core.training.plan import ADJUSTMENTS, RATE_FACTOR, Adjustment, as_choice, halved, recorded, smaller
 from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import DivergedError, GSM8KError, OutOfMemoryError, StorageError
@@ -136,7 +137,7 @@ def opened_guard(
     job: Job,
     run: Run,
     dev: DevSet | None,
-    base: Measured,
+    base: Weights,
     elapsed: float,
     interrupted: Callable[[], bool],
     terminal: Terminal,

@@ -13,7 +13,7 @@ import pytest
 
 from gsm8k_core.problems.batching import micro_batches
 from gsm8k_core.training.measure import DevResult, DevSet, joined
-from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
+from gsm8k_core.types import Batch, Completion, Example, Problem, Sampling
 
 # Two prompt tokens, then 1, 2, 3 and 9 targets: in batches of two the means per batch differ from the whole.
 TARGETS = (1, 2, 3, 9)
@@ -75,7 +75,7 @@ def test_the_loss_is_divided_once_by_the_number_of_targets() -> None:
 def test_control_a_mean_of_means_is_something_else() -> None:
     means = []
     for batch in micro_batches(EXAMPLES, 2):
-        means.append(Live().score(batch)[batch.labels[:, 1:] != IGNORE_INDEX].mean())
+        means.append(batch.at_targets(Live().score(batch)).mean())
     assert abs(-sum(means) / len(means) - measured().loss) > 1e-3
 
 
