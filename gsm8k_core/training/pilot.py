@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from gsm8k_core.clock import NOTICED
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.training.budget import CALIBRATION, Pace, Times, replanned
+from gsm8k_core.training.budget import CALIBRATION, Pace, Times, replan
 from gsm8k_core.training.measure import Deadline, DevResult, Guard
 from gsm8k_core.training.plan import PlanEvent, changed, rate_at
 from gsm8k_core.types import Orders, StepEvent, UpdateStats
@@ -165,7 +165,7 @@ class RunPilot(Generic[Live]):
         early = self._pace.num < CALIBRATION
         if early and self._needed(update, min(update + 2 * CALIBRATION, asked)) <= left:
             return
-        total = replanned(
+        total = replan(
             update,
             self.total,
             asked,
