@@ -38,8 +38,7 @@ from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
 from gsm8k_core.training.health import PROBE_ROWS
 from gsm8k_core.training.memory import Plan, model_of, plan
-from gsm8k_core.training.plan import Adjustment, PlanEvent, as_choice, planned, smaller
-from gsm8k_core.training.plan import recorded as recorded_adjustments
+from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, as_choice, fewer_tokens, replay
 from gsm8k_core.training.runs import Run, check, check_free, create, cut_metrics, default_folder, newest_stopped, reopen
 from gsm8k_core.types import Choice, DataError, Example, OutOfMemoryError, PreflightError, Problem, Update, UsageError
 from verbs import Context
@@ -89,7 +88,7 @@ class Job:
         recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
         if recorded and recorded[-1].total <= self.done < self.total:  # it ended as planned, and goes on with more time
             recorded = [*recorded, PlanEvent(self.done, self.total, recorded[-1].rate_factor)]
-        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments)
+        return replay(recorded or [PlanEvent(0, self.total)], self.adjustments)
 
     @property
     def only_model_is_missing(self) -> bool:
@@ -229,7 +228,7 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
 
     job = Job(config, choice, source, rows, hashes, claim, "it is the run's own")
     seconds = checkpoint.elapsed if checkpoint else 0.0
-    adjustments = tuple(recorded_adjustments(run.manifest))
+    adjustments = tuple(adjustments_of(run.manifest))
     return replace(job, run=run, checkpoint=checkpoint, seconds=seconds, adjustments=adjustments, unfinished=unfinished)
 
 
@@ -399,7 +398,7 @@ def open_model(job: Job, context: Context) -> Opened:
     tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
     if int(tokens.name) < job.widest:
         context.terminal.say(f"batches  the longest row has {job.widest} padded tokens: a micro-batch of its own")
-    if job.shrink and (fewer := smaller(int(tokens.name), job.widest, config.update_size)):
+    if job.shrink and (fewer := fewer_tokens(int(tokens.name), job.widest, config.update_size)):
         tokens = as_choice(fewer, f"half, since the training process {job.shrink}")
     if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
         backend.choose_dtype(first.micro_batches[0], config)
@@ -425,11 +424,14 @@ def rehearsed(backend: Any, job: Job, planned: Plan, tokens: Choice) -> Choice:
         try:
             backend.rehearse(fullest(job.rows.examples, count, job.config.update_size), job.config)
             needed = backend.peak_memory() + planned.moments
-            if needed <= planned.memory.free or (fewer := smaller(count, job.widest, job.config.update_size)) is None:
+            if (
+                needed <= planned.memory.free
+                or (fewer := fewer_tokens(count, job.widest, job.config.update_size)) is None
+            ):
                 return tokens
             why = f"{count} took {human_size(needed)} of {human_size(planned.memory.free)}, moments included"
         except OutOfMemoryError:
-            fewer = smaller(count, job.widest, job.config.update_size)
+            fewer = fewer_tokens(count, job.widest, job.config.update_size)
             if fewer is None:
                 raise
             why = f"there was no memory for {count}"

@@ -24,7 +24,7 @@ from gsm8k_core.types import (
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.train.dry_run import dry_run
-from verbs.train.recovery import note_smaller
+from verbs.train.recovery import note_killed
 from verbs.train.segment import Segment
 from verbs.train.signals import stopping
 from verbs.train.start import new, open_model, resumed
@@ -49,7 +49,7 @@ def run(config: TrainConfig, context: Context) -> int:
         flags = _repeated(job.config)
         link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
         if link.killed_by:
-            job = note_smaller(job, claimed, opened.tokens, link.killed_by)
+            job = note_killed(job, claimed, opened.tokens, link.killed_by)
         try:
             with open_sinks(job.config, claimed, context.terminal.say) as sinks:
                 segment = Segment(
