@@ -32,9 +32,10 @@ from gsm8k_core.types import (
     StepEvent,
     StorageError,
 )
-from verbs import Context, say_choices
+from verbs import Context, as_json, say_choices
+from verbs.train.model import OpenModel, open_model
 from verbs.train.recovery import go_on, keep, keep_model, name_newest
-from verbs.train.start import Job, Opened, as_json, open_model
+from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
 
 END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
@@ -50,7 +51,7 @@ class Segment:
     """A stretch of a run: from the start or a checkpoint to the end, a stop or a failure."""
 
     job: Job
-    opened: Opened
+    model: OpenModel
     run: Run
     context: Context
     sinks: Any
@@ -77,20 +78,20 @@ class Segment:
         """Become the next segment, as the pilot decides. Raises `error` when nothing is left to try."""
         if self.pilot is None:  # it came before the first update could
             raise error
-        live, done, say = self.opened.backend, len(self.pilot.losses), self.context.terminal.say
+        live, done, say = self.model.backend, len(self.pilot.losses), self.context.terminal.say
         change = self.pilot.after_failure(error)
         if change is None:
             self._fail(error, live, done)
         if change.save:
             keep(live, done, self._save, say)
-        job = go_on(change, error, self.job, self.run, self.opened.tokens, say)
+        job = go_on(change, error, self.job, self.run, self.model.micro_batch_tokens, say)
         live.close()
         # Measured, or found out, once in a run.
-        dtype = {"dtype": self.opened.choices["dtype"].name}
-        batches = job.batches or self.opened.choices["batches"]
+        dtype = {"dtype": self.model.choices["dtype"].name}
+        batches = job.batches or self.model.choices["batches"]
         self.job = replace(job, config=job.config.model_copy(update=dtype), batches=batches)
-        self.opened, self.pilot, self.changed = open_model(self.job, self.context), None, True
-        self.run.record(choices=as_json(self.opened.choices))
+        self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
+        self.run.record(choices=as_json(self.model.choices))
 
     def _fail(self, error: GSM8KError, live: Any, done: int) -> NoReturn:
         """Raise `error` for good, with the weights after `done` updates kept where they are worth it."""
@@ -132,8 +133,8 @@ class Segment:
             try:
                 # Without time for another update, the checkpoint's weights become the model.
                 spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
-                updates = iter(()) if spent else job.updates(self.opened.tokens)
-                outcome = self.opened.backend.train(updates, self._trained_config(), pilot, state)
+                updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
+                outcome = self.model.backend.train(updates, self._trained_config(), pilot, state)
                 outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
@@ -148,21 +149,21 @@ class Segment:
 
     def _note_choices(self) -> None:
         """Say and keep what the backend chose, or counted, while it trained."""
-        found = self.opened.backend.choices
-        changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
+        found = self.model.backend.choices
+        changed = {name: choice for name, choice in found.items() if self.model.choices.get(name) != choice}
         say_choices(self.context.terminal, changed)
-        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory())
+        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.model.memory())
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
-        backend, spec = self.opened.backend, lora_spec(self.job.config)
+        backend, spec = self.model.backend, lora_spec(self.job.config)
         self.run.replace(self.run.model, backend.save)
         if spec is not None:
             values, base = backend.state().parameters, self._trained_config().model
             self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
 
     def _prepare_base(self) -> None:
-        source, base = self.opened.quantized, self.run.base
+        source, base = self.model.quantized, self.run.base
         if source is not None and source != base:
             if base.exists():  # a kill came before it was noted
                 remove_folder(base)
@@ -172,8 +173,10 @@ class Segment:
 
     def _trained_config(self) -> TrainConfig:
         """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
-        base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
-        return self.job.config.model_copy(update={"model": base, "micro_batch_tokens": str(self.opened.tokens)})
+        base = str(self.run.base.resolve()) if self.model.quantized else self.job.config.model
+        return self.job.config.model_copy(
+            update={"model": base, "micro_batch_tokens": str(self.model.micro_batch_tokens)}
+        )
 
     def _record_plan(self, pilot: RunPilot[Any]) -> None:
         """The plan as it now is, with every change of it."""
@@ -211,8 +214,8 @@ class Segment:
             guard,
             job.adjustments,
             # Those of so many updates are known beforehand; the others are taken for average.
-            tokens=list(islice(job.tokens(self.opened.tokens), KNOWN_UPDATES)),
-            micro_batch_tokens=self.opened.tokens,
+            tokens=list(islice(job.tokens(self.model.micro_batch_tokens), KNOWN_UPDATES)),
+            micro_batch_tokens=self.model.micro_batch_tokens,
             widest=job.widest,
             reserve=writing + END_SECONDS + self.sinks.reserve,
             save_reserve=MOMENTS * writing,
@@ -271,7 +274,7 @@ class Segment:
 
     def _guard(self, dev: DevSet | None) -> Guard:
         """What the base showed: now, unless it was measured when the run began."""
-        config, base = self.job.config, self.opened.backend  # nothing is trained yet
+        config, base = self.job.config, self.model.backend  # nothing is trained yet
         if not config.guard_problems:
             return Guard(reason="--guard-problems 0")
         if (known := self._known_guard()) is not None:
