@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from gsm8k_core.clock import RunClock
 from gsm8k_core.models import hub
@@ -39,3 +39,8 @@ def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:
     """What was chosen, each with its reason."""
     for name, chosen in choices.items():
         terminal.say(f"{name:<8} {chosen.name}: {chosen.reason}")
+
+
+def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:
+    """The same, for run.json and results."""
+    return {name: asdict(chosen) for name, chosen in choices.items()}

@@ -1,16 +1,15 @@
-"""How many updates a time budget holds, and when a plan is changed.
+"""How long the work of a run takes, how many updates its time budget holds, and when its plan is changed for that.
+
+An update takes seconds per padded token, learned from the updates of this process: updates differ in their padded
+tokens, and those are known for every coming one. The first update compiles, fills caches and loads libraries, so it
+counts only as long as there is no other. A single hiccup must not steer a run: what is more than twice, or less than
+half, the median of the last RECENT updates is taken as twice, or half of it.
 
 A plan is the number of updates in the whole run; warm-up and decay lie on it, so it is changed for a reason only:
 
     nothing changes       while what was asked for fits with SPARE to spare
     it becomes smaller    when the run would pass its budget: to what fits with a margin
     it grows back         when clearly more fits than was planned (DRIFT), to at most what was asked for
-
-How long things take here. An update: seconds per padded token, learned from the updates of this process.
-
-Updates differ in their padded tokens, and those are known for every coming one. The first update compiles, fills
-caches and loads libraries, so it counts only as long as there is no other. A single hiccup must not steer a run:
-what is more than twice, or less than half, the median of the last RECENT updates is taken as twice, or half of it.
 """
 
 from __future__ import annotations
@@ -21,50 +20,21 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, median
 
+WINDOW = 32  # updates that the estimate is made of: a laptop that gets hot is another machine than it was
+RECENT = 8  # updates that say how fast it is just now
+OUTLIER = 2.0
+
 SPARE = 0.15
 MARGIN = 0.02  # of the time to go: the next estimate will differ a little
 DRIFT = 0.05  # of the updates to go: the time to go would be wrong by as much, were it left so
 CALIBRATION = 3  # updates before the first change, unless only about twice as many fit
 
 
-def replanned(
-    update: int, total: int, asked: int, *, left: float, needed: Callable[[int], float], unsure: float
-) -> int:
-    """The number of updates to plan after `update`; `total` when nothing is to change.
-
-    `left` is what the budget still holds, `needed(n)` the time from here to the end of the process if the run ends
-    after update n, `unsure` what the next one may take beyond its estimate. All in seconds. Where not even the next
-    update fits, the plan stays: the pilot ends the run at once.
-    """
-    if total == asked and (1 + SPARE) * needed(asked) <= left:
-        return total
-
-    def fits(number: int) -> bool:
-        return (1 + MARGIN) * needed(number) + unsure <= left
-
-    most = _largest(fits, update, asked)
-    if needed(total) + unsure > left:
-        return most if update < most < total else total
-    return most if most - total >= max(1, DRIFT * (total - update)) else total
-
-
-def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number from `low` to `high` that fits; `low` when none does."""
-    if fits(high):
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-WINDOW = 32  # updates that the estimate is made of: a laptop that gets hot is another machine than it was
-RECENT = 8  # updates that say how fast it is just now
-OUTLIER = 2.0
-
-
 class Pace:
-    """`tokens` holds the padded tokens of the run's updates from the first on; later ones are taken for average."""
+    """How long updates take.
+
+    `tokens` holds the padded tokens of the run's updates from the first on; later ones are taken for average.
+    """
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._sums = [0, *accumulate(tokens)]
@@ -140,3 +110,32 @@ class Times:
     @property
     def least(self) -> float:
         return self.shortest if self.num else 0.0
+
+
+def replan(update: int, total: int, asked: int, *, left: float, needed: Callable[[int], float], unsure: float) -> int:
+    """The number of updates to plan after `update`; `total` when nothing is to change.
+
+    `left` is what the budget still holds, `needed(n)` the time from here to the end of the process if the run ends
+    after update n, `unsure` what the next one may take beyond its estimate. All in seconds. Where not even the next
+    update fits, the plan stays: the pilot ends the run at once.
+    """
+    if total == asked and (1 + SPARE) * needed(asked) <= left:
+        return total
+
+    def fits(number: int) -> bool:
+        return (1 + MARGIN) * needed(number) + unsure <= left
+
+    most = _largest(fits, update, asked)
+    if needed(total) + unsure > left:
+        return most if update < most < total else total
+    return most if most - total >= max(1, DRIFT * (total - update)) else total
+
+
+def _largest(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number from `low` to `high` that fits; `low` when none does."""
+    if fits(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,4 +1,4 @@
-"""The run's only decision maker: the rate of each update, and when to evaluate, to save and to stop.
+"""The run's only decision maker: the rate of each update, when to evaluate, save and stop, and what follows a failure.
 
 The rate depends on update numbers and the plan only, never on a clock. What the clock changes is the plan, by an
 event that the checkpoint keeps, so that a run can be replayed.
@@ -18,16 +18,16 @@ as little time or less. One that a signal ends is not made up for when the run g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gsm8k_core.clock import NOTICED
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.training.budget import CALIBRATION, Pace, Times, replanned
+from gsm8k_core.training.budget import CALIBRATION, Pace, Times, replan
 from gsm8k_core.training.measure import Deadline, DevResult, Guard
-from gsm8k_core.training.plan import PlanEvent, changed, rate_at
-from gsm8k_core.types import Orders, StepEvent, UpdateStats
+from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, rate_at, with_event
+from gsm8k_core.types import GSM8KError, Orders, StepEvent, UpdateStats
 
 STOP_BUDGET = "budget"
 STOP_INTERRUPTED = "interrupted"
@@ -41,59 +41,63 @@ Evaluate = Callable[[Live, Deadline], DevResult | None]
 Probe = Callable[[int, Live], StepEvent]
 
 
-class RunPilot(Generic[Live]):
-    """Steers one run, or what is left of it. `elapsed` counts all of the run's seconds, earlier processes included."""
+@dataclass(frozen=True, slots=True)
+class Hooks(Generic[Live]):
+    """The functions that the pilot calls. None: the run has nothing to measure with, and does not."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        events: Sequence[PlanEvent],
-        *,
-        emit: Callable[[StepEvent], None],
-        elapsed: Callable[[], float],
-        interrupted: Callable[[], bool],
-        save: Save[Live],
-        keep_best: Save[Live],
-        evaluate: Evaluate[Live] | None,
-        reserve: float,
-        save_reserve: float,
-        losses: Sequence[float] = (),
-        best: Mapping[str, Any] | None = None,
-        probe: Probe[Live] | None = None,
-        tokens: Sequence[int] = (),
-        guard: Guard | None = None,
-        answer: Evaluate[Live] | None = None,
-        slept: Callable[[], float] = lambda: 0.0,
-    ) -> None:
-        """`losses` and `best` are those of as_json() in the checkpoint that the run goes on from.
+    emit: Callable[[StepEvent], None]
+    elapsed: Callable[[], float]  # seconds of the whole run, earlier processes included
+    interrupted: Callable[[], bool]
+    save: Save[Live]  # a checkpoint
+    keep_best: Save[Live]
+    slept: Callable[[], float] = lambda: 0.0  # seconds of `elapsed` in which the machine slept
+    evaluate: Evaluate[Live] | None = None  # the dev problems
+    answer: Evaluate[Live] | None = None  # the guard's problems
+    probe: Probe[Live] | None = None  # gives its event, or raises CollapsedError, which ends the run
 
-        `probe` gives its event, or raises CollapsedError, which ends the run; `tokens`: the padded tokens of each
-        update, from the first of the run; `answer` measures the guard's problems; `slept`: seconds of `elapsed` in
-        which the machine slept.
-        """
-        numbers = [event.update for event in events]
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the run brings along: what its checkpoint and its manifest say, and what is known before it trains here."""
+
+    events: Sequence[PlanEvent]
+    losses: Sequence[float] = ()  # this, `best` and `guard` are those of RunPilot.as_json() in the checkpoint
+    best: Mapping[str, Any] | None = None
+    guard: Guard = field(default_factory=Guard)
+    adjustments: Sequence[Adjustment] = ()
+    tokens: Sequence[int] = ()  # padded, of each update from the run's first on; as many as are known
+    micro_batch_tokens: int = 0  # padded tokens at most in a micro-batch
+    widest: int = 0  # padded tokens of the longest row
+    reserve: float = 0.0  # seconds that the final model is thought to take
+    save_reserve: float = 0.0  # seconds that the first checkpoint is thought to take
+
+    def __post_init__(self) -> None:
+        numbers = [event.update for event in self.events]
         if not numbers or numbers[0] != 0 or numbers != sorted(numbers):
             raise ValueError(f"a plan begins at update 0 and goes forward, not {numbers}")
-        self._config, self._events = config, tuple(events)
-        self._emit, self._elapsed, self._interrupted = emit, elapsed, interrupted
-        self._save_to, self._keep_best, self._reserve = save, keep_best, reserve
-        self._evaluate = evaluate if config.eval_steps else None
-        self.guard, self._answer, self._slept = guard or Guard(), answer, slept
-        self._pace = Pace(tokens)
+
+
+class RunPilot(Generic[Live]):
+    """Steers one run, or what is left of it."""
+
+    def __init__(self, config: TrainConfig, hooks: Hooks[Live], past: Past) -> None:
+        self._config, self._hooks, self._past, self._events = config, hooks, past, tuple(past.events)
+        self.losses, self.guard = list(past.losses), past.guard
+        self.best = None if past.best is None else (int(past.best["update"]), DevResult.from_json(past.best["result"]))
+        self._evaluate = hooks.evaluate if config.eval_steps else None
+        self._probe = hooks.probe if config.probe_steps else None
+        self._pace = Pace(past.tokens)
         # Before the first evaluation, its problems are thought to take as long as the base's did.
         each = self.guard.seconds / max(self.guard.num_problems, 1)
-        self._devs = Times(guess=each * config.eval_problems)
-        self._saves, self._keeps = Times(guess=save_reserve), Times(guess=reserve)
-        self._probe, self._probes = probe if config.probe_steps else None, Times()
+        self._devs, self._probes = Times(guess=each * config.eval_problems), Times()
+        self._saves, self._keeps = Times(guess=past.save_reserve), Times(guess=past.reserve)
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
         self._saved = 0  # the update of the newest checkpoint of this process
         self._newest: tuple[int, DevResult | None] = (0, None)  # the newest measurement, and after which update
         self._told = False  # whether it was said how long all of it would take
-        self._before, self._slept_before = elapsed(), slept()
+        self._before, self._slept_before = hooks.elapsed(), hooks.slept()
         self._slept_said = 0.0
-        self.losses = list(losses)
-        self.best = None if best is None else (int(best["update"]), DevResult.from_json(best["result"]))
 
     @property
     def total(self) -> int:
@@ -126,7 +130,7 @@ class RunPilot(Generic[Live]):
         now, seconds = self._note_time(update)
         self.losses.append(stats.loss)
         self._plan(update)
-        self._emit(StepEvent("update", self._values(stats, seconds, now)))
+        self._hooks.emit(StepEvent("update", self._values(stats, seconds, now)))
         # In this order: nothing that a probe ends is kept, and a checkpoint holds the best of its own update as well.
         stop = self._stop(update)
         last = update >= self.asked or stop == STOP_BUDGET
@@ -142,30 +146,43 @@ class RunPilot(Generic[Live]):
             self._change(update, update)
         if stop and self._saved != update:
             self._save(update, live)
-        self._before, self._slept_before = self._elapsed(), self._slept()
+        self._before, self._slept_before = self._hooks.elapsed(), self._hooks.slept()
         return Orders(stop=stop)
+
+    def after_failure(self, error: GSM8KError) -> Change | None:
+        """What to change after `error` ended the training before its next update was done; None: the run ends, too."""
+        past = self._past
+        return after_failure(
+            error,
+            adjustments=past.adjustments,
+            begun=len(past.losses),
+            done=len(self.losses),
+            tokens=past.micro_batch_tokens,
+            widest=past.widest,
+            update_size=self._config.update_size,
+        )
 
     def _note_time(self, update: int) -> tuple[float, float]:
         """The time, and the seconds of this update."""
-        now, asleep = self._elapsed(), self._slept() - self._slept_before
+        now, asleep = self._hooks.elapsed(), self._hooks.slept() - self._slept_before
         seconds = now - self._before
         self._pace.add(update, max(seconds - asleep, 0.0))
-        unsaid = self._slept() - self._slept_said  # in an evaluation or a save, too
+        unsaid = self._hooks.slept() - self._slept_said  # in an evaluation or a save, too
         if unsaid >= NOTICED:
             self._slept_said += unsaid
             left = self._config.budget_seconds - now
-            self._emit(StepEvent("slept", {"update": update, "seconds": unsaid, "left": left}))
+            self._hooks.emit(StepEvent("slept", {"update": update, "seconds": unsaid, "left": left}))
         return now, seconds
 
     def _plan(self, update: int) -> None:
         """Fit the number of updates to the budget, and say once how long all of them would take."""
-        left, asked = self._config.budget_seconds - self._elapsed(), self.asked
+        left, asked = self._config.budget_seconds - self._hooks.elapsed(), self.asked
         if update >= asked:
             return
         early = self._pace.num < CALIBRATION
         if early and self._needed(update, min(update + 2 * CALIBRATION, asked)) <= left:
             return
-        total = replanned(
+        total = replan(
             update,
             self.total,
             asked,
@@ -175,18 +192,20 @@ class RunPilot(Generic[Live]):
         )
         if early and total > self.total:
             total = self.total  # to plan for less is safe at once; for more, only what was measured a few times
-        whole = self._elapsed() + self._needed(update, asked)
+        whole = self._hooks.elapsed() + self._needed(update, asked)
         if not self._told:
             self._told = True
-            self._emit(StepEvent("estimate", {"update": update, "seconds": whole, "asked": asked, "total": total}))
+            self._hooks.emit(
+                StepEvent("estimate", {"update": update, "seconds": whole, "asked": asked, "total": total})
+            )
         self._change(update, total)
 
     def _change(self, update: int, total: int) -> None:
         """Let the run have `total` updates from now on, and record that."""
         if total != self.total:
             values = {"update": update, "total": total, "before": self.total, "asked": self.asked}
-            self._events = tuple(changed(self._events, update, total=total))
-            self._emit(StepEvent("plan", values))
+            self._events = tuple(with_event(self._events, update, total=total))
+            self._hooks.emit(StepEvent("plan", values))
 
     def _values(self, stats: UpdateStats, seconds: float, now: float) -> dict[str, object]:
         return {
@@ -208,7 +227,7 @@ class RunPilot(Generic[Live]):
         Where the budget ends the run, the plan may still grow until an update is left unused: the middle of both ends.
         """
         as_planned, whole = (self._needed(update, total, spare=False) for total in (self.total, self.asked))
-        left = self._config.budget_seconds - self._elapsed()
+        left = self._config.budget_seconds - self._hooks.elapsed()
         grown = min(left - self._pace.seconds(update + 1, update + 1), whole)
         return min((as_planned + max(as_planned, grown)) / 2, max(left, 0.0))
 
@@ -220,7 +239,7 @@ class RunPilot(Generic[Live]):
             every = self._config.eval_steps
             num_devs = _due(every, update, total) + (total % every > 0)
             seconds += (num_devs - 1) * self._devs.mean + num_devs * self._keeps.total / max(self._devs.num, 1)
-        if self._answer:
+        if self._hooks.answer:
             seconds += max(self.guard.num_due(update, total) - 1, 0) * self.guard.seconds
         if self._probe:
             every = self._config.probe_steps
@@ -229,18 +248,18 @@ class RunPilot(Generic[Live]):
 
     def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
         """Ask the probe, unless the run is to end or there is no time for it."""
-        before = self._elapsed()
+        before = self._hooks.elapsed()
         needed = self._probes.most + self._last_measurement(True) + self._ending(update)
-        if not self._interrupted() and before + needed <= self._config.budget_seconds:
+        if not self._hooks.interrupted() and before + needed <= self._config.budget_seconds:
             event = probe(update, live)
-            self._probes.add(self._elapsed() - before)
-            self._emit(event)
+            self._probes.add(self._hooks.elapsed() - before)
+            self._hooks.emit(event)
 
     def _measure(self, update: int, live: Live, last: bool) -> None:
         """The evaluation and the guard's measurement that are due: one measurement, where both are."""
         due = self._evaluate is not None and (update % self._config.eval_steps == 0 or last)
-        guarded = self._answer is not None and self.guard.due(update, self.total, last)
-        measure = self._evaluate if due else self._answer if guarded else None
+        guarded = self._hooks.answer is not None and self.guard.due(update, self.total, last)
+        measure = self._evaluate if due else self._hooks.answer if guarded else None
         if measure is None:
             return
         room = self._room(update, last)
@@ -253,72 +272,72 @@ class RunPilot(Generic[Live]):
         if guarded:
             self.guard = self.guard.seen(update, result, last)
             when = "end" if last else "quarter"
-            self._emit(StepEvent("guard", {"update": update, "when": when, **self.guard.against_base(result)}))
+            self._hooks.emit(StepEvent("guard", {"update": update, "when": when, **self.guard.against_base(result)}))
         if due and not again:
             self._fits = True
-            self._emit(StepEvent("dev", {"update": update, **result.values()}))
+            self._hooks.emit(StepEvent("dev", {"update": update, **result.values()}))
             if self.best is None or result.better_than(self.best[1]):
                 self._keep(update, live, result)
 
     def _skip(self, update: int, room: float, due: bool) -> None:
         """Note a measurement that was not made, or not to its end."""
-        reason = STOP_INTERRUPTED if self._interrupted() else STOP_BUDGET
+        reason = STOP_INTERRUPTED if self._hooks.interrupted() else STOP_BUDGET
         if due and reason == STOP_BUDGET:
             self._fits, self._too_short = False, max(self._too_short, room)
         if not due:
             self.guard = replace(self.guard, passed=True)
-        self._emit(StepEvent("dev_skipped" if due else "guard_skipped", {"update": update, "reason": reason}))
+        self._hooks.emit(StepEvent("dev_skipped" if due else "guard_skipped", {"update": update, "reason": reason}))
 
     def _try(self, live: Live, measure: Evaluate[Live], room: float, times: Times | None) -> DevResult | None:
-        before = self._elapsed()
+        before = self._hooks.elapsed()
         known = times is not None and (room <= self._too_short or room < times.least)
-        if self._interrupted() or known or room <= 0:
+        if self._hooks.interrupted() or known or room <= 0:
             return None
-        result = measure(live, lambda: self._interrupted() or self._elapsed() - before >= room)
+        result = measure(live, lambda: self._hooks.interrupted() or self._hooks.elapsed() - before >= room)
         if result is not None and times is not None:
-            times.add(self._elapsed() - before)
+            times.add(self._hooks.elapsed() - before)
         return result
 
     def _room(self, update: int, last: bool) -> float:
         """Seconds that an evaluation may take now. One batch or one token past it takes no longer than an update."""
         keep = self._keeps.most if self._evaluate else 0.0
-        room = self._config.budget_seconds - self._elapsed() - keep - self._ending(update)
+        room = self._config.budget_seconds - self._hooks.elapsed() - keep - self._ending(update)
         return room if last else SHARE_ON_THE_WAY * (room - self._pace.longest)
 
     def _ending(self, update: int) -> float:
         """Seconds that have to be left for saving where training ends after `update`."""
-        return max(self._reserve, self._keeps.longest) + (self._saves.most if update < self.asked else 0.0)
+        return max(self._past.reserve, self._keeps.longest) + (self._saves.most if update < self.asked else 0.0)
 
     def _last_measurement(self, spare: bool) -> float:
         """Seconds that the measurement at the end is expected to take, or has to have."""
-        expected = self.guard.seconds if self._answer else 0.0
+        expected = self.guard.seconds if self._hooks.answer else 0.0
         if self._evaluate and self._fits:
             expected = self._devs.mean
         least = SPARE_OF_ALL * self._config.budget_seconds if expected else 0.0
         return expected + spare * max(SPARE_OF_IT * expected, least)
 
     def _keep(self, update: int, live: Live, result: DevResult) -> None:
-        before = self._elapsed()
-        folder = self._keep_best(update, live)
-        self._keeps.add(self._elapsed() - before)
+        before = self._hooks.elapsed()
+        folder = self._hooks.keep_best(update, live)
+        self._keeps.add(self._hooks.elapsed() - before)
         self.best = (update, result)
-        self._emit(StepEvent("best", {"update": update, "accuracy": result.accuracy, "folder": str(folder)}))
+        self._hooks.emit(StepEvent("best", {"update": update, "accuracy": result.accuracy, "folder": str(folder)}))
 
     def _save(self, update: int, live: Live) -> None:
-        before = self._elapsed()
-        folder = self._save_to(update, live)
-        seconds = self._elapsed() - before
+        before = self._hooks.elapsed()
+        folder = self._hooks.save(update, live)
+        seconds = self._hooks.elapsed() - before
         self._saves.add(seconds)
         self._saved = update
-        self._emit(StepEvent("save", {"update": update, "folder": str(folder), "seconds": seconds}))
+        self._hooks.emit(StepEvent("save", {"update": update, "folder": str(folder), "seconds": seconds}))
 
     def _stop(self, update: int) -> str | None:
         if update >= self.asked:
             return None
-        if self._interrupted():
+        if self._hooks.interrupted():
             return STOP_INTERRUPTED
         next_one = self._pace.at_most(update + 1) + self._last_measurement(spare=True) + self._ending(update + 1)
-        if update >= self.total or self._elapsed() + next_one > self._config.budget_seconds:
+        if update >= self.total or self._hooks.elapsed() + next_one > self._config.budget_seconds:
             return STOP_BUDGET
         return None
 

@@ -1,23 +1,31 @@
-"""The plan of a run: how many updates it has, what the clock and failures changed about that, and the rate of each.
+"""The plan of a run: how many updates it has, the rate of each, and what the clock and failures change about that.
 
-A pure function of update numbers: whoever has the events replays the run.
+All of it is pure: update numbers and records in, a rate or a decision out. Whoever has the records replays the run.
 
-What a run changed about itself when something failed: kept in its manifest, replayed when it goes on.
+A PlanEvent is a change of the plan, kept in the checkpoints. An Adjustment is what a run changed about itself when
+something failed, kept in its manifest: it outlives the checkpoint that the run went back to. What may follow a failure:
 
-Two things can be changed. The rate, after a loss or a gradient that was not finite: half of it, once in a run. And the
-padded tokens of a micro-batch, after memory ran out: half of them, as often as there is something to halve; the rows
-of an update stay what they are.
+    not finite      the step was not applied, so the weights are those of the update before it: they are kept, and go
+                    on at half the rate. Where the same update fails at once again, the weights themselves were the
+                    trouble, and the same retry begins at the checkpoint before them. One retry a run.
+    out of memory   half the padded tokens in a micro-batch, until each holds one row; the rows of an update stay what
+                    they are
+    collapsed       nothing: the weights are numbers, and no lower rate mends them
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.types import Choice
+from gsm8k_core.types import Choice, CollapsedError, DivergedError, GSM8KError, OutOfMemoryError
+
+RATE_FACTOR = 0.5
+ADJUSTMENTS = "adjustments"  # the manifest's key
+Adjusted: TypeAlias = Literal["rate", "micro_batch_tokens"]
 
 
 def rate_at(update: int, total: int, config: TrainConfig) -> float:
@@ -50,7 +58,7 @@ class PlanEvent:
         return cls(values["update"], values["total"], values.get("rate_factor", 1.0))
 
 
-def changed(events: Sequence[PlanEvent], update: int, **values: Any) -> list[PlanEvent]:
+def with_event(events: Sequence[PlanEvent], update: int, **values: Any) -> list[PlanEvent]:
     """The events with one more after `update`, from which on `values` hold, in those that lie ahead as well.
 
     Some may: a change of the rate whose checkpoint was damaged since, so that the run goes on from an older one.
@@ -60,15 +68,11 @@ def changed(events: Sequence[PlanEvent], update: int, **values: Any) -> list[Pla
     return [*before, replace(before[-1], update=update, **values), *ahead]
 
 
-RATE_FACTOR = 0.5
-ADJUSTMENTS = "adjustments"  # the manifest's key
-
-
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """One change: from the update after `update` on."""
+    """One thing that a run changed about itself: from the update after `update` on."""
 
-    what: Literal["rate", "micro_batch_tokens"]
+    what: Adjusted
     update: int
     value: float  # of the rate: what it is multiplied by; else padded tokens
     why: str
@@ -77,25 +81,67 @@ class Adjustment:
         return asdict(self)
 
 
-def recorded(manifest: Mapping[str, Any]) -> list[Adjustment]:
+def adjustments_of(manifest: Mapping[str, Any]) -> list[Adjustment]:
     """Those of a run, oldest first."""
     return [Adjustment(**values) for values in manifest.get(ADJUSTMENTS, ())]
 
 
-def halved(adjustments: Iterable[Adjustment]) -> Adjustment | None:
-    """The last change of the rate, if there was one."""
-    return next((one for one in reversed(list(adjustments)) if one.what == "rate"), None)
-
-
-def planned(events: Sequence[PlanEvent], adjustments: Sequence[Adjustment]) -> list[PlanEvent]:
+def replay(events: Sequence[PlanEvent], adjustments: Sequence[Adjustment]) -> list[PlanEvent]:
     """The plan of a checkpoint, with the last change of the rate where the checkpoint was written before it."""
-    change = halved(adjustments)
-    if change is None or any(event.rate_factor == change.value for event in events):
+    rates = _of_the_rate(adjustments)
+    if not rates or any(event.rate_factor == rates[-1].value for event in events):
         return list(events)
-    return changed(events, change.update, rate_factor=change.value)
+    return with_event(events, rates[-1].update, rate_factor=rates[-1].value)
 
 
-def smaller(tokens: int, widest: int, update_size: int) -> int | None:
+def _of_the_rate(adjustments: Sequence[Adjustment]) -> list[Adjustment]:
+    return [one for one in adjustments if one.what == "rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a run is to change after a failure, and how it goes on: from its newest whole checkpoint."""
+
+    what: Adjusted
+    value: float  # as an Adjustment's
+    why: str
+    save: bool = False  # a checkpoint of the weights first: they are newer than what the segment began with
+    before: int | None = None  # checkpoints of this update and later ones are not gone on from: they led to the failure
+
+    def at(self, update: int) -> Adjustment:
+        """The record of it, where the run goes on after `update`."""
+        return Adjustment(self.what, update, self.value, self.why)
+
+
+def after_failure(
+    error: GSM8KError,
+    *,
+    adjustments: Sequence[Adjustment],
+    begun: int,
+    done: int,
+    tokens: int,
+    widest: int,
+    update_size: int,
+) -> Change | None:
+    """What to change after `error` came in the update after `done`; None when nothing is left to try.
+
+    `adjustments` are those of the run so far, `begun` the updates that were done when this segment began. `tokens` are
+    the padded tokens at most in a micro-batch, `widest` those of the longest row; an update has `update_size` rows.
+    """
+    if isinstance(error, OutOfMemoryError):
+        fewer = fewer_tokens(tokens, widest, update_size)
+        return None if fewer is None else Change("micro_batch_tokens", fewer, str(error), save=done > begun)
+    if isinstance(error, CollapsedError) or not isinstance(error, DivergedError):
+        return None
+    halved = [one.update for one in _of_the_rate(adjustments)]
+    if not halved:
+        return Change("rate", RATE_FACTOR, str(error), save=done > begun)
+    if halved == [done] and begun == done > 0:  # the retry failed at once, and there may be an older checkpoint
+        return Change("rate", RATE_FACTOR, f"its weights were the trouble: {error}", before=done)
+    return None
+
+
+def fewer_tokens(tokens: int, widest: int, update_size: int) -> int | None:
     """Half the padded tokens of a micro-batch, or None where each micro-batch is one row already.
 
     `widest` is the padded width of the longest row: a micro-batch of it alone is the smallest peak there is. An update

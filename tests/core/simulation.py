@@ -9,7 +9,7 @@ from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.training.measure import DevResult, Guard
-from gsm8k_core.training.pilot import RunPilot
+from gsm8k_core.training.pilot import Hooks, Past, RunPilot
 from gsm8k_core.training.plan import PlanEvent
 from gsm8k_core.types import StepEvent, UpdateStats
 
@@ -55,24 +55,26 @@ class Simulation:
         self.evaluation, self.token, self.final, self.results = evaluation, token, final, results
         self.sleep, self.slept = sleep, 0.0
         past = past or {"events": [PlanEvent(0, total).as_json()], "losses": [], "best": None}
-        self.pilot: RunPilot[object] = RunPilot(
-            TrainConfig(**{"save_steps": 0, **settings}),
-            plan or [PlanEvent.from_json(event) for event in past["events"]],
+        hooks: Hooks[object] = Hooks(
             emit=self.events.append,
             elapsed=lambda: self.now,
             interrupted=lambda: self.now >= self.signal_at,
             save=self._save,
             keep_best=self._keep,
+            slept=lambda: self.slept,
             evaluate=self._evaluate,
+            answer=self._evaluate,
+        )
+        brought = Past(
+            plan or [PlanEvent.from_json(event) for event in past["events"]],
+            past["losses"],
+            past["best"],
+            guard or Guard.from_json(past.get("guard", Guard().as_json())),
+            tokens=tokens,
             reserve=final,
             save_reserve=save if save_reserve is None else save_reserve,
-            losses=past["losses"],
-            best=past["best"],
-            tokens=tokens,
-            guard=guard or Guard.from_json(past.get("guard", Guard().as_json())),
-            answer=self._evaluate,
-            slept=lambda: self.slept,
         )
+        self.pilot = RunPilot(TrainConfig(**{"save_steps": 0, **settings}), hooks, brought)
         self.done = len(past["losses"])
 
     def _save(self, update: int, live: object) -> Path:

@@ -15,24 +15,25 @@ from gsm8k_core.tracking.terminal import clock, counted
 from gsm8k_core.training.memory import model_of
 from gsm8k_core.training.runs import default_folder
 from gsm8k_core.types import EXIT_OK, StorageError, UsageError
-from verbs import Context, say_choices
-from verbs.train.start import Job, Opened, as_json, new, open_model
+from verbs import Context, as_json, say_choices
+from verbs.train.model import OpenModel, open_model
+from verbs.train.start import Job, new_job
 
 
 def dry_run(config: TrainConfig, context: Context) -> int:
     """The verb, without the training. Raises what would refuse the run."""
     if config.resume:
         raise UsageError("--dry-run is for a new run; leave out --resume, or --dry-run to go on")
-    job = new(config, context)
+    job = new_job(config, context)
     before = context.elapsed()
-    opened = open_model(job, context)
+    model = open_model(job, context)
     loading = context.elapsed() - before
-    say_choices(context.terminal, opened.choices)
-    rehearsal = _rehearse(job, opened)
-    time, disk = rehearsal.of(job, opened.tokens, loading), _disk(job)
+    say_choices(context.terminal, model.choices)
+    rehearsal = _rehearse(job, model)
+    time, disk = rehearsal.of(job, model.micro_batch_tokens, loading), _disk(job)
     terminal = context.terminal
-    peak = opened.backend.peak_memory()
-    moments = opened.plan.moments if opened.plan else 0
+    peak = model.backend.peak_memory()
+    moments = model.plan.moments if model.plan else 0
     terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments are added")
     terminal.say(rehearsal.line(time, job.config))
     terminal.say(
@@ -42,11 +43,11 @@ def dry_run(config: TrainConfig, context: Context) -> int:
     terminal.say("dry run  nothing was trained, and no folder was made")
     terminal.result(
         {
-            "memory": {**opened.memory(), "measured_with_moments": peak + moments},
+            "memory": {**model.memory(), "measured_with_moments": peak + moments},
             "time": time,
             "disk": disk,
             "rows": {"train": len(job.rows.examples), "dev": job.rows.num_dev, **job.rows.preflight.as_json()},
-            "choices": as_json(opened.choices),
+            "choices": as_json(model.choices),
         }
     )
     if disk["needed"] > disk["free"]:
@@ -93,9 +94,9 @@ class Rehearsal:
         return f"{said}; --max-time {config.max_time} ends it after about {done:.1f} of {epochs}"
 
 
-def _rehearse(job: Job, opened: Opened) -> Rehearsal:
-    batch = fullest(job.rows.examples, opened.tokens, job.config.update_size)
-    return Rehearsal(opened.backend.rehearse(batch, job.config), batch.tokens.size)
+def _rehearse(job: Job, model: OpenModel) -> Rehearsal:
+    batch = fullest(job.rows.examples, model.micro_batch_tokens, job.config.update_size)
+    return Rehearsal(model.backend.rehearse(batch, job.config), batch.tokens.size)
 
 
 def _disk(job: Job) -> dict[str, Any]:

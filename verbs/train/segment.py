@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import new_folder, remove_folder
@@ -19,9 +19,9 @@ from gsm8k_core.problems.prompts import decode, load_tokenizer
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.checkpoints import prune, write
 from gsm8k_core.training.health import Probe
-from gsm8k_core.training.measure import DevSet, Guard
+from gsm8k_core.training.measure import SHARE, DevSet, Guard, base_line, measure_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
-from gsm8k_core.training.pilot import STOP_BUDGET, RunPilot
+from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
     CollapsedError,
@@ -32,15 +32,17 @@ from gsm8k_core.types import (
     StepEvent,
     StorageError,
 )
-from verbs import Context, say_choices
-from verbs.train.recovery import keep, last_good, name_newest, opened_guard, recover
-from verbs.train.start import Job, Opened, as_json, open_model
+from verbs import Context, as_json, say_choices
+from verbs.train.model import OpenModel, open_model
+from verbs.train.recovery import go_on, keep, keep_model, name_newest
+from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
 
 END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
 DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
 KNOWN_UPDATES = 2000  # a third of a second
 MEASURED = ("eval_problems", "eval_max_new_tokens")
+LESS_MEMORY = "try --gradient-checkpointing, --method lora, or a smaller --max-length"
 MOMENTS = 3  # a checkpoint holds what is trained three times: itself and two moments
 
 
@@ -49,7 +51,7 @@ class Segment:
     """A stretch of a run: from the start or a checkpoint to the end, a stop or a failure."""
 
     job: Job
-    opened: Opened
+    model: OpenModel
     run: Run
     context: Context
     sinks: Any
@@ -73,37 +75,37 @@ class Segment:
             self._recover(failure)
 
     def _recover(self, error: GSM8KError) -> None:
-        """Become the next segment. Raises `error` when nothing is left to try."""
-        pilot, terminal = self.pilot, self.context.terminal
-        if pilot is None:  # it came before the first update could
+        """Become the next segment, as the pilot decides. Raises `error` when nothing is left to try."""
+        if self.pilot is None:  # it came before the first update could
             raise error
-        live, done = self.opened.backend, len(pilot.losses)
-        if isinstance(error, CollapsedError):  # its weights are numbers, and no lower rate mends them
-            name_newest(self.run, terminal.say)
-            raise error
-        try:
-            self.job = recover(
-                error,
-                self.job,
-                self.run,
-                done,
-                self.opened.tokens,
-                lambda: keep(live, done, lambda: self._save(done, live), terminal.say),
-                terminal.say,
-            )
-        except DivergedError:
-            last_good(self.run, live, done, self.save_model, terminal.say)
-            raise
-        except OutOfMemoryError:
-            self.context.link.tell(final=True)  # it was one row at a time
-            raise
+        live, done, say = self.model.backend, len(self.pilot.losses), self.context.terminal.say
+        change = self.pilot.after_failure(error)
+        if change is None:
+            self._fail(error, live, done)
+        if change.save:
+            keep(live, done, self._save, say)
+        job = go_on(change, error, self.job, self.run, self.model.micro_batch_tokens, say)
         live.close()
         # Measured, or found out, once in a run.
-        dtype = {"dtype": self.opened.choices["dtype"].name}
-        batches = self.job.batches or self.opened.choices["batches"]
-        self.job = replace(self.job, config=self.job.config.model_copy(update=dtype), batches=batches)
-        self.opened, self.pilot, self.changed = open_model(self.job, self.context), None, True
-        self.run.record(choices=as_json(self.opened.choices))
+        dtype = {"dtype": self.model.choices["dtype"].name}
+        batches = job.batches or self.model.choices["batches"]
+        self.job = replace(job, config=job.config.model_copy(update=dtype), batches=batches)
+        self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
+        self.run.record(choices=as_json(self.model.choices))
+
+    def _fail(self, error: GSM8KError, live: Any, done: int) -> NoReturn:
+        """Raise `error` for good, with the weights after `done` updates kept where they are worth it."""
+        say = self.context.terminal.say
+        if isinstance(error, OutOfMemoryError):
+            if done > self.job.done:
+                keep(live, done, self._save, say)
+            self.context.link.tell(final=True)  # it was one row at a time
+            raise OutOfMemoryError(f"{error}; each micro-batch is one row already: {LESS_MEMORY}")
+        if isinstance(error, CollapsedError):  # its weights are numbers, and no model
+            name_newest(self.run, say)
+        else:
+            keep_model(self.run, live, done, self.save_model, say)
+        raise error
 
     def train(self) -> tuple[Outcome, RunPilot[Any]]:
         """One segment."""
@@ -111,7 +113,7 @@ class Segment:
         self._prepare_base()
         say_plan(job, self.run.folder, terminal)
         dev = self._dev_set()
-        guard = opened_guard(job, self.run, dev, self.opened.backend, self.elapsed(), self.interrupted, terminal)
+        guard = self._guard(dev)
         metrics = MetricsFile(self.run.metrics)
         with terminal.progress("update", job.events[-1].total) as steps:
             narrator = Narrator(job, steps, terminal)
@@ -121,7 +123,7 @@ class Segment:
                 self.sinks.event(event)
                 narrator(event)
 
-            self.pilot = pilot = self._pilot(emit, dev, guard)
+            self.pilot = pilot = RunPilot(config, self._hooks(emit, dev, guard), self._past(guard))
             self._record_plan(pilot)
             values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
             emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
@@ -131,8 +133,8 @@ class Segment:
             try:
                 # Without time for another update, the checkpoint's weights become the model.
                 spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
-                updates = iter(()) if spent else job.updates(self.opened.tokens)
-                outcome = self.opened.backend.train(updates, self._trained_config(), pilot, state)
+                updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
+                outcome = self.model.backend.train(updates, self._trained_config(), pilot, state)
                 outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
@@ -147,21 +149,21 @@ class Segment:
 
     def _note_choices(self) -> None:
         """Say and keep what the backend chose, or counted, while it trained."""
-        found = self.opened.backend.choices
-        changed = {name: choice for name, choice in found.items() if self.opened.choices.get(name) != choice}
+        found = self.model.backend.choices
+        changed = {name: choice for name, choice in found.items() if self.model.choices.get(name) != choice}
         say_choices(self.context.terminal, changed)
-        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.opened.memory())
+        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.model.memory())
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
-        backend, spec = self.opened.backend, lora_spec(self.job.config)
+        backend, spec = self.model.backend, lora_spec(self.job.config)
         self.run.replace(self.run.model, backend.save)
         if spec is not None:
             values, base = backend.state().parameters, self._trained_config().model
             self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
 
     def _prepare_base(self) -> None:
-        source, base = self.opened.quantized, self.run.base
+        source, base = self.model.quantized, self.run.base
         if source is not None and source != base:
             if base.exists():  # a kill came before it was noted
                 remove_folder(base)
@@ -171,8 +173,10 @@ class Segment:
 
     def _trained_config(self) -> TrainConfig:
         """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
-        base = str(self.run.base.resolve()) if self.opened.quantized else self.job.config.model
-        return self.job.config.model_copy(update={"model": base, "micro_batch_tokens": str(self.opened.tokens)})
+        base = str(self.run.base.resolve()) if self.model.quantized else self.job.config.model
+        return self.job.config.model_copy(
+            update={"model": base, "micro_batch_tokens": str(self.model.micro_batch_tokens)}
+        )
 
     def _record_plan(self, pilot: RunPilot[Any]) -> None:
         """The plan as it now is, with every change of it."""
@@ -187,37 +191,41 @@ class Segment:
             }
         )
 
-    def _pilot(self, emit: Callable[[StepEvent], None], dev: DevSet | None, guard: Guard) -> RunPilot[Any]:
-        job, config = self.job, self.job.config
-        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(config)))
-
-        def keep_best(update: int, live: Any) -> Path:
-            self.run.replace(self.run.best, live.save)
-            self.run.record(best={"update": update})
-            return self.run.best
-
-        # The padded tokens of so many updates are known beforehand; the others are taken for average.
-        tokens = list(islice(job.tokens(self.opened.tokens), KNOWN_UPDATES))
-        pilot: RunPilot[Any] = RunPilot(
-            config,
-            job.events,
+    def _hooks(self, emit: Callable[[StepEvent], None], dev: DevSet | None, guard: Guard) -> Hooks[Any]:
+        return Hooks(
             emit=emit,
             elapsed=self.elapsed,
             interrupted=self.interrupted,
             save=self._save,
-            keep_best=keep_best,
+            keep_best=self._keep_best,
+            slept=lambda: self.context.elapsed.slept,
             evaluate=dev.measure if dev else None,
+            answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
+            probe=self._probe(),
+        )
+
+    def _past(self, guard: Guard) -> Past:
+        job = self.job
+        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(job.config)))
+        return Past(
+            job.events,
+            job.checkpoint.losses if job.checkpoint else (),
+            self._best(),
+            guard,
+            job.adjustments,
+            # Those of so many updates are known beforehand; the others are taken for average.
+            tokens=list(islice(job.tokens(self.model.micro_batch_tokens), KNOWN_UPDATES)),
+            micro_batch_tokens=self.model.micro_batch_tokens,
+            widest=job.widest,
             reserve=writing + END_SECONDS + self.sinks.reserve,
             save_reserve=MOMENTS * writing,
-            losses=job.checkpoint.losses if job.checkpoint else (),
-            best=self._best(),
-            probe=self._probe(),
-            tokens=tokens,
-            guard=guard,
-            answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
-            slept=lambda: self.context.elapsed.slept,
         )
-        return pilot
+
+    def _keep_best(self, update: int, live: Any) -> Path:
+        """best/ of the weights after `update`."""
+        self.run.replace(self.run.best, live.save)
+        self.run.record(best={"update": update})
+        return self.run.best
 
     def _save(self, update: int, live: Any) -> Path:
         """A checkpoint of the weights after `update`."""
@@ -263,3 +271,33 @@ class Segment:
             eval_batch_size=min(len(pairs), DEV_BATCH),
             max_new_tokens=config.eval_max_new_tokens,
         )
+
+    def _guard(self, dev: DevSet | None) -> Guard:
+        """What the base showed: now, unless it was measured when the run began."""
+        config, base = self.job.config, self.model.backend  # nothing is trained yet
+        if not config.guard_problems:
+            return Guard(reason="--guard-problems 0")
+        if (known := self._known_guard()) is not None:
+            return known
+        room = SHARE * min(config.budget_seconds, max(config.budget_seconds - self.elapsed(), 0.0))
+        try:
+            guard = (
+                measure_base(dev, base, config.guard_problems, room, self.interrupted)
+                if dev
+                else Guard(reason="these rows have no dev split")
+            )
+        except OutOfMemoryError:  # training may have room all the same
+            guard = Guard(reason="there was no memory for its answers")
+        self.context.terminal.say(base_line(guard))
+        if guard.base is not None or not self.interrupted():  # after a signal, a run that begins again measures it then
+            self.run.record(guard=guard.as_json())
+        return guard
+
+    def _known_guard(self) -> Guard | None:
+        """What an earlier part of the run measured; None where this is its beginning."""
+        job = self.job
+        facts = job.checkpoint.facts if job.checkpoint else self.run.manifest
+        longest = facts.get("config", {}).get("eval_max_new_tokens")
+        if facts.get("guard") and longest == job.config.eval_max_new_tokens:
+            return Guard.from_json(facts["guard"])
+        return Guard(reason="the run began without it, or with answers of another length") if job.done else None

@@ -1,29 +1,21 @@
-"""What a training run is made of, before it begins: a new run, or one to go on with.
-
-The model of a run, opened on its backend: for the first segment, and again for each one after a failure.
-"""
+"""What a training run is made of before it begins: a new run's Job, or that of a run to go on with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import backends
-from gsm8k_core.auto import AUTO, choose_pair
+from gsm8k_core.auto import AUTO, Pair, choose_pair
 from gsm8k_core.config.train import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, flag, with_profile
-from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import lora_spec, target_modules
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.models.folder import end_token_ids, folder_hash, linear_layers, tokenizer_hash, vocabulary_size
-from gsm8k_core.models.hub import human_size
-from gsm8k_core.models.quantized import cached_base, dequantized_folder, is_quantized, widths
 from gsm8k_core.problems.batching import (
-    choose_tokens,
-    fullest,
     make_updates,
     num_updates,
     padded_tokens,
@@ -37,12 +29,10 @@ from gsm8k_core.tracking.feed import check_sinks
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
 from gsm8k_core.training.health import PROBE_ROWS
-from gsm8k_core.training.memory import Plan, model_of, plan
-from gsm8k_core.training.plan import Adjustment, PlanEvent, as_choice, planned, smaller
-from gsm8k_core.training.plan import recorded as recorded_adjustments
+from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
 from gsm8k_core.training.runs import Run, check, check_free, create, cut_metrics, default_folder, newest_stopped, reopen
-from gsm8k_core.types import Choice, DataError, Example, OutOfMemoryError, PreflightError, Problem, Update, UsageError
-from verbs import Context
+from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
+from verbs import Context, as_json
 from verbs.demo import banner
 
 LATEST = "latest"
@@ -86,10 +76,10 @@ class Job:
     @property
     def events(self) -> list[PlanEvent]:
         """The plan so far."""
-        recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []  # type: ignore[arg-type]
+        recorded = [PlanEvent.from_json(event) for event in self.checkpoint.events] if self.checkpoint else []
         if recorded and recorded[-1].total <= self.done < self.total:  # it ended as planned, and goes on with more time
             recorded = [*recorded, PlanEvent(self.done, self.total, recorded[-1].rate_factor)]
-        return planned(recorded or [PlanEvent(0, self.total)], self.adjustments)
+        return replay(recorded or [PlanEvent(0, self.total)], self.adjustments)
 
     @property
     def only_model_is_missing(self) -> bool:
@@ -121,7 +111,7 @@ class Job:
         return {"update_size": config.update_size, "num_epochs": config.num_epochs, "seed": config.seed}
 
 
-def new(config: TrainConfig, context: Context) -> Job:
+def new_job(config: TrainConfig, context: Context) -> Job:
     """A run from the start."""
     terminal = context.terminal
     _refuse_idle(config, context)
@@ -145,12 +135,25 @@ def new(config: TrainConfig, context: Context) -> Job:
     config = config.model_copy(update={"model": _absolute(source.name), "data": _absolute(data.name)})
     rows = _rows(config, source, data, terminal)
     hashes = _hashes(source, data, rows)
-    manifest = {
+    manifest = _manifest(config, pair, source, data, rows, hashes)
+    folder = config.output_dir or default_folder(pair.model)
+
+    def claim(choices: Mapping[str, Choice]) -> Run:
+        return create(folder, {**manifest, "choices": as_json(choices)})
+
+    return Job(config, choice, source, rows, hashes, claim, pair.model_choice.reason)
+
+
+def _manifest(
+    config: TrainConfig, pair: Pair, source: Source, data: DataSet, rows: Rows, hashes: Mapping[str, str]
+) -> dict[str, Any]:
+    """What run.json says from the start on, beside the choices."""
+    return {
         "config": config.model_dump(mode="json"),
         "hashes": dict(hashes),
         "model": {"name": config.model, "source": source.choice.name, "hash": hashes["model"]},
         "data": {"name": config.data, "source": data.choice.name, "sha256": data.sha256},
-        "reasons": {"model": asdict(pair.model_choice), "data": asdict(pair.data_choice)},
+        "reasons": as_json({"model": pair.model_choice, "data": pair.data_choice}),
         "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
         "rows": {
             "train": len(rows.examples),
@@ -159,16 +162,6 @@ def new(config: TrainConfig, context: Context) -> Job:
             "preflight": rows.preflight.as_json(),
         },
     }
-    folder = config.output_dir or default_folder(pair.model)
-    return Job(
-        config,
-        choice,
-        source,
-        rows,
-        hashes,
-        lambda choices: create(folder, {**manifest, "choices": as_json(choices)}),
-        pair.model_choice.reason,
-    )
 
 
 def _refuse_idle(config: TrainConfig, context: Context) -> None:
@@ -180,16 +173,13 @@ def _refuse_idle(config: TrainConfig, context: Context) -> None:
         raise UsageError(f"{flag(idle[0])} is for an adapter, and --method full trains the model; add --method lora")
 
 
-def resumed(config: TrainConfig, context: Context) -> Job | None:
+def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     """A run to go on with, held from now on; None when nothing is left of it to do."""
     terminal = context.terminal
     run = reopen(_folder(config, context))
     recorded = _recorded(run)
-    given = {name: getattr(config, name) for name in context.explicit}
-    # `auto` is the run's own, wherever it goes on; backend and device are this machine's.
-    asked = {name: value for name, value in given.items() if value != AUTO or name in ("backend", "device")}
-    paths = {name: _absolute(asked[name]) for name in ("model", "data") if name in asked}
-    config = TrainConfig(**{**dict(recorded), **asked, **paths})
+    asked = _asked(config, context.explicit)
+    config = TrainConfig(**{**dict(recorded), **asked})
     if run.manifest.get("status") == "done":
         check(recorded, config, {}, {}, force=True)  # more epochs, say, would be another run
         run.release()
@@ -207,30 +197,54 @@ def resumed(config: TrainConfig, context: Context) -> Job | None:
         hashes["model"] = _hashes_of(run)["model"]
     for difference in check(recorded, config, _hashes_of(run), hashes, config.force):
         terminal.say(f"force    {difference}")
-    checkpoint = newest(run.checkpoints, terminal.say)
-    if checkpoint is not None:
-        _check_own(checkpoint, config, hashes)
     unfinished = run.manifest.get("status") == "running"
-    dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
-    if not (context.link.killed_by or dead_at_end):  # then what there is becomes the model
-        _refuse_spent(config, checkpoint)
-    dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
-    where = (
-        f"update {checkpoint.update}, {checkpoint.folder}"
-        if checkpoint
-        else "its beginning: there is no whole checkpoint"
-    )
-    undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""
-    terminal.say(f"resume   {run.folder} from {where}{undone}")
+    checkpoint = _newest_of(run, config, hashes, unfinished, context)
 
     def claim(choices: Mapping[str, Choice]) -> Run:
         run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
         return run
 
-    job = Job(config, choice, source, rows, hashes, claim, "it is the run's own")
-    seconds = checkpoint.elapsed if checkpoint else 0.0
-    adjustments = tuple(recorded_adjustments(run.manifest))
-    return replace(job, run=run, checkpoint=checkpoint, seconds=seconds, adjustments=adjustments, unfinished=unfinished)
+    return Job(
+        config,
+        choice,
+        source,
+        rows,
+        hashes,
+        claim,
+        "it is the run's own",
+        run,
+        checkpoint,
+        seconds=checkpoint.elapsed if checkpoint else 0.0,
+        adjustments=tuple(adjustments_of(run.manifest)),
+        unfinished=unfinished,
+    )
+
+
+def _newest_of(
+    run: Run, config: TrainConfig, hashes: Mapping[str, str], unfinished: bool, context: Context
+) -> Checkpoint | None:
+    """The checkpoint to go on from, said; what metrics.jsonl holds beyond it is cut. None: from the beginning."""
+    say = context.terminal.say
+    checkpoint = newest(run.checkpoints, say)
+    if checkpoint is not None:
+        _check_own(checkpoint, config, hashes)
+    dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
+    if not (context.link.killed_by or dead_at_end):  # then what there is becomes the model
+        _refuse_spent(config, checkpoint)
+    dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
+    undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""
+    beginning = "its beginning: there is no whole checkpoint"
+    where = f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else beginning
+    say(f"resume   {run.folder} from {where}{undone}")
+    return checkpoint
+
+
+def _asked(config: TrainConfig, explicit: frozenset[str]) -> dict[str, Any]:
+    """The settings of a run that this command line changes."""
+    given = {name: getattr(config, name) for name in explicit}
+    # `auto` is the run's own, wherever it goes on; backend and device are this machine's.
+    asked = {name: value for name, value in given.items() if value != AUTO or name in ("backend", "device")}
+    return {name: _absolute(value) if name in ("model", "data") else value for name, value in asked.items()}
 
 
 def _folder(config: TrainConfig, context: Context) -> Path:
@@ -317,10 +331,6 @@ def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
         )
 
 
-def as_json(choices: Mapping[str, Choice]) -> dict[str, Any]:
-    return {name: asdict(choice) for name, choice in choices.items()}
-
-
 def _absolute(reference: str) -> str:
     """A path stays right when a later command runs in another folder; a name stays a name."""
     if reference in (EMBEDDED_MODEL, GENERATED_DATA):
@@ -351,98 +361,3 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends), strict=True)) if asked else []
     probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends) if config.probe_steps and dev else []
     return Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)
-
-
-@dataclass(slots=True)
-class Opened:
-    """The model on its backend, the choices made, and what an adapter of it says it belongs to."""
-
-    backend: Any
-    choices: Mapping[str, Choice]
-    quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
-    plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
-
-    @property
-    def tokens(self) -> int:
-        """Padded tokens at most in a micro-batch."""
-        return int(self.choices["batches"].name)
-
-    def memory(self) -> dict[str, Any]:
-        """For run.json: what was predicted, and the peak so far."""
-        measured = {"measured": self.backend.peak_memory()}
-        return {**self.plan.as_json(), **measured} if self.plan else measured
-
-
-def plan_memory(job: Job, context: Context) -> Plan | None:
-    """What fits, before the model is loaded. Raises OutOfMemoryError where one row does not."""
-    config = job.config
-    model = model_of(read_json(job.source.folder / "config.json"), config)
-    if model is None:
-        return None
-    memory = backends.device_memory(job.backend.name, config.device)
-    wanted = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, memory.tokens)
-    dtype = "float32" if config.dtype == "auto" else config.dtype
-    return plan(model, config, dtype, memory, wanted, job.widest, "micro_batch_tokens" in context.explicit)
-
-
-def open_model(job: Job, context: Context) -> Opened:
-    """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
-    config = job.config
-    planned = None if job.batches else plan_memory(job, context)
-    if planned is not None:
-        context.terminal.say(f"memory   {planned.line()}")
-    folder, quantized = job.source.folder, None
-    if config.method == "qlora":
-        quantized = _quantized_base(job, context.terminal)
-        folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
-    backend = backends.open(job.backend.name, folder, config.device, config.dtype)
-    tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
-    if int(tokens.name) < job.widest:
-        context.terminal.say(f"batches  the longest row has {job.widest} padded tokens: a micro-batch of its own")
-    if job.shrink and (fewer := smaller(int(tokens.name), job.widest, config.update_size)):
-        tokens = as_choice(fewer, f"half, since the training process {job.shrink}")
-    if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
-        backend.choose_dtype(first.micro_batches[0], config)
-    if planned is not None and planned.tight:
-        tokens = rehearsed(backend, job, planned, tokens)
-    if planned is not None:
-        planned = planned.settled(config, backend.choices["dtype"].name, tokens)
-    choices = {"backend": job.backend, **backend.choices, "batches": tokens}
-    return Opened(backend, choices, quantized, planned)
-
-
-def _without_a_plan(config: TrainConfig, backend: Any) -> Choice:
-    return choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
-
-
-def rehearsed(backend: Any, job: Job, planned: Plan, tokens: Choice) -> Choice:
-    """The padded tokens that one real micro-batch of the longest rows had room for: `tokens`, or half, and so on.
-
-    Raises OutOfMemoryError where one row has none.
-    """
-    while True:
-        count = int(tokens.name)
-        try:
-            backend.rehearse(fullest(job.rows.examples, count, job.config.update_size), job.config)
-            needed = backend.peak_memory() + planned.moments
-            if needed <= planned.memory.free or (fewer := smaller(count, job.widest, job.config.update_size)) is None:
-                return tokens
-            why = f"{count} took {human_size(needed)} of {human_size(planned.memory.free)}, moments included"
-        except OutOfMemoryError:
-            fewer = smaller(count, job.widest, job.config.update_size)
-            if fewer is None:
-                raise
-            why = f"there was no memory for {count}"
-        tokens = as_choice(fewer, f"half: {why}")
-
-
-def _quantized_base(job: Job, terminal: Terminal) -> Path:
-    """The 4-bit base: a new run's from the cache, a resumed one's from its own folder."""
-    if job.run is not None and (job.checkpoint is not None or "base" in job.run.manifest):
-        return checked_base(job.run)
-    made_from = job.source.made_from
-    if made_from is not None and is_quantized(made_from):
-        terminal.say(f"base     the {widths(made_from)} weights as they are")
-        return made_from
-    terminal.say("base     4-bit weights are made of the model, by mlx-lm")
-    return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))

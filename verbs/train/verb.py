@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +26,11 @@ from gsm8k_core.types import (
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.train.dry_run import dry_run
-from verbs.train.recovery import note_smaller
+from verbs.train.model import OpenModel, open_model
+from verbs.train.recovery import note_killed
 from verbs.train.segment import Segment
 from verbs.train.signals import stopping
-from verbs.train.start import new, open_model, resumed
+from verbs.train.start import Job, new_job, resumed_job
 from verbs.train.words import say_outcome
 
 
@@ -36,49 +39,53 @@ def run(config: TrainConfig, context: Context) -> int:
     _refuse_launcher()
     if config.dry_run:
         return dry_run(config, context)
-    job = resumed(config, context) if config.resume else new(config, context)
+    job = resumed_job(config, context) if config.resume else new_job(config, context)
     if job is None:
         return EXIT_OK
     link = context.link
     before = job.seconds if link.seconds is None else link.seconds
     job = replace(job, seconds=before + link.before, shrink=link.killed_by)
     with stopping() as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
-        opened = open_model(job, context)
-        say_choices(context.terminal, opened.choices)
-        claimed = job.claim(opened.choices)
+        model = open_model(job, context)
+        say_choices(context.terminal, model.choices)
+        claimed = job.claim(model.choices)
         flags = _repeated(job.config)
         link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
         if link.killed_by:
-            job = note_smaller(job, claimed, opened.tokens, link.killed_by)
-        try:
-            with open_sinks(job.config, claimed, context.terminal.say) as sinks:
-                segment = Segment(
-                    job,
-                    opened,
-                    claimed,
-                    context,
-                    sinks,
-                    lambda: stopped() or link.parent_is_gone(),
-                    changed=bool(link.killed_by),
-                )
-                outcome, pilot = segment.train_on()
-                if outcome.reason == STOP_INTERRUPTED:
-                    context.terminal.say("stopping: the model is being saved; another signal quits at once")
-                segment.save_model()
-            result = _record_outcome(claimed, outcome, pilot, segment.elapsed())
-        except (SystemExit, KeyboardInterrupt):
-            claimed.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
-            raise
-        except BaseException as error:
-            reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
-            claimed.record(status="failed", outcome={"reason": reason})
-            raise
-        finally:
-            claimed.release()
+            job = note_killed(job, claimed, model.micro_batch_tokens, link.killed_by)
+        with _held(claimed):
+            result = _train(job, model, claimed, context, lambda: stopped() or link.parent_is_gone())
     say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)
-    return EXIT_STOPPED if outcome.reason == STOP_INTERRUPTED else EXIT_OK
+    return EXIT_STOPPED if result["reason"] == STOP_INTERRUPTED else EXIT_OK
+
+
+@contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """However the training ends, its folder says so, and is let go."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+        raise
+    except BaseException as error:
+        reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
+        run.record(status="failed", outcome={"reason": reason})
+        raise
+    finally:
+        run.release()
+
+
+def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]) -> dict[str, Any]:
+    """Train to the end or a stop, and save the model; returns how it went, which run.json keeps."""
+    with open_sinks(job.config, run, context.terminal.say) as sinks:
+        segment = Segment(job, model, run, context, sinks, interrupted, changed=bool(context.link.killed_by))
+        outcome, pilot = segment.train_on()
+        if outcome.reason == STOP_INTERRUPTED:
+            context.terminal.say("stopping: the model is being saved; another signal quits at once")
+        segment.save_model()
+    return _record_outcome(run, outcome, pilot, segment.elapsed())
 
 
 def _repeated(config: TrainConfig) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS, Probe
-from gsm8k_core.training.pilot import RunPilot
+from gsm8k_core.training.pilot import Hooks, Past, RunPilot
 from gsm8k_core.training.plan import PlanEvent
 from gsm8k_core.types import (
     Batch,
@@ -91,24 +91,22 @@ class Steered:
     ) -> None:
         self.now, self.done, self.cost, self.lost_at = float(done), done, cost, lost_at
         self.told: list[tuple[str, object]] = []
+        self.seconds: list[object] = []  # of each update
         self.probed: list[int] = []
-        self.pilot: RunPilot[str] = RunPilot(
-            TrainConfig(**settings),
-            [PlanEvent(0, 10)],
+        hooks: Hooks[str] = Hooks(
             emit=self._emit,
             elapsed=lambda: self.now,
             interrupted=lambda: self.now >= until,
             save=self._save,
             keep_best=self._save,
-            evaluate=None,
-            reserve=0.0,
-            save_reserve=0.0,
-            losses=[1.0] * done,
             probe=self._probe,
         )
+        self.pilot = RunPilot(TrainConfig(**settings), hooks, Past([PlanEvent(0, 10)], [1.0] * done))
 
     def _emit(self, event: StepEvent) -> None:
         self.told.append((event.name, event.values["update"]))
+        if event.name == "update":
+            self.seconds.append(event.values["seconds"])
 
     def _save(self, update: int, live: str) -> Path:
         return Path(str(update))
@@ -150,14 +148,7 @@ def test_a_checkpoint_is_looked_at_before_it_is_written() -> None:
 
 
 def test_the_probes_seconds_are_no_updates() -> None:
-    made = Steered(probe_steps=2, cost=5.0)
-    seconds: list[object] = []
-    emit = made._emit
-    made.pilot._emit = lambda event: (event.name == "update" and seconds.append(event.values["seconds"]), emit(event))[
-        1
-    ]
-    made.run()
-    assert seconds == [1.0] * 10
+    assert Steered(probe_steps=2, cost=5.0).run().seconds == [1.0] * 10
 
 
 def test_a_probe_leaves_the_time_that_the_end_needs() -> None:

@@ -1,0 +1,120 @@
+"""The model of a run on its backend: opened for the first segment, and again for each one after a failure.
+
+Before it is loaded, a formula says how many padded tokens a micro-batch may have; where that is close, one real
+micro-batch shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import backends
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import read_json
+from gsm8k_core.models.hub import human_size
+from gsm8k_core.models.quantized import cached_base, dequantized_folder, is_quantized, widths
+from gsm8k_core.problems.batching import choose_tokens, fullest
+from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.training.memory import Plan, model_of, plan
+from gsm8k_core.training.plan import as_choice, fewer_tokens
+from gsm8k_core.types import Choice, OutOfMemoryError
+from verbs import Context
+from verbs.train.start import Job, checked_base
+
+
+@dataclass(slots=True)
+class OpenModel:
+    """The model on its backend, with what was chosen for it, and what an adapter of it says it belongs to."""
+
+    backend: Any
+    choices: Mapping[str, Choice]
+    quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
+    plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Padded tokens at most in a micro-batch."""
+        return int(self.choices["batches"].name)
+
+    def memory(self) -> dict[str, Any]:
+        """For run.json: what was predicted, and the peak so far."""
+        measured = {"measured": self.backend.peak_memory()}
+        return {**self.plan.as_json(), **measured} if self.plan else measured
+
+
+def open_model(job: Job, context: Context) -> OpenModel:
+    """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
+    config = job.config
+    planned = None if job.batches else _plan_memory(job, context)
+    if planned is not None:
+        context.terminal.say(f"memory   {planned.line()}")
+    folder, quantized = job.source.folder, None
+    if config.method == "qlora":
+        quantized = _quantized_base(job, context.terminal)
+        folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
+    backend = backends.open(job.backend.name, folder, config.device, config.dtype)
+    tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
+    if int(tokens.name) < job.widest:
+        context.terminal.say(f"batches  the longest row has {job.widest} padded tokens: a micro-batch of its own")
+    if job.shrink and (fewer := fewer_tokens(int(tokens.name), job.widest, config.update_size)):
+        tokens = as_choice(fewer, f"half, since the training process {job.shrink}")
+    if config.dtype == "auto" and (first := next(job.updates(int(tokens.name)), None)):
+        backend.choose_dtype(first.micro_batches[0], config)
+    if planned is not None and planned.tight:
+        tokens = _tokens_that_fit(backend, job, planned, tokens)
+    if planned is not None:
+        planned = planned.settled(config, backend.choices["dtype"].name, tokens)
+    choices = {"backend": job.backend, **backend.choices, "batches": tokens}
+    return OpenModel(backend, choices, quantized, planned)
+
+
+def _plan_memory(job: Job, context: Context) -> Plan | None:
+    """What fits, before the model is loaded. Raises OutOfMemoryError where one row does not."""
+    config = job.config
+    model = model_of(read_json(job.source.folder / "config.json"), config)
+    if model is None:
+        return None
+    memory = backends.device_memory(job.backend.name, config.device)
+    wanted = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, memory.tokens)
+    dtype = "float32" if config.dtype == "auto" else config.dtype
+    return plan(model, config, dtype, memory, wanted, job.widest, "micro_batch_tokens" in context.explicit)
+
+
+def _quantized_base(job: Job, terminal: Terminal) -> Path:
+    """The 4-bit base: a new run's from the cache, a resumed one's from its own folder."""
+    if job.run is not None and (job.checkpoint is not None or "base" in job.run.manifest):
+        return checked_base(job.run)
+    made_from = job.source.made_from
+    if made_from is not None and is_quantized(made_from):
+        terminal.say(f"base     the {widths(made_from)} weights as they are")
+        return made_from
+    terminal.say("base     4-bit weights are made of the model, by mlx-lm")
+    return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))
+
+
+def _without_a_plan(config: TrainConfig, backend: Any) -> Choice:
+    return choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
+
+
+def _tokens_that_fit(backend: Any, job: Job, memory: Plan, tokens: Choice) -> Choice:
+    """The padded tokens that one real micro-batch of the longest rows had room for: `tokens`, or half, and so on.
+
+    Raises OutOfMemoryError where one row has none.
+    """
+    while True:
+        count = int(tokens.name)
+        fewer = fewer_tokens(count, job.widest, job.config.update_size)
+        try:
+            backend.rehearse(fullest(job.rows.examples, count, job.config.update_size), job.config)
+            needed = backend.peak_memory() + memory.moments
+            if needed <= memory.memory.free or fewer is None:
+                return tokens
+            why = f"{count} took {human_size(needed)} of {human_size(memory.memory.free)}, moments included"
+        except OutOfMemoryError:
+            if fewer is None:
+                raise
+            why = f"there was no memory for {count}"
+        tokens = as_choice(fewer, f"half: {why}")
