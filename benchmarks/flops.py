@@ -15,48 +15,10 @@ A computed floor for machines that nobody has run yet: operations over the peak 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from benchmarks.contenders import Work
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The sizes of a Llama-like model that decide its products."""
-
-    layers: int
-    hidden: int
-    inner: int  # of the MLP
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-
-    @property
-    def block_parameters(self) -> int:
-        """Matrix parameters of all blocks: four projections of the attention, three of the MLP."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.inner)
-
-    @property
-    def head_parameters(self) -> int:
-        return self.hidden * self.vocabulary
-
-
-def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """From a config.json. Raises KeyError for a model that has no such sizes."""
-    heads = int(config["num_attention_heads"])
-    return ModelShape(
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
-        inner=int(config["intermediate_size"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-        vocabulary=int(config["vocab_size"]),
-    )
+from gsm8k_core.models.folder import ModelShape
 
 
 def body_forward(shape: ModelShape, width: int) -> int:

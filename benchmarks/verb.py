@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, TRAIN, choose, left_out, pairs
-from benchmarks.flops import shape_of
 from benchmarks.mac_report import mac_report
 from benchmarks.report import write_report
 from benchmarks.results import SCHEMA, read
@@ -25,6 +24,7 @@ from gsm8k_core.auto import choose_pair
 from gsm8k_core.files import read_json, write_json
 from gsm8k_core.machine import ROOT
 from gsm8k_core.models.find import identity, resolve_model
+from gsm8k_core.models.folder import shape_of
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.tracking.terminal import clock, counted
 from gsm8k_core.training.runs import host, versions

@@ -7,14 +7,13 @@ import pytest
 from benchmarks.contenders import CONTENDERS, Work
 from benchmarks.flops import (
     APPLE_TFLOPS,
-    ModelShape,
     body_forward,
     floors,
     generation_flop,
     head_forward,
-    shape_of,
     update_flop,
 )
+from gsm8k_core.models.folder import ModelShape, shape_of
 
 QWEN = shape_of(
     {
