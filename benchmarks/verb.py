@@ -37,7 +37,7 @@ BASE = "base"  # the scored weights before training
 def run(config: BenchmarkConfig, context: Context) -> int:
     """The verb."""
     if config.mode == "report":
-        written = write_report(config.results, config.results.parent)
+        written = write_report(config.results)
         context.terminal.say("\n".join(f"written  {path}" for path in written))
         context.terminal.result({"written": [str(path) for path in written]})
         return EXIT_OK

@@ -418,7 +418,7 @@ def test_the_report_is_made_where_the_results_are(bench: Callable[..., Any], run
     done = run("benchmark", "report", "--results", "bench/results")
     assert done.returncode == 0, done.stderr
     assert "ours-torch / hf" in Path("bench/README.md").read_text()
-    assert len(list(Path("bench").glob("train-*.png"))) == 1
+    assert len(list(Path("bench/results").glob("train-*.png"))) == 1
 
 
 def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
