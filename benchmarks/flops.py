@@ -10,14 +10,14 @@ kernel skips up to half of it, which is at most a few percent of the count at GS
 
 Axes: B rows, T tokens (the padded width).
 
-A computed floor for machines that nobody has run yet: operations over the peak that the maker states.
+`floors` is for machines that nobody has run yet: operations over the peak that the maker states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.contenders import Work
+from benchmarks.contenders import Step
 from gsm8k_core.models.folder import ModelShape
 
 
@@ -35,7 +35,7 @@ def update_flop(
     shape: ModelShape,
     batches: Iterable[Sequence[int]],
     num_targets: int,
-    work: Work,
+    step: Step,
     *,
     method: str,
     trainable: str,
@@ -44,12 +44,12 @@ def update_flop(
     """FLOP of one update whose micro-batches had the (B, T) in `batches`."""
     sizes = [(rows, width) for rows, width in batches]
     forward = sum(rows * width * body_forward(shape, width) for rows, width in sizes)
-    everywhere = work.head == "all" or (work.head == "targets on cuda" and device != "cuda")
+    everywhere = step.head == "all" or (step.head == "targets on cuda" and device != "cuda")
     head_rows = sum(rows * width for rows, width in sizes) if everywhere else num_targets
     head = head_rows * head_forward(shape)
     trains_body, trains_head = method == "full", method == "full" and trainable == "all"
-    body_passes = 1 + (2 if trains_body else 1) + work.body_again
-    head_passes = 1 + (2 if trains_head else 1) + work.head_again
+    body_passes = 1 + (2 if trains_body else 1) + step.body_again
+    head_passes = 1 + (2 if trains_head else 1) + step.head_again
     return forward * body_passes + head * head_passes
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # a script's own folder is on the path, the checkout is not
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.job import Row, TrainJob, TrainSample  # noqa: E402
-from gsm8k_core.training.memory import peak_rss  # noqa: E402
+from benchmarks.job import Row, TrainJob, TrainSample
+from gsm8k_core.training.memory import peak_rss
 
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
 GEMM_ROUNDS = 8

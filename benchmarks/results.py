@@ -140,7 +140,7 @@ def flop(run: Run, name: str, sample: TrainSample, places: Sequence[int]) -> int
             run.shape,
             sample.shapes[place],
             rows_of(run, name, place)["targets"],
-            CONTENDERS[name].work,
+            CONTENDERS[name].step,
             method=config["method"],
             trainable=config["trainable"],
             device=run.device(name),

@@ -7,8 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
-from measure import ROOT  # noqa: F401  (puts the checkout on the path)
 from safetensors.numpy import save_file
 
 import backends
