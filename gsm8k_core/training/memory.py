@@ -323,6 +323,19 @@ FASTER = 1.1
 NOT_FINITE, OUT_OF_MEMORY = "not finite", "out of memory"
 
 
+def gflops(product: Callable[[], object], size: int, rounds: int = 4) -> float:
+    """The rate of `product`, of two square matrices of that size, in GFLOPS: the best of `rounds`.
+
+    It must wait for its device.
+    """
+    best = math.inf
+    for _ in range(rounds):
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
 def time_each(
     candidates: Sequence[str], step: Callable[[str], str], clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float | str]:
