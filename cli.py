@@ -23,36 +23,26 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
-from benchmarks.config import BenchmarkConfig
 from gsm8k_core import __version__
-from gsm8k_core.config.fields import flag, one_line
-from gsm8k_core.config.score import CompareConfig, EvalConfig, GradeConfig, HarnessConfig
-from gsm8k_core.config.train import (
-    DoctorConfig,
-    GenerateConfig,
-    InspectConfig,
-    ParityConfig,
-    PlotConfig,
-    RunsConfig,
-    Settings,
-    TrainConfig,
-)
-from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
+from gsm8k_core.config.fields import Settings, flag, one_line
+from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, PreflightError, UsageError
 
-# Verb -> its settings, and the module whose `run` does it.
-VERBS: dict[str, tuple[type[Settings], str]] = {
-    "train": (TrainConfig, "verbs.train.verb"),
-    "eval": (EvalConfig, "verbs.evaluate"),
-    "compare": (CompareConfig, "verbs.compare"),
-    "generate": (GenerateConfig, "verbs.generate"),
-    "inspect": (InspectConfig, "verbs.inspect"),
-    "grade": (GradeConfig, "verbs.grade"),
-    "doctor": (DoctorConfig, "verbs.doctor"),
-    "parity": (ParityConfig, "verbs.parity"),
-    "plot": (PlotConfig, "verbs.plot"),
-    "runs": (RunsConfig, "verbs.runs"),
-    "harness": (HarnessConfig, "verbs.harness"),
-    "benchmark": (BenchmarkConfig, "benchmarks.verb"),
+ROOT = Path(__file__).resolve().parent
+
+# Verb -> its settings, and the module whose `run` does it. By name: a verb imports what it needs, and no more.
+VERBS = {
+    "train": ("gsm8k_core.config.train:TrainConfig", "verbs.train.verb"),
+    "eval": ("gsm8k_core.config.score:EvalConfig", "verbs.evaluate"),
+    "compare": ("gsm8k_core.config.score:CompareConfig", "verbs.compare"),
+    "generate": ("gsm8k_core.config.train:GenerateConfig", "verbs.generate"),
+    "inspect": ("gsm8k_core.config.train:InspectConfig", "verbs.inspect"),
+    "grade": ("gsm8k_core.config.score:GradeConfig", "verbs.grade"),
+    "doctor": ("gsm8k_core.config.train:DoctorConfig", "verbs.doctor"),
+    "parity": ("gsm8k_core.config.train:ParityConfig", "verbs.parity"),
+    "plot": ("gsm8k_core.config.train:PlotConfig", "verbs.plot"),
+    "runs": ("gsm8k_core.config.train:RunsConfig", "verbs.runs"),
+    "harness": ("gsm8k_core.config.score:HarnessConfig", "verbs.harness"),
+    "benchmark": ("benchmarks.config:BenchmarkConfig", "benchmarks.verb"),  # no part of the package
 }
 
 # What tyro says, and what we say instead.
@@ -165,22 +155,38 @@ def _is_descriptor_1(stream: IO[str]) -> bool:
 
 def _overview() -> str:
     lines = ["usage: python cli.py VERB [--help] [FLAGS]", "", (__doc__ or "").splitlines()[0], ""]
-    lines += [f"  {name:<9} {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in VERBS.items()]
+    lines += [f"  {verb:<9} {(_settings(verb).__doc__ or '').splitlines()[0]}" for verb in _here()]
     lines += ["", "Start with: python cli.py train --backend auto"]
     return "\n".join(lines)
+
+
+def _here() -> list[str]:
+    """The verbs whose settings came along."""
+    modules = {verb: settings.partition(":")[0] for verb, (settings, _) in VERBS.items()}
+    return [verb for verb, module in modules.items() if (ROOT / f"{module.replace('.', '/')}.py").is_file()]
+
+
+def _settings(verb: str) -> type[Settings]:
+    module, _, name = VERBS[verb][0].partition(":")
+    found: type[Settings] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     """Settings of a verb, and the names of the fields that were given by flag or file.
 
-    Raises UsageError with one line for anything that does not fit.
+    Raises UsageError with one line for anything that does not fit, PreflightError for a verb that is not here.
     """
     verb, *rest = _with_values(arguments)
+    here = _here()
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+        near = difflib.get_close_matches(verb, here, n=1)
         hint = f"did you mean {near[0]}?" if near else "try python cli.py --help"
-        raise UsageError(f"there is no verb {verb!r} (there are {', '.join(VERBS)}); {hint}")
-    model = VERBS[verb][0]
+        raise UsageError(f"there is no verb {verb!r} (there are {', '.join(here)}); {hint}")
+    if verb not in here:
+        what = f"{verb} comes with the source and not with the package (here are {', '.join(here)})"
+        raise PreflightError(f"{what}; clone the repository, and there python cli.py {verb}")
+    model = _settings(verb)
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
     path = _config_path(rest)

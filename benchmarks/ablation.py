@@ -27,13 +27,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import train_throughput
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks import train_throughput
 from benchmarks.config import BenchmarkConfig
 from benchmarks.job import TrainJob, TrainSample
+from benchmarks.record import commit, own_name
 from benchmarks.results import FIRST_LOSS
 from benchmarks.tables import GIB
-from benchmarks.verb import commit, own_name
 from benchmarks.work import EXACT, Lab, first_adapter, prepare
 from gsm8k_core.config.train import DEFAULT_DATA
 from gsm8k_core.models.find import resolve_model

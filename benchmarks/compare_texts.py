@@ -1,4 +1,4 @@
-"""Are the texts equal? partings.py's one sentence, by float32 PyTorch on the CPU: compare_texts.py JOB.json"""
+"""Are the texts equal? parity/texts.py's one sentence, by float32 PyTorch on the CPU: compare_texts.py JOB.json"""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from measure import ROOT  # noqa: F401  (puts the checkout on the path)
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import backends
 from benchmarks.job import TextsJob

@@ -1,4 +1,4 @@
-"""Settings of `benchmark`; config.py says how settings work."""
+"""Settings of `benchmark`; gsm8k_core/config/fields.py says how settings work."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ class BenchmarkConfig(Settings):
     results: Annotated[
         Path,
         tyro.conf.arg(metavar="FOLDER"),
-        Field(description="where each run adds one JSON file of its own; report writes README.md and plots beside it"),
+        Field(
+            description="where each run adds a JSON file of its own; report adds plots, and README.md beside the folder"
+        ),
     ] = Path("benchmarks/results")
     output: Annotated[OptionalFile, Field(description="mac-report: the one file; default mac-report.json")] = None
 

@@ -1,6 +1,6 @@
 """Who is measured against whom: what each contender needs, where it makes sense, and what its step computes.
 
-The programs themselves are in benchmarks/; this is all that the command line and the tables know of them.
+What each runs is in train_throughput.py and eval_throughput.py; this is all that the command line and the tables know.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Framework = Literal["mlx", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Step:
     """What a training step computes beside one forward and one backward pass; flops.py counts by it."""
 
     head: Literal["targets", "all", "targets on cuda"] = "all"  # rows that go through the head
@@ -35,7 +35,7 @@ class Contender:
     modes: tuple[str, ...]
     what: str  # one line for the tables
     ours: bool = False
-    work: Work = field(default_factory=Work)
+    step: Step = field(default_factory=Step)
     differs: str = ""  # what cannot be made the same in training
     differs_in_bfloat16: str = ""  # and there besides
     best_batch: bool = False  # generation: it measures some batch sizes first and takes the fastest
@@ -48,8 +48,8 @@ _EVERY, _TRAINING = (TRAIN, GENERATE, END_TO_END), (TRAIN, END_TO_END)
 CONTENDERS: Mapping[str, Contender] = {
     each.name: each
     for each in (
-        Contender("ours-mlx", "mlx", _MLX, _EVERY, "this project on MLX", ours=True, work=Work(head="targets")),
-        Contender("ours-torch", "torch", _TORCH, _EVERY, "this project on torch", ours=True, work=Work(head="targets")),
+        Contender("ours-mlx", "mlx", _MLX, _EVERY, "this project on MLX", ours=True, step=Step(head="targets")),
+        Contender("ours-torch", "torch", _TORCH, _EVERY, "this project on torch", ours=True, step=Step(head="targets")),
         Contender(
             "mlx-lm",
             "mlx",
@@ -74,7 +74,7 @@ CONTENDERS: Mapping[str, Contender] = {
             (*_TORCH, "trl", "datasets"),
             _TRAINING,
             "TRL SFTTrainer as shipped: gradient checkpointing on, chunked head",
-            work=Work(head="targets on cuda", body_again=True, head_again=True),
+            step=Step(head="targets on cuda", body_again=True, head_again=True),
         ),
         Contender(
             "trl-best",
@@ -82,7 +82,7 @@ CONTENDERS: Mapping[str, Contender] = {
             (*_TORCH, "trl", "datasets"),
             _TRAINING,
             "TRL SFTTrainer tuned: no gradient checkpointing, rows of an update sorted by length",
-            work=Work(head="targets on cuda", head_again=True),
+            step=Step(head="targets on cuda", head_again=True),
         ),
         Contender("hf", "torch", _TORCH, _EVERY, "transformers Trainer as shipped; generate at the given batch size"),
         Contender(

@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import psutil
-from measure import gemm_gflops, open_device
 
 from benchmarks.job import GenerateJob, GenerateSample
+from benchmarks.measure import gemm_gflops, open_device
 from gsm8k_core.files import write_bytes
 from gsm8k_core.training.memory import peak_rss
 

@@ -10,53 +10,15 @@ kernel skips up to half of it, which is at most a few percent of the count at GS
 
 Axes: B rows, T tokens (the padded width).
 
-A computed floor for machines that nobody has run yet: operations over the peak that the maker states.
+`floors` is for machines that nobody has run yet: operations over the peak that the maker states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from benchmarks.contenders import Work
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The sizes of a Llama-like model that decide its products."""
-
-    layers: int
-    hidden: int
-    inner: int  # of the MLP
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-
-    @property
-    def block_parameters(self) -> int:
-        """Matrix parameters of all blocks: four projections of the attention, three of the MLP."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.inner)
-
-    @property
-    def head_parameters(self) -> int:
-        return self.hidden * self.vocabulary
-
-
-def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """From a config.json. Raises KeyError for a model that has no such sizes."""
-    heads = int(config["num_attention_heads"])
-    return ModelShape(
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
-        inner=int(config["intermediate_size"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-        vocabulary=int(config["vocab_size"]),
-    )
+from benchmarks.contenders import Step
+from gsm8k_core.models.folder import ModelShape
 
 
 def body_forward(shape: ModelShape, width: int) -> int:
@@ -73,7 +35,7 @@ def update_flop(
     shape: ModelShape,
     batches: Iterable[Sequence[int]],
     num_targets: int,
-    work: Work,
+    step: Step,
     *,
     method: str,
     trainable: str,
@@ -82,12 +44,12 @@ def update_flop(
     """FLOP of one update whose micro-batches had the (B, T) in `batches`."""
     sizes = [(rows, width) for rows, width in batches]
     forward = sum(rows * width * body_forward(shape, width) for rows, width in sizes)
-    everywhere = work.head == "all" or (work.head == "targets on cuda" and device != "cuda")
+    everywhere = step.head == "all" or (step.head == "targets on cuda" and device != "cuda")
     head_rows = sum(rows * width for rows, width in sizes) if everywhere else num_targets
     head = head_rows * head_forward(shape)
     trains_body, trains_head = method == "full", method == "full" and trainable == "all"
-    body_passes = 1 + (2 if trains_body else 1) + work.body_again
-    head_passes = 1 + (2 if trains_head else 1) + work.head_again
+    body_passes = 1 + (2 if trains_body else 1) + step.body_again
+    head_passes = 1 + (2 if trains_head else 1) + step.head_again
     return forward * body_passes + head * head_passes
 
 

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's own folder is on the path, the checkout is not
 
 import backends
 from gsm8k_core.config.score import HarnessConfig

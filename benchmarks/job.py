@@ -71,7 +71,7 @@ class ScoreJob(_Frozen):
 
 
 class TextsJob(_Frozen):
-    """Compare each contender's answers with the reference's, by partings.py, through float32 PyTorch on the CPU."""
+    """Compare each contender's answers with the reference's, by parity/texts.py, through float32 PyTorch on a CPU."""
 
     model: Path
     prompts: list[list[int]]

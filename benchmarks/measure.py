@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, the checkout is not
-
 from benchmarks.job import Row, TrainJob, TrainSample
-from gsm8k_core.training.memory import peak_rss
+from gsm8k_core.training.memory import gflops, peak_rss
 
-ROOT = Path(__file__).resolve().parents[1]
 GEMM_SIZES = {"cpu": 2048, "gpu": 4096}  # large enough for the rate to be flat, small enough for a second
 GEMM_ROUNDS = 8
 
@@ -100,13 +95,7 @@ def open_device(framework: str, device: str, dtype: str) -> Any:
 def gemm_gflops(device: Any) -> float:
     """The rate of a matrix product in the compute dtype, the best of some."""
     size = GEMM_SIZES["cpu" if device.is_cpu else "gpu"]
-    run = device.product(size)
-    best = float("inf")
-    for _ in range(GEMM_ROUNDS):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+    return gflops(device.product(size), size, GEMM_ROUNDS)
 
 
 def check_tokens(who: str, row: Row, tokens: Sequence[int], num_prompt: int) -> None:

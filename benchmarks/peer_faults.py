@@ -23,15 +23,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is there, the checkout is not
-
+from gsm8k_core.machine import ROOT
 from gsm8k_core.parity import tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 UPDATES, EVERY = 6, 2
 FAULTS = ("kill -9 inside a save", "truncated newest save", "a NaN weight", "a broken line of data", "a full disk")
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}

@@ -1,7 +1,8 @@
-"""Results files -> benchmarks/README.md and its plots. From the JSON alone: nothing is measured here."""
+"""Results files -> a plot beside each, and the README.md above them. From the JSON alone: nothing is measured here."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,15 +23,15 @@ INTRODUCTION = (
 )
 
 
-def write_report(results: Path, directory: Path) -> list[Path]:
-    """README.md and a PNG for each run into `directory`; returns what was written.
+def write_report(results: Path) -> list[Path]:
+    """A PNG for each run into `results`, and README.md into the folder above; returns what was written.
 
     Raises DataError where there is no result, or one that this version cannot read.
     """
     runs = [(path, _read(path)) for path in sorted(results.glob("*.json"))]
     if not runs:
         raise DataError(f"{results} holds no results; python cli.py benchmark train makes one")
-    readme = directory / "README.md"
+    readme = results.parent / "README.md"
     if readme.exists() and not readme.read_text(encoding="utf-8", errors="replace").startswith(BEGIN):
         raise DataError(
             f"{readme} was written by somebody else and stays; move {results} into a folder of its own, as benchmarks/"
@@ -39,10 +40,11 @@ def write_report(results: Path, directory: Path) -> list[Path]:
     if (short := summary([run for _, run in runs])).rows:
         parts += [short.markdown()]
     for path, run in runs:
-        picture = directory / f"{path.stem}.png"
+        picture = path.with_suffix(".png")
         save_bars(bars(run), picture)
         pictures.append(picture)
-        parts += [f"## {path.stem}", "", origin(run), "", f"![{heading(run)}]({picture.name})", ""]
+        shown = Path(os.path.relpath(picture, readme.parent)).as_posix()
+        parts += [f"## {path.stem}", "", origin(run), "", f"![{heading(run)}]({shown})", ""]
         parts += [table.markdown() for table in tables(run)]
     if floor := floor_table([run for _, run in runs]):
         parts += ["## Computed, not measured", "", floor.markdown()]

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE
-from benchmarks.flops import ModelShape, body_forward, generation_flop, update_flop
+from benchmarks.flops import body_forward, generation_flop, update_flop
 from benchmarks.job import GenerateSample, Score, TrainSample
+from gsm8k_core.models.folder import ModelShape
 
 SCHEMA = 1
 # Nats per target. In float32 contenders agreed to 1e-4 (MLX's plain sums), torch's among each other to 1e-5. In
@@ -139,7 +140,7 @@ def flop(run: Run, name: str, sample: TrainSample, places: Sequence[int]) -> int
             run.shape,
             sample.shapes[place],
             rows_of(run, name, place)["targets"],
-            CONTENDERS[name].work,
+            CONTENDERS[name].step,
             method=config["method"],
             trainable=config["trainable"],
             device=run.device(name),

@@ -7,16 +7,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
-from measure import ROOT  # noqa: F401  (puts the checkout on the path)
 from safetensors.numpy import save_file
 
 import backends
 from benchmarks.job import Score, ScoreJob
 from gsm8k_core.files import write_bytes
 from gsm8k_core.models.adapter import PEFT_PREFIX, A, B
-from gsm8k_core.models.folder import weight_files, write_model_folder
-from gsm8k_core.models.quantized import read_tensors
+from gsm8k_core.models.folder import read_tensors, weight_files, write_model_folder
 from gsm8k_core.problems.batching import pad
 
 BATCH = 4

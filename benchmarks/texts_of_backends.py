@@ -1,4 +1,4 @@
-"""Are the texts of two evaluations equal? Two records.jsonl of one model, greedy, by partings.py's sentence.
+"""Are the texts of two evaluations equal? Two records.jsonl of one model, greedy, by parity/texts.py's one sentence.
 
     python benchmarks/texts_of_backends.py --model embedded A/records.jsonl B/records.jsonl
 
@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a script's own folder is on the path, the checkout is not
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import backends
 from gsm8k_core.models.find import resolve_model

@@ -14,9 +14,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from measure import Tape, check_tokens
 
 from benchmarks.job import Row, TrainJob
+from benchmarks.measure import Tape, check_tokens
 from gsm8k_core.models.adapter import PEFT_WEIGHTS, mlx_name, peft_name
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

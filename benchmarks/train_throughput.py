@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # a script's own folder is on the path, the checkout is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import psutil
-from measure import Tape, check_tokens, open_device
 
 from benchmarks.job import TrainJob
+from benchmarks.measure import Tape, check_tokens, open_device
 from gsm8k_core.files import write_bytes
 from gsm8k_core.types import Example, Problem
 
@@ -89,7 +92,7 @@ def _tokenised(job: TrainJob) -> dict[str, Example]:
 
 def _peer(name: str) -> Callable[[TrainJob, Tape], Outcome]:
     def run(job: TrainJob, tape: Tape) -> Outcome:
-        import train_peers  # here, not above: ours must not be measured with the peers' imports
+        from benchmarks import train_peers  # here, not above: ours must not be measured with the peers' imports
 
         return getattr(train_peers, name)(job, tape)
 

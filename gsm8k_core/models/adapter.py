@@ -29,8 +29,7 @@ import numpy as np
 from gsm8k_core.config.train import ALL_LINEAR
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.folder import weight_files, write_model_folder
-from gsm8k_core.models.quantized import read_tensors
+from gsm8k_core.models.folder import read_tensors, weight_files, write_model_folder
 from gsm8k_core.models.store import made_once, short_hash
 from gsm8k_core.types import DataError, UsageError
 

@@ -1,4 +1,4 @@
-"""What a model folder is: the checks before it is opened, its end tokens, its RoPE base, its hash.
+"""What a model folder is: the checks before it is opened, its sizes, end tokens, RoPE base, weights and hash.
 
 A model folder is what Hugging Face calls one: config.json, safetensors weights, tokenizer files.
 Nothing in it is ever run: pickled weights and custom code are refused unread.
@@ -7,15 +7,21 @@ Nothing in it is ever run: pickled weights and custom code are refused unread.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.files import file_hash, matching, new_folder, read_json, write_json
 from gsm8k_core.types import DataError, StorageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Config = dict[str, Any]  # a parsed config.json: any JSON
 
@@ -38,6 +44,56 @@ HASHED_FILES = ("*.safetensors", "config.json", "generation_config.json", *TOKEN
 CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name Python files to run
 LARGEST_BASE = 1e30  # JSON can say 1e999, which is infinite, and whole numbers that no float can hold
 QUANTISED_KEYS = ("quantization", "quantization_config")
+STORED_DTYPES = {  # safetensors' name -> numpy's
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U32": "<u4",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a Llama-like model that decide its products."""
+
+    layers: int
+    hidden: int
+    inner: int  # of the MLP
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @property
+    def block_parameters(self) -> int:
+        """Matrix parameters of all blocks: four projections of the attention, three of the MLP."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.inner)
+
+    @property
+    def head_parameters(self) -> int:
+        return self.hidden * self.vocabulary
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """From a config.json. Raises KeyError for a model that has no such sizes."""
+    heads = int(config["num_attention_heads"])
+    return ModelShape(
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        inner=int(config["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        vocabulary=int(config["vocab_size"]),
+    )
 
 
 def check_folder(folder: Path, quantized: bool = False) -> None:
@@ -247,6 +303,28 @@ def check_safetensors(path: Path) -> set[str]:
     if not names:
         raise DataError(f"{path} holds no weights; copy or download it again")
     return names
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every tensor of a safetensors file: uint32 as it is, all others as float32. numpy has no bfloat16."""
+    import numpy as np  # here, not above: most who ask about a folder read no weights
+
+    check_safetensors(path)
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in STORED_DTYPES:
+                raise DataError(f"{path} holds {name} as {entry['dtype']}, which is not read here; save it as float32")
+            begin, end = entry["data_offsets"]
+            file.seek(8 + size + begin)
+            stored = np.frombuffer(file.read(end - begin), STORED_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            if entry["dtype"] == "BF16":  # the upper half of a float32
+                stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            tensors[name] = stored if entry["dtype"] == "U32" else stored.astype(np.float32, copy=False)
+    return tensors
 
 
 def _refuse_strays(folder: Path) -> None:

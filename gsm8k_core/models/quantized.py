@@ -9,9 +9,7 @@ Axes: W words of 32 bits, G groups.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,8 +21,8 @@ from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import (
     QUANTISED_KEYS,
     affine,
-    check_safetensors,
     folder_hash,
+    read_tensors,
     weight_files,
     write_config,
     write_model_folder,
@@ -42,19 +40,6 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise it when the folder that is written changes
 BITS = (2, 3, 4, 5, 6, 8)  # the widths that MLX has
-DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "U32": "<u4",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
 
 
 def is_quantized(folder: Path) -> bool:
@@ -110,26 +95,6 @@ def _unpack(words: Words, bits: int) -> FloatArray:
             number |= words[..., word + 1] << np.uint32(32 - shift)
         numbers[..., index] = number & np.uint32((1 << bits) - 1)
     return numbers.reshape(*words.shape[:-2], -1)
-
-
-def read_tensors(path: Path) -> dict[str, Array]:
-    """Every tensor of a safetensors file: uint32 as it is, all others as float32. numpy has no bfloat16."""
-    check_safetensors(path)
-    tensors: dict[str, Array] = {}
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            if entry["dtype"] not in DTYPES:
-                raise DataError(f"{path} holds {name} as {entry['dtype']}, which is not read here; save it as float32")
-            begin, end = entry["data_offsets"]
-            file.seek(8 + size + begin)
-            stored = np.frombuffer(file.read(end - begin), DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            if entry["dtype"] == "BF16":  # the upper half of a float32
-                stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            tensors[name] = stored if entry["dtype"] == "U32" else stored.astype(np.float32, copy=False)
-    return tensors
 
 
 def _write(source: Path, folder: Path) -> None:

@@ -34,10 +34,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flops import ModelShape, shape_of
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
-from gsm8k_core.models.folder import linear_layers, weight_files
+from gsm8k_core.models.folder import ModelShape, linear_layers, shape_of, weight_files
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice, OutOfMemoryError, StorageError
 

@@ -103,4 +103,4 @@ def test_twice_the_rows_is_measured_only_where_it_is_named() -> None:
 
 
 def test_only_ours_put_supervised_rows_alone_through_the_head_everywhere() -> None:
-    assert [name for name, each in CONTENDERS.items() if each.work.head == "targets"] == ["ours-mlx", "ours-torch"]
+    assert [name for name, each in CONTENDERS.items() if each.step.head == "targets"] == ["ours-mlx", "ours-torch"]

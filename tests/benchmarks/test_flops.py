@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.contenders import CONTENDERS, Work
+from benchmarks.contenders import CONTENDERS, Step
 from benchmarks.flops import (
     APPLE_TFLOPS,
-    ModelShape,
     body_forward,
     floors,
     generation_flop,
     head_forward,
-    shape_of,
     update_flop,
 )
+from gsm8k_core.models.folder import ModelShape, shape_of
 
 QWEN = shape_of(
     {
@@ -37,8 +36,8 @@ def test_qwen_has_the_known_sizes() -> None:
 
 def test_qwen_full_fine_tuning_of_a_mean_row_costs_what_was_reckoned_by_hand() -> None:
     # 212 tokens, 123.8 of them supervised: 641 GFLOP with the head on every token, 569 on supervised ones only.
-    everywhere = update_flop(QWEN, [(1, 212)], 124, Work(), **FULL)
-    supervised = update_flop(QWEN, [(1, 212)], 124, Work(head="targets"), **FULL)
+    everywhere = update_flop(QWEN, [(1, 212)], 124, Step(), **FULL)
+    supervised = update_flop(QWEN, [(1, 212)], 124, Step(head="targets"), **FULL)
     assert everywhere / 1e9 == pytest.approx(641, rel=0.005)
     assert supervised / 1e9 == pytest.approx(569, rel=0.005)
 
@@ -49,21 +48,21 @@ def test_each_part_of_a_small_update() -> None:
     assert (body_forward(SMALL, 10), head_forward(SMALL)) == (body, head)
     tokens, targets = 3 * 10, 7
 
-    def flop(work: Work, **what: str) -> int:
-        return update_flop(SMALL, [(3, 10)], targets, work, **(FULL | what))
+    def flop(step: Step, **what: str) -> int:
+        return update_flop(SMALL, [(3, 10)], targets, step, **(FULL | what))
 
-    assert flop(Work()) == tokens * 3 * (body + head)
-    assert flop(Work(head="targets")) == 3 * (tokens * body + targets * head)
-    assert flop(Work(body_again=True, head_again=True)) == tokens * 4 * (body + head)
-    assert flop(Work(), trainable="blocks") == tokens * (3 * body + 2 * head)  # through a frozen head, not into it
-    assert flop(Work(), method="lora") == tokens * 2 * (body + head)
-    fused = Work(head="targets on cuda")
-    assert flop(fused) == flop(Work())
-    assert flop(fused, device="cuda") == flop(Work(head="targets"))
+    assert flop(Step()) == tokens * 3 * (body + head)
+    assert flop(Step(head="targets")) == 3 * (tokens * body + targets * head)
+    assert flop(Step(body_again=True, head_again=True)) == tokens * 4 * (body + head)
+    assert flop(Step(), trainable="blocks") == tokens * (3 * body + 2 * head)  # through a frozen head, not into it
+    assert flop(Step(), method="lora") == tokens * 2 * (body + head)
+    fused = Step(head="targets on cuda")
+    assert flop(fused) == flop(Step())
+    assert flop(fused, device="cuda") == flop(Step(head="targets"))
 
 
 def test_gradient_checkpointing_is_counted_for_trl_as_shipped_only() -> None:
-    assert [name for name, each in CONTENDERS.items() if each.work.body_again] == ["trl"]
+    assert [name for name, each in CONTENDERS.items() if each.step.body_again] == ["trl"]
 
 
 def test_an_answer_pays_for_the_head_once_a_token() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -248,16 +249,18 @@ def test_the_report_is_made_of_the_files_alone_and_twice_the_same(tmp_path: Path
     results.mkdir()
     (results / "train-1.json").write_text(json.dumps(record()))
     (results / "generate-1.json").write_text(json.dumps(generation()))
-    written = write_report(results, tmp_path)
+    written = write_report(results)
     assert [path.name for path in written] == ["README.md", "generate-1.png", "train-1.png"]
+    assert [path.parent for path in written] == [tmp_path, results, results]
     text = written[0].read_text()
+    assert re.findall(r"!\[.*\]\((.*)\)", text) == ["results/generate-1.png", "results/train-1.png"]
     assert "| ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) | - |" in text
     short = "| A CPU, 2 cores; cpu | ours-torch / hf | 0.50 | 3.00 (2.00 - 4.00, 2 rounds) |\n"
     assert short in text.split("## generate-1")[0]
     assert "Nothing here was run." in text
     assert text.count("| train: embedded, float32, full, 8 rows of d in updates of 8, B = 4: ours-torch | ") == 1
     before = [path.read_bytes() for path in written]
-    assert [path.read_bytes() for path in write_report(results, tmp_path)] == before
+    assert [path.read_bytes() for path in write_report(results)] == before
 
 
 def test_memory_is_drawn_where_no_update_is_steady() -> None:
@@ -279,9 +282,9 @@ def test_a_page_that_somebody_wrote_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "results" / "train-1.json").write_text(json.dumps(record()))
     (tmp_path / "README.md").write_text("# My project")
     with pytest.raises(DataError, match="was written by somebody else and stays"):
-        write_report(tmp_path / "results", tmp_path)
+        write_report(tmp_path / "results")
     assert (tmp_path / "README.md").read_text() == "# My project"
-    assert [path.name for path in tmp_path.glob("*.png")] == []
+    assert list(tmp_path.rglob("*.png")) == []
 
 
 NO_HOST = {name: value for name, value in record().items() if name != "host"}
@@ -293,12 +296,12 @@ NO_HOST = {name: value for name, value in record().items() if name != "host"}
 def test_a_file_that_is_no_result_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text(content)
     with pytest.raises(DataError, match=r"odd\.json"):
-        write_report(tmp_path, tmp_path)
+        write_report(tmp_path)
 
 
 def test_without_results_the_report_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"python cli\.py benchmark train makes one"):
-        write_report(tmp_path, tmp_path)
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize(

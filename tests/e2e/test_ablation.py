@@ -25,9 +25,7 @@ CASES += [("mlx", "full", "float32"), ("mlx", "lora", "float32")]
 
 @pytest.fixture
 def ablation(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(work.SCRIPTS)])
-    import ablation
-    import measure
+    from benchmarks import ablation, measure
 
     monkeypatch.setattr(measure, "GEMM_SIZES", {"cpu": 64, "gpu": 64})
     return ablation
@@ -93,8 +91,8 @@ def test_the_blas_is_there_before_a_patch_imports_mlx(ablation: Any, make: Job) 
     path = make("mlx", "full", "float32").out.with_name("job.json")
     path.write_text(make("mlx", "full", "float32").model_dump_json())
     code = (
-        f"import sys; sys.path[:0] = {[str(work.SCRIPTS), str(work.ROOT)]!r}\n"
-        "from pathlib import Path\nimport ablation\n"
+        f"import sys; sys.path.insert(0, {str(work.ROOT)!r})\n"
+        "from pathlib import Path\nfrom benchmarks import ablation\n"
         "early = 'mlx.core' in sys.modules\n"
         "part = lambda job: sys.exit(7 if 'backends.mlx' in sys.modules and not early else 8)\n"
         f"ablation.PARTS = {{'mlx': {{'it': part}}}}\nablation.run_without(Path({str(path)!r}), 'it')\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from backends import installed
-from benchmarks import mac_report
+from benchmarks import mac_report, measure
 from benchmarks import work as benchmark_jobs
 from benchmarks.config import BenchmarkConfig
 from benchmarks.contenders import CONTENDERS
+from benchmarks.job import Row
+from benchmarks.measure import check_tokens
 from benchmarks.results import objections, read
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.problems.data import load_data
-from tests.e2e.conftest import ROOT, Run
+from tests.e2e.conftest import Run
 
 # Nats per target; measured over both methods and all peers: 7e-7, 7e-6 and 9e-6, mlx-lm's own loss 0.14 and 0.07.
 FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
@@ -29,23 +31,8 @@ FIRST_LOSS, LOSSES, HELD_OUT = 5e-6, 5e-5, 5e-5
 SMALL = ("--rows", 8, "--update-size", 4, "--batch-size", 2, "--held-out", 4, "--device", "cpu", "--results", "res")
 
 
-def script(name: str) -> Any:
-    """A program of benchmarks/, as a module."""
-    if str(benchmark_jobs.SCRIPTS) not in sys.path:
-        sys.path.append(str(benchmark_jobs.SCRIPTS))
-    spec = importlib.util.spec_from_file_location(f"bench_{Path(name).stem}", benchmark_jobs.SCRIPTS / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(benchmark_jobs.SCRIPTS)])
-    import measure
-
     monkeypatch.setattr(measure, "GEMM_SIZES", {"cpu": 256, "gpu": 256})
 
 
@@ -59,7 +46,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         path.write_text(job.model_dump_json())
         out.unlink(missing_ok=True)
         ran.append(getattr(job, "contender", name))
-        script(name).main(path)
+        importlib.import_module(f"benchmarks.{Path(name).stem}").main(path)
         return dict(json.loads(out.read_bytes()))
 
     monkeypatch.setattr(benchmark_jobs, "run_script", here)
@@ -372,7 +359,7 @@ def test_without_test_problems_nothing_is_answered(run: Run, data: Path, model: 
 
 
 def test_a_result_is_never_written_over(bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.verb.time.strftime", lambda form, *more: "20260101-000000")
+    monkeypatch.setattr("benchmarks.record.time.strftime", lambda form, *more: "20260101-000000")
     for _ in range(3):
         assert bench("train", "--contenders", "ours-torch", "--rounds", 1).returncode == 0
     names = [f"train-20260101-000000{suffix}.json" for suffix in ("", "-2", "-3")]
@@ -392,10 +379,6 @@ def test_a_program_that_breaks_says_its_last_words(tmp_path: Path, monkeypatch: 
 
 
 def test_a_peer_with_other_tokens_is_refused() -> None:
-    from measure import check_tokens
-
-    from benchmarks.job import Row
-
     row = Row(id="train-1", messages=[], tokens=[1, 2, 3], num_prompt=1)
     check_tokens("TRL", row, [1, 2, 3], 1)
     for tokens, masked in (([1, 2], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)):
@@ -418,7 +401,7 @@ def test_the_report_is_made_where_the_results_are(bench: Callable[..., Any], run
     done = run("benchmark", "report", "--results", "bench/results")
     assert done.returncode == 0, done.stderr
     assert "ours-torch / hf" in Path("bench/README.md").read_text()
-    assert len(list(Path("bench").glob("train-*.png"))) == 1
+    assert len(list(Path("bench/results").glob("train-*.png"))) == 1
 
 
 def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,4 +422,18 @@ def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeyp
 
 def test_the_programs_are_where_the_verb_looks() -> None:
     names = ("train_throughput.py", "eval_throughput.py", "score_weights.py", "compare_texts.py")
-    assert all((ROOT / "benchmarks" / name).is_file() for name in names)
+    assert all((benchmark_jobs.SCRIPTS / name).is_file() for name in names)
+
+
+def test_a_program_finds_the_checkout_and_not_its_own_folder() -> None:
+    """Python puts benchmarks/ itself on the path, where memory.py and tables.py would hide other packages."""
+    begin = (
+        'if __name__ == "__main__":  # a script\'s own folder is on the path, the checkout is not\n'
+        "    sys.path[0] = str(Path(__file__).resolve().parents[1])\n"
+    )
+    ours = re.compile(r"^(?:from|import) (?:backends|benchmarks|gsm8k_core|verbs)\b", re.MULTILINE)
+    programs = [path.read_text() for path in benchmark_jobs.SCRIPTS.glob("*.py") if "\ndef main(" in path.read_text()]
+    assert len(programs) >= 10
+    for text in programs:
+        first = ours.search(text)
+        assert first is None or begin in text[: first.start()], text.splitlines()[0]

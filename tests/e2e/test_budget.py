@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import budget_figures
 from gsm8k_core.clock import RunClock
 from tests.apples import write_problems
-from tests.e2e.conftest import ROOT, Run
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import budget_figures
+from tests.e2e.conftest import Run
 
 SETTINGS = (
     "--device",

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,56 @@ def test_the_wheel_holds_every_module_of_ours_that_it_imports() -> None:
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     ours = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {name.split(".")[0] for name in names} & ours <= {Path(name).stem for name in shipped}
+
+
+# --- the wheel ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what a wheel of this project installs."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    folder = tmp_path_factory.mktemp("wheel")
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_the_product_alone(unpacked: Path) -> None:
+    found = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
+    assert found == {"cli.py", "verbs", "backends", "gsm8k_core"}
+
+
+# Run in the wheel's folder: prints the exit code of each call after what it said.
+CALLS = """
+import contextlib, importlib, sys
+import cli
+for arguments in (["help"], ["benchmark", "train"], ["benchmark", "--help"], ["benchmrk"], ["runs"]):
+    with contextlib.redirect_stderr(sys.stdout):
+        print("exit", cli.main(arguments))
+for verb in cli._here():
+    importlib.import_module(cli.VERBS[verb][1])
+print([name for name, module in sys.modules.items() if name.partition(".")[0] == "benchmarks"])
+print(all(sys.modules[name].__file__.startswith(sys.path[0]) for name in ("cli", "verbs", "backends", "gsm8k_core")))
+"""
+
+
+def test_without_the_folder_of_the_benchmark_all_else_works(unpacked: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r})\n{CALLS}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    overview, refused, of_help, of_typing, _, modules = done.stdout.split("exit ")
+    assert "train" in overview
+    assert "benchmark" not in overview
+    verbs = "train, eval, compare, generate, inspect, grade, doctor, parity, plot, runs, harness"
+    said = f"error: benchmark comes with the source and not with the package (here are {verbs})"
+    said += "; clone the repository, and there python cli.py benchmark"
+    assert refused.splitlines() == ["0", said]
+    assert of_help.splitlines() == ["3", said]
+    assert "there is no verb 'benchmrk' (there are train, " in of_typing
+    assert "benchmark;" not in of_typing
+    assert modules.splitlines() == ["0", "[]", "True"]

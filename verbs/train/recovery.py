@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.backend import Weights
 from gsm8k_core.files import remove_folder
 from gsm8k_core.training.checkpoints import Checkpoint, newest
 from gsm8k_core.training.plan import ADJUSTMENTS, Adjustment, Change, adjustments_of, as_choice

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -22,6 +23,7 @@ from gsm8k_core.models.folder import (
     check_folder,
     end_token_ids,
     folder_hash,
+    read_tensors,
     rope_theta,
     tied_head,
     vocabulary_size,
@@ -417,3 +419,18 @@ def test_a_kill_leaves_no_half_folder_and_what_it_leaves_is_cleared(model_folder
     target.rename(tmp_path / "first")
     copy_model(model_folder, target)
     assert os.listdir(target.parent) == ["model"]
+
+
+def test_bfloat16_is_read_without_a_library_for_it(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    kinds = [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8]
+    tensors = {str(kind): (100 * torch.rand(3, 5)).to(kind) for kind in kinds}
+    save_torch(tensors, tmp_path / "x.safetensors")
+    found = read_tensors(tmp_path / "x.safetensors")
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+    assert all(np.array_equal(found[name], tensor.float().numpy()) for name, tensor in tensors.items())
+    save_torch({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
+    with pytest.raises(DataError, match="holds a as F8_E4M3, which is not read here"):
+        read_tensors(tmp_path / "x.safetensors")

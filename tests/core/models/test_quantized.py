@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from gsm8k_core.models import quantized
 from gsm8k_core.models.find import Source, resolve_model
 from gsm8k_core.models.folder import affine, check_folder
-from gsm8k_core.models.quantized import BITS, dequantize, dequantized_folder, is_quantized, read_tensors, widths
+from gsm8k_core.models.quantized import BITS, dequantize, dequantized_folder, is_quantized, widths
 from gsm8k_core.models.store import cache_folder
 from gsm8k_core.training import checkpoints
 from gsm8k_core.training.runs import run_of_model
@@ -103,21 +103,6 @@ def test_what_does_not_fit_is_refused(bits: Any, group: Any, message: str) -> No
     weight, scales = np.zeros((2, 8), np.uint32), np.ones((2, 2), np.float32)
     with pytest.raises(DataError, match=message):
         dequantize(weight, scales, scales, bits, group)
-
-
-def test_bfloat16_is_read_without_a_library_for_it(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file as save_torch
-
-    kinds = [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8]
-    tensors = {str(kind): (100 * torch.rand(3, 5)).to(kind) for kind in kinds}
-    save_torch(tensors, tmp_path / "x.safetensors")
-    found = read_tensors(tmp_path / "x.safetensors")
-    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
-    assert all(np.array_equal(found[name], tensor.float().numpy()) for name, tensor in tensors.items())
-    save_torch({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
-    with pytest.raises(DataError, match="holds a as F8_E4M3, which is not read here"):
-        read_tensors(tmp_path / "x.safetensors")
 
 
 def test_a_quantised_folder_is_the_model_in_float32(folder: Path) -> None:
