@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
@@ -49,10 +49,6 @@ from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sa
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.results import Made, write_one
-
-if TYPE_CHECKING:
-    pass  # REMOVED
-
 
 TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
 

@@ -16,13 +16,13 @@ from rich.cells import cell_len
 
 from gsm8k_core.config.train import RunsConfig
 from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
+from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
 from gsm8k_core.training.runs import MANIFEST, read_manifest
 from gsm8k_core.types import EXIT_OK, DataError
 from verbs import Context
 
 COMPARISON, SUMMARY = "model_comparison.json", "summary.json"
-RULE = "flexible"
 DEEPEST = 3  # folders below the one that is asked for
 WIDTH = 80
 OTHERS = {"checkpoints", "best", "base"}  # models of a run that are not what it ended with
@@ -74,7 +74,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "updates": _whole(update.get("update")) or 0,
         "planned": _whole(_at(manifest or {}, "plan", "updates")),
         "last_loss": _number(update.get("loss")),
-        "rule": RULE,
+        "rule": HEADLINE_RULE,
         "accuracy": score[0] if score else None,
         "n": score[1] if score else None,
     }
@@ -117,7 +117,7 @@ def _accuracy(folder: Path, base_hash: object) -> tuple[float, int] | None:
 def _score(summary: object) -> tuple[float, int] | None:
     if not isinstance(summary, dict):
         return None
-    accuracy, n = _number(_at(summary, "rules", RULE, "accuracy")), _whole(summary.get("n"))
+    accuracy, n = _number(_at(summary, "rules", HEADLINE_RULE, "accuracy")), _whole(summary.get("n"))
     return (accuracy, n) if accuracy is not None and n is not None else None
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from gsm8k_core.config.train import DEFAULT_DATA, GENERATED_DATA
 from gsm8k_core.models import hub
-from gsm8k_core.scoring.answers import gold_number
+from gsm8k_core.problems.gold import gold_number
 from gsm8k_core.types import Choice, DataError, Problem
 
 SPLITS = ("train", "test")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsm8k_core.report.words import HEADLINE_RULE, headline
+from gsm8k_core.report.words import headline
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import HEADLINE
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
 from gsm8k_core.scoring.stats import cannot_show, paired, smallest_effect
 from gsm8k_core.tracking.terminal import Terminal, counted

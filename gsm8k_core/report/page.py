@@ -22,7 +22,7 @@ from gsm8k_core.files import write_bytes
 from gsm8k_core.report import charts, words
 from gsm8k_core.report.curves import Curve
 from gsm8k_core.report.words import Facts, Headline, visible
-from gsm8k_core.scoring.answers import HEADLINE, RULES
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, RULES
 from gsm8k_core.scoring.diagnose import CATEGORIES
 from gsm8k_core.types import DataError
 
@@ -139,7 +139,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headli
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(early)} {_hash(script)}; "
     policy += "img-src 'none'; base-uri 'none'; form-action 'none'"
     rules = sorted(models[0].summary["rules"], key=lambda name: name not in HEADLINE)
-    rule = result.rule if result else ("flexible" if "flexible" in rules else rules[0])
+    rule = result.rule if result else (HEADLINE_RULE if HEADLINE_RULE in rules else rules[0])
     intervals = [bound for model in models for name in rules for bound in model.summary["rules"][name]["interval"]]
     return {
         "style": style,

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.problems.data import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
+from gsm8k_core.problems.gold import MAX_DIGITS, gold_number
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import MAX_DIGITS, gold_number, grade
+from gsm8k_core.scoring.answers import grade
 from gsm8k_core.scoring.stats import wilson
 from gsm8k_core.types import DataError, StorageError
 

@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 
 from gsm8k_core.problems.batching import pad
-from gsm8k_core.report.words import HEADLINE_RULE
-from gsm8k_core.scoring.answers import RULES
+from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES
 from gsm8k_core.training.measure import Measured
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 

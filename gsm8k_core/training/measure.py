@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gsm8k_core.problems.batching import micro_batches
-from gsm8k_core.report.words import HEADLINE_RULE
-from gsm8k_core.scoring.answers import HEADLINE, grade
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, grade
 from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
 
