@@ -25,18 +25,10 @@ from pydantic import ValidationError
 
 from benchmarks.config import BenchmarkConfig
 from gsm8k_core import __version__
-from gsm8k_core.config.fields import flag, one_line
-from gsm8k_core.config.score import CompareConfig, EvalConfig, GradeConfig, HarnessConfig
-from gsm8k_core.config.train import (
-    DoctorConfig,
-    GenerateConfig,
-    InspectConfig,
-    ParityConfig,
-    PlotConfig,
-    RunsConfig,
-    Settings,
-    TrainConfig,
-)
+from gsm8k_core.config.diagnostics import DoctorConfig, InspectConfig, ParityConfig, PlotConfig, RunsConfig
+from gsm8k_core.config.fields import Settings, flag, one_line
+from gsm8k_core.config.score import CompareConfig, EvalConfig, GenerateConfig, GradeConfig, HarnessConfig
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, UsageError
 
 # Verb -> its settings, and the module whose `run` does it.

@@ -23,7 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import backends
-from gsm8k_core.config.train import DEFAULT_DATA, TrainConfig
+from gsm8k_core.config.fields import DEFAULT_DATA
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.problems.batching import budgeted, by_length, pad

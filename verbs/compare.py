@@ -9,8 +9,9 @@ from pathlib import Path
 
 import backends
 from gsm8k_core.auto import AUTO
+from gsm8k_core.config.diagnostics import RunsConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import CompareConfig
-from gsm8k_core.config.train import EMBEDDED_MODEL, RunsConfig
 from gsm8k_core.files import write_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import Source, identity, resolve_model

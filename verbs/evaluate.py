@@ -16,8 +16,8 @@ from typing import Any
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.backend import Backend
+from gsm8k_core.config.fields import EMBEDDED_MODEL, flag
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
-from gsm8k_core.config.train import EMBEDDED_MODEL, flag
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
 from gsm8k_core.models.folder import end_token_ids, folder_hash, vocabulary_size

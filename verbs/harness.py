@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backends
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import HarnessConfig
-from gsm8k_core.config.train import EMBEDDED_MODEL
 from gsm8k_core.files import read_json
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.models.folder import end_token_ids, vocabulary_size

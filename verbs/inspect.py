@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from rich.text import Text
 
 from gsm8k_core.auto import AUTO, NAMED, choose_pair
-from gsm8k_core.config.train import EMBEDDED_MODEL, InspectConfig, TrainConfig, with_profile
+from gsm8k_core.config.diagnostics import InspectConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import backends
 from gsm8k_core.auto import choose_pair
-from gsm8k_core.config.train import ParityConfig
+from gsm8k_core.config.diagnostics import ParityConfig
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import end_token_ids, vocabulary_size
 from gsm8k_core.parity import ladder, tiny

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.config.fields import Settings
+from gsm8k_core.config.fields import Settings, flag
 from gsm8k_core.config.score import ScoreSettings
-from gsm8k_core.config.train import TrainConfig, flag
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.problems.generated import HELD_OUT
 from gsm8k_core.report.card import write_card
 from gsm8k_core.report.comparison import diagnosis_rows, steps_rows

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from rich.cells import cell_len
 
-from gsm8k_core.config.train import RunsConfig
+from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.tracking.terminal import Terminal, clock, printable

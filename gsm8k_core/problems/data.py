@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from gsm8k_core.config.train import DEFAULT_DATA, GENERATED_DATA
+from gsm8k_core.config.fields import DEFAULT_DATA, GENERATED_DATA
 from gsm8k_core.models import hub
 from gsm8k_core.problems.gold import gold_number
 from gsm8k_core.types import Choice, DataError, Problem

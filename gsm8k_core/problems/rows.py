@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsm8k_core.config.train import EMBEDDED_MODEL
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.files import read_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import SMALL_FILES, Source, cached_model, resolve_model

@@ -36,7 +36,8 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from gsm8k_core.config.train import TrainConfig, flag
+from gsm8k_core.config.fields import flag
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
 from gsm8k_core.types import StorageError, UsageError
 

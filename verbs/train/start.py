@@ -14,7 +14,8 @@ from typing import Any
 
 import backends
 from gsm8k_core.auto import AUTO, choose_pair
-from gsm8k_core.config.train import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, flag, with_profile
+from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
+from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import lora_spec, target_modules
 from gsm8k_core.models.find import Source, identity, resolve_model

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from gsm8k_core.clock import kept_awake
-from gsm8k_core.config.train import EMBEDDED_MODEL, TrainConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
 from gsm8k_core.tracking.feed import open_sinks
 from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
