@@ -11,7 +11,7 @@ from measure import ROOT  # noqa: F401  (puts the checkout on the path)
 import backends
 from benchmarks.job import TextsJob
 from gsm8k_core.files import write_json
-from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.types import Completion, Sampling
 
 
@@ -26,7 +26,7 @@ def main(path: Path) -> None:
     found = {}
     for name, texts in job.completions.items():
         answers = [
-            Answered(str(place), prompt, place, completion(theirs), completion(mine))
+            AnswerPair(str(place), prompt, place, completion(theirs), completion(mine))
             for place, (prompt, theirs, mine) in enumerate(
                 zip(job.prompts, job.completions[job.reference], texts, strict=True)
             )

@@ -21,7 +21,7 @@ from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
 from gsm8k_core.models.folder import end_token_ids, folder_hash, vocabulary_size
-from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.problems.data import is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
 from gsm8k_core.problems.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode, load_tokenizer, prompt_tokens
@@ -316,7 +316,7 @@ def check_batching(opened: Opened, answers: Sequence[Mapping[str, Any]], termina
     together = {record["id"]: completion_of(record) for record in answers if record["sample"] == 0}
     alone = dict(opened.generate(draws, opened.sampling(opened.key, batch_size=1)))
     pairs = [
-        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[draw.problem.id])
+        AnswerPair(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[draw.problem.id])
         for index, draw in enumerate(draws)
     ]
     result = compare(

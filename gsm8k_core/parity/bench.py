@@ -9,12 +9,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,19 +24,17 @@ from gsm8k_core.models.folder import Config, rope_theta, with_both_rope_keys
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import (
     IGNORE_INDEX,
-    Batch,
-    Completion,
     DataError,
     Example,
     Orders,
     PreflightError,
-    Sampling,
     TrainState,
     Update,
     UpdateStats,
 )
 
 if TYPE_CHECKING:
+    from gsm8k_core.backend import Backend, Live
     from gsm8k_core.types import FloatArray
 
 Found = TypeVar("Found")
@@ -49,38 +47,14 @@ METHODS = ("full", "lora", "dora")
 NATS, STEPS, OF_RMS, UPDATES, MIXED = "nats", "steps", "of rms", "updates", "mixed"
 
 
-class Live(Protocol):
-    """The part of gsm8k_core.backend.Live that is used here."""
-
-    def score(self, batch: Batch) -> FloatArray: ...
-
-    def save(self, directory: Path) -> None: ...
-
-    def state(self) -> TrainState: ...
-
-
-class Model(Protocol):
-    """The part of gsm8k_core.backend.Backend that is used here."""
-
-    def train(
-        self, updates: Iterable[Update], config: TrainConfig, pilot: Any, resume: TrainState | None = None
-    ) -> object: ...
-
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[tuple[int, Completion]]: ...
-
-    def score(self, batch: Batch) -> FloatArray: ...
-
-    def save(self, directory: Path) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Side:
+class Implementation:
     """One of the two that are compared."""
 
     name: str  # "torch", or its device where both are torch
-    open: Callable[[Path], Model]
+    open: Callable[[Path], Backend]
 
-    def ask(self, folder: Path, question: Callable[[Model], Found]) -> Found:
+    def ask(self, folder: Path, question: Callable[[Backend], Found]) -> Found:
         """Opens the model, asks it, and keeps nothing of it: two at once might not fit."""
         return question(self.open(folder))
 
@@ -89,8 +63,8 @@ class Side:
 class Bench:
     """What is measured with what."""
 
-    reference: Side
-    candidate: Side
+    reference: Implementation
+    candidate: Implementation
     folder: Path  # the model
     examples: Sequence[Example]
     prompts: Sequence[Sequence[int]]
@@ -100,7 +74,7 @@ class Bench:
     max_new_tokens: int = 24
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def both(self) -> tuple[Implementation, Implementation]:
         return self.reference, self.candidate
 
     def updates(self, count: int, batch_size: int | None = None, seed: int = 0) -> list[Update]:
@@ -153,7 +127,7 @@ def _link(path: Path, link: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """One comparison."""
 
     variant: str
@@ -186,7 +160,7 @@ class Recorder(Generic[Found]):
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Generic[Found]):
+class Stretch(Generic[Found]):
     """A stretch of training: its figures by update, and what was found on the way."""
 
     stats: Mapping[int, UpdateStats]
@@ -198,7 +172,7 @@ class Run(Generic[Found]):
 
 
 def trained(
-    side: Side,
+    one: Implementation,
     bench: Bench,
     updates: Sequence[Update],
     config: TrainConfig,
@@ -207,14 +181,14 @@ def trained(
     *,
     rate: float = RATE,
     at: int | None = None,
-) -> Run[Found]:
+) -> Stretch[Found]:
     """A freshly opened model over `updates`, looked at after update `at`, by default the last.
 
     At rate 0 each update's figures are those of the first weights.
     """
     recorder = Recorder(rate, updates[-1].number if at is None else at, look)
-    side.ask(bench.folder, lambda model: model.train(updates, config, recorder, resume))
-    return Run({stats.update: stats for stats in recorder.stats}, recorder.found[0])
+    one.ask(bench.folder, lambda model: model.train(updates, config, recorder, resume))
+    return Stretch({stats.update: stats for stats in recorder.stats}, recorder.found[0])
 
 
 def copied(live: Live) -> TrainState:
@@ -242,7 +216,7 @@ def rms(array: FloatArray) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
 
 
-def real_scores(model: Live | Model, examples: Sequence[Example]) -> FloatArray:
+def real_scores(model: Live | Backend, examples: Sequence[Example]) -> FloatArray:
     """log p of every token of a padded batch that is not padding."""
     batch = pad(examples)
     lengths = np.array([len(example.tokens) for example in examples])
