@@ -40,7 +40,7 @@ STYLES = {  # (trained, special) -> colours
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Subject:
     """What is looked at, and where it came from."""
 
     source: Source
@@ -78,7 +78,7 @@ def run(config: InspectConfig, context: Context) -> int:
     return EXIT_OK
 
 
-def _find(config: InspectConfig, context: Context) -> Found:
+def _find(config: InspectConfig, context: Context) -> Subject:
     terminal = context.terminal
     # A model that is given is looked for below, by its tokenizer only: choose_pair would ask for its weights.
     stand_in = AUTO if config.model == AUTO else EMBEDDED_MODEL
@@ -99,7 +99,7 @@ def _find(config: InspectConfig, context: Context) -> Found:
     terminal.say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", WIDTH)
     terminal.say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", WIDTH)
     reasons = {"model": model_choice, "data": pair.data_choice}
-    return Found(source, problems, frozenset(problem.id for problem in taken), others, data.name, reasons)
+    return Subject(source, problems, frozenset(problem.id for problem in taken), others, data.name, reasons)
 
 
 def _train_samples(config: InspectConfig, context: Context, source: Source) -> int:

@@ -64,23 +64,23 @@ def _changed(test: Mapping[str, Any]) -> float:
 
 def diagnosis_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None) -> Rows:
     """Of one or two breakdowns: how many answers each category has, as the page takes it."""
-    sides = _sides(base, trained)
+    models = _by_model(base, trained)
     return [
-        {"category": label} | {side: one["categories"][name] for side, one in sides.items()}
+        {"category": label} | {model: one["categories"][name] for model, one in models.items()}
         for name, label in CATEGORIES.items()
     ]
 
 
 def steps_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None) -> Rows:
     """Of one or two breakdowns: how many problems of each number of steps are right, as the page takes it."""
-    sides = _sides(base, trained)
+    models = _by_model(base, trained)
     return [
-        {"steps": row["steps"], "n": row["n"]} | {side: one["by_steps"][at]["count"] for side, one in sides.items()}
+        {"steps": row["steps"], "n": row["n"]} | {model: one["by_steps"][at]["count"] for model, one in models.items()}
         for at, row in enumerate(base["by_steps"])
     ]
 
 
-def _sides(base: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+def _by_model(base: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
     return {"base": base} if trained is None else {"base": base, "trained": trained}
 
 

@@ -35,7 +35,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Column:
     """One column of the page."""
 
     key: str  # base and trained, or model where there is one; it names the colour
@@ -91,11 +91,11 @@ def render_page(
         ) from error
 
 
-def _models(comparison: Mapping[str, Any], base: Sequence[Record], trained: Sequence[Record] | None) -> list[Model]:
+def _models(comparison: Mapping[str, Any], base: Sequence[Record], trained: Sequence[Record] | None) -> list[Column]:
     if trained is None:
-        models = [Model("model", comparison["base"], base)]
+        models = [Column("model", comparison["base"], base)]
     else:
-        models = [Model("base", comparison["base"], base), Model("trained", comparison["trained"], trained)]
+        models = [Column("base", comparison["base"], base), Column("trained", comparison["trained"], trained)]
     for model in models:
         ids = [record["id"] for record in model.records]
         if len(ids) != model.summary["n"] or ids != [record["id"] for record in base]:
@@ -134,7 +134,7 @@ def _hash(part: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() + "'"
 
 
-def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headline | None) -> dict[str, Any]:
+def _view(comparison: Mapping[str, Any], models: Sequence[Column], result: Headline | None) -> dict[str, Any]:
     style, early, script = _own("report.css", "problems.css"), _own("early.js"), _own("report.js")
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(early)} {_hash(script)}; "
     policy += "img-src 'none'; base-uri 'none'; form-action 'none'"
@@ -162,7 +162,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headli
     }
 
 
-def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Model], rules: Sequence[str]) -> list[dict[str, Any]]:
+def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Column], rules: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for name in rules:
         scores = [model.summary["rules"][name] for model in models]
@@ -174,7 +174,7 @@ def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Model], rules: Se
     return rows
 
 
-def _endings(models: Sequence[Model]) -> list[dict[str, Any]]:
+def _endings(models: Sequence[Column]) -> list[dict[str, Any]]:
     """How answers ended, a row a question."""
     limits = {str(model.summary["max_new_tokens"]) for model in models if "max_new_tokens" in model.summary}
     asked = {
@@ -188,7 +188,7 @@ def _endings(models: Sequence[Model]) -> list[dict[str, Any]]:
     return [{"name": name, "counts": [model.summary[key] for model in models]} for key, name in asked.items()]
 
 
-def _held_out(models: Sequence[Model], rule: str) -> dict[str, Any] | None:
+def _held_out(models: Sequence[Column], rule: str) -> dict[str, Any] | None:
     """Generated problems from templates that training never shows."""
     parts = [model.summary.get("held_out_templates") for model in models]
     if not all(parts):
@@ -212,7 +212,7 @@ def _matrix(records: Sequence[Record], rules: Sequence[str]) -> list[dict[str, A
 
 
 def _rows(
-    given: Sequence[Mapping[str, Any]] | None, models: Sequence[Model], *names: str
+    given: Sequence[Mapping[str, Any]] | None, models: Sequence[Column], *names: str
 ) -> list[dict[str, Any]] | None:
     """A table that someone else counted: its label, and a count a model."""
     if not given:
@@ -225,7 +225,7 @@ def _rows(
     ]
 
 
-def _facts(facts: Facts, models: Sequence[Model]) -> dict[str, Any]:
+def _facts(facts: Facts, models: Sequence[Column]) -> dict[str, Any]:
     hashes = {model.key: model.summary["hash"] for model in models if "hash" in model.summary}
     kept = ("data", "split", "backend", "device", "dtype", "max_new_tokens")
     settings = {name.replace("_", " "): str(models[0].summary[name]) for name in kept if name in models[0].summary}
@@ -244,7 +244,7 @@ def outcome(right: Sequence[bool]) -> str:
     return ("both" if trained else "lost") if base else ("won" if trained else "neither")
 
 
-def _problems(models: Sequence[Model], rules: Sequence[str], rule: str) -> Iterator[dict[str, Any]]:
+def _problems(models: Sequence[Column], rules: Sequence[str], rule: str) -> Iterator[dict[str, Any]]:
     for number, records in enumerate(zip(*(model.records for model in models), strict=True), start=1):
         first, verdicts = records[0], [record["rules"][rule] for record in records]
         yield {
@@ -289,7 +289,7 @@ def _short(extracted: str | None) -> str | None:
     return f"{extracted[:LONGEST_ANSWER]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _data(models: Sequence[Model], rules: Sequence[str], rule: str) -> Markup:
+def _data(models: Sequence[Column], rules: Sequence[str], rule: str) -> Markup:
     """What the filters need: for each problem, model and rule, twice the answer's place plus right or not.
 
     Then, for each model, whether it was cut, whether it holds no number, and the place of its category.

@@ -21,9 +21,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
+from gsm8k_core.backend import Live, ignore_token
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES
-from gsm8k_core.training.measure import Measured
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 
 READ_TOKENS = 64
@@ -135,10 +135,6 @@ PROBE_TOKENS = READ_TOKENS
 ADVICE = "go on from an earlier checkpoint with a lower --learning-rate"
 
 
-def ignore(index: int, token: int) -> None:
-    """Nobody listens to the answers as they are written."""
-
-
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The rows to look at, always the same."""
@@ -148,7 +144,7 @@ class Probe:
     decode: Callable[[Sequence[int]], str]
     clock: Callable[[], float] = time.monotonic
 
-    def __call__(self, update: int, live: Measured) -> StepEvent:
+    def __call__(self, update: int, live: Live) -> StepEvent:
         """The `probe` event of the weights as they are, with its warnings.
 
         Raises CollapsedError when nothing but token 0 is written, or the logits are not finite.
@@ -166,14 +162,15 @@ class Probe:
         values = {"update": update, **found.values(), "seconds": seconds, "warnings": warnings(found, update)}
         return StepEvent("probe", values)
 
-    def _look(self, live: Measured) -> Vitals:
+    def _look(self, live: Live) -> Vitals:
         prompts = [row.tokens[: row.num_prompt] for row in self.rows]
-        answers: dict[int, Completion] = dict(live.generate(prompts, Sampling(PROBE_TOKENS, len(prompts)), ignore))
+        sampling = Sampling(PROBE_TOKENS, len(prompts))
+        answers: dict[int, Completion] = dict(live.generate(prompts, sampling, ignore_token))
         completions = [answers[index] for index in range(len(prompts))]
         texts = [self.decode(completion.tokens) for completion in completions]
         return vitals(completions, texts, self._ends(live))
 
-    def _ends(self, live: Measured) -> list[float]:
+    def _ends(self, live: Live) -> list[float]:
         """log p of the end token of each row, in nats. A template may write more behind it, which nobody reads."""
         ends = []
         for row in self.rows:  # by itself: a padded one would cost as much as the longest

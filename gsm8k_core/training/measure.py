@@ -14,30 +14,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.problems.batching import micro_batches
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, grade
 from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
-from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Example, Problem, Sampling
+from gsm8k_core.types import IGNORE_INDEX, Example, Problem, Sampling
 
 if TYPE_CHECKING:
-    from gsm8k_core.types import FloatArray
+    from gsm8k_core.backend import Live
 
 
 Deadline = Callable[[], bool]  # true: stop now
-
-
-class Measured(Protocol):
-    """The part of the weights in training that is used here."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: Callable[[int, int], None]
-    ) -> Iterator[tuple[int, Completion]]: ...
-
-    def score(self, batch: Batch) -> FloatArray: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +120,7 @@ class DevSet:
         """The same measurement on the problems from place `first` to before place `end`."""
         return replace(self, examples=self.examples[first:end], problems=self.problems[first:end])
 
-    def measure(self, live: Measured, deadline: Deadline) -> DevResult | None:
+    def measure(self, live: Live, deadline: Deadline) -> DevResult | None:
         """Everything, or None when `deadline` came true before the end.
 
         It is asked before each batch that is scored and after each token that is written.
@@ -149,7 +139,7 @@ class DevSet:
         seconds = self.clock() - before
         return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds, verdicts)
 
-    def _loss(self, live: Measured, check: Callable[[], None]) -> tuple[float, int]:
+    def _loss(self, live: Live, check: Callable[[], None]) -> tuple[float, int]:
         sums, num_targets = [], 0
         for batch in micro_batches(self.examples, self.batch_size):
             check()
@@ -158,7 +148,7 @@ class DevSet:
             num_targets += batch.num_targets
         return -math.fsum(sums) / num_targets, num_targets
 
-    def _answers(self, live: Measured, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
+    def _answers(self, live: Live, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
         """How many are correct under each rule, how many were closed by an end token, and which are right."""
         check()
         correct, num_stopped, right = dict.fromkeys(HEADLINE, 0), 0, [False] * len(self.problems)
@@ -284,9 +274,7 @@ def verdict(won: int, lost: int, p: float, num_problems: int) -> str:
     return BETTER if won > lost else WORSE
 
 
-def measure_base(
-    dev: DevSet, live: Measured, num_problems: int, seconds: float, interrupted: Callable[[], bool]
-) -> Guard:
+def measure_base(dev: DevSet, live: Live, num_problems: int, seconds: float, interrupted: Callable[[], bool]) -> Guard:
     """The base's answers to as many of the first `num_problems` dev problems as fit into `seconds`, FEWEST at least.
 
     The first FEWEST show how fast it goes; then come rounds of ROUND, each only where it will fit. A round that ran

@@ -13,16 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.files import remove_folder
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.checkpoints import Checkpoint, newest
-from gsm8k_core.training.measure import SHARE, DevSet, Guard, Measured, base_line, measure_base
+from gsm8k_core.training.measure import SHARE, DevSet, Guard, base_line, measure_base
 from gsm8k_core.training.plan import ADJUSTMENTS, RATE_FACTOR, Adjustment, as_choice, halved, recorded, smaller
 from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import DivergedError, GSM8KError, OutOfMemoryError, StorageError
 from verbs.train.start import Job
+
+if TYPE_CHECKING:
+    from gsm8k_core.backend import Live
 
 Say = Callable[[str], None]
 LESS_MEMORY = "try --gradient-checkpointing, --method lora, or a smaller --max-length"
@@ -136,7 +139,7 @@ def opened_guard(
     job: Job,
     run: Run,
     dev: DevSet | None,
-    base: Measured,
+    base: Live,
     elapsed: float,
     interrupted: Callable[[], bool],
     terminal: Terminal,

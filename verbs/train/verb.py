@@ -12,7 +12,7 @@ from gsm8k_core.clock import kept_awake
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
-from gsm8k_core.tracking.feed import open_sinks
+from gsm8k_core.tracking.feed import open_trackers
 from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
@@ -52,7 +52,7 @@ def run(config: TrainConfig, context: Context) -> int:
         if link.killed_by:
             job = note_smaller(job, claimed, opened.tokens, link.killed_by)
         try:
-            with open_sinks(job.config, claimed, context.terminal.say) as sinks:
+            with open_trackers(job.config, claimed, context.terminal.say) as sinks:
                 segment = Segment(
                     job,
                     opened,
