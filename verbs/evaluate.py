@@ -40,7 +40,7 @@ from gsm8k_core.scoring.evaluate import (
     summarise,
 )
 from gsm8k_core.scoring.math_verify import judge_records, require
-from gsm8k_core.scoring.stats import cannot_show, spread
+from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
@@ -365,7 +365,7 @@ def repeat(opened: LoadedModel, runs: int, first: Evaluation, terminal: Terminal
     rows = [
         [
             name,
-            f"{100 * each['mean']:.1f} %",
+            percent(each["mean"]),
             "-" if each["deviation"] is None else f"{100 * each['deviation']:.2f}",
             f"{100 * each['lowest']:.1f} to {100 * each['highest']:.1f}",
         ]

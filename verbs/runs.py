@@ -17,6 +17,7 @@ from rich.cells import cell_len
 from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
 from gsm8k_core.scoring.answers import HEADLINE_RULE
+from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
 from gsm8k_core.training.runs import MANIFEST, read_manifest
 from gsm8k_core.types import EXIT_OK, DataError
@@ -179,7 +180,7 @@ def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:
     path = Path(run["run"])
     name = str(path.relative_to(folder)) if path != folder else path.name or str(path)
     of = f"/{run['planned']}" if run["planned"] and run["planned"] != run["updates"] else ""
-    accuracy = "-" if run["accuracy"] is None else f"{100 * run['accuracy']:.1f} %"
+    accuracy = "-" if run["accuracy"] is None else percent(run["accuracy"])
     n = "-" if run["n"] is None else str(run["n"])
     outcome = run["reason"] if run["status"] == "stopped" and run["reason"] else run["status"]
     return [name, outcome, f"{run['updates']}{of}", shown_loss(run["last_loss"]), accuracy, n]
@@ -188,7 +189,7 @@ def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:
 def _below(run: Mapping[str, Any]) -> list[str]:
     if run["status"] == "damaged":
         return [f"no {MANIFEST} to read"]
-    parts = [f"{_short(run['model'])} on {_short(run['data'])}", run["backend"], _minute(run["started"])]
+    parts = [f"{_last_part(run['model'])} on {_last_part(run['data'])}", run["backend"], _minute(run["started"])]
     if run["seconds"] is not None:
         parts.append(clock(run["seconds"]))
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
@@ -203,6 +204,6 @@ def _minute(started: str | None) -> str | None:
         return None
 
 
-def _short(name: str | None) -> str:
+def _last_part(name: str | None) -> str:
     """The last part of a Hub id or a path."""
     return (name or "-").rstrip("/").split("/")[-1].removesuffix(".jsonl") or "-"

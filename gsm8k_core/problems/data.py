@@ -22,11 +22,12 @@ from typing import IO, Any
 from gsm8k_core.config.fields import DEFAULT_DATA, GENERATED_DATA
 from gsm8k_core.models import hub
 from gsm8k_core.problems.gold import gold_number
-from gsm8k_core.types import Choice, DataError, Problem
+from gsm8k_core.types import Choice, DataError, Problem, first_line
 
 SPLITS = ("train", "test")
 FORM = "give one JSON object a line, with question and answer"
 MIN_ROWS_FOR_DEV = 20
+LONGEST_REASON = 160  # characters of another library's error
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,8 @@ def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
         try:
             rows = pyarrow.parquet.read_table(path).select(["question", "answer"]).to_pylist()
         except (pyarrow.ArrowException, KeyError, OSError) as error:
-            raise DataError(f"{path} cannot be read ({_short(error)}); remove it and download it again") from None
+            reason = first_line(error)[:LONGEST_REASON]
+            raise DataError(f"{path} cannot be read ({reason}); remove it and download it again") from None
         for number, row in enumerate(rows):
             problems.append(_problem(row, f"{path}: row {number}", f"{split}-{len(problems)}"))
     if not problems:
@@ -246,10 +248,6 @@ def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     return Problem(id=name, question=row["question"], answer=row["answer"], gold=gold)
-
-
-def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 STDIN = Path("-")
@@ -295,7 +293,7 @@ def parse(line: str, where: str, give: str) -> Row:
     try:
         row = json.loads(line, object_pairs_hook=_row, parse_constant=Constant, parse_int=Number, parse_float=Number)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({str(error)[:160]}); {give}") from None
+        raise DataError(f"{where}: not valid JSON ({str(error)[:LONGEST_REASON]}); {give}") from None
     if not isinstance(row, Row):
         raise DataError(f"{where}: {kind(row)}, not an object; {give}")
     return row

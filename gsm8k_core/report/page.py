@@ -254,7 +254,7 @@ def _problems(models: Sequence[Column], rules: Sequence[str], rule: str) -> Iter
             "answer": first["answer"],
             "gold": first["gold"],
             "outcome": outcome([bool(verdict["correct"]) for verdict in verdicts]),
-            "verdicts": [{"text": _short(verdict["extracted"]), "correct": verdict["correct"]} for verdict in verdicts],
+            "verdicts": [{"text": _clip(verdict["extracted"]), "correct": verdict["correct"]} for verdict in verdicts],
             "texts": [_text(record, rules) for record in records],
         }
 
@@ -264,7 +264,7 @@ def _text(record: Record, rules: Sequence[str]) -> dict[str, Any]:
     groups: dict[tuple[str | None, bool], list[str]] = {}
     for name in rules:
         verdict = record["rules"][name]
-        groups.setdefault((_short(verdict["extracted"]), bool(verdict["correct"])), []).append(name)
+        groups.setdefault((_clip(verdict["extracted"]), bool(verdict["correct"])), []).append(name)
     text = record["completion"]
     return {
         "text": text[:LONGEST_TEXT],
@@ -283,7 +283,7 @@ def _wrong(record: Record) -> dict[str, Any]:
     return {"wrong": kind, "slip": found["slip"]}
 
 
-def _short(extracted: str | None) -> str | None:
+def _clip(extracted: str | None) -> str | None:
     if extracted is None or len(extracted) <= LONGEST_ANSWER:
         return extracted
     return f"{extracted[:LONGEST_ANSWER]}\N{HORIZONTAL ELLIPSIS}"
@@ -301,7 +301,7 @@ def _data(models: Sequence[Column], rules: Sequence[str], rule: str) -> Markup:
         verdicts = []
         for record in records:
             found = [record["rules"][name] for name in rules]
-            answers = [_short(verdict["extracted"]) for verdict in found]
+            answers = [_clip(verdict["extracted"]) for verdict in found]
             shown = [None if answer is None else visible(answer) for answer in answers]
             numbers = [places.setdefault(answer, len(places)) for answer in shown]
             verdicts.append([2 * place + bool(v["correct"]) for place, v in zip(numbers, found, strict=True)])

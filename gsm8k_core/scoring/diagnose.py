@@ -23,7 +23,7 @@ from typing import Any
 
 from gsm8k_core.problems.gold import gold_of
 from gsm8k_core.scoring.calculator import Claim, find_claims, written
-from gsm8k_core.scoring.stats import wilson
+from gsm8k_core.scoring.stats import percent, wilson
 
 CATEGORIES = {
     "correct": "correct",
@@ -221,7 +221,7 @@ def step_rows(*breakdowns: Mapping[str, Any]) -> list[list[str]]:
     """A row per number of steps: it, its problems, then each breakdown's accuracy. The same problems in each."""
     rows = []
     for same in zip(*(one["by_steps"] for one in breakdowns), strict=True):
-        rows.append([same[0]["steps"], str(same[0]["n"]), *(f"{100 * one['rate']:.1f} %" for one in same)])
+        rows.append([same[0]["steps"], str(same[0]["n"]), *(percent(one["rate"]) for one in same)])
     return rows
 
 

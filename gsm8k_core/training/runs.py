@@ -359,7 +359,7 @@ def check(
     fixed = [name for name in changed if name in FIXED or (name in SPLIT and not same_size)]
     words = tuple(f"{name}: {pair}" for name, pair in changed.items())
     if fixed or contents or (words and not force):
-        every = (*words, *(f"{name} (sha256): {_short(facts, name)} -> {_short(now, name)}" for name in contents))
+        every = (*words, *(f"{name} (sha256): {_hash(facts, name)} -> {_hash(now, name)}" for name in contents))
         advice = _advice([name for name in changed if name in fixed or not force], asked, bool(fixed), contents)
         raise UsageError(f"this is not what the run began with: {', '.join(every)}; {advice}")
     return words
@@ -375,7 +375,7 @@ def _changed(
     return {name: f"{before[name]} -> {after[name]}" for name in names if name not in known}
 
 
-def _short(hashes: Mapping[str, str], name: str) -> str:
+def _hash(hashes: Mapping[str, str], name: str) -> str:
     return hashes[name][:SHOWN] if name in hashes else "unknown"
 
 
