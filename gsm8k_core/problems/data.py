@@ -1,8 +1,7 @@
 """Problems: from the Hub, JSONL or generated; their checksums; the dev split carved from train.
 
-Lines and JSON objects from a file or stdin, with `file:line` for what cannot be used.
-
-Only what is asked for is checked: a NaN or a repeated key in a field that nobody reads does no harm.
+A line of JSON that cannot be used is an error with its `file:line`. Only what is asked for is checked: a NaN or a
+repeated key in a field that nobody reads does no harm.
 """
 
 from __future__ import annotations
@@ -28,6 +27,9 @@ SPLITS = ("train", "test")
 FORM = "give one JSON object a line, with question and answer"
 MIN_ROWS_FOR_DEV = 20
 LONGEST_REASON = 160  # characters of another library's error
+STDIN = Path("-")
+MAX_LINE_BYTES = 1_000_000
+KINDS = {bool: "true or false", dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class DataSet:
 def load_data(
     reference: str, config: str, seed: int, announce: hub.Announce, splits: Sequence[str] = SPLITS
 ) -> DataSet:
-    """The problems of the splits asked for. A name never falls back; "auto" is sources.choose_pair's."""
+    """The problems of the splits asked for. A name never falls back; "auto" is auto.choose_pair's."""
     if reference == GENERATED_DATA:
         return _generated(seed, splits)
     if path := hub.local_path(reference):
@@ -137,6 +139,9 @@ def parquet_files(names: Iterable[str], config: str, splits: Sequence[str]) -> d
             if found[split]:
                 break
     return found
+
+
+# --- where they come from -------------------------------------------------------------------------------------
 
 
 def _data_set(name: str, parts: Mapping[str, tuple[Problem, ...]], choice: Choice) -> DataSet:
@@ -250,9 +255,7 @@ def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
     return Problem(id=name, question=row["question"], answer=row["answer"], gold=gold)
 
 
-STDIN = Path("-")
-MAX_LINE_BYTES = 1_000_000
-KINDS = {bool: "true or false", dict: "an object", list: "a list", str: "a text", type(None): "null"}
+# --- lines and JSON objects, from a file or stdin -------------------------------------------------------------
 
 
 class Number(str):

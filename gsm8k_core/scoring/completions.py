@@ -59,7 +59,7 @@ def grade_rows(rows: Sequence[CompletionRow]) -> list[Record]:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
-    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and disagreements.summary."""
+    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and tallies.disagreement_summary."""
     rules = {}
     for name in tallies.rules_of(records):
         verdicts = [record["rules"][name] for record in records]

@@ -1,4 +1,4 @@
-"""Whether answers look like a working model's: what is counted, what is too little, and what it means.
+"""Whether answers look like a working model's: what is counted, what is too little, what it means, and when to look.
 
 A collapsed model has a finite loss for a while, and its run goes on for hours. Its answers show it at once: token 0 and
 nothing else, one token again and again, no number anywhere. Repetition is counted in an answer's first READ_TOKENS:
@@ -8,9 +8,8 @@ early, so a probe looks for it where the gold answer ends.
 Every threshold stands far from what healthy answers gave. Measured: SmolLM2-135M-Instruct as it is, and after 150
 updates; the first 64 tokens of its answers to GSM8K's 1,319 test problems, one by one, and 20,000 groups of four.
 
-A look at the model in training: a few dev problems answered in a few tokens, and how their gold answers end.
-
-It costs PROBE_ROWS prompts, PROBE_TOKENS steps of decoding and PROBE_ROWS forward passes, whatever the model writes.
+A probe looks at the model in training: a few dev problems answered in a few tokens, and how their gold answers end. It
+costs PROBE_ROWS prompts, PROBE_TOKENS steps of decoding and PROBE_ROWS forward passes, whatever the model writes.
 """
 
 from __future__ import annotations
@@ -127,6 +126,9 @@ def warnings(found: Vitals, updates: int) -> list[str]:
             "updates: it is not learned, and answers will not end by themselves"
         )
     return said
+
+
+# --- the probe ------------------------------------------------------------------------------------------------
 
 
 PROBE_ROWS = 4

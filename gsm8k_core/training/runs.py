@@ -1,4 +1,4 @@
-"""The run directory: what it holds, how it is claimed, and its manifest.
+"""The run directory: what it holds, how it is claimed, its manifest, and what may change when a run goes on.
 
 run.json        config, versions, hashes, every automatic choice with its reason, the outcome
 metrics.jsonl   one event a line
@@ -9,9 +9,7 @@ best/           the model with the best dev accuracy (--eval-steps)
 checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
 
-Going on with a run: which settings may differ from those it began with, and its metrics.jsonl cut to fit.
-
-Every setting of TrainConfig is in exactly one class:
+A run that goes on may differ in some settings from what it began with; every one of TrainConfig is in one class:
 
     FREE       may change: how and where the run is done, watched and kept
     HARMLESS   needs --force: speed, memory, rounding or how it is measured, not what is learned
@@ -276,6 +274,8 @@ def _next(folder: Path) -> Path:
     names = (folder.with_name(f"{folder.name}-{count}") for count in itertools.count(2))
     return next(path for path in names if not os.path.lexists(path))
 
+
+# --- going on -------------------------------------------------------------------------------------------------
 
 FREE: Final = frozenset(
     {
