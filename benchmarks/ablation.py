@@ -37,7 +37,7 @@ from benchmarks.record import commit, own_name
 from benchmarks.results import FIRST_LOSS
 from benchmarks.tables import GIB
 from benchmarks.work import EXACT, Lab, first_adapter, prepare
-from gsm8k_core.config.train import DEFAULT_DATA
+from gsm8k_core.config.fields import DEFAULT_DATA
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.problems import batching
 from gsm8k_core.problems.data import load_data

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
 import backends
 from benchmarks.job import TextsJob
 from gsm8k_core.files import write_json
-from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.types import Completion, Sampling
 
 
@@ -27,7 +27,7 @@ def main(path: Path) -> None:
     found = {}
     for name, texts in job.completions.items():
         answers = [
-            Answered(str(place), prompt, place, completion(theirs), completion(mine))
+            AnswerPair(str(place), prompt, place, completion(theirs), completion(mine))
             for place, (prompt, theirs, mine) in enumerate(
                 zip(job.prompts, job.completions[job.reference], texts, strict=True)
             )

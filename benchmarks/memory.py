@@ -24,7 +24,8 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import backends
-from gsm8k_core.config.train import DEFAULT_DATA, TrainConfig
+from gsm8k_core.config.fields import DEFAULT_DATA
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.problems.batching import budgeted, by_length, pad

@@ -19,7 +19,7 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
 import backends
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import end_token_ids
-from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.problems.prompts import load_tokenizer, prompt_tokens
 from gsm8k_core.scoring.evaluate import completion_of
 from gsm8k_core.types import Problem, Sampling
@@ -42,7 +42,7 @@ def main() -> int:
     problems = [Problem(name, ours[name]["question"], ours[name]["answer"], ours[name]["gold"]) for name in both]
     prompts = prompt_tokens(load_tokenizer(source.folder), problems)
     answers = [
-        Answered(name, prompt, 0, completion_of(ours[name]), completion_of(theirs[name]))
+        AnswerPair(name, prompt, 0, completion_of(ours[name]), completion_of(theirs[name]))
         for name, prompt in zip(both, prompts, strict=True)
     ]
     backend = backends.open("torch", source.folder, "cpu", "float32")

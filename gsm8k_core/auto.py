@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gsm8k_core.config.train import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL, GENERATED_DATA
+from gsm8k_core.config.fields import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL, GENERATED_DATA
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import cached_model, require_model
 from gsm8k_core.problems.data import cached_data, require_data

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 Clock = Callable[[], float]
 NOTICED = 5.0  # seconds of sleep that are worth a line
+PROGRAM = "caffeinate"  # keeps a Mac from idle sleep
+END_SECONDS = 5.0  # that the program may take to end
 
 
 def through_sleep() -> float:
@@ -55,10 +57,6 @@ class RunClock:
     def slept(self) -> float:
         """Seconds that the machine slept so far; the call counts them."""
         return max(0.0, self._with_sleep() - self._began - (self._awake() - self._began_awake))
-
-
-PROGRAM = "caffeinate"
-END_SECONDS = 5.0
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from gsm8k_core.auto import Pair
-from gsm8k_core.config.train import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
+from gsm8k_core.config.fields import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
 from gsm8k_core.models import hub
 from gsm8k_core.models.embedded import INSTALL, gguf_file
 from gsm8k_core.models.find import cached_model

@@ -42,6 +42,11 @@ class GSM8KError(Exception):
     exit_code = 1
 
 
+def first_line(error: Exception) -> str:
+    """Of another library's error, whose words may go on for pages; its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class UsageError(GSM8KError):
     exit_code = 2
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import backends
 from gsm8k_core.auto import AUTO
+from gsm8k_core.config.diagnostics import RunsConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import CompareConfig
-from gsm8k_core.config.train import EMBEDDED_MODEL, RunsConfig
 from gsm8k_core.files import write_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import Source, identity, resolve_model
@@ -22,8 +23,8 @@ from gsm8k_core.training.runs import read_manifest, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context, evaluate
 from verbs.demo import banner
-from verbs.evaluate import Place, Problems, Scored, load_problems, score
-from verbs.results import Made, one_a_problem, write_both
+from verbs.evaluate import Evaluation, Place, Problems, load_problems, score
+from verbs.results import Provenance, one_a_problem, write_both
 
 COMPARISON = "model_comparison.json"
 
@@ -55,7 +56,7 @@ def run(config: CompareConfig, context: Context) -> int:
     trained_scored = _scored(config, place, trained, problems, terminal)
     if base_scored.summary["hash"] == trained_scored.summary["hash"]:
         terminal.say("note     both are the same model, file by file: there is nothing to compare")
-    made = Made("compare", config, context.explicit, problems.problems, owner)
+    made = Provenance("compare", config, context.explicit, problems.problems, owner)
     page = _finish(made, config.output_dir or _results(owner, trained.found), base_scored, trained_scored, terminal)
     if config.open_:
         _open(page, terminal)
@@ -73,7 +74,7 @@ def _results(owner: Path | None, found: Path) -> Path:
     return folder
 
 
-def _scored(config: CompareConfig, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Scored:
+def _scored(config: CompareConfig, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Evaluation:
     """With one answer a problem, and under every rule that was asked for."""
     scored = score(config, place, source, problems, terminal)
     if config.slow_rules:
@@ -81,7 +82,7 @@ def _scored(config: CompareConfig, place: Place, source: Source, problems: Probl
     return replace(scored, summary=one_a_problem(scored.summary, scored.records))
 
 
-def _finish(made: Made, folder: Path, base: Scored, trained: Scored, terminal: Terminal) -> Path:
+def _finish(made: Provenance, folder: Path, base: Evaluation, trained: Evaluation, terminal: Terminal) -> Path:
     """The numbers first: whatever happens to the page, they are there."""
     comparison = make_comparison(base.summary, trained.summary, base.records, trained.records)
     write_json(folder / COMPARISON, comparison)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsm8k_core.auto import NAMED
-from gsm8k_core.config.train import DEFAULT_DATA, DEFAULT_MODEL
+from gsm8k_core.config.fields import DEFAULT_DATA, DEFAULT_MODEL
 from gsm8k_core.tracking.terminal import Terminal
 
 SHORT = f"DEMO MODEL: SmolLM2-135M-Instruct; the real one is {DEFAULT_MODEL}"

@@ -22,7 +22,7 @@ from rich.text import Text
 import backends
 from gsm8k_core import machine
 from gsm8k_core.auto import AUTO, Pair, choose_pair
-from gsm8k_core.config.train import DoctorConfig
+from gsm8k_core.config.diagnostics import DoctorConfig
 from gsm8k_core.machine import Finding, Report
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError

@@ -1,27 +1,27 @@
-"""`eval`: one model, its answers to the problems, every rule.
+"""`eval`: one model, its answers to the problems, every rule; and again, one by one or repeated, where that is asked.
 
-What `eval` does beside one evaluation: refuse settings that cannot work, answer again one by one, repeat.
+`compare` evaluates both of its models with `refuse`, `load_problems` and `score`.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.backend import Backend
+from gsm8k_core.config.fields import EMBEDDED_MODEL, flag
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
-from gsm8k_core.config.train import EMBEDDED_MODEL, flag
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
 from gsm8k_core.models.folder import end_token_ids, folder_hash, vocabulary_size
-from gsm8k_core.parity.texts import EPS, Answered, compare
+from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.problems.data import is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
 from gsm8k_core.problems.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode, load_tokenizer, prompt_tokens
@@ -32,15 +32,15 @@ from gsm8k_core.scoring.diagnose import breakdown
 from gsm8k_core.scoring.evaluate import (
     ANSWER_LINE,
     STOP_RULE,
-    Draw,
     Key,
+    Request,
     completion_of,
     evaluate,
     problems_hash,
     summarise,
 )
 from gsm8k_core.scoring.math_verify import judge_records, require
-from gsm8k_core.scoring.stats import cannot_show, spread
+from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
@@ -48,17 +48,16 @@ from gsm8k_core.training.runs import check_writable, code_hash, read_manifest, r
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
-from verbs.results import Made, write_one
+from verbs.results import Provenance, write_one
 
-if TYPE_CHECKING:
-    pass  # REMOVED
-
-
+NUM_CHECKED = 32  # problems that --check-batching answers again
+MOST_PLACES = 8  # that are shown; summary.json has all
+SAMPLED_ONLY = ("samples", "top_p", "top_k", "sample_seed")
 TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Evaluation:
     """One model's evaluation: its summary as JSON, its records in the order of the problems.
 
     `records` holds one a problem, of several samples the one that the vote chose; `answers` holds all.
@@ -80,7 +79,7 @@ class Problems:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class LoadedModel:
     """A model that is loaded, and what it is asked."""
 
     config: ScoreSettings
@@ -99,10 +98,10 @@ class Opened:
         complete = AnswerLine(partial(decode, self.tokenizer)) if key.stop == ANSWER_LINE else None
         return Sampling(key.max_new_tokens, size, key.temperature, key.top_p, key.top_k, key.seed, complete)
 
-    def generate(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """The answers that are wanted, as they finish."""
-        prompts = [self.prompts[draw.problem.id] for draw in draws]
-        return self.backend.generate(prompts, sampling, keys=[draw.key for draw in draws])
+        prompts = [self.prompts[request.problem.id] for request in requests]
+        return self.backend.generate(prompts, sampling, keys=[request.key for request in requests])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def run(config: EvalConfig, context: Context) -> int:
     found = breakdown(scored.records)
     show_scores(terminal, scored.summary, found)
     _say_health(scored.records, terminal)
-    made = Made("eval", config, context.explicit, problems.problems, owner)
+    made = Provenance("eval", config, context.explicit, problems.problems, owner)
     page = write_one(made, scored.summary, scored.records, found, terminal.say)
     terminal.say(f"\nrecords  {scored.summary['records']}\npage     {page}")
     if owner is not None:
@@ -156,6 +155,27 @@ def _say_health(records: Sequence[Mapping[str, Any]], terminal: Terminal) -> Non
     found = vitals([completion_of(record) for record in records], [record["completion"] for record in records])
     for warning in warnings(found, updates=0):
         terminal.say(f"health   {warning}")
+
+
+# --- what is asked --------------------------------------------------------------------------------------------
+
+
+def refuse(config: ScoreSettings) -> None:
+    """Raises UsageError for settings that would have no effect."""
+    fields = type(config).model_fields
+    given = [name for name in SAMPLED_ONLY if getattr(config, name) != fields[name].default]
+    if given and config.temperature == 0:
+        raise UsageError(
+            f"{flag(given[0])} {getattr(config, given[0])} has no effect on greedy decoding, which always takes the "
+            "likeliest token; add a --temperature above 0, such as --temperature 0.7"
+        )
+    if config.shot_annotations != "keep" and not config.shots:
+        raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
+    if isinstance(config, EvalConfig) and config.check_batching:
+        if config.eval_batch_size == 1:
+            raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
+        if config.num_problems == 1:
+            raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
 
 
 def load_problems(config: ScoreSettings, source: Source, context: Context, pair: Pair | None = None) -> Problems:
@@ -201,13 +221,18 @@ def _trained_on(source: Source) -> tuple[str, str, int] | None:
         return None
 
 
-def score(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Scored:
+# --- one evaluation -------------------------------------------------------------------------------------------
+
+
+def score(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Evaluation:
     """Answer and grade; finished answers of the same key are not asked for again."""
     opened = open_model(config, place, source, problems, terminal)
     return answer(opened, terminal, opened.key)
 
 
-def open_model(config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Opened:
+def open_model(
+    config: ScoreSettings, place: Place, source: Source, problems: Problems, terminal: Terminal
+) -> LoadedModel:
     """Load the model; what it cannot be asked is refused before that."""
     check_writable(place.folder)
     tokenizer = load_tokenizer(source.folder)
@@ -245,14 +270,14 @@ def open_model(config: ScoreSettings, place: Place, source: Source, problems: Pr
     )
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
-    return Opened(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder)
+    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder)
 
 
-def answer(opened: Opened, terminal: Terminal, key: Key) -> Scored:
+def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     """One evaluation under a key, which may be of another seed than the model was opened for."""
     sampling = opened.sampling(key)
 
-    def generate(left: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
+    def generate(left: Sequence[Request]) -> Iterator[tuple[int, Completion, str]]:
         for index, completion in opened.generate(left, sampling):
             yield index, completion, decode(opened.tokenizer, completion.tokens)
 
@@ -273,56 +298,36 @@ def answer(opened: Opened, terminal: Terminal, key: Key) -> Scored:
     summary |= {"records": str(path), "reused": reused}
     summary |= {"choices": {name: asdict(chosen) for name, chosen in opened.choices.items()}}
     write_json(path.parent / "summary.json", summary)
-    return Scored(summary, voted(records), records)
+    return Evaluation(summary, voted(records), records)
 
 
-def _with_checks(config: EvalConfig, opened: Opened, terminal: Terminal) -> Scored:
+# --- beside it ------------------------------------------------------------------------------------------------
+
+
+def _with_checks(config: EvalConfig, opened: LoadedModel, terminal: Terminal) -> Evaluation:
     """The evaluation, with what --slow-rules, --check-batching and --repeat add to its summary."""
     scored = answer(opened, terminal, opened.key)
     if config.slow_rules:
         terminal.say(judge_records(scored.answers))
         summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
-        scored = Scored(summary, voted(scored.answers), scored.answers)
+        scored = Evaluation(summary, voted(scored.answers), scored.answers)
     if config.check_batching:
         scored.summary["batching"] = check_batching(opened, scored.answers, terminal)
     if config.repeat > 1:
-        scored.summary["repeat"] = repeat(opened, config.repeat, scored, answer, terminal)
+        scored.summary["repeat"] = repeat(opened, config.repeat, scored, terminal)
     write_json(Path(scored.summary["records"]).parent / "summary.json", scored.summary)
     return scored
 
 
-NUM_CHECKED = 32  # problems that --check-batching answers again
-MOST_PLACES = 8  # that are shown; summary.json has all
-SAMPLED_ONLY = ("samples", "top_p", "top_k", "sample_seed")
-
-
-def refuse(config: ScoreSettings) -> None:
-    """Raises UsageError for settings that would have no effect."""
-    fields = type(config).model_fields
-    given = [name for name in SAMPLED_ONLY if getattr(config, name) != fields[name].default]
-    if given and config.temperature == 0:
-        raise UsageError(
-            f"{flag(given[0])} {getattr(config, given[0])} has no effect on greedy decoding, which always takes the "
-            "likeliest token; add a --temperature above 0, such as --temperature 0.7"
-        )
-    if config.shot_annotations != "keep" and not config.shots:
-        raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
-    if isinstance(config, EvalConfig) and config.check_batching:
-        if config.eval_batch_size == 1:
-            raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
-        if config.num_problems == 1:
-            raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
-
-
-def check_batching(opened: Opened, answers: Sequence[Mapping[str, Any]], terminal: Terminal) -> dict[str, Any]:
+def check_batching(opened: LoadedModel, answers: Sequence[Mapping[str, Any]], terminal: Terminal) -> dict[str, Any]:
     """The first problems answered again, one by one, against the evaluation's texts; for summary.json."""
-    draws = [Draw(problem, 0) for problem in opened.problems.problems[:NUM_CHECKED]]
+    requests = [Request(problem, 0) for problem in opened.problems.problems[:NUM_CHECKED]]
     together = {record["id"]: completion_of(record) for record in answers if record["sample"] == 0}
-    alone = dict(opened.generate(draws, opened.sampling(opened.key, batch_size=1)))
-    pairs = [
-        Answered(draw.problem.id, opened.prompts[draw.problem.id], draw.key, alone[index], together[draw.problem.id])
-        for index, draw in enumerate(draws)
-    ]
+    alone = dict(opened.generate(requests, opened.sampling(opened.key, batch_size=1)))
+    pairs = []
+    for index, request in enumerate(requests):
+        name = request.problem.id
+        pairs.append(AnswerPair(name, opened.prompts[name], request.key, alone[index], together[name]))
     result = compare(
         pairs,
         opened.backend.score,
@@ -347,9 +352,7 @@ def batching_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def repeat(
-    opened: Opened, runs: int, first: Scored, answer: Callable[[Opened, Terminal, Key], Scored], terminal: Terminal
-) -> dict[str, Any]:
+def repeat(opened: LoadedModel, runs: int, first: Evaluation, terminal: Terminal) -> dict[str, Any]:
     """The same evaluation `runs` times, each with the next seed (greedy: the same); for summary.json."""
     key, scored = opened.key, [first]
     for number in range(1, runs):
@@ -362,7 +365,7 @@ def repeat(
     rows = [
         [
             name,
-            f"{100 * each['mean']:.1f} %",
+            percent(each["mean"]),
             "-" if each["deviation"] is None else f"{100 * each['deviation']:.2f}",
             f"{100 * each['lowest']:.1f} to {100 * each['highest']:.1f}",
         ]

@@ -10,7 +10,8 @@ from pathlib import Path
 import backends
 from gsm8k_core.auto import AUTO, NAMED, choose_pair
 from gsm8k_core.backend import Backend, ignore_token
-from gsm8k_core.config.train import EMBEDDED_MODEL, GenerateConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.score import GenerateConfig
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import vocabulary_size
 from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations

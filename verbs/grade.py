@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.config.score import GradeConfig
-from gsm8k_core.report.comparison import percent, show_disagreements
+from gsm8k_core.report.comparison import accuracy, show_disagreements
 from gsm8k_core.scoring.completions import check_records, grade_rows, read_completions, summarise, write_records
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.tracking.terminal import Terminal, counted
@@ -44,6 +44,6 @@ def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
     terminal.say(counted(summary["n"], "completion"))
     terminal.table(
         ["rule", "correct", "accuracy (95 % interval)", "nothing read"],
-        [[name, str(rule["correct"]), percent(rule), str(rule["nothing_read"])] for name, rule in rules.items()],
+        [[name, str(rule["correct"]), accuracy(rule), str(rule["nothing_read"])] for name, rule in rules.items()],
     )
     show_disagreements(terminal, summary["disagreements"], "row")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backends
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import HarnessConfig
-from gsm8k_core.config.train import EMBEDDED_MODEL
 from gsm8k_core.files import read_json
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.models.folder import end_token_ids, vocabulary_size
@@ -24,7 +24,7 @@ from gsm8k_core.scoring.completions import check_records, write_records
 from gsm8k_core.scoring.harness import Done, Engine, max_length
 from gsm8k_core.scoring.math_verify import INSTALL
 from gsm8k_core.tracking.terminal import Terminal
-from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError
+from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError, first_line
 from verbs import Context, say_choices
 from verbs.demo import banner
 
@@ -149,9 +149,8 @@ def evaluate(lm: Any, tasks: Tasks, config: HarnessConfig) -> dict[str, Any]:
             gen_kwargs=config.gen_kwargs or None,
         )
     except OSError as error:  # datasets' words for no network and for no such data
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"the data of {config.tasks} cannot be read ({reason}); for GSM8K's tasks give --data FOLDER "
+            f"the data of {config.tasks} cannot be read ({first_line(error)}); for GSM8K's tasks give --data FOLDER "
             "with train.jsonl and test.jsonl"
         ) from error
     return dict(found or {})

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from rich.text import Text
 
 from gsm8k_core.auto import AUTO, NAMED, choose_pair
-from gsm8k_core.config.train import EMBEDDED_MODEL, InspectConfig, TrainConfig, with_profile
+from gsm8k_core.config.diagnostics import InspectConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
 from gsm8k_core.problems.prompts import Tokenizer, load_tokenizer, make_examples
 from gsm8k_core.problems.rows import (
-    STYLES,
+    Piece,
     Preflight,
     histogram,
     keep_whole,
-    percent,
     pieces,
     resolve_tokenizer,
-    show_row,
+    share,
     summarise,
 )
-from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.tracking.terminal import Terminal, counted, printable
 from gsm8k_core.types import EXIT_OK, Choice, DataError, Example, GSM8KError, Problem
 from verbs import Context
 
 WIDTH = 80
+STYLES = {  # (trained, special) -> colours
+    (False, False): "bright_black",
+    (False, True): "magenta",
+    (True, False): "green",
+    (True, True): "bold black on green",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Subject:
     """What is looked at, and where it came from."""
 
     source: Source
@@ -71,7 +78,7 @@ def run(config: InspectConfig, context: Context) -> int:
     return EXIT_OK
 
 
-def _find(config: InspectConfig, context: Context) -> Found:
+def _find(config: InspectConfig, context: Context) -> Subject:
     terminal = context.terminal
     # A model that is given is looked for below, by its tokenizer only: choose_pair would ask for its weights.
     stand_in = AUTO if config.model == AUTO else EMBEDDED_MODEL
@@ -92,7 +99,7 @@ def _find(config: InspectConfig, context: Context) -> Found:
     terminal.say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", WIDTH)
     terminal.say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", WIDTH)
     reasons = {"model": model_choice, "data": pair.data_choice}
-    return Found(source, problems, frozenset(problem.id for problem in taken), others, data.name, reasons)
+    return Subject(source, problems, frozenset(problem.id for problem in taken), others, data.name, reasons)
 
 
 def _train_samples(config: InspectConfig, context: Context, source: Source) -> int:
@@ -123,14 +130,14 @@ def _show_summary(summary: Preflight, examples: Sequence[Example], terminal: Ter
     terminal.say(f"rows     {rows:,}")
     terminal.say(
         f"tokens   mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, max "
-        f"{tokens['max']:.0f}; {percent(trained, round(tokens['mean'] * rows))} trained, the rest masked",
+        f"{tokens['max']:.0f}; {share(trained, round(tokens['mean'] * rows))} trained, the rest masked",
         WIDTH,
     )
     bars = histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal))
     _print(Text("\n".join(bars)), terminal)
     lost = (
-        f"{longer:,} rows ({percent(longer, rows)}) are longer; cut there, they would lose their answer, and "
-        f"{empty:,} ({percent(empty, rows)}) would keep no trained token at all"
+        f"{longer:,} rows ({share(longer, rows)}) are longer; cut there, they would lose their answer, and "
+        f"{empty:,} ({share(empty, rows)}) would keep no trained token at all"
     )
     terminal.say(f"limit    --max-length {limit}: {lost if longer else 'every row fits'}", WIDTH)
     terminal.say(f"suggest  --max-length {summary.suggested_max_length}")
@@ -146,6 +153,26 @@ def _show_rows(tokenizer: Tokenizer, examples: Sequence[Example], config: Inspec
         out = ", train leaves it out" if beyond and config.split == "train" else ""
         terminal.say(f"\n{example.id}: {size} tokens, {masked} masked, {size - masked} trained{beyond}{out}", WIDTH)
         _print(show_row(pieces(tokenizer, example), coloured), terminal)
+
+
+def show_row(row: Sequence[Piece], coloured: bool) -> Text:
+    """Masked and trained tokens in different colours; without colours, after [masked] and [trained]."""
+    text = Text()
+    for piece, mark in zip(row, _marks(row), strict=True):
+        words = printable(piece.text).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
+        if coloured:
+            text.append(words, STYLES[piece.trained, piece.special])
+        else:
+            text.append(mark + words)
+    text.rstrip()
+    return text
+
+
+def _marks(row: Sequence[Piece]) -> Iterator[str]:
+    before: bool | None = None
+    for piece in row:
+        yield "" if piece.trained == before else "[trained]" if piece.trained else "[masked]"
+        before = piece.trained
 
 
 def _legend() -> Text:

@@ -15,11 +15,11 @@ from pathlib import Path
 import backends
 from gsm8k_core.auto import choose_pair
 from gsm8k_core.backend import Backend
-from gsm8k_core.config.train import ParityConfig
+from gsm8k_core.config.diagnostics import ParityConfig
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import end_token_ids, vocabulary_size
 from gsm8k_core.parity import ladder, tiny
-from gsm8k_core.parity.bench import Bench, Side
+from gsm8k_core.parity.bench import Bench, Implementation
 from gsm8k_core.parity.ladder import Reading, climb
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.problems.prompts import load_tokenizer, make_examples, prompt_tokens
@@ -76,10 +76,10 @@ def run(config: ParityConfig, context: Context) -> int:
         say_choices(terminal, checked.choices)
         if checked.device == "mps":
             terminal.say(ON_MPS)
-        sides = _sides(checked)
-        parts = [_tiny_part(folder, sides, checked, bool(config.model)) for folder in folders.values()]
+        both = _both(checked)
+        parts = [_tiny_part(folder, both, checked, bool(config.model)) for folder in folders.values()]
         if config.model:
-            parts.insert(0, _real_part(config, sides, Path(scratch), terminal))
+            parts.insert(0, _real_part(config, both, Path(scratch), terminal))
         readings = _measure(parts, terminal)
     failed = [(model, reading) for model, reading in readings if not reading.passed]
     _show(readings, failed, terminal)
@@ -136,32 +136,34 @@ def _open_once(choice: Choice, device: str, folder: Path) -> Checked:
     return Checked(choice.name, opened.choices["device"].name, {"backend": choice, **opened.choices})
 
 
-def _sides(checked: Checked) -> tuple[Side, Side]:
+def _both(checked: Checked) -> tuple[Implementation, Implementation]:
     """Reference and candidate, under names that tell them apart."""
     same = checked.backend == REFERENCE
     return (
-        _side("cpu" if same else REFERENCE, REFERENCE, "cpu"),
-        _side(checked.device if same else checked.backend, checked.backend, checked.device),
+        _implementation("cpu" if same else REFERENCE, REFERENCE, "cpu"),
+        _implementation(checked.device if same else checked.backend, checked.backend, checked.device),
     )
 
 
-def _side(name: str, backend: str, device: str) -> Side:
+def _implementation(name: str, backend: str, device: str) -> Implementation:
     def open_anew(folder: Path) -> Backend:
         gc.collect()  # a trained model is in cycles, and the next one needs its memory
         return backends.open(backend, folder, device, "float32")
 
-    return Side(name, open_anew)
+    return Implementation(name, open_anew)
 
 
-def _tiny_part(folder: Path, sides: tuple[Side, Side], checked: Checked, with_model: bool) -> Part:
+def _tiny_part(folder: Path, both: tuple[Implementation, Implementation], checked: Checked, with_model: bool) -> Part:
     rows = tiny.make_rows()
     prompts = [example.tokens[: 5 + index] for index, example in enumerate(rows[:6])]
     numbers = ladder.ALL - ladder.OF_A_MODEL if with_model else ladder.ALL
-    bench = Bench(*sides, folder, rows, prompts, folder.parent)
+    bench = Bench(*both, folder, rows, prompts, folder.parent)
     return Part(f"tiny {folder.parent.name}", bench, numbers, frozen=checked.device == "cpu")
 
 
-def _real_part(config: ParityConfig, sides: tuple[Side, Side], scratch: Path, terminal: Terminal) -> Part:
+def _real_part(
+    config: ParityConfig, both: tuple[Implementation, Implementation], scratch: Path, terminal: Terminal
+) -> Part:
     """A real model, on its shortest rows. Its figures depend on it: no tolerance is frozen."""
     pair = choose_pair(config.model, config.data, "main", lambda asked: None)
     source = resolve_model(pair.model, terminal.say)
@@ -175,7 +177,7 @@ def _real_part(config: ParityConfig, sides: tuple[Side, Side], scratch: Path, te
     prompts = sorted(prompt_tokens(tokenizer, problems), key=len)[:NUM_PROMPTS]
     folder = scratch / "model"
     folder.mkdir()
-    bench = Bench(*sides, source.folder, rows, prompts, folder, batch_size=2, update_size=4, max_new_tokens=48)
+    bench = Bench(*both, source.folder, rows, prompts, folder, batch_size=2, update_size=4, max_new_tokens=48)
     return Part(Path(source.name).name, bench, ladder.OF_A_MODEL, frozen=False)
 
 

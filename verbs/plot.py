@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gsm8k_core.config.train import PlotConfig
+from gsm8k_core.config.diagnostics import PlotConfig
 from gsm8k_core.report.curves import RunCurves, failed, read_runs, shown_loss
 from gsm8k_core.report.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
 from gsm8k_core.tracking.terminal import Terminal

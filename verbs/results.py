@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.config.fields import Settings
+from gsm8k_core.config.fields import Settings, flag
 from gsm8k_core.config.score import ScoreSettings
-from gsm8k_core.config.train import TrainConfig, flag
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.problems.generated import HELD_OUT
 from gsm8k_core.report.card import write_card
 from gsm8k_core.report.comparison import diagnosis_rows, steps_rows
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Provenance:
     """How a result came about: the verb with its settings, what was given by hand, the problems, the run."""
 
     verb: str
@@ -99,7 +99,9 @@ def training_command(run: Path) -> str | None:
     return command("train", TrainConfig, {name: config[name] for name in wanted if config[name] != default[name]})
 
 
-def write_one(made: Made, summary: Mapping[str, Any], records: Records, found: Mapping[str, Any], say: Say) -> Path:
+def write_one(
+    made: Provenance, summary: Mapping[str, Any], records: Records, found: Mapping[str, Any], say: Say
+) -> Path:
     """One model's page, beside its records; `found` is their breakdown."""
     path = Path(summary["records"]).parent / PAGE
     write_page(
@@ -115,7 +117,7 @@ def write_one(made: Made, summary: Mapping[str, Any], records: Records, found: M
 
 
 def write_both(
-    made: Made, folder: Path, comparison: Mapping[str, Any], records: tuple[Records, Records], say: Say
+    made: Provenance, folder: Path, comparison: Mapping[str, Any], records: tuple[Records, Records], say: Say
 ) -> tuple[Path, Path]:
     """The comparison's page and the trained model's card."""
     facts = made.facts(comparison["trained"])

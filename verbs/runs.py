@@ -14,15 +14,16 @@ from typing import Any
 import psutil
 from rich.cells import cell_len
 
-from gsm8k_core.config.train import RunsConfig
+from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
+from gsm8k_core.scoring.answers import HEADLINE_RULE
+from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
 from gsm8k_core.training.runs import MANIFEST, read_manifest
 from gsm8k_core.types import EXIT_OK, DataError
 from verbs import Context
 
 COMPARISON, SUMMARY = "model_comparison.json", "summary.json"
-RULE = "flexible"
 DEEPEST = 3  # folders below the one that is asked for
 WIDTH = 80
 OTHERS = {"checkpoints", "best", "base"}  # models of a run that are not what it ended with
@@ -74,7 +75,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "updates": _whole(update.get("update")) or 0,
         "planned": _whole(_at(manifest or {}, "plan", "updates")),
         "last_loss": _number(update.get("loss")),
-        "rule": RULE,
+        "rule": HEADLINE_RULE,
         "accuracy": score[0] if score else None,
         "n": score[1] if score else None,
     }
@@ -117,7 +118,7 @@ def _accuracy(folder: Path, base_hash: object) -> tuple[float, int] | None:
 def _score(summary: object) -> tuple[float, int] | None:
     if not isinstance(summary, dict):
         return None
-    accuracy, n = _number(_at(summary, "rules", RULE, "accuracy")), _whole(summary.get("n"))
+    accuracy, n = _number(_at(summary, "rules", HEADLINE_RULE, "accuracy")), _whole(summary.get("n"))
     return (accuracy, n) if accuracy is not None and n is not None else None
 
 
@@ -179,7 +180,7 @@ def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:
     path = Path(run["run"])
     name = str(path.relative_to(folder)) if path != folder else path.name or str(path)
     of = f"/{run['planned']}" if run["planned"] and run["planned"] != run["updates"] else ""
-    accuracy = "-" if run["accuracy"] is None else f"{100 * run['accuracy']:.1f} %"
+    accuracy = "-" if run["accuracy"] is None else percent(run["accuracy"])
     n = "-" if run["n"] is None else str(run["n"])
     outcome = run["reason"] if run["status"] == "stopped" and run["reason"] else run["status"]
     return [name, outcome, f"{run['updates']}{of}", shown_loss(run["last_loss"]), accuracy, n]
@@ -188,7 +189,7 @@ def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:
 def _below(run: Mapping[str, Any]) -> list[str]:
     if run["status"] == "damaged":
         return [f"no {MANIFEST} to read"]
-    parts = [f"{_short(run['model'])} on {_short(run['data'])}", run["backend"], _minute(run["started"])]
+    parts = [f"{_last_part(run['model'])} on {_last_part(run['data'])}", run["backend"], _minute(run["started"])]
     if run["seconds"] is not None:
         parts.append(clock(run["seconds"]))
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
@@ -203,6 +204,6 @@ def _minute(started: str | None) -> str | None:
         return None
 
 
-def _short(name: str | None) -> str:
+def _last_part(name: str | None) -> str:
     """The last part of a Hub id or a path."""
     return (name or "-").rstrip("/").split("/")[-1].removesuffix(".jsonl") or "-"

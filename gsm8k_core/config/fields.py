@@ -1,17 +1,30 @@
-"""What every verb's settings share: frozen, no unknown keys, and a bad value is one line in our words."""
+"""What the settings of several verbs are made of: names, kinds of value with their checks, and base models.
+
+Flags, YAML keys and JSON manifests are all made from these models: frozen, without unknown keys, and a bad value is
+one line in our words.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import tyro
 from pydantic import Field
 
 from gsm8k_core.types import UsageError
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+DEFAULT_DATA = "openai/gsm8k"
+EMBEDDED_MODEL = "embedded"
+GENERATED_DATA = "generated"
+# A name, and no list of them: which there are is backends.PROVIDERS' to say, and another name is refused by it.
+BackendName = Annotated[str, tyro.conf.arg(metavar="auto|NAME")]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def flag(name: str) -> str:
@@ -143,3 +156,53 @@ class Settings(pydantic.BaseModel):
             super().__init__(**values)
         except pydantic.ValidationError as error:
             raise UsageError(one_line(error)) from error
+
+
+class BackendSettings(Settings):
+    """Where the arithmetic happens."""
+
+    backend: Annotated[BackendName, Field(description="mlx, torch, or auto: mlx on Apple Silicon, torch elsewhere")] = (
+        "auto"
+    )
+    device: Annotated[DeviceName, Field(description="cpu, cuda and mps are torch's; cpu and gpu are mlx's")] = "auto"
+    dtype: Annotated[DtypeName, Field(description="compute precision; the weights that are trained stay float32")] = (
+        "auto"
+    )
+
+
+class ProblemSettings(Settings):
+    """Which problems."""
+
+    data: Annotated[
+        str,
+        Field(description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"),
+    ] = "auto"
+    data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
+        "main"
+    )
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
+    ] = 0
+
+
+class DrawSettings(Settings):
+    """How a token is chosen."""
+
+    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
+
+
+class DataSettings(ProblemSettings, BackendSettings):
+    """Which problems, and where the arithmetic happens."""
+
+
+class RowSettings(Settings):
+    """How a problem becomes a training row."""
+
+    max_length: Annotated[
+        int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
+    ] = 512
+    annotations: Annotated[
+        Literal["keep", "strip"], Field(description="train with GSM8K's <<48/2=24>> marks, or without them")
+    ] = "keep"

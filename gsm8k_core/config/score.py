@@ -1,7 +1,4 @@
-"""Settings of the verbs that score: eval, compare and grade; config.py says how settings work.
-
-Settings of the verbs that need the extra `bench`; config.py says how settings work.
-"""
+"""Settings of the verbs that have a model answer, or judge answers: eval, compare, generate, harness and grade."""
 
 from __future__ import annotations
 
@@ -11,8 +8,16 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from gsm8k_core.config.fields import Count, OptionalPath, Settings, without_none
-from gsm8k_core.config.train import BackendSettings, DataSettings, DrawSettings
+from gsm8k_core.config.fields import (
+    BackendSettings,
+    Count,
+    DataSettings,
+    DrawSettings,
+    OptionalFile,
+    OptionalPath,
+    Settings,
+    without_none,
+)
 
 SlowRules = Annotated[
     bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
@@ -81,18 +86,24 @@ class CompareConfig(ScoreSettings):
     ] = False
 
 
-class GradeConfig(Settings):
-    """Score anyone's completions under every extraction rule."""
+class GenerateConfig(BackendSettings, DrawSettings):
+    """Answer a question, a file of questions, or what you type."""
 
-    file: Annotated[
-        tyro.conf.Positional[Path | None],
-        tyro.conf.arg(metavar="[FILE]", help_behavior_hint=without_none),
-        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}; - is stdin'),
-    ] = None
-    records: Annotated[
-        OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
-    ] = None
-    slow_rules: SlowRules = False
+    question: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="[QUESTION]", help_behavior_hint=without_none),
+        Field(description="the question; without one, each line of stdin (-) is one, or you are asked"),
+    ] = ""
+    model: Annotated[str, Field(description="a model, run or adapter folder, a Hub id, embedded, or auto")] = "auto"
+    file: Annotated[OptionalFile, Field(description="a question on each line, or .jsonl with question; - is stdin")] = (
+        None
+    )
+    annotations: Annotated[Literal["show", "hide"], Field(description="GSM8K's <<48/2=24>> marks in the answers")] = (
+        "show"
+    )
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
+    eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64
 
 
 class HarnessConfig(BackendSettings):
@@ -129,3 +140,17 @@ class HarnessConfig(BackendSettings):
     records: Annotated[
         OptionalPath, Field(description="write each answer and its scores to this .jsonl file, which must be new")
     ] = None
+
+
+class GradeConfig(Settings):
+    """Score anyone's completions under every extraction rule."""
+
+    file: Annotated[
+        tyro.conf.Positional[Path | None],
+        tyro.conf.arg(metavar="[FILE]", help_behavior_hint=without_none),
+        Field(description='JSONL, a line each: {"completion": text, "gold": number or GSM8K answer}; - is stdin'),
+    ] = None
+    records: Annotated[
+        OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
+    ] = None
+    slow_rules: SlowRules = False

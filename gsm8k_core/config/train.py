@@ -1,94 +1,33 @@
-"""Every setting, once: its default, its check and its help text.
+"""Settings of `train`, and the profiles: defaults for the real model and for the small embedded one.
 
-Flags, YAML keys and JSON manifests are all made from these models. A flag wins over the file given with
-`--config`, the file wins over the profile, the profile over the default.
+A flag wins over the file given with `--config`, the file wins over the profile, the profile over the default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import pydantic
 import tyro
 from pydantic import Field
 
-from gsm8k_core.config.fields import ALL_LINEAR as ALL_LINEAR
 from gsm8k_core.config.fields import (
+    ALL_LINEAR,
     Count,
+    DataSettings,
     Duration,
     Modules,
-    OptionalFile,
     OptionalPath,
-    Settings,
+    RowSettings,
     Tokens,
     Trackers,
+    flag,
     parse_duration,
     without_none,
 )
-from gsm8k_core.config.fields import flag as flag
-
-DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
-DEFAULT_DATA = "openai/gsm8k"
-EMBEDDED_MODEL = "embedded"
-GENERATED_DATA = "generated"
 
 MethodName = Literal["full", "lora", "dora", "qlora"]
-# A name, and no list of them: which there are is backends.PROVIDERS' to say, and another name is refused by it.
-BackendName = Annotated[str, tyro.conf.arg(metavar="auto|NAME")]
-DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class BackendSettings(Settings):
-    """Where the arithmetic happens."""
-
-    backend: Annotated[BackendName, Field(description="mlx, torch, or auto: mlx on Apple Silicon, torch elsewhere")] = (
-        "auto"
-    )
-    device: Annotated[DeviceName, Field(description="cpu, cuda and mps are torch's; cpu and gpu are mlx's")] = "auto"
-    dtype: Annotated[DtypeName, Field(description="compute precision; the weights that are trained stay float32")] = (
-        "auto"
-    )
-
-
-class ProblemSettings(Settings):
-    """Which problems."""
-
-    data: Annotated[
-        str,
-        Field(description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"),
-    ] = "auto"
-    data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
-        "main"
-    )
-    seed: Annotated[
-        int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
-    ] = 0
-
-
-class DrawSettings(Settings):
-    """How a token is chosen."""
-
-    temperature: Annotated[float, Field(ge=0, description="0 is greedy")] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1, description="keep the likeliest tokens up to this probability")] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="keep this many of the likeliest tokens; 0: all")] = 0
-
-
-class DataSettings(ProblemSettings, BackendSettings):
-    """Which problems, and where the arithmetic happens."""
-
-
-class RowSettings(Settings):
-    """How a problem becomes a training row."""
-
-    max_length: Annotated[
-        int, Field(ge=16, description="longest row in tokens; longer rows are left out, an answer is never cut")
-    ] = 512
-    annotations: Annotated[
-        Literal["keep", "strip"], Field(description="train with GSM8K's <<48/2=24>> marks, or without them")
-    ] = "keep"
 
 
 # What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
@@ -101,6 +40,10 @@ DEMO_PROFILE: Mapping[str, object] = {
     "max_time": "10m",
 }
 DEMO_FLAGS = " ".join(f"{flag(name)} {value}" for name, value in DEMO_PROFILE.items())
+
+
+# An adapter wants a higher rate: its B starts at zero, and its scale does not grow with the rank.
+ADAPTER_RATE = 10
 
 
 class TrainConfig(DataSettings, RowSettings):
@@ -244,86 +187,6 @@ class TrainConfig(DataSettings, RowSettings):
     def uses_adapter(self) -> bool:
         """Whether an adapter is trained, and not the model itself."""
         return self.method != "full"
-
-
-class GenerateConfig(BackendSettings, DrawSettings):
-    """Answer a question, a file of questions, or what you type."""
-
-    question: Annotated[
-        tyro.conf.Positional[str],
-        tyro.conf.arg(metavar="[QUESTION]", help_behavior_hint=without_none),
-        Field(description="the question; without one, each line of stdin (-) is one, or you are asked"),
-    ] = ""
-    model: Annotated[str, Field(description="a model, run or adapter folder, a Hub id, embedded, or auto")] = "auto"
-    file: Annotated[OptionalFile, Field(description="a question on each line, or .jsonl with question; - is stdin")] = (
-        None
-    )
-    annotations: Annotated[Literal["show", "hide"], Field(description="GSM8K's <<48/2=24>> marks in the answers")] = (
-        "show"
-    )
-    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
-    eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64
-
-
-class PlotConfig(Settings):
-    """Draw loss, rate, gradient norm and dev accuracy of one or many runs."""
-
-    runs: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]],
-        tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint=""),
-        Field(description="run folders, or their metrics.jsonl files"),
-    ] = ()
-    output: Annotated[
-        OptionalPath, Field(description="also draw a picture into this .png or .svg file (an old one is replaced)")
-    ] = None
-    smooth: Annotated[int, Field(ge=1, description="mean over so many updates; 1: every update as it was")] = 1
-
-
-class RunsConfig(Settings):
-    """List the runs under a folder, newest first."""
-
-    folder: Annotated[
-        tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FOLDER]"), Field(description="where to look")
-    ] = Path("runs")
-
-
-class InspectConfig(ProblemSettings, RowSettings):
-    """Look at training rows without a model: lengths, lost answers."""
-
-    model: Annotated[
-        str, Field(description="auto, a Hub id, embedded, or a folder; only its tokenizer is read, never its weights")
-    ] = "auto"
-    split: Annotated[Literal["train", "test"], Field(description="which problems")] = "train"
-    max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
-    show: Annotated[int, Field(ge=0, description="rows to show, the first ones, masked and trained tokens apart")] = 3
-
-
-class DoctorConfig(Settings):
-    """Say what this machine can do, and how to mend what is wrong."""
-
-    output_dir: Annotated[OptionalPath, Field(description="where runs would go; default runs/")] = None
-
-
-class ParityConfig(Settings):
-    """Check that training is right here, rung by rung, against torch."""
-
-    model: Annotated[
-        str,
-        tyro.conf.arg(help_behavior_hint=without_none),
-        Field(description="also check this model, named as for train; without it, two tiny random ones"),
-    ] = ""
-    data: Annotated[str, Field(description="problems for --model's rows, as for train")] = "auto"
-    backend: Annotated[
-        BackendName, Field(description="what is checked: mlx, torch, or auto: mlx if installed, else torch on a GPU")
-    ] = "auto"
-    device: Annotated[
-        DeviceName, Field(description="where; mps is the self-check against pytorch#177116 and pytorch#153957")
-    ] = "auto"
-
-
-# An adapter wants a higher rate: its B starts at zero, and its scale does not grow with the rank.
-ADAPTER_RATE = 10
 
 
 def with_profile(config: TrainConfig, demo: bool, explicit: Collection[str]) -> TrainConfig:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gsm8k_core.config.train import ALL_LINEAR
+from gsm8k_core.config.fields import ALL_LINEAR
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.folder import read_tensors, weight_files, write_model_folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from gsm8k_core.config.train import EMBEDDED_MODEL
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, merged_folder
 from gsm8k_core.models.embedded import embedded_folder

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gsm8k_core.clock import through_sleep
-from gsm8k_core.types import DataError, GSM8KError, StorageError
+from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
 
 if TYPE_CHECKING:
     import ssl
@@ -108,7 +108,7 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
     except HTTPError as error:
         raise _http_reason(error.code, kind) from None
     except (OSError, HTTPException) as error:
-        raise Unavailable(f"the Hub could not be reached ({_first_line(error)})") from None
+        raise Unavailable(f"the Hub could not be reached ({_reason(error)})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Unavailable(f"{shown_endpoint()} does not answer as a Hub does", "check HF_ENDPOINT") from None
 
@@ -153,8 +153,7 @@ def _download_error(listing: Listing, error: Exception) -> GSM8KError:
             return DataError(f"{listing.repo} was not downloaded: {reason}; {reason.advice}")
         cause = cause.__cause__
     return DataError(
-        f"{listing.repo} was not downloaded whole ({_first_line(error)}); "
-        "what has come is kept: run the same command again"
+        f"{listing.repo} was not downloaded whole ({_reason(error)}); what has come is kept: run the same command again"
     )
 
 
@@ -249,9 +248,8 @@ def shown_endpoint() -> str:
     return _without_secrets(endpoint())
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return _without_secrets(re.sub(r"\[Errno -?\d+\] ", "", line))[:160]
+def _reason(error: Exception) -> str:
+    return _without_secrets(re.sub(r"\[Errno -?\d+\] ", "", first_line(error)))[:160]
 
 
 def _without_secrets(text: str) -> str:

@@ -48,7 +48,7 @@ NATS, STEPS, OF_RMS, UPDATES, MIXED = "nats", "steps", "of rms", "updates", "mix
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Implementation:
     """One of the two that are compared."""
 
     name: str  # "torch", or its device where both are torch
@@ -63,8 +63,8 @@ class Side:
 class Bench:
     """What is measured with what."""
 
-    reference: Side
-    candidate: Side
+    reference: Implementation
+    candidate: Implementation
     folder: Path  # the model
     examples: Sequence[Example]
     prompts: Sequence[Sequence[int]]
@@ -74,7 +74,7 @@ class Bench:
     max_new_tokens: int = 24
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def both(self) -> tuple[Implementation, Implementation]:
         return self.reference, self.candidate
 
     def updates(self, count: int, batch_size: int | None = None, seed: int = 0) -> list[Update]:
@@ -127,7 +127,7 @@ def _link(path: Path, link: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """One comparison."""
 
     variant: str
@@ -160,7 +160,7 @@ class Recorder(Generic[Found]):
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Generic[Found]):
+class Stretch(Generic[Found]):
     """A stretch of training: its figures by update, and what was found on the way."""
 
     stats: Mapping[int, UpdateStats]
@@ -172,7 +172,7 @@ class Run(Generic[Found]):
 
 
 def trained(
-    side: Side,
+    one: Implementation,
     bench: Bench,
     updates: Sequence[Update],
     config: TrainConfig,
@@ -181,14 +181,14 @@ def trained(
     *,
     rate: float = RATE,
     at: int | None = None,
-) -> Run[Found]:
+) -> Stretch[Found]:
     """A freshly opened model over `updates`, looked at after update `at`, by default the last.
 
     At rate 0 each update's figures are those of the first weights.
     """
     recorder = Recorder(rate, updates[-1].number if at is None else at, look)
-    side.ask(bench.folder, lambda model: model.train(updates, config, recorder, resume))
-    return Run({stats.update: stats for stats in recorder.stats}, recorder.found[0])
+    one.ask(bench.folder, lambda model: model.train(updates, config, recorder, resume))
+    return Stretch({stats.update: stats for stats in recorder.stats}, recorder.found[0])
 
 
 def copied(live: Live) -> TrainState:

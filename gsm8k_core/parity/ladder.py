@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from gsm8k_core.parity import rungs
-from gsm8k_core.parity.bench import MIXED, NATS, OF_RMS, STEPS, UPDATES, Bench, Measured
+from gsm8k_core.parity.bench import MIXED, NATS, OF_RMS, STEPS, UPDATES, Bench, Measurement
 from gsm8k_core.types import DivergedError
 
 MARGIN = 10
@@ -27,7 +27,7 @@ class Rung:
 
     number: int
     name: str
-    measure: Callable[[Bench], Iterator[Measured]]
+    measure: Callable[[Bench], Iterator[Measurement]]
     tolerances: dict[str, float]  # unit -> the largest error, for the tiny models on a CPU in float32
 
 
@@ -100,11 +100,11 @@ def climb(bench: Bench, frozen: bool, numbers: Collection[int] = ALL) -> Iterato
                 yield _reading(rung, found, frozen, now - start)
                 start = now
         except DivergedError as error:  # what a broken device gives; the other rungs say more about it
-            nan = Measured("", next(iter(rung.tolerances)), math.nan, math.nan, str(error))
+            nan = Measurement("", next(iter(rung.tolerances)), math.nan, math.nan, str(error))
             yield _reading(rung, nan, frozen, time.monotonic() - start)
 
 
-def _reading(rung: Rung, found: Measured, frozen: bool, seconds: float) -> Reading:
+def _reading(rung: Rung, found: Measurement, frozen: bool, seconds: float) -> Reading:
     tolerance = rung.tolerances[found.unit] if frozen or found.alone else None
     return Reading(
         rung.number, rung.name, found.variant, found.error, found.control, found.unit, tolerance, seconds, found.note

@@ -1,21 +1,18 @@
-"""Rungs 0 to 6 of the parity ladder: what the reference and the candidate compute from the same things.
+"""The rungs of the parity ladder: what the reference and the candidate compute from the same things.
+
+0 to 6: batches, scores, losses, gradients, one step, a curve, texts. 7: an adapter is opened by the other. 8: a run
+that was stopped goes on from its checkpoint on the disk. 9: a run goes on from the other's state.
 
 Each yields an error (candidate against reference) and a control: the same figure where the candidate is made to do
-one named thing wrong.
-
-The gradient is read from AdamW's first moment: after one update from zero moments, m = (1 - beta1) x gradient.
-
-Rungs 7 to 9 of the parity ladder: what one side wrote, another goes on from.
-
-7, an adapter is opened by the other. 8, a run that was stopped goes on from its checkpoint on the disk. 9, a run
-goes on from the other's state.
+one named thing wrong. The gradient is read from AdamW's first moment: after one update from zero moments,
+m = (1 - beta1) x gradient.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +32,9 @@ from gsm8k_core.parity.bench import (
     STEPS,
     UPDATES,
     Bench,
-    Measured,
-    Run,
-    Side,
+    Implementation,
+    Measurement,
+    Stretch,
     copied,
     curve_gap,
     largest,
@@ -49,7 +46,7 @@ from gsm8k_core.parity.bench import (
     weights_gap,
     worst,
 )
-from gsm8k_core.parity.texts import closed, first_difference
+from gsm8k_core.parity.texts import AnswerPair, Difference, differences
 from gsm8k_core.training import checkpoints
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, PreflightError, Sampling, TrainState, Update
 
@@ -60,9 +57,15 @@ if TYPE_CHECKING:
 
 
 UNCLIPPED = 1e9  # a gradient norm that none is above
+ADAPTER_UPDATES = 3
+ADAPTER_RATE = 1e-2  # so that B grows away from zero within them
+ALL_UPDATES, KILLED_AT = 8, 4  # three updates are an epoch: killed in the middle of one
+DROPOUT = 0.1
+
+Texts = dict[int, Completion]
 
 
-def identical_batches(bench: Bench) -> Iterator[Measured]:
+def identical_batches(bench: Bench) -> Iterator[Measurement]:
     """Made twice, updates are the same element by element; other micro-batches hold the same rows."""
     first, again, single, other = (
         bench.updates(12),
@@ -73,7 +76,7 @@ def identical_batches(bench: Bench) -> Iterator[Measured]:
     differ = sum(not _same(a, b) for a, b in zip(first, again, strict=True))
     recut = sum(_rows(a) != _rows(b) for a, b in zip(first, single, strict=True))
     control = sum(_rows(a) != _rows(b) for a, b in zip(first, other, strict=True))
-    yield Measured("", UPDATES, differ + recut, control)
+    yield Measurement("", UPDATES, differ + recut, control)
 
 
 def _same(a: Update, b: Update) -> bool:
@@ -92,15 +95,15 @@ def _rows(update: Update) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return sorted(found)
 
 
-def scores(bench: Bench) -> Iterator[Measured]:
+def scores(bench: Bench) -> Iterator[Measurement]:
     """log p of every real token of a padded batch. Control: ten times the RoPE base."""
     right = bench.reference.ask(bench.folder, lambda model: real_scores(model, bench.examples[:4]))
     found = bench.candidate.ask(bench.folder, lambda model: real_scores(model, bench.examples[:4]))
     wrong = bench.candidate.ask(bench.wrong_rope, lambda model: real_scores(model, bench.examples[:4]))
-    yield Measured("", NATS, largest(right, found), largest(right, wrong))
+    yield Measurement("", NATS, largest(right, found), largest(right, wrong))
 
 
-def losses(bench: Bench) -> Iterator[Measured]:
+def losses(bench: Bench) -> Iterator[Measurement]:
     """Loss and target count of one update. Controls: a pad counted, a mean of means; the smaller figure."""
     update = replace(bench.uneven_update, number=1)
     means = [replace(update, number=3 + at, micro_batches=(batch,)) for at, batch in enumerate(update.micro_batches)]
@@ -112,7 +115,7 @@ def losses(bench: Bench) -> Iterator[Measured]:
     miscounted = abs(found.stats[1].num_targets - right.num_targets) + abs(right.num_targets - update.num_targets)
     error = abs(found.losses[1] - right.loss) + miscounted
     control = min(abs(found.losses[2] - right.loss), abs(of_means - right.loss))
-    yield Measured("", NATS, error, control, f"targets counted differently: {miscounted}" if miscounted else "")
+    yield Measurement("", NATS, error, control, f"targets counted differently: {miscounted}" if miscounted else "")
 
 
 def pad_counted(update: Update) -> Update:
@@ -129,7 +132,7 @@ def _with_pad(batch: Batch) -> Batch:
     return Batch(batch.tokens, labels)
 
 
-def gradients(bench: Bench) -> Iterator[Measured]:
+def gradients(bench: Bench) -> Iterator[Measurement]:
     """Every tensor's gradient, over micro-batches of several widths. Control: a pad counted."""
     update = replace(bench.uneven_update, number=1)
     for method in ("full", "blocks", "lora", "dora"):
@@ -140,7 +143,7 @@ def gradients(bench: Bench) -> Iterator[Measured]:
         error, name = trained(bench.candidate, bench, [update], config, compare.worst, start, rate=0).found
         wrong = [pad_counted(update)]
         control, _ = trained(bench.candidate, bench, wrong, config, compare.worst, start, rate=0).found
-        yield Measured(method, OF_RMS, error, control, f"worst: {name}")
+        yield Measurement(method, OF_RMS, error, control, f"worst: {name}")
 
 
 class _Gradient:
@@ -167,7 +170,7 @@ def _adapter_start(bench: Bench, config: TrainConfig) -> TrainState:
     return TrainState(0, parameters, zeros, zeros)
 
 
-def one_step(bench: Bench) -> Iterator[Measured]:
+def one_step(bench: Bench) -> Iterator[Measurement]:
     """Weights and moments after one clipped step. Controls: no bias correction; no clipping."""
     updates = bench.updates(1)
     config = settings("full", max_grad_norm=0.1, weight_decay=0.1)
@@ -176,10 +179,10 @@ def one_step(bench: Bench) -> Iterator[Measured]:
     found = trained(bench.candidate, bench, updates, config, copied).found
     unclipped = trained(bench.candidate, bench, updates, settings("full", max_grad_norm=UNCLIPPED), copied).found
     biased = replace(found, parameters=_without_correction(start, found, config))
-    yield Measured("weights", STEPS, weights_gap(right, found, RATE), weights_gap(right, biased, RATE))
+    yield Measurement("weights", STEPS, weights_gap(right, found, RATE), weights_gap(right, biased, RATE))
     error, name = worst(_moments(right), _moments(found))
     control, _ = worst(_moments(right), _moments(unclipped))
-    yield Measured("moments", OF_RMS, error, control, f"worst: {name}")
+    yield Measurement("moments", OF_RMS, error, control, f"worst: {name}")
 
 
 def _without_correction(start: TrainState, end: TrainState, config: TrainConfig) -> dict[str, FloatArray]:
@@ -197,7 +200,7 @@ def _moments(state: TrainState) -> dict[str, FloatArray]:
     return first | {f"v of {name}": array for name, array in state.second_moments.items()}
 
 
-def curve(bench: Bench) -> Iterator[Measured]:
+def curve(bench: Bench) -> Iterator[Measurement]:
     """Twenty updates with accumulation over uneven rows. Control: beta2 0.99."""
     updates = bench.updates(20)
     scale = RATE * len(updates)
@@ -206,30 +209,15 @@ def curve(bench: Bench) -> Iterator[Measured]:
         found = trained(bench.candidate, bench, updates, settings(method), copied)
         other = trained(bench.candidate, bench, updates, settings(method, adam_beta2=0.99), copied)
         control = curve_gap(right.losses, other.losses)
-        yield Measured(f"{method}, loss", NATS, curve_gap(right.losses, found.losses), control)
+        yield Measurement(f"{method}, loss", NATS, curve_gap(right.losses, found.losses), control)
         control = weights_gap(right.found, other.found, scale)
-        yield Measured(f"{method}, weights", STEPS, weights_gap(right.found, found.found, scale), control)
+        yield Measurement(f"{method}, weights", STEPS, weights_gap(right.found, found.found, scale), control)
 
 
-# --- texts --------------------------------------------------------------------------------------------------------
+# --- rung 6: texts --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Parting:
-    """Where two greedy texts of one prompt part, and how much likelier the reference finds its own token."""
-
-    prompt: int
-    position: int
-    gap: float  # nats
-
-    def __str__(self) -> str:
-        return f"prompt {self.prompt} at token {self.position} ({self.gap:.1e} nats)"
-
-
-Texts = dict[int, Completion]
-
-
-def greedy(bench: Bench) -> Iterator[Measured]:
+def greedy(bench: Bench) -> Iterator[Measurement]:
     """Greedy texts of both, and of batches against one by one; the figure is the largest gap where they part.
 
     The token that the reference rejected is at most its second, so its top-2 gap is no larger than this one.
@@ -250,54 +238,40 @@ def greedy(bench: Bench) -> Iterator[Measured]:
     wrong = bench.candidate.ask(bench.wrong_rope, lambda model: dict(model.generate(bench.prompts, together)))
     compared = [(right, batched), (right, wrong), (alone, batched), (alone, seen)]
     across, across_control, batches, batches_control = bench.reference.ask(
-        bench.folder, lambda model: [partings(model, bench, *pair) for pair in compared]
+        bench.folder, lambda model: [parted(model, bench, *pair) for pair in compared]
     )
     yield _texts("both", bench, across, across_control)
     yield _texts("batched, one by one", bench, batches, batches_control)
 
 
-def _texts(variant: str, bench: Bench, found: list[Parting], control: list[Parting]) -> Measured:
-    gaps = [max((parting.gap for parting in each), default=0.0) for each in (found, control)]
-    places = f"{len(found)} of {len(bench.prompts)} texts part: {', '.join(map(str, found))}" if found else ""
-    return Measured(variant, NATS, gaps[0], gaps[1], places)
+def parted(model: Weights, bench: Bench, right: Texts, found: Texts) -> list[Difference]:
+    """Where the texts of the bench's prompts part, by the log-probabilities of `model`."""
+    pairs = [
+        AnswerPair(str(index), prompt, index, right[index], found[index]) for index, prompt in enumerate(bench.prompts)
+    ]
+    return differences(pairs, model.score, Sampling(bench.max_new_tokens, 1), end_token_ids(bench.folder))
 
 
-def partings(model: Weights, bench: Bench, right: Texts, found: Texts) -> list[Parting]:
-    """Where texts part, by the log-probabilities of `model`."""
-    ends = end_token_ids(bench.folder)
-    places = []
-    for index, prompt in enumerate(bench.prompts):
-        ours, theirs = closed(right[index]), closed(found[index])
-        at = first_difference(ours, theirs)
-        if at is not None:
-            prefix = [*prompt, *(token for token in ours[:at] if token is not None)]
-            chances = [_chance(model, prefix, ends if pick is None else (pick,)) for pick in (ours[at], theirs[at])]
-            places.append(Parting(index, at, abs(chances[0] - chances[1])))
-    return places
+def _texts(variant: str, bench: Bench, found: list[Difference], control: list[Difference]) -> Measurement:
+    gaps = [max((each.gap for each in some), default=0.0) for some in (found, control)]
+    places = ", ".join(f"prompt {each.id} at token {each.position} ({each.gap:.1e} nats)" for each in found)
+    note = f"{len(found)} of {len(bench.prompts)} texts part: {places}" if found else ""
+    return Measurement(variant, NATS, gaps[0], gaps[1], note)
 
 
-def _chance(model: Weights, prefix: Sequence[int], tokens: Sequence[int]) -> float:
-    """log p of the likeliest of `tokens` after `prefix`."""
-    rows = np.array([[*prefix, token] for token in tokens], dtype=np.int32)
-    return float(model.score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].max())
+# --- rungs 7 to 9: what one wrote, the other goes on from -----------------------------------------------------
 
 
-ADAPTER_UPDATES = 3
-ADAPTER_RATE = 1e-2  # so that B grows away from zero within them
-ALL_UPDATES, KILLED_AT = 8, 4  # three updates are an epoch: killed in the middle of one
-DROPOUT = 0.1
-
-
-def adapters(bench: Bench) -> Iterator[Measured]:
-    """An adapter trained and saved on one side, opened on the other as `eval` does. Control: alpha doubled."""
+def adapters(bench: Bench) -> Iterator[Measurement]:
+    """An adapter trained and saved by one, opened by the other as `eval` does. Control: alpha doubled."""
     updates = bench.updates(ADAPTER_UPDATES)
     for method in ("lora", "dora"):
-        for maker, opener in (bench.sides, bench.sides[::-1]):
+        for maker, opener in (bench.both, bench.both[::-1]):
             folder = bench.scratch / f"{method} of {maker.name}"
             right = trained(maker, bench, updates, settings(method), _Saved(bench, folder), rate=ADAPTER_RATE).found
             found = _merged_scores(opener, bench, folder)
             wrong = _merged_scores(opener, bench, _alpha_doubled(folder))
-            yield Measured(_way(method, maker, opener), NATS, largest(right, found), largest(right, wrong))
+            yield Measurement(_way(method, maker, opener), NATS, largest(right, found), largest(right, wrong))
 
 
 class _Saved:
@@ -311,12 +285,12 @@ class _Saved:
         return real_scores(live, self._bench.examples[:4])
 
 
-def _merged_scores(side: Side, bench: Bench, adapter: Path) -> FloatArray:
+def _merged_scores(one: Implementation, bench: Bench, adapter: Path) -> FloatArray:
     source = resolve_model(str(adapter), lambda line: None)
     if source.choice.name != "adapter":
         raise PreflightError(f"what training saved in {adapter} is not an adapter ({source.choice.reason})")
     try:
-        return side.ask(source.folder, lambda model: real_scores(model, bench.examples[:4]))
+        return one.ask(source.folder, lambda model: real_scores(model, bench.examples[:4]))
     finally:
         shutil.rmtree(source.folder)  # merged into the cache, and nobody else's
 
@@ -329,11 +303,11 @@ def _alpha_doubled(adapter: Path) -> Path:
     return other
 
 
-def _way(method: str, maker: Side, opener: Side) -> str:
+def _way(method: str, maker: Implementation, opener: Implementation) -> str:
     return f"{method}, {maker.name} -> {opener.name}"
 
 
-def resumed(bench: Bench) -> Iterator[Measured]:
+def resumed(bench: Bench) -> Iterator[Measurement]:
     """Killed, read back from the disk and gone on with, against never stopped.
 
     Controls: the moments forgotten; with dropout, another seed for it. The smaller figure.
@@ -343,18 +317,20 @@ def resumed(bench: Bench) -> Iterator[Measured]:
     for method in METHODS:
         dropout = 0.0 if method == "full" else DROPOUT
         config = settings(method, lora_dropout=dropout)
-        for side in bench.sides:
-            folder = bench.scratch / f"checkpoints {method} {side.name}"
-            whole = trained(side, bench, updates, config, copied)
-            trained(side, bench, updates[:KILLED_AT], config, _Checkpointed(folder))
+        for one in bench.both:
+            folder = bench.scratch / f"checkpoints {method} {one.name}"
+            whole = trained(one, bench, updates, config, copied)
+            trained(one, bench, updates[:KILLED_AT], config, _Checkpointed(folder))
             state = _read_back(folder)
-            rest = trained(side, bench, left, config, copied, state)
-            wrong = [trained(side, bench, left, config, copied, _forgotten(state))]
+            rest = trained(one, bench, left, config, copied, state)
+            wrong = [trained(one, bench, left, config, copied, _forgotten(state))]
             if dropout:
                 reseeded = settings(method, lora_dropout=dropout, seed=1)
-                wrong.append(trained(side, bench, left, reseeded, copied, state))
+                wrong.append(trained(one, bench, left, reseeded, copied, state))
             control = min(_apart(whole, run) for run in wrong)
-            yield Measured(f"{method}, {side.name}", MIXED, _apart(whole, rest), control, alone=side is bench.reference)
+            yield Measurement(
+                f"{method}, {one.name}", MIXED, _apart(whole, rest), control, alone=one is bench.reference
+            )
 
 
 class _Checkpointed:
@@ -380,20 +356,20 @@ def _forgotten(state: TrainState) -> TrainState:
     return replace(state, first_moments=zeros, second_moments=zeros)
 
 
-def _apart(whole: Run[TrainState], rest: Run[TrainState]) -> float:
+def _apart(whole: Stretch[TrainState], rest: Stretch[TrainState]) -> float:
     """Zero only when losses and weights are equal to the last bit: the larger of both gaps, losses in nats."""
     return most(curve_gap(whole.losses, rest.losses), weights_gap(whole.found, rest.found, RATE * ALL_UPDATES))
 
 
-def moved(bench: Bench) -> Iterator[Measured]:
-    """The first updates on one side, the rest on the other, against all on the first. Control: moments forgotten."""
+def moved(bench: Bench) -> Iterator[Measurement]:
+    """The first updates by one, the rest by the other, against all on the first. Control: moments forgotten."""
     updates = bench.updates(ALL_UPDATES)
     left = updates[KILLED_AT:]
     for method in METHODS:
         config = settings(method)
-        for first, then in (bench.sides, bench.sides[::-1]):
+        for first, then in (bench.both, bench.both[::-1]):
             whole = trained(first, bench, updates, config, copied, at=KILLED_AT)
             rest = trained(then, bench, left, config, nothing, whole.found)
             forgot = trained(then, bench, left, config, nothing, _forgotten(whole.found))
             error, control = curve_gap(whole.losses, rest.losses), curve_gap(whole.losses, forgot.losses)
-            yield Measured(_way(method, first, then), NATS, error, control)
+            yield Measurement(_way(method, first, then), NATS, error, control)

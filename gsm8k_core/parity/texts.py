@@ -32,7 +32,7 @@ EPS: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.7, "float16": 0.09}
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnswerPair:
     """One answer of the reference and the other's to the same prompt."""
 
     id: str
@@ -43,13 +43,12 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where two answers part. `gap` in nats."""
+class Difference:
+    """Where two answers part. `gap` in nats: how much likelier the reference finds its own token, or the other's."""
 
     id: str
     position: int  # tokens that both share
     gap: float
-    within: bool  # of eps
 
 
 def closed(completion: Completion) -> tuple[int | None, ...]:
@@ -62,39 +61,45 @@ def first_difference(ours: Sequence[int | None], theirs: Sequence[int | None]) -
     return next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
 
 
-def compare(
-    answers: Iterable[Answered], score: Score, sampling: Sampling, end_ids: Sequence[int], eps: float
-) -> dict[str, Any]:
-    """How many texts are equal, and every place where two part."""
-    places, count = [], 0
-    for answer in answers:
-        count += 1
-        ours, theirs = closed(answer.reference), closed(answer.other)
+def differences(
+    pairs: Iterable[AnswerPair], score: Score, sampling: Sampling, end_ids: Sequence[int]
+) -> list[Difference]:
+    """Every place where two texts part, by the log-probabilities of `score`."""
+    found = []
+    for pair in pairs:
+        ours, theirs = closed(pair.reference), closed(pair.other)
         at = first_difference(ours, theirs)
         if at is not None:
             chances = [
-                _chance(answer, at, end_ids if token is None else (token,), score, sampling)
+                _chance(pair, at, end_ids if token is None else (token,), score, sampling)
                 for token in (ours[at], theirs[at])
             ]
-            gap = abs(chances[0] - chances[1])
-            places.append(Place(answer.id, at, gap, gap < eps))
-    within = sum(place.within for place in places)
+            found.append(Difference(pair.id, at, abs(chances[0] - chances[1])))
+    return found
+
+
+def compare(
+    pairs: Sequence[AnswerPair], score: Score, sampling: Sampling, end_ids: Sequence[int], eps: float
+) -> dict[str, Any]:
+    """How many texts are equal, and every place where two part."""
+    places = [{**asdict(found), "within": found.gap < eps} for found in differences(pairs, score, sampling, end_ids)]
+    within = sum(place["within"] for place in places)
     return {
-        "problems": count,
-        "equal": count - len(places),
+        "problems": len(pairs),
+        "equal": len(pairs) - len(places),
         "within_eps": within,
         "beyond_eps": len(places) - within,
         "eps": eps,
-        "places": [asdict(place) for place in places],
+        "places": places,
     }
 
 
-def _chance(answer: Answered, at: int, tokens: Sequence[int], score: Score, sampling: Sampling) -> float:
+def _chance(pair: AnswerPair, at: int, tokens: Sequence[int], score: Score, sampling: Sampling) -> float:
     """log p of the likeliest of `tokens` at a place of the reference's text, with its noise where it was drawn."""
-    prefix = [*answer.prompt, *answer.reference.tokens[:at]]
+    prefix = [*pair.prompt, *pair.reference.tokens[:at]]
     rows = np.array([[*prefix, token] for token in tokens], dtype=np.int32)
     chances = score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].astype(np.float64)
     if sampling.temperature > 0:
-        noise_V = noise(sampling, answer.key, at, max(tokens) + 1)
+        noise_V = noise(sampling, pair.key, at, max(tokens) + 1)
         chances = chances + sampling.temperature * noise_V[list(tokens)]
     return float(chances.max())

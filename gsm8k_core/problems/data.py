@@ -1,8 +1,7 @@
 """Problems: from the Hub, JSONL or generated; their checksums; the dev split carved from train.
 
-Lines and JSON objects from a file or stdin, with `file:line` for what cannot be used.
-
-Only what is asked for is checked: a NaN or a repeated key in a field that nobody reads does no harm.
+A line of JSON that cannot be used is an error with its `file:line`. Only what is asked for is checked: a NaN or a
+repeated key in a field that nobody reads does no harm.
 """
 
 from __future__ import annotations
@@ -19,14 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from gsm8k_core.config.train import DEFAULT_DATA, GENERATED_DATA
+from gsm8k_core.config.fields import DEFAULT_DATA, GENERATED_DATA
 from gsm8k_core.models import hub
-from gsm8k_core.scoring.answers import gold_number
-from gsm8k_core.types import Choice, DataError, Problem
+from gsm8k_core.problems.gold import gold_number
+from gsm8k_core.types import Choice, DataError, Problem, first_line
 
 SPLITS = ("train", "test")
 FORM = "give one JSON object a line, with question and answer"
 MIN_ROWS_FOR_DEV = 20
+LONGEST_REASON = 160  # characters of another library's error
+STDIN = Path("-")
+MAX_LINE_BYTES = 1_000_000
+KINDS = {bool: "true or false", dict: "an object", list: "a list", str: "a text", type(None): "null"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class DataSet:
 def load_data(
     reference: str, config: str, seed: int, announce: hub.Announce, splits: Sequence[str] = SPLITS
 ) -> DataSet:
-    """The problems of the splits asked for. A name never falls back; "auto" is sources.choose_pair's."""
+    """The problems of the splits asked for. A name never falls back; "auto" is auto.choose_pair's."""
     if reference == GENERATED_DATA:
         return _generated(seed, splits)
     if path := hub.local_path(reference):
@@ -138,6 +141,9 @@ def parquet_files(names: Iterable[str], config: str, splits: Sequence[str]) -> d
     return found
 
 
+# --- where they come from -------------------------------------------------------------------------------------
+
+
 def _data_set(name: str, parts: Mapping[str, tuple[Problem, ...]], choice: Choice) -> DataSet:
     hashes = {split: content_hash(problems) for split, problems in parts.items()}
     return DataSet(name, parts.get("train", ()), parts.get("test", ()), hashes, choice)
@@ -222,7 +228,8 @@ def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
         try:
             rows = pyarrow.parquet.read_table(path).select(["question", "answer"]).to_pylist()
         except (pyarrow.ArrowException, KeyError, OSError) as error:
-            raise DataError(f"{path} cannot be read ({_short(error)}); remove it and download it again") from None
+            reason = first_line(error)[:LONGEST_REASON]
+            raise DataError(f"{path} cannot be read ({reason}); remove it and download it again") from None
         for number, row in enumerate(rows):
             problems.append(_problem(row, f"{path}: row {number}", f"{split}-{len(problems)}"))
     if not problems:
@@ -248,13 +255,7 @@ def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
     return Problem(id=name, question=row["question"], answer=row["answer"], gold=gold)
 
 
-def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-STDIN = Path("-")
-MAX_LINE_BYTES = 1_000_000
-KINDS = {bool: "true or false", dict: "an object", list: "a list", str: "a text", type(None): "null"}
+# --- lines and JSON objects, from a file or stdin -------------------------------------------------------------
 
 
 class Number(str):
@@ -295,7 +296,7 @@ def parse(line: str, where: str, give: str) -> Row:
     try:
         row = json.loads(line, object_pairs_hook=_row, parse_constant=Constant, parse_int=Number, parse_float=Number)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({str(error)[:160]}); {give}") from None
+        raise DataError(f"{where}: not valid JSON ({str(error)[:LONGEST_REASON]}); {give}") from None
     if not isinstance(row, Row):
         raise DataError(f"{where}: {kind(row)}, not an object; {give}")
     return row

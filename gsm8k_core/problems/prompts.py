@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gsm8k_core.problems.data import carve_dev, strip_annotations
-from gsm8k_core.types import DataError, Example, Problem
+from gsm8k_core.types import DataError, Example, Problem, first_line
 
 PROMPT_NAME = "gsm8k-chat-v1"
 SYSTEM_PROMPT = "Solve step by step. The last line must be: #### <number>"
@@ -44,7 +44,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return first_line(error)[:300]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,31 @@
-"""What training would see, before a model is loaded: lengths, lost answers, rows without a label.
+"""Rows before a model is loaded: how long they are, what a limit on their length costs, what is trained in one.
 
-What `inspect` shows of training rows: where a tokenizer is found, how long rows are, what is trained in one.
+An answer is never cut: a row that does not fit is left out whole, and too many of them are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from rich.text import Text
 
-from gsm8k_core.config.train import EMBEDDED_MODEL
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.files import read_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import SMALL_FILES, Source, cached_model, resolve_model
 from gsm8k_core.models.folder import TOKENIZER_SETS
 from gsm8k_core.problems.prompts import Tokenizer
-from gsm8k_core.tracking.terminal import printable
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, UsageError
 
 LOSS_LIMIT = 0.05  # share of the answers that may be left out without being asked about
+MAX_BINS = 16
+
+
+# --- what a limit costs ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,9 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
     return kept
 
 
+# --- what a model can read ------------------------------------------------------------------------------------
+
+
 def check_context(prompts: Iterable[Sequence[int]], folder: Path, max_new_tokens: int, shots: int = 0) -> None:
     """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`).
 
@@ -118,15 +123,6 @@ def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:
             f"the tokenizer makes token {largest} and the model knows only {vocabulary}; "
             "the folder holds the tokenizer of another model"
         )
-
-
-MAX_BINS = 16
-STYLES = {  # (trained, special) -> colours
-    (False, False): "bright_black",
-    (False, True): "magenta",
-    (True, False): "green",
-    (True, True): "bold black on green",
-}
 
 
 # --- the tokenizer, without weights ---------------------------------------------------------------------------
@@ -227,10 +223,10 @@ def _bar(length: float, plain: bool) -> str:
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
-def percent(part: int, whole: int) -> str:
+def share(part: int, whole: int) -> str:
     """94 %, 5.9 %, 0.07 %."""
-    share = 100 * part / whole
-    return f"{share:.{0 if share >= 10 or part == 0 else 1 if share >= 1 else 2}f} %"
+    percent = 100 * part / whole
+    return f"{percent:.{0 if percent >= 10 or part == 0 else 1 if percent >= 1 else 2}f} %"
 
 
 # --- one row --------------------------------------------------------------------------------------------------
@@ -263,23 +259,3 @@ def _is_special(tokenizer: Tokenizer, token: int) -> bool:
 
 def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def show_row(row: Sequence[Piece], coloured: bool) -> Text:
-    """Masked and trained tokens in different colours; without colours, after [masked] and [trained]."""
-    text = Text()
-    for piece, mark in zip(row, _marks(row), strict=True):
-        words = printable(piece.text).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")
-        if coloured:
-            text.append(words, STYLES[piece.trained, piece.special])
-        else:
-            text.append(mark + words)
-    text.rstrip()
-    return text
-
-
-def _marks(row: Sequence[Piece]) -> Iterator[str]:
-    before: bool | None = None
-    for piece in row:
-        yield "" if piece.trained == before else "[trained]" if piece.trained else "[masked]"
-        before = piece.trained

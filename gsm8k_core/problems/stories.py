@@ -1,12 +1,7 @@
-"""What a template is made of: people and things, a source of numbers, and steps that compute themselves.
+"""The templates of generated problems: what one is made of, then those of one, two, three and four steps.
 
-Templates of one step. Each function writes one kind of story; its name is the template's name.
-
-Templates of two steps. Each function writes one kind of story; its name is the template's name.
-
-Templates of three steps. Each function writes one kind of story; its name is the template's name.
-
-Templates of four steps. Each function writes one kind of story; its name is the template's name.
+People and things, a source of numbers, and steps that compute themselves. Each template is a function that writes one
+kind of story; its name is the template's name.
 """
 
 from __future__ import annotations
@@ -153,6 +148,9 @@ FRACTIONS = ((2, "half"), (3, "a third"), (4, "a fourth"), (5, "a fifth"))
 TIMES = ((2, "twice"), (3, "three times"), (4, "four times"))
 # (percent, the same as a fraction, number to divide by)
 PERCENTS = ((10, "a tenth", 10), (20, "a fifth", 5), (25, "a fourth", 4), (50, "half", 2))
+
+
+# --- one step -------------------------------------------------------------------------------------------------
 
 
 def market_find(draw: Draw) -> Story:
@@ -349,6 +347,9 @@ ONE_STEP: tuple[Writer, ...] = (
     tree_heights,
     warmer_by_noon,
 )
+
+
+# --- two steps ------------------------------------------------------------------------------------------------
 
 
 def birthday_then_gift(draw: Draw) -> Story:
@@ -636,6 +637,9 @@ TWO_STEPS: tuple[Writer, ...] = (
 _COLORS = (("red", "yellow", "white"), ("pink", "white", "orange"), ("yellow", "pink", "red"))
 
 
+# --- three steps ----------------------------------------------------------------------------------------------
+
+
 def three_day_sale(draw: Draw) -> Story:
     who, crafts = draw.person(), draw.pick(CRAFTS)
     first, fewer = draw.number(5, 20), draw.number(2, 8)
@@ -833,6 +837,9 @@ THREE_STEPS: tuple[Writer, ...] = (
     empty_seats,
     minutes_of_work,
 )
+
+
+# --- four steps -----------------------------------------------------------------------------------------------
 
 
 def shopping_change(draw: Draw) -> Story:

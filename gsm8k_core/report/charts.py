@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gsm8k_core.report.curves import Curve
+from gsm8k_core.scoring.stats import percent
 
 MOST_POINTS = 1200  # of a drawn line
 FEW_POINTS = 30  # so many are drawn as dots, too
@@ -63,9 +64,9 @@ def draw(curves: Mapping[str, Curve]) -> list[Chart]:
         wanted = [("each update", "raw", loss)]
         wanted += [(f"mean of {width}", "mean", loss.smooth(width))] if width > 1 else []
         wanted += [("dev split", "dev", dev_loss)] if dev_loss and _finite(dev_loss) else []
-        charts.append(_chart("Loss (nats per target)", wanted, percent=False))
+        charts.append(_chart("Loss (nats per target)", wanted, shares=False))
     if accuracy and _finite(accuracy):
-        charts.append(_chart("Accuracy on the dev split", [("dev split", "dev", accuracy)], percent=True))
+        charts.append(_chart("Accuracy on the dev split", [("dev split", "dev", accuracy)], shares=True))
     return charts
 
 
@@ -73,17 +74,17 @@ def _finite(curve: Curve) -> list[float]:
     return [value for value in curve.values if math.isfinite(value)]
 
 
-def _chart(title: str, wanted: Sequence[tuple[str, str, Curve]], percent: bool) -> Chart:
+def _chart(title: str, wanted: Sequence[tuple[str, str, Curve]], shares: bool) -> Chart:
     values = [value for _, _, curve in wanted for value in _finite(curve)]
     updates = [update for _, _, curve in wanted for update in curve.updates]
     ticks = _ticks(min(values), max(values))
     first, last = min(updates), max(updates)
     lines = tuple(_line(label, kind, curve, (first, last), (ticks[0], ticks[-1])) for label, kind, curve in wanted)
     shown = _finite(wanted[-1][2])
-    start, end = (f"{100 * value:.1f} %" if percent else f"{value:.3g}" for value in (shown[0], shown[-1]))
+    start, end = (percent(value) if shares else f"{value:.3g}" for value in (shown[0], shown[-1]))
     summary = f"{title}: from {start} to {end}, over updates {first} to {last}."
     x_labels = (str(first), f"update {last}") if last > first else (str(first),)
-    labels = [f"{100 * tick:.4g} %" if percent else f"{tick:.4g}" for tick in reversed(ticks)]
+    labels = [f"{100 * tick:.4g} %" if shares else f"{tick:.4g}" for tick in reversed(ticks)]
     return Chart(title, summary, tuple(labels), x_labels, lines)
 
 

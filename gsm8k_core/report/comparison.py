@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsm8k_core.report.words import HEADLINE_RULE, headline
+from gsm8k_core.report.words import headline
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import HEADLINE
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
-from gsm8k_core.scoring.stats import cannot_show, paired, smallest_effect
+from gsm8k_core.scoring.stats import cannot_show, paired, percent, smallest_effect
 from gsm8k_core.tracking.terminal import Terminal, counted
 
 Records = Sequence[Mapping[str, Any]]
@@ -64,39 +64,39 @@ def _changed(test: Mapping[str, Any]) -> float:
 
 def diagnosis_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None) -> Rows:
     """Of one or two breakdowns: how many answers each category has, as the page takes it."""
-    sides = _sides(base, trained)
+    models = _by_model(base, trained)
     return [
-        {"category": label} | {side: one["categories"][name] for side, one in sides.items()}
+        {"category": label} | {model: one["categories"][name] for model, one in models.items()}
         for name, label in CATEGORIES.items()
     ]
 
 
 def steps_rows(base: Mapping[str, Any], trained: Mapping[str, Any] | None = None) -> Rows:
     """Of one or two breakdowns: how many problems of each number of steps are right, as the page takes it."""
-    sides = _sides(base, trained)
+    models = _by_model(base, trained)
     return [
-        {"steps": row["steps"], "n": row["n"]} | {side: one["by_steps"][at]["count"] for side, one in sides.items()}
+        {"steps": row["steps"], "n": row["n"]} | {model: one["by_steps"][at]["count"] for model, one in models.items()}
         for at, row in enumerate(base["by_steps"])
     ]
 
 
-def _sides(base: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+def _by_model(base: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
     return {"base": base} if trained is None else {"base": base, "trained": trained}
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
-def percent(score: Mapping[str, Any]) -> str:
+def accuracy(score: Mapping[str, Any]) -> str:
     """31.5 % (27.1 to 36.2)."""
     low, high = score["interval"]
-    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{percent(score['accuracy'])} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def show_scores(terminal: Terminal, summary: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """One model's tables; `found` is its breakdown."""
     rules = summary["rules"]
-    rows = [[name, str(rules[name]["correct"]), percent(rules[name])] for name in rules]
+    rows = [[name, str(rules[name]["correct"]), accuracy(rules[name])] for name in rules]
     terminal.table(["rule", "correct", "accuracy (95 % interval)"], rows)
     terminal.say(_endings(summary))
     _show_held_out(terminal, summary)
@@ -126,7 +126,7 @@ def _endings(summary: Mapping[str, Any]) -> str:
 def _show_held_out(terminal: Terminal, summary: Mapping[str, Any]) -> None:
     apart = summary.get("held_out_templates")
     if apart:
-        scores = ", ".join(f"{name} {percent(apart['rules'][name])}" for name in HEADLINE)
+        scores = ", ".join(f"{name} {accuracy(apart['rules'][name])}" for name in HEADLINE)
         terminal.say(f"of these, {apart['n']} from templates that training never shows: {scores}")
 
 
@@ -158,7 +158,7 @@ def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
     """Base against trained: a line a rule, what went wrong, and what the paired test says."""
     base, trained, tests = comparison["base"]["rules"], comparison["trained"]["rules"], comparison["paired_by_rule"]
     rows = [
-        [name, percent(base[name]), percent(trained[name]), f"{100 * test['difference']:+.1f}", _p(test["p"])]
+        [name, accuracy(base[name]), accuracy(trained[name]), f"{100 * test['difference']:+.1f}", _p(test["p"])]
         for name, test in tests.items()
     ]
     terminal.table(["rule", "base", "trained", "points", "p"], rows)

@@ -171,14 +171,14 @@ def _chart(name: str, curves: Sequence[Curve | None], rows: int) -> list[str]:
             row = round(part * (rows - 1))
             grid[row][column] = mark if grid[row][column] == " " else SEVERAL
     labels = {0: high, rows - 1: low} if high > low else {round((rows - 1) / 2): high}
-    body = [f"{_short(labels.get(row)):>{LABEL}} |{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
+    body = [f"{_label(labels.get(row)):>{LABEL}} |{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
     end = f"update {last}" if last > first else ""
     axis = f"{first}{end:>{columns - len(str(first))}}".rstrip()
     title = name if height is float else f"{name}, logarithmic"
     return [title, *body, " " * (LABEL + 1) + "+" + "-" * columns, " " * (LABEL + 2) + axis]
 
 
-def _short(value: float | None) -> str:
+def _label(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 

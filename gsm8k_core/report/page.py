@@ -22,7 +22,7 @@ from gsm8k_core.files import write_bytes
 from gsm8k_core.report import charts, words
 from gsm8k_core.report.curves import Curve
 from gsm8k_core.report.words import Facts, Headline, visible
-from gsm8k_core.scoring.answers import HEADLINE, RULES
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, RULES
 from gsm8k_core.scoring.diagnose import CATEGORIES
 from gsm8k_core.types import DataError
 
@@ -35,7 +35,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Column:
     """One column of the page."""
 
     key: str  # base and trained, or model where there is one; it names the colour
@@ -91,11 +91,11 @@ def render_page(
         ) from error
 
 
-def _models(comparison: Mapping[str, Any], base: Sequence[Record], trained: Sequence[Record] | None) -> list[Model]:
+def _models(comparison: Mapping[str, Any], base: Sequence[Record], trained: Sequence[Record] | None) -> list[Column]:
     if trained is None:
-        models = [Model("model", comparison["base"], base)]
+        models = [Column("model", comparison["base"], base)]
     else:
-        models = [Model("base", comparison["base"], base), Model("trained", comparison["trained"], trained)]
+        models = [Column("base", comparison["base"], base), Column("trained", comparison["trained"], trained)]
     for model in models:
         ids = [record["id"] for record in model.records]
         if len(ids) != model.summary["n"] or ids != [record["id"] for record in base]:
@@ -134,12 +134,12 @@ def _hash(part: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() + "'"
 
 
-def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headline | None) -> dict[str, Any]:
+def _view(comparison: Mapping[str, Any], models: Sequence[Column], result: Headline | None) -> dict[str, Any]:
     style, early, script = _own("report.css", "problems.css"), _own("early.js"), _own("report.js")
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(early)} {_hash(script)}; "
     policy += "img-src 'none'; base-uri 'none'; form-action 'none'"
     rules = sorted(models[0].summary["rules"], key=lambda name: name not in HEADLINE)
-    rule = result.rule if result else ("flexible" if "flexible" in rules else rules[0])
+    rule = result.rule if result else (HEADLINE_RULE if HEADLINE_RULE in rules else rules[0])
     intervals = [bound for model in models for name in rules for bound in model.summary["rules"][name]["interval"]]
     return {
         "style": style,
@@ -162,7 +162,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Model], result: Headli
     }
 
 
-def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Model], rules: Sequence[str]) -> list[dict[str, Any]]:
+def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Column], rules: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for name in rules:
         scores = [model.summary["rules"][name] for model in models]
@@ -174,7 +174,7 @@ def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Model], rules: Se
     return rows
 
 
-def _endings(models: Sequence[Model]) -> list[dict[str, Any]]:
+def _endings(models: Sequence[Column]) -> list[dict[str, Any]]:
     """How answers ended, a row a question."""
     limits = {str(model.summary["max_new_tokens"]) for model in models if "max_new_tokens" in model.summary}
     asked = {
@@ -188,7 +188,7 @@ def _endings(models: Sequence[Model]) -> list[dict[str, Any]]:
     return [{"name": name, "counts": [model.summary[key] for model in models]} for key, name in asked.items()]
 
 
-def _held_out(models: Sequence[Model], rule: str) -> dict[str, Any] | None:
+def _held_out(models: Sequence[Column], rule: str) -> dict[str, Any] | None:
     """Generated problems from templates that training never shows."""
     parts = [model.summary.get("held_out_templates") for model in models]
     if not all(parts):
@@ -212,7 +212,7 @@ def _matrix(records: Sequence[Record], rules: Sequence[str]) -> list[dict[str, A
 
 
 def _rows(
-    given: Sequence[Mapping[str, Any]] | None, models: Sequence[Model], *names: str
+    given: Sequence[Mapping[str, Any]] | None, models: Sequence[Column], *names: str
 ) -> list[dict[str, Any]] | None:
     """A table that someone else counted: its label, and a count a model."""
     if not given:
@@ -225,7 +225,7 @@ def _rows(
     ]
 
 
-def _facts(facts: Facts, models: Sequence[Model]) -> dict[str, Any]:
+def _facts(facts: Facts, models: Sequence[Column]) -> dict[str, Any]:
     hashes = {model.key: model.summary["hash"] for model in models if "hash" in model.summary}
     kept = ("data", "split", "backend", "device", "dtype", "max_new_tokens")
     settings = {name.replace("_", " "): str(models[0].summary[name]) for name in kept if name in models[0].summary}
@@ -244,7 +244,7 @@ def outcome(right: Sequence[bool]) -> str:
     return ("both" if trained else "lost") if base else ("won" if trained else "neither")
 
 
-def _problems(models: Sequence[Model], rules: Sequence[str], rule: str) -> Iterator[dict[str, Any]]:
+def _problems(models: Sequence[Column], rules: Sequence[str], rule: str) -> Iterator[dict[str, Any]]:
     for number, records in enumerate(zip(*(model.records for model in models), strict=True), start=1):
         first, verdicts = records[0], [record["rules"][rule] for record in records]
         yield {
@@ -254,7 +254,7 @@ def _problems(models: Sequence[Model], rules: Sequence[str], rule: str) -> Itera
             "answer": first["answer"],
             "gold": first["gold"],
             "outcome": outcome([bool(verdict["correct"]) for verdict in verdicts]),
-            "verdicts": [{"text": _short(verdict["extracted"]), "correct": verdict["correct"]} for verdict in verdicts],
+            "verdicts": [{"text": _clip(verdict["extracted"]), "correct": verdict["correct"]} for verdict in verdicts],
             "texts": [_text(record, rules) for record in records],
         }
 
@@ -264,7 +264,7 @@ def _text(record: Record, rules: Sequence[str]) -> dict[str, Any]:
     groups: dict[tuple[str | None, bool], list[str]] = {}
     for name in rules:
         verdict = record["rules"][name]
-        groups.setdefault((_short(verdict["extracted"]), bool(verdict["correct"])), []).append(name)
+        groups.setdefault((_clip(verdict["extracted"]), bool(verdict["correct"])), []).append(name)
     text = record["completion"]
     return {
         "text": text[:LONGEST_TEXT],
@@ -283,13 +283,13 @@ def _wrong(record: Record) -> dict[str, Any]:
     return {"wrong": kind, "slip": found["slip"]}
 
 
-def _short(extracted: str | None) -> str | None:
+def _clip(extracted: str | None) -> str | None:
     if extracted is None or len(extracted) <= LONGEST_ANSWER:
         return extracted
     return f"{extracted[:LONGEST_ANSWER]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _data(models: Sequence[Model], rules: Sequence[str], rule: str) -> Markup:
+def _data(models: Sequence[Column], rules: Sequence[str], rule: str) -> Markup:
     """What the filters need: for each problem, model and rule, twice the answer's place plus right or not.
 
     Then, for each model, whether it was cut, whether it holds no number, and the place of its category.
@@ -301,7 +301,7 @@ def _data(models: Sequence[Model], rules: Sequence[str], rule: str) -> Markup:
         verdicts = []
         for record in records:
             found = [record["rules"][name] for name in rules]
-            answers = [_short(verdict["extracted"]) for verdict in found]
+            answers = [_clip(verdict["extracted"]) for verdict in found]
             shown = [None if answer is None else visible(answer) for answer in answers]
             numbers = [places.setdefault(answer, len(places)) for answer in shown]
             verdicts.append([2 * place + bool(v["correct"]) for place, v in zip(numbers, found, strict=True)])

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsm8k_core.scoring.stats import LEVEL
+from gsm8k_core.scoring import stats
 
-HEADLINE_RULE = "flexible"  # the rule of the paired test
 # The keys of the Hub, of W&B and of the big providers, a password in a URL, and what a flag or a variable calls one.
 _SECRETS = (
     (re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{16,}|\bwandb_v1_\w+|\bgh[pousr]_\w{16,}|\bAKIA[0-9A-Z]{12,}"), "[secret]"),
@@ -58,7 +57,7 @@ class Headline:
     @property
     def better(self) -> str:
         """trained, base or neither."""
-        if self.p >= LEVEL:
+        if self.p >= stats.LEVEL:
             return "neither"
         return "trained" if self.won > self.lost else "base"
 
@@ -93,7 +92,7 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
 
 def percent(share: float) -> str:
     """31.5 %, with a space that does not break."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    return stats.percent(share).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def between(interval: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""Named, versioned rules that read the final number out of a completion, and say whether it is the gold one.
+r"""Named, versioned rules that read the final number out of a completion, and say whether it is the gold one.
 
     openai     grade-school-math's own: first `#### N`, equal as texts
     strict     lm-evaluation-harness, gsm8k 3.0, strict-match: first `#### N`, its exact_match
@@ -10,11 +10,11 @@
     robust     ours: last readable `#### N`, else last \boxed{N}, else last "answer is N", else last number,
                equal as decimals
 
-The published ones are in published_rules.py; math-verify, which needs a process of its own, in slow_rules.py.
+The published ones are in published.py; math-verify, which needs a process of its own, in math_verify.py.
 lm-eval also stops generation at "Question:"; that is the caller's part, a rule sees only its text.
 Every rule is linear in the completion and raises on no string: a broken model may write anything.
 
-Stopping at the answer: whether a completion, as far as it is written, holds its whole `#### N` line.
+AnswerLine ends an answer after its whole `#### N` line while it is still being written.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 
+from gsm8k_core.problems.gold import checked_number, gold_number, has_few_digits, marked_number, plain_decimal
 from gsm8k_core.scoring import published
-from gsm8k_core.types import DataError
-
-MAX_DIGITS = 40  # int() raises past 4,300 digits, float() turns 400 into inf; no real answer comes near
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,67 +52,13 @@ def grade(completion: str, answer: str) -> dict[str, Verdict]:
 
     A number without its text is graded as the plainest one: "18.0", "$18" and 18 are the same gold.
     """
-    target = "#### " + (_after_mark(answer) if "####" in answer else _plain(_checked(answer)))
+    target = "#### " + (marked_number(answer) if "####" in answer else plain_decimal(checked_number(answer)))
     return {rule.name: _verdict(rule, completion, target) for rule in RULES.values()}
-
-
-def gold_number(answer: str) -> str:
-    """The N of the single last `#### N`, as a plain decimal: `#### 1,234.50` gives `1234.5`."""
-    return _plain(_after_mark(answer))
 
 
 def _verdict(rule: Rule, completion: str, target: str) -> Verdict:
     extracted = rule.extract(completion)
     return Verdict(extracted, extracted is not None and rule.equal(extracted, target))
-
-
-# --- gold answers -------------------------------------------------------------------------------------------
-
-# Commas must group thousands: `1,5` is 1.5 to one writer and 15 to another.
-_GOLD = re.compile(r"(?:-?\$?|\$-)(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]+)?\.?")
-
-
-def _after_mark(answer: str) -> str:
-    """The N after the one `#### `, as it is written."""
-    parts = answer.split("####")
-    if len(parts) == 1:
-        raise DataError(f"the answer has no '####': {_shown(answer)}; end it with a line such as '#### 18'")
-    if len(parts) > 2:
-        raise DataError(f"the answer has {len(parts) - 1} '####', there must be one, before the final number")
-    # Strict can only match one space; a model trained on '####18' would score zero under it.
-    if not parts[1].startswith(" "):
-        raise DataError(f"no space after '####': {_shown('####' + parts[1])}; write it as '#### 18'")
-    return _checked(parts[1][1:].rstrip())
-
-
-def _checked(number: str) -> str:
-    """`number` itself, if it is one. What lm-eval could never match is refused, not always wrong."""
-    if not _GOLD.fullmatch(number):
-        raise DataError(f"the final answer is no plain number: {_shown(number)}; write 18, -3, 1,234 or 18.5")
-    if not _fits(number):
-        raise DataError(f"the final answer has more than {MAX_DIGITS} digits: {_shown(number)}")
-    return number
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:24] + "..." + text[-24:])
-
-
-_DROPPED = str.maketrans("", "", ",$\\")
-_NOT_DIGITS = str.maketrans("", "", ",$\\-.:")
-
-
-def _fits(number: str) -> bool:
-    return len(number.translate(_NOT_DIGITS)) <= MAX_DIGITS
-
-
-def _plain(number: str) -> str:
-    """`-$1,234.50` gives `-1234.5`, `3:00` gives `3`."""
-    text = number.partition(":")[0].translate(_DROPPED)
-    whole, _, decimals = text.lstrip("-").partition(".")
-    whole, decimals = whole.lstrip("0") or "0", decimals.rstrip("0")
-    size = f"{whole}.{decimals}" if decimals else whole
-    return "-" + size if text.startswith("-") and size != "0" else size
 
 
 # --- robust -------------------------------------------------------------------------------------------------
@@ -162,8 +106,8 @@ def _last_after(mark: re.Pattern[str], reading: re.Pattern[str], text: str) -> s
         if "=" in head and (equation := _SUM.match(head)):
             head = head[equation.end() :].lstrip(_BEFORE)
         found = reading.match(head) if head else None
-        if found and _fits(found[1]):
-            return _plain(found[1])
+        if found and has_few_digits(found[1]):
+            return plain_decimal(found[1])
     return None
 
 
@@ -172,14 +116,16 @@ def _last_boxed(text: str) -> str | None:
     for part in reversed(_BOX.split(text)[1:]):
         content = published.closed(part)
         numbers = _NUMBERS.findall(content.rpartition("=")[2]) if content else []
-        if len(numbers) == 1 and _fits(numbers[0]):
-            return _plain(numbers[0])
+        if len(numbers) == 1 and has_few_digits(numbers[0]):
+            return plain_decimal(numbers[0])
     return None
 
 
 def _last_number(text: str) -> str | None:
-    return next((_plain(number) for number in reversed(_NUMBERS.findall(text)) if _fits(number)), None)
+    return next((plain_decimal(number) for number in reversed(_NUMBERS.findall(text)) if has_few_digits(number)), None)
 
+
+# --- all of them ----------------------------------------------------------------------------------------------
 
 _RULES = (
     Rule("openai", 1, published.openai, published.openai_equal),
@@ -192,8 +138,11 @@ _RULES = (
     Rule("robust", 1, _robust, _robust_equal),
 )
 RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})
-HEADLINE = ("strict", "flexible", "robust")
+HEADLINE = ("strict", "flexible", "robust")  # the rules that tables begin with
+HEADLINE_RULE = "flexible"  # the one that decides: of the paired test, the dev accuracy and the guard
 
+
+# --- while an answer is written -------------------------------------------------------------------------------
 
 TAIL = 64  # tokens; the line that has just ended is among them
 # A line break has to follow: without it, the number may go on.

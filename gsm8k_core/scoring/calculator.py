@@ -23,7 +23,7 @@ from fractions import Fraction
 from itertools import groupby, islice, pairwise
 from typing import Literal, NamedTuple
 
-from gsm8k_core.scoring.answers import MAX_DIGITS
+from gsm8k_core.problems.gold import MAX_DIGITS
 
 MAX_LENGTH = 200  # characters of one expression; GSM8K's longest has 36
 MAX_DEPTH = 20  # nested brackets

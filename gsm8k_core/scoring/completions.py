@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.problems.data import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
+from gsm8k_core.problems.gold import MAX_DIGITS, gold_number
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import MAX_DIGITS, gold_number, grade
+from gsm8k_core.scoring.answers import grade
 from gsm8k_core.scoring.stats import wilson
 from gsm8k_core.types import DataError, StorageError
 
@@ -26,7 +27,7 @@ Record = dict[str, Any]  # a line of the records file: plain JSON
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class CompletionRow:
     """One completion and what it should have said."""
 
     where: str  # file:line
@@ -35,15 +36,15 @@ class Answered:
     gold: str  # a plain number, or GSM8K's answer text
 
 
-def read_completions(path: Path) -> list[Answered]:
+def read_completions(path: Path) -> list[CompletionRow]:
     """The rows of a JSONL file, or of stdin for `-`. Raises DataError, with `file:line`, for the first bad one."""
-    rows = [_answered(parse(line, where, FORM), where) for where, line in read_lines(path, FORM)]
+    rows = [_completion_row(parse(line, where, FORM), where) for where, line in read_lines(path, FORM)]
     if not rows:
         raise DataError(f"{path if path != STDIN else 'stdin'} has no completions; {FORM}")
     return rows
 
 
-def grade_rows(rows: Sequence[Answered]) -> list[Record]:
+def grade_rows(rows: Sequence[CompletionRow]) -> list[Record]:
     """A record per row: what each rule read, and whether it is right. Raises DataError for a gold that is no number."""
     records = []
     for row in rows:
@@ -58,7 +59,7 @@ def grade_rows(rows: Sequence[Answered]) -> list[Record]:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
-    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and disagreements.summary."""
+    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and tallies.disagreement_summary."""
     rules = {}
     for name in tallies.rules_of(records):
         verdicts = [record["rules"][name] for record in records]
@@ -100,7 +101,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             part.unlink(missing_ok=True)
 
 
-def _answered(row: Row, where: str) -> Answered:
+def _completion_row(row: Row, where: str) -> CompletionRow:
     key = "gold" if "gold" in row or "answer" not in row else "answer"
     used = fields(row, ("completion", key), where)
     completion = used.get("completion")
@@ -109,7 +110,7 @@ def _answered(row: Row, where: str) -> Answered:
         raise DataError(f"{where}: {what}; {FORM}")
     if key not in used:
         raise DataError(f"{where}: no 'gold'; {FORM}")
-    return Answered(where, _id(row.get("id")), completion, _gold(used[key], f"{where}: {key!r}"))
+    return CompletionRow(where, _id(row.get("id")), completion, _gold(used[key], f"{where}: {key!r}"))
 
 
 def _id(value: object) -> str | int | None:

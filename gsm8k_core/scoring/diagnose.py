@@ -21,9 +21,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from gsm8k_core.scoring.answers import gold_number
+from gsm8k_core.problems.gold import gold_of
 from gsm8k_core.scoring.calculator import Claim, find_claims, written
-from gsm8k_core.scoring.stats import wilson
+from gsm8k_core.scoring.stats import percent, wilson
 
 CATEGORIES = {
     "correct": "correct",
@@ -80,7 +80,7 @@ def diagnose(record: Mapping[str, Any]) -> Diagnosis:
         "cut": record.get("finish_reason") == "length",
         "no_answer": verdict["extracted"] is None,
         "arithmetic_slip": bool(wrong),
-        "wrong_last_line": _is_wrong_last_line(claims, verdict, gold_of(record)),
+        "wrong_last_line": _is_wrong_last_line(claims, verdict, gold_fraction(record)),
     }
     signs = tuple(name for name, holds in seen.items() if holds)
     category = "correct" if verdict["correct"] else next(iter(signs), "other_wrong")
@@ -94,10 +94,9 @@ def diagnosis_json(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**asdict(found), "signs": list(found.signs)}
 
 
-def gold_of(record: Mapping[str, Any]) -> Fraction:
+def gold_fraction(record: Mapping[str, Any]) -> Fraction:
     """The gold as a number; `gold` is a plain number or a whole GSM8K answer."""
-    gold = str(record["gold"])
-    return Fraction(Decimal(gold_number(gold if "####" in gold else f"#### {gold}")))
+    return Fraction(Decimal(gold_of(str(record["gold"]))))
 
 
 def num_steps(answer: str | None) -> int | None:
@@ -222,7 +221,7 @@ def step_rows(*breakdowns: Mapping[str, Any]) -> list[list[str]]:
     """A row per number of steps: it, its problems, then each breakdown's accuracy. The same problems in each."""
     rows = []
     for same in zip(*(one["by_steps"] for one in breakdowns), strict=True):
-        rows.append([same[0]["steps"], str(same[0]["n"]), *(f"{100 * one['rate']:.1f} %" for one in same)])
+        rows.append([same[0]["steps"], str(same[0]["n"]), *(percent(one["rate"]) for one in same)])
     return rows
 
 

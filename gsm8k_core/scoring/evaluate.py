@@ -24,12 +24,12 @@ from gsm8k_core.scoring.diagnose import diagnosis_json
 from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
-STOP_RULE = "end-tokens"  # an answer ends before the first of model_folder.end_token_ids, and at no text
+STOP_RULE = "end-tokens"  # an answer ends before the first of folder.end_token_ids, and at no text
 ANSWER_LINE = "answer-line"  # or after its whole `#### N` line
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class Request:
     """One answer that is wanted: the problem, and which of its samples."""
 
     problem: Problem
@@ -41,7 +41,7 @@ class Draw:
         return noise_key(self.problem.id, self.sample)
 
 
-Generate = Callable[[Sequence[Draw]], Iterator[tuple[int, Completion, str]]]
+Generate = Callable[[Sequence[Request]], Iterator[tuple[int, Completion, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +149,15 @@ def evaluate(
     """Records in the order of `problems`, each's samples together; their file; how many were there before."""
     folder = logs / f"eval-{key.digest()[:12]}"
     path = folder / "records.jsonl"
-    draws = {(problem.id, sample): Draw(problem, sample) for problem in problems for sample in range(key.samples)}
+    requests = {(problem.id, sample): Request(problem, sample) for problem in problems for sample in range(key.samples)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder, path)
         with _held(folder), path.open("a", encoding="utf-8") as file:
             write_json(folder / "key.json", asdict(key))
-            records = _read_records(path, frozenset(draws))
+            records = _read_records(path, frozenset(requests))
             reused = len(records)
-            left = [draw for name, draw in draws.items() if name not in records]
+            left = [request for name, request in requests.items() if name not in records]
             for index, completion, text in generate(left) if left else ():
                 record = make_record(left[index].problem, completion, text, left[index].sample)
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
@@ -166,7 +166,7 @@ def evaluate(
                 progress(len(records))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    return [records[name] for name in draws], path, reused
+    return [records[name] for name in requests], path, reused
 
 
 def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) -> dict[str, Any]:

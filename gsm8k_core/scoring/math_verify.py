@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gsm8k_core.scoring.answers import Verdict, gold_number
+from gsm8k_core.problems.gold import gold_of
+from gsm8k_core.scoring.answers import Verdict
 from gsm8k_core.types import PreflightError
 
 NAME = "math-verify"
@@ -64,7 +65,7 @@ class MathVerify:
 
     def judge(self, completion: str, answer: str) -> Verdict:
         """A row that cannot be judged in time, or that breaks the worker, reads nothing and is wrong."""
-        gold = gold_number(answer if "####" in answer else f"#### {answer}")
+        gold = gold_of(answer)
         try:
             answered = self._ask({"completion": completion, "gold": gold})
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""The process that slow_rules.py starts: a row a line on stdin, math-verify's verdict a line on stdout."""
+"""The process that math_verify.py starts: a row a line on stdin, math-verify's verdict a line on stdout."""
 
 from __future__ import annotations
 

@@ -18,6 +18,11 @@ DRAWS = 10_000
 EXACT_UP_TO = 10_000  # problems; more than that take the normal approximation
 
 
+def percent(share: float) -> str:
+    """31.5 %."""
+    return f"{100 * share:.1f} %"
+
+
 @dataclass(frozen=True, slots=True)
 class Paired:
     """Two models on the same problems, counted in problems.
@@ -37,7 +42,7 @@ class Paired:
 def wilson(correct: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Lower and upper bound of an accuracy, as fractions from 0 to 1, for `correct` of `n` problems.
 
-    They are counts; an effective sample size (samples.interval) need not be whole.
+    They are counts; an effective sample size (tallies.interval) need not be whole.
     Source: Wilson, JASA 22 (1927), the score interval, without continuity correction.
     """
     if not 0 <= correct <= n or n == 0:

@@ -1,11 +1,9 @@
-"""Several answers to one problem: mean accuracy, the vote (maj@K), and the unbiased pass@k.
+"""Counts over records: accuracy under each rule, several answers to one problem, and where two rules disagree.
 
-With one answer a problem, everything here is the plain count.
-
-Where two rules judge the same completion differently: how often, in which direction, and in which rows.
-
-A row's verdicts split the rules into those that call it right and those that call it wrong. Rows with the same
-split are kept together, so each row's name is written once; every cell of the matrix is read from the splits.
+Of several answers: their mean accuracy, the vote (maj@K) and the unbiased pass@k; with one answer a problem, everything
+is the plain count. Of two rules: how often they judge differently, in which direction, and in which rows. A row's
+verdicts split the rules into those that call it right and those that call it wrong; rows with the same split are kept
+together, so each row's name is written once, and every cell of the matrix is read from the splits.
 """
 
 from __future__ import annotations
@@ -17,15 +15,38 @@ from statistics import fmean, variance
 from typing import Any
 
 from gsm8k_core.scoring.answers import HEADLINE
-from gsm8k_core.scoring.stats import majority, pass_at_k, wilson
+from gsm8k_core.scoring.stats import majority, pass_at_k, percent, wilson
 
 Record = Mapping[str, Any]
+Counts = dict[str, dict[str, int]]
+Splits = list[dict[str, list[Any]]]
+
 VOTING_RULE = "robust"  # its numbers have one normal form
+WIDTH = 80  # columns of a terminal
+
+
+def rules_of(records: Sequence[Record]) -> list[str]:
+    """The rules that every record was judged by, in their order."""
+    shared = set.intersection(*(set(record["rules"]) for record in records)) if records else set()
+    return [name for name in records[0]["rules"] if name in shared] if records else []
 
 
 def by_problem(records: Sequence[Record]) -> list[list[Record]]:
     """The answers to each problem; they stand beside each other."""
     return [list(group) for _, group in groupby(records, key=lambda record: record["id"])]
+
+
+def rates(records: Sequence[Record]) -> dict[str, dict[str, object]]:
+    """The correct answers of each rule that judged them all, their share of all answers, and its interval."""
+    groups = by_problem(records)
+    num_samples = len(records) // len(groups)
+    scores: dict[str, dict[str, object]] = {}
+    for name in rules_of(records):
+        correct = [_num_correct(group, name) for group in groups]
+        total = sum(correct)
+        low, high = wilson(total, len(records)) if num_samples == 1 else interval(correct, num_samples)
+        scores[name] = {"correct": total, "accuracy": total / len(records), "interval": [low, high]}
+    return scores
 
 
 def interval(correct: Sequence[int], num_samples: int) -> tuple[float, float]:
@@ -44,21 +65,11 @@ def interval(correct: Sequence[int], num_samples: int) -> tuple[float, float]:
     return wilson(sum(correct) * effective / (n * num_samples), effective)
 
 
-def rates(records: Sequence[Record]) -> dict[str, dict[str, object]]:
-    """The correct answers of each rule that judged them all, their share of all answers, and its interval."""
-    groups = by_problem(records)
-    num_samples = len(records) // len(groups)
-    scores: dict[str, dict[str, object]] = {}
-    for name in rules_of(records):
-        correct = [_num_correct(group, name) for group in groups]
-        total = sum(correct)
-        low, high = wilson(total, len(records)) if num_samples == 1 else interval(correct, num_samples)
-        scores[name] = {"correct": total, "accuracy": total / len(records), "interval": [low, high]}
-    return scores
-
-
 def _num_correct(group: Sequence[Record], rule: str) -> int:
     return sum(bool(record["rules"][rule]["correct"]) for record in group)
+
+
+# --- several answers to a problem -----------------------------------------------------------------------------
 
 
 def voted(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -105,19 +116,16 @@ def sample_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] 
         return None
     last = max(map(int, found["pass_at_k"][HEADLINE[0]]))
     shown = sorted({2**power for power in range(last.bit_length())} | {last})
-    rows = [[f"pass@{k}", *(f"{100 * found['pass_at_k'][name][str(k)]:.1f} %" for name in HEADLINE)] for k in shown]
-    vote = f"{100 * found['majority']['accuracy']:.1f} %"
+    rows = [[f"pass@{k}", *(percent(found["pass_at_k"][name][str(k)]) for name in HEADLINE)] for k in shown]
+    vote = percent(found["majority"]["accuracy"])
     rows.append([f"maj@{last}", *(vote if name == VOTING_RULE else "-" for name in HEADLINE)])
     return [f"{last} samples", *HEADLINE], rows
 
 
-WIDTH = 80  # columns of a terminal
-
-Counts = dict[str, dict[str, int]]
-Splits = list[dict[str, list[Any]]]
+# --- two rules ------------------------------------------------------------------------------------------------
 
 
-def splits(records: Sequence[Mapping[str, Any]]) -> Splits:
+def splits(records: Sequence[Record]) -> Splits:
     """[{"right": rules, "wrong": rules, "rows": names}], the most frequent first; rows without dissent are left out."""
     found: dict[tuple[bool, ...], list[Any]] = {}
     names = rules_of(records)
@@ -135,12 +143,6 @@ def splits(records: Sequence[Mapping[str, Any]]) -> Splits:
     ]
 
 
-def rules_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rules that every record was judged by, in their order."""
-    shared = set.intersection(*(set(record["rules"]) for record in records)) if records else set()
-    return [name for name in records[0]["rules"] if name in shared] if records else []
-
-
 def matrix(names: Sequence[str], found: Splits) -> Counts:
     """[a][b]: how many rows rule a calls right and rule b wrong."""
     return {right: {wrong: len(rows_behind(found, right, wrong)) for wrong in names} for right in names}
@@ -151,7 +153,7 @@ def rows_behind(found: Splits, right: str, wrong: str) -> list[Any]:
     return [row for split in found if right in split["right"] and wrong in split["wrong"] for row in split["rows"]]
 
 
-def disagreement_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def disagreement_summary(records: Sequence[Record]) -> dict[str, Any]:
     """{"disagreements": the matrix, "disagreement_rows": the splits}: what eval and grade write."""
     found = splits(records)
     return {"disagreements": matrix(rules_of(records), found), "disagreement_rows": found}

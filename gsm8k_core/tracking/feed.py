@@ -32,7 +32,7 @@ from gsm8k_core.types import StepEvent, StorageError, UsageError
 
 Say = Callable[[str], None]
 
-SINKS = {
+TRACKERS = {
     "wandb": "gsm8k_core.tracking.trackers:Wandb",
     "trackio": "gsm8k_core.tracking.trackers:Trackio",
     "tensorboard": "gsm8k_core.tracking.trackers:TensorBoard",
@@ -49,14 +49,14 @@ TOLD = ("config", "model", "data", "rows", "plan", "choices", "versions", "host"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TrackerLimits:
     """Seconds that a tracker may take."""
 
     start: float = 10.0
     close: float = 5.0
 
 
-def check_sinks(config: TrainConfig, say: Say) -> None:
+def check_trackers(config: TrainConfig, say: Say) -> None:
     """Refuse at the door, before there is a run folder: a tracker that is not installed, a key that cannot be read."""
     _refuse_key(config.wandb_key_file)  # first, whatever is reported to: the run folder keeps every setting
     for name in config.trackers:
@@ -104,18 +104,19 @@ def load_wandb_key(path: Path, say: Say) -> str:
     return key[2]
 
 
-def open_sinks(config: TrainConfig, run: Run, say: Say, limits: Limits | None = None) -> Sinks:
+def open_trackers(config: TrainConfig, run: Run, say: Say, limits: TrackerLimits | None = None) -> Trackers:
     """Start every tracker that is asked for, without waiting for one."""
     key = None
     if "wandb" in config.trackers and config.wandb_key_file is not None:
-        with contextlib.suppress(UsageError):  # gone since check_sinks: W&B will say that it has no key
+        with contextlib.suppress(UsageError):  # gone since check_trackers: W&B will say that it has no key
             key = load_wandb_key(config.wandb_key_file, lambda warning: None)
-    limits = limits or Limits()
+    limits = limits or TrackerLimits()
     info = _info(config, run, limits)
-    return Sinks([Feed(name, SINKS[name], info, _environment(name, key), say, limits) for name in config.trackers], run)
+    feeds = [Feed(name, TRACKERS[name], info, _environment(name, key), say, limits) for name in config.trackers]
+    return Trackers(feeds, run)
 
 
-def _info(config: TrainConfig, run: Run, limits: Limits) -> RunInfo:
+def _info(config: TrainConfig, run: Run, limits: TrackerLimits) -> RunInfo:
     name = run.folder.resolve().name
     settings = {part: run.manifest[part] for part in TOLD if part in run.manifest}
     if isinstance(settings.get("config"), Mapping):
@@ -147,7 +148,7 @@ def _secrets(environment: Mapping[str, str]) -> list[str]:
     return sorted(set(found), key=len, reverse=True)  # one may be a part of another
 
 
-class Sinks:
+class Trackers:
     """All trackers of a run; leaving the `with` closes them, a signal's way out at once."""
 
     def __init__(self, feeds: Sequence[Feed], run: Run | None = None) -> None:
@@ -172,7 +173,7 @@ class Sinks:
             with contextlib.suppress(StorageError):  # the run's own files say this, and better
                 self._run.record(trackers={feed.name: feed.report() for feed in self._feeds})
 
-    def __enter__(self) -> Sinks:
+    def __enter__(self) -> Trackers:
         return self
 
     def __exit__(
@@ -185,7 +186,7 @@ class Feed:
     """One tracker's process. `offer` never waits; two threads do the writing and the reading."""
 
     def __init__(
-        self, name: str, sink: str, run: RunInfo, environment: Mapping[str, str], say: Say, limits: Limits
+        self, name: str, tracker: str, run: RunInfo, environment: Mapping[str, str], say: Say, limits: TrackerLimits
     ) -> None:
         self.name, self.limits = name, limits
         self.offered = self.taken = 0
@@ -196,7 +197,7 @@ class Feed:
         self._changed = threading.Condition()  # guards everything below and above; never held while waiting for a pipe
         self._ready = self._closing = self._closed = False
         self._close_from = 0.0
-        self._waiting = deque([_line({"sink": sink, "run": asdict(run)})])
+        self._waiting = deque([_line({"tracker": tracker, "run": asdict(run)})])
         self._threads: list[threading.Thread] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()

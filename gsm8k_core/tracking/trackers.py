@@ -38,7 +38,7 @@ class RunInfo:
     seconds: float  # what closing may take
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """One tracker."""
 
     def start(self, run: RunInfo) -> str:
@@ -164,14 +164,14 @@ def serve(events: IO[bytes], tell: Callable[[Mapping[str, object]], None]) -> bo
     """Run one tracker until the events end; False when it failed."""
     try:
         hello = json.loads(events.readline())
-        module, name = hello["sink"].split(":")
-        sink: Sink = getattr(importlib.import_module(module), name)()
-        tell({"ready": str(sink.start(RunInfo(**hello["run"])))[:LONGEST_REASON]})
+        module, name = hello["tracker"].split(":")
+        tracker: Tracker = getattr(importlib.import_module(module), name)()
+        tell({"ready": str(tracker.start(RunInfo(**hello["run"])))[:LONGEST_REASON]})
         for taken, line in enumerate(events, 1):
             values = json.loads(line)
-            sink.event(StepEvent(values.pop("event"), values))
+            tracker.event(StepEvent(values.pop("event"), values))
             tell({"taken": taken})
-        sink.close()
+        tracker.close()
     except BaseException as error:  # a library may raise anything, SystemExit included: all of it is told, none is ours
         tell({"failed": f"{type(error).__name__}: {error}"[:LONGEST_REASON]})
         return False

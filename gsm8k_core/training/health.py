@@ -1,4 +1,4 @@
-"""Whether answers look like a working model's: what is counted, what is too little, and what it means.
+"""Whether answers look like a working model's: what is counted, what is too little, what it means, and when to look.
 
 A collapsed model has a finite loss for a while, and its run goes on for hours. Its answers show it at once: token 0 and
 nothing else, one token again and again, no number anywhere. Repetition is counted in an answer's first READ_TOKENS:
@@ -8,9 +8,8 @@ early, so a probe looks for it where the gold answer ends.
 Every threshold stands far from what healthy answers gave. Measured: SmolLM2-135M-Instruct as it is, and after 150
 updates; the first 64 tokens of its answers to GSM8K's 1,319 test problems, one by one, and 20,000 groups of four.
 
-A look at the model in training: a few dev problems answered in a few tokens, and how their gold answers end.
-
-It costs PROBE_ROWS prompts, PROBE_TOKENS steps of decoding and PROBE_ROWS forward passes, whatever the model writes.
+A probe looks at the model in training: a few dev problems answered in a few tokens, and how their gold answers end. It
+costs PROBE_ROWS prompts, PROBE_TOKENS steps of decoding and PROBE_ROWS forward passes, whatever the model writes.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from typing import TYPE_CHECKING
 
 from gsm8k_core.backend import ignore_token
 from gsm8k_core.problems.batching import pad
-from gsm8k_core.report.words import HEADLINE_RULE
-from gsm8k_core.scoring.answers import RULES
+from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 
 if TYPE_CHECKING:
@@ -134,6 +132,9 @@ def warnings(found: Vitals, updates: int) -> list[str]:
     return said
 
 
+# --- the probe ------------------------------------------------------------------------------------------------
+
+
 PROBE_ROWS = 4
 PROBE_TOKENS = READ_TOKENS
 
@@ -169,9 +170,8 @@ class Probe:
 
     def _look(self, live: Weights) -> Vitals:
         prompts = [row.tokens[: row.num_prompt] for row in self.rows]
-        answers: dict[int, Completion] = dict(
-            live.generate(prompts, Sampling(PROBE_TOKENS, len(prompts)), ignore_token)
-        )
+        sampling = Sampling(PROBE_TOKENS, len(prompts))
+        answers: dict[int, Completion] = dict(live.generate(prompts, sampling, ignore_token))
         completions = [answers[index] for index in range(len(prompts))]
         texts = [self.decode(completion.tokens) for completion in completions]
         return vitals(completions, texts, self._ends(live))

@@ -1,13 +1,12 @@
-"""The dev split during training: its loss, and a few problems answered greedily and graded.
+"""The model in training against the dev split: its loss and its answers on the way, and the guard at the end.
 
 The rows are the same at every update, and the loss is over the very rows that are answered.
 
-The guard: is the trained model better than the one it was made of?
-
-Fine-tuning can make a model worse, and a falling loss does not show it. So the base answers a few dev problems before
-the first update, and the model in training answers the same ones after a quarter of the planned updates and at the
-end. They are compared problem by problem with McNemar's exact test: what is not below stats.LEVEL is called not
-distinguishable, never better. Nothing is chosen or deleted by it; it only says what was seen, and what to try.
+The guard asks whether the trained model is better than the one it was made of. Fine-tuning can make a model worse, and
+a falling loss does not show it. So the base answers a few dev problems before the first update, and the model in
+training answers the same ones after a quarter of the planned updates and at the end. They are compared problem by
+problem with McNemar's exact test: what is not below stats.LEVEL is called not distinguishable, never better. Nothing
+is chosen or deleted by it; it only says what was seen, and what to try.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.problems.batching import micro_batches
-from gsm8k_core.report.words import HEADLINE_RULE
-from gsm8k_core.scoring.answers import HEADLINE, grade
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, grade
 from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
 from gsm8k_core.types import Example, Problem, Sampling
 
@@ -29,6 +27,14 @@ if TYPE_CHECKING:
 
 
 Deadline = Callable[[], bool]  # true: stop now
+
+SHARE = 0.05  # of the time budget, at most, for the base's answers
+FEWEST = 8  # problems; fewer can hardly show anything, even if all change
+ROUND = 16  # problems in each round after the first
+QUARTER = 0.25  # of the planned updates
+FEWEST_UPDATES = 8  # planned ones; a quarter of fewer is no time to look
+
+BETTER, WORSE = "better", "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +174,7 @@ class DevSet:
         return correct, num_stopped, tuple(right)
 
 
-SHARE = 0.05  # of the time budget, at most, for the base's answers
-FEWEST = 8  # problems; fewer can hardly show anything, even if all change
-ROUND = 16  # problems in each round after the first
-QUARTER = 0.25  # of the planned updates
-FEWEST_UPDATES = 8  # planned ones; a quarter of fewer is no time to look
-
-BETTER, WORSE = "better", "worse"
+# --- the guard ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ def measure_base(
     return Guard(base=joined(parts))
 
 
-# --- the words -----------------------------------------------------------------------------------------------------
+# --- its words ------------------------------------------------------------------------------------------------
 
 
 def base_line(guard: Guard) -> str:

@@ -1,4 +1,6 @@
-"""How much memory training will take, before a model is loaded: from config.json, the method and the longest rows.
+"""What training takes of a machine, before a model is loaded and in its first seconds: memory, precision, disk.
+
+The memory, from config.json, the method and the longest rows:
 
     process      the interpreter, the framework's code, tokenizer and rows
     weights      what is loaded, in the dtype of the products where it is not trained
@@ -9,14 +11,10 @@
     logits       of one chunk of targets, three times
 
 What differs between backends and devices is Costs: theirs, measured (docs/memory.md). All sizes in bytes.
+Then: what this process may take and took, and what a container allows; which compute dtype a device is fast in, from
+one measured micro-batch in each; how long saving will take, from a sample written to the very disk.
 
 Axes: B rows, T tokens of the longest row, N = B x T.
-
-How much memory this process may take, what it took, what a container allows, and the error where it ran out.
-
-Which compute dtype a device is fast in: decided from one measured micro-batch in each.
-
-How long saving will take, from the size of what is saved and a sample written to the very disk.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,20 +97,25 @@ def model_of(body: Mapping[str, Any], config: TrainConfig) -> Model | None:
 
 
 def adapter_parameters(shape: ModelShape, spec: LoraSpec) -> int:
-    """Numbers in A, B and m over all blocks."""
+    """Numbers of an adapter over all blocks."""
     attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     sizes = {
-        "q_proj": (shape.hidden, attention),
-        "k_proj": (shape.hidden, kv),
-        "v_proj": (shape.hidden, kv),
-        "o_proj": (attention, shape.hidden),
-        "gate_proj": (shape.hidden, shape.inner),
-        "up_proj": (shape.hidden, shape.inner),
-        "down_proj": (shape.inner, shape.hidden),
+        "q_proj": (attention, shape.hidden),
+        "k_proj": (kv, shape.hidden),
+        "v_proj": (kv, shape.hidden),
+        "o_proj": (shape.hidden, attention),
+        "gate_proj": (shape.inner, shape.hidden),
+        "up_proj": (shape.inner, shape.hidden),
+        "down_proj": (shape.hidden, shape.inner),
     }
-    chosen = [size for name, size in sizes.items() if not spec.targets or name in spec.targets]
-    lengths = sum(width for _, width in chosen) if spec.dora else 0
-    return shape.layers * (spec.rank * sum(map(sum, chosen)) + lengths)
+    return shape.layers * adapter_size(
+        spec, [size for name, size in sizes.items() if not spec.targets or name in spec.targets]
+    )
+
+
+def adapter_size(spec: LoraSpec, sizes: Iterable[Sequence[int]]) -> int:
+    """Numbers in A (r, in), B (out, r) and, for DoRA, m (out,), over linear layers of these sizes (out, in)."""
+    return sum(spec.rank * (rows + columns) + (rows if spec.dora else 0) for rows, columns in sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,6 @@ class Plan:
     tokens: Choice  # padded tokens at most in a micro-batch
     memory: DeviceMemory
     widest: int
-
     moments: int  # bytes of AdamW's moments, which a rehearsal has not made
 
     @property
@@ -245,7 +247,7 @@ def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, w
         changed = config.model_copy(update=change)
         if changed == config:
             continue
-        smaller = Model(model.shape, model.num_parameters, _trained(model, changed))
+        smaller = replace(model, num_trained=_trained(model, changed))
         total = predict(smaller, changed, dtype, memory.costs, widest, widest).total
         if total * MARGIN <= memory.free:
             return f"{' '.join(words[name] for name in change)} (about {human_size(total)})"
@@ -255,6 +257,9 @@ def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, w
 def _trained(model: Model, config: TrainConfig) -> int:
     spec = lora_spec(config)
     return model.num_trained if spec is None else adapter_parameters(model.shape, spec)
+
+
+# --- what there is --------------------------------------------------------------------------------------------
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -337,6 +342,8 @@ def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
         raise OutOfMemoryError(f"{framework} ran out of memory; {SMALLER} ({said})") from error
 
 
+# --- the compute dtype ----------------------------------------------------------------------------------------
+
 PROBE_SECONDS = 10.0
 # Another dtype is taken only where it is clearly faster: float32 is what every other figure is compared with.
 FASTER = 1.1
@@ -394,6 +401,8 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
 
+# --- the disk -------------------------------------------------------------------------------------------------
+
 SAMPLE_BYTES = 64 << 20
 FLOAT32 = 4  # bytes
 
@@ -409,7 +418,7 @@ def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
     if spec is None:
         return FLOAT32 * sum(math.prod(shape) for shape in shapes.values())
     targets = target_modules(spec, linear_layers(folder))
-    return FLOAT32 * spec.rank * sum(sum(shapes[f"{name}.weight"]) for name in targets)
+    return FLOAT32 * adapter_size(spec, [shapes[f"{name}.weight"] for name in targets])
 
 
 def write_seconds(folder: Path, num_bytes: int) -> float:

@@ -1,4 +1,4 @@
-"""The run directory: what it holds, how it is claimed, and its manifest.
+"""The run directory: what it holds, how it is claimed, its manifest, and what may change when a run goes on.
 
 run.json        config, versions, hashes, every automatic choice with its reason, the outcome
 metrics.jsonl   one event a line
@@ -9,9 +9,7 @@ best/           the model with the best dev accuracy (--eval-steps)
 checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
 
-Going on with a run: which settings may differ from those it began with, and its metrics.jsonl cut to fit.
-
-Every setting of TrainConfig is in exactly one class:
+A run that goes on may differ in some settings from what it began with; every one of TrainConfig is in one class:
 
     FREE       may change: how and where the run is done, watched and kept
     HARMLESS   needs --force: speed, memory, rounding or how it is measured, not what is learned
@@ -36,7 +34,8 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from gsm8k_core.config.train import TrainConfig, flag
+from gsm8k_core.config.fields import flag
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
 from gsm8k_core.types import StorageError, UsageError
 
@@ -276,6 +275,8 @@ def _next(folder: Path) -> Path:
     return next(path for path in names if not os.path.lexists(path))
 
 
+# --- going on -------------------------------------------------------------------------------------------------
+
 FREE: Final = frozenset(
     {
         "config",
@@ -358,7 +359,7 @@ def check(
     fixed = [name for name in changed if name in FIXED or (name in SPLIT and not same_size)]
     words = tuple(f"{name}: {pair}" for name, pair in changed.items())
     if fixed or contents or (words and not force):
-        every = (*words, *(f"{name} (sha256): {_short(facts, name)} -> {_short(now, name)}" for name in contents))
+        every = (*words, *(f"{name} (sha256): {_hash(facts, name)} -> {_hash(now, name)}" for name in contents))
         advice = _advice([name for name in changed if name in fixed or not force], asked, bool(fixed), contents)
         raise UsageError(f"this is not what the run began with: {', '.join(every)}; {advice}")
     return words
@@ -374,7 +375,7 @@ def _changed(
     return {name: f"{before[name]} -> {after[name]}" for name in names if name not in known}
 
 
-def _short(hashes: Mapping[str, str], name: str) -> str:
+def _hash(hashes: Mapping[str, str], name: str) -> str:
     return hashes[name][:SHOWN] if name in hashes else "unknown"
 
 

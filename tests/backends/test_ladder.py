@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gsm8k_core.parity import ladder
-from gsm8k_core.parity.bench import NATS, UPDATES, Bench, Measured, Side, curve_gap, most, worst
+from gsm8k_core.parity.bench import NATS, UPDATES, Bench, Implementation, Measurement, curve_gap, most, worst
 from gsm8k_core.parity.ladder import Reading, Rung, climb
-from gsm8k_core.parity.rungs import identical_batches, pad_counted, partings
+from gsm8k_core.parity.rungs import identical_batches, pad_counted, parted
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, DataError, DivergedError, Example
 from tests import tiny
 
@@ -68,20 +68,20 @@ def nobody(folder: Path) -> Any:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    side = Side("nobody", nobody)
+    side = Implementation("nobody", nobody)
     rows = tiny.make_rows()
     return Bench(side, side, tiny.make(tmp_path / "model"), rows, [(4, 5), (6,)], tmp_path)
 
 
 def test_batches_are_compared_without_a_model(bench: Bench) -> None:
-    assert list(identical_batches(bench)) == [Measured("", UPDATES, 0, 12)]
+    assert list(identical_batches(bench)) == [Measurement("", UPDATES, 0, 12)]
 
 
 def test_a_diverged_candidate_fails_its_rung_and_the_next_is_climbed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverges(bench: Bench) -> Iterator[Measured]:
-        yield Measured("first", NATS, 0.0, 1.0)
+    def diverges(bench: Bench) -> Iterator[Measurement]:
+        yield Measurement("first", NATS, 0.0, 1.0)
         raise DivergedError("update 2: loss nan")
 
     rungs = (Rung(1, "scores", diverges, {NATS: 0.01}), Rung(0, "batches", identical_batches, {UPDATES: 0}))
@@ -92,9 +92,9 @@ def test_a_diverged_candidate_fails_its_rung_and_the_next_is_climbed(
 
 
 def test_a_tolerance_is_frozen_only_where_it_was_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(bench: Bench) -> Iterator[Measured]:
-        yield Measured("reference", NATS, 0.0, 1.0, alone=True)
-        yield Measured("candidate", NATS, 0.0, 1.0)
+    def measure(bench: Bench) -> Iterator[Measurement]:
+        yield Measurement("reference", NATS, 0.0, 1.0, alone=True)
+        yield Measurement("candidate", NATS, 0.0, 1.0)
 
     monkeypatch.setattr(ladder, "RUNGS", (Rung(8, "resume", measure, {NATS: 0.01}),))
     assert [each.tolerance for each in climb(bench, frozen=True)] == [0.01, 0.01]
@@ -140,15 +140,15 @@ def completion(tokens: Sequence[int], end: bool = False) -> Completion:
 def test_texts_part_at_their_first_difference(bench: Bench) -> None:
     right = {0: completion([7, 8, 9]), 1: completion([7, 8, 9])}
     found = {0: completion([7, 8, 9]), 1: completion([7, 3, 2])}
-    places = partings(Likely(), bench, right, found)  # type: ignore[arg-type]
-    assert [(place.prompt, place.position, place.gap) for place in places] == [(1, 1, 5.0)]
+    places = parted(Likely(), bench, right, found)  # type: ignore[arg-type]
+    assert [(place.id, place.position, place.gap) for place in places] == [("1", 1, 5.0)]
 
 
 def test_an_end_is_a_token_too(bench: Bench) -> None:
     right = {0: completion([7, 8], end=True), 1: completion([7, 8], end=True)}
     found = {0: completion([7, 8], end=True), 1: completion([7, 8, 5])}
-    places = partings(Likely(), bench, right, found)  # type: ignore[arg-type]
-    assert [(place.prompt, place.position, place.gap) for place in places] == [(1, 2, 4.0)]  # the end token is 1
+    places = parted(Likely(), bench, right, found)  # type: ignore[arg-type]
+    assert [(place.id, place.position, place.gap) for place in places] == [("1", 2, 4.0)]  # the end token is 1
 
 
 def test_no_figure_drops_a_nan() -> None:

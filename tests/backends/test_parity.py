@@ -17,7 +17,7 @@ import pytest
 import backends
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.parity import ladder
-from gsm8k_core.parity.bench import NATS, Bench, Side
+from gsm8k_core.parity.bench import NATS, Bench, Implementation
 from gsm8k_core.parity.ladder import MARGIN, RUNGS, Reading, climb
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import Example, Update
@@ -49,8 +49,8 @@ def tolerance(number: int) -> float:
     return RUNGS[number].tolerances[NATS]
 
 
-def side(name: str) -> Side:
-    return Side(name, lambda folder: backends.open(name, folder, "cpu", "float32"))
+def side(name: str) -> Implementation:
+    return Implementation(name, lambda folder: backends.open(name, folder, "cpu", "float32"))
 
 
 @pytest.fixture(scope="session")

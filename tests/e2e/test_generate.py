@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.config.train import GenerateConfig
+from gsm8k_core.config.score import GenerateConfig
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Completion
 from tests.e2e.conftest import Run

@@ -86,17 +86,17 @@ def test_batches_are_checked_and_listed(backend_name: str, run: Run, model: Path
 def test_answers_that_were_made_one_by_one_are_not_taken_for_a_batchs(
     run: Run, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from verbs.evaluate import Opened
+    from verbs.evaluate import LoadedModel
 
     arguments = ("--model", model, "--data", data, "--backend", "torch", *COLD)
     summary_of(run, *arguments, "--eval-batch-size", 1)
-    original = Opened.generate
+    original = LoadedModel.generate
 
-    def batches_are_wrong(self: Opened, draws: Any, sampling: Any) -> Any:
+    def batches_are_wrong(self: LoadedModel, draws: Any, sampling: Any) -> Any:
         for index, completion in original(self, draws, sampling):
             yield index, Completion((7,), "length") if sampling.batch_size > 1 else completion
 
-    monkeypatch.setattr(Opened, "generate", batches_are_wrong)
+    monkeypatch.setattr(LoadedModel, "generate", batches_are_wrong)
     found = summary_of(run, *arguments, "--check-batching")
     assert found["reused"] == 0
     assert found["batching"]["equal"] == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gsm8k_core.tracking.feed import Limits, installed
+from gsm8k_core.tracking.feed import TrackerLimits, installed
 from tests.e2e.conftest import Run
 
 SHORT = (
@@ -39,10 +39,10 @@ CANARY = "canary0123456789abcdef0123456789abcdef42"
 
 def use(stubs: dict[str, str], monkeypatch: pytest.MonkeyPatch, start: float = 20.0, close: float = 0.5) -> None:
     monkeypatch.setattr(
-        "gsm8k_core.tracking.feed.SINKS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()}
+        "gsm8k_core.tracking.feed.TRACKERS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()}
     )
     monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: True)
-    monkeypatch.setattr("gsm8k_core.tracking.feed.Limits", functools.partial(Limits, start, close))
+    monkeypatch.setattr("gsm8k_core.tracking.feed.TrackerLimits", functools.partial(TrackerLimits, start, close))
 
 
 def events(folder: Path) -> list[tuple[object, ...]]:
@@ -152,7 +152,7 @@ def test_the_key_is_nowhere(
     elif not installed("wandb"):
         pytest.skip("wandb is not installed")
     else:
-        monkeypatch.setattr("gsm8k_core.tracking.feed.Limits", functools.partial(Limits, 60.0, 30.0))
+        monkeypatch.setattr("gsm8k_core.tracking.feed.TrackerLimits", functools.partial(TrackerLimits, 60.0, 30.0))
     (tmp_path / "home").mkdir()
     for name, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from gsm8k_core.files import file_hash
 from gsm8k_core.models.folder import check_folder, end_token_ids, rope_theta, tied_head, vocabulary_size
 from gsm8k_core.problems.data import is_text, read_jsonl
-from gsm8k_core.scoring.answers import HEADLINE, RULES, gold_number, grade
+from gsm8k_core.problems.gold import gold_number
+from gsm8k_core.scoring.answers import HEADLINE, RULES, grade
 from gsm8k_core.scoring.calculator import MAX_CLAIMS, CalculatorError, calculate, find_claims, written
 from gsm8k_core.tracking.terminal import printable
 from gsm8k_core.training.checkpoints import newest

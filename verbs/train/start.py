@@ -11,7 +11,8 @@ from typing import Any
 
 import backends
 from gsm8k_core.auto import AUTO, Pair, choose_pair
-from gsm8k_core.config.train import EMBEDDED_MODEL, GENERATED_DATA, TrainConfig, flag, with_profile
+from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
+from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.adapter import lora_spec, target_modules
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.models.folder import end_token_ids, folder_hash, linear_layers, tokenizer_hash, vocabulary_size
@@ -25,7 +26,7 @@ from gsm8k_core.problems.batching import (
 from gsm8k_core.problems.data import DataSet, load_data, training_rows
 from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
 from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, summarise
-from gsm8k_core.tracking.feed import check_sinks
+from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
 from gsm8k_core.training.health import PROBE_ROWS
@@ -116,7 +117,7 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     terminal = context.terminal
     _refuse_idle(config, context)
     choice = backends.resolve(config.backend)
-    check_sinks(config, terminal.say)
+    check_trackers(config, terminal.say)
     if config.output_dir is not None:
         check_free(config.output_dir)
     # Quiet: the demonstration's first line is its banner, and the answer comes in about a second.
@@ -187,7 +188,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         terminal.say(f"run {run.folder} is complete ({updates}); nothing is left to do")
         return None
     choice = backends.resolve(config.backend)
-    check_sinks(config, terminal.say)
+    check_trackers(config, terminal.say)
     _check_backend(choice.name, config, "dtype" in asked)
     source = _source_of(run, config, terminal)
     data = load_data(config.data, config.data_config, config.seed, terminal.say, splits=("train",))

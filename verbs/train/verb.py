@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from gsm8k_core.clock import kept_awake
-from gsm8k_core.config.train import EMBEDDED_MODEL, TrainConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
-from gsm8k_core.tracking.feed import open_sinks
+from gsm8k_core.tracking.feed import open_trackers
 from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
@@ -79,7 +80,7 @@ def _held(run: Run) -> Iterator[None]:
 
 def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]) -> dict[str, Any]:
     """Train to the end or a stop, and save the model; returns how it went, which run.json keeps."""
-    with open_sinks(job.config, run, context.terminal.say) as sinks:
+    with open_trackers(job.config, run, context.terminal.say) as sinks:
         segment = Segment(job, model, run, context, sinks, interrupted, changed=bool(context.link.killed_by))
         outcome, pilot = segment.train_on()
         if outcome.reason == STOP_INTERRUPTED:

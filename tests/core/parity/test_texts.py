@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gsm8k_core.parity.texts import Answered, closed, compare, first_difference
+from gsm8k_core.parity.texts import AnswerPair, closed, compare, first_difference
 from gsm8k_core.scoring.sampling import noise
 from gsm8k_core.types import Batch, Completion, Sampling
 
@@ -18,8 +18,8 @@ def score(batch: Batch) -> np.ndarray:
     return np.array([[CHANCES.get(int(token), -9.0) for token in row[1:]] for row in batch.tokens], dtype=np.float32)
 
 
-def answer(reference: Completion, other: Completion) -> Answered:
-    return Answered("test-0", (2, 3), 11, reference, other)
+def answer(reference: Completion, other: Completion) -> AnswerPair:
+    return AnswerPair("test-0", (2, 3), 11, reference, other)
 
 
 def found(reference: tuple[int, ...], other: tuple[int, ...], **changes: object) -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gsm8k_core.report.comparison import make_comparison, verdict
-from gsm8k_core.scoring.evaluate import Draw, Key, completion_of, evaluate, summarise
+from gsm8k_core.scoring.evaluate import Key, Request, completion_of, evaluate, summarise
 from gsm8k_core.types import Completion, Problem, StorageError
 
 PROBLEMS = [Problem(f"test-{n}", f"what is {n}?", f"so {n}\n#### {n}", str(n)) for n in range(6)]
@@ -23,14 +23,14 @@ class Model:
     def __init__(self, right_below: int = 99, dies_after: int = 99) -> None:
         self.right_below, self.dies_after, self.asked = right_below, dies_after, 0
 
-    def __call__(self, draws: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
-        for index in reversed(range(len(draws))):
+    def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion, str]]:
+        for index in reversed(range(len(requests))):
             if self.asked == self.dies_after:
                 raise KeyboardInterrupt
             self.asked += 1
-            gold = int(draws[index].problem.gold) + draws[index].sample % 3  # of three samples, one is right
+            gold = int(requests[index].problem.gold) + requests[index].sample % 3  # of three samples, one is right
             text = f"#### {gold if gold < self.right_below else gold + 1}"
-            yield index, Completion((1, draws[index].key % 1000), "stop"), text
+            yield index, Completion((1, requests[index].key % 1000), "stop"), text
 
 
 def test_records_come_back_in_the_order_of_the_problems(tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_a_killed_sampled_evaluation_goes_on_in_the_midst_of_a_problem(tmp_path:
 
 def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     class Meddled(Model):
-        def __call__(self, draws: Sequence[Draw]) -> Iterator[tuple[int, Completion, str]]:
+        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion, str]]:
             with pytest.raises(StorageError, match="in use by another evaluation"):
                 evaluate(PROBLEMS, Model(), KEY, tmp_path)
             evaluate(PROBLEMS, Model(), replace(KEY, model="other"), tmp_path)
-            yield from super().__call__(draws)
+            yield from super().__call__(requests)
 
     _, path, reused = evaluate(PROBLEMS, Meddled(), KEY, tmp_path)
     assert (reused, len(path.read_text().splitlines())) == (0, 6)
@@ -80,7 +80,7 @@ def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp
 
 def test_a_record_holds_the_tokens(tmp_path: Path) -> None:
     records, _, _ = evaluate(PROBLEMS[:1], Model(), KEY, tmp_path)
-    assert completion_of(records[0]) == Completion((1, Draw(PROBLEMS[0], 0).key % 1000), "stop")
+    assert completion_of(records[0]) == Completion((1, Request(PROBLEMS[0], 0).key % 1000), "stop")
 
 
 def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pytest
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.tracking.feed import (
     WAITING,
-    Limits,
-    Sinks,
+    TrackerLimits,
+    Trackers,
     _secrets,
-    check_sinks,
+    check_trackers,
     installed,
     load_wandb_key,
-    open_sinks,
+    open_trackers,
 )
 from gsm8k_core.tracking.trackers import measures
 from gsm8k_core.training.runs import Run, create
@@ -31,7 +31,7 @@ UPDATES = [
     for n in range(1, 4)
 ]
 EVENTS = [StepEvent("start", {"updates": 3}), *UPDATES, StepEvent("end", {"reason": "done", "update": 3})]
-SHORT = Limits(start=20.0, close=0.5)
+SHORT = TrackerLimits(start=20.0, close=0.5)
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def run(tmp_path: Path) -> Run:
     return create(tmp_path / "run", {"config": {"seed": 3, "wandb_key_file": "/secret/place"}})
 
 
-def opened(run: Run, monkeypatch: pytest.MonkeyPatch, stub: type, said: list[str], limits: Limits) -> Sinks:
-    monkeypatch.setattr("gsm8k_core.tracking.feed.SINKS", {"wandb": f"tests.stub_sinks:{stub.__name__}"})
-    return open_sinks(TrainConfig(report_to="wandb"), run, said.append, limits)
+def opened(run: Run, monkeypatch: pytest.MonkeyPatch, stub: type, said: list[str], limits: TrackerLimits) -> Trackers:
+    monkeypatch.setattr("gsm8k_core.tracking.feed.TRACKERS", {"wandb": f"tests.stub_sinks:{stub.__name__}"})
+    return open_trackers(TrainConfig(report_to="wandb"), run, said.append, limits)
 
 
 def test_every_event_arrives_in_order_under_its_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    with opened(run, monkeypatch, stub_sinks.Good, said, Limits()) as sinks:
+    with opened(run, monkeypatch, stub_sinks.Good, said, TrackerLimits()) as sinks:
         for event in EVENTS:
             sinks.event(event)
     kept = json.loads((run.folder / "stub.json").read_text())
@@ -67,7 +67,7 @@ def test_every_event_arrives_in_order_under_its_name(run: Run, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("stub", "limits", "failure"),
     [
-        (stub_sinks.HangsOnStart, Limits(0.3, 0.1), "did not start within 0.3 s"),
+        (stub_sinks.HangsOnStart, TrackerLimits(0.3, 0.1), "did not start within 0.3 s"),
         (stub_sinks.HangsOnEvent, SHORT, "did not finish within 0.5 s"),
         (stub_sinks.HangsOnClose, SHORT, "did not finish within 0.5 s"),
         (stub_sinks.Spins, SHORT, "did not finish within 0.5 s"),
@@ -80,7 +80,7 @@ def test_every_event_arrives_in_order_under_its_name(run: Run, monkeypatch: pyte
     ],
 )
 def test_a_bad_tracker_is_ended_and_said_once(
-    run: Run, monkeypatch: pytest.MonkeyPatch, stub: type, limits: Limits, failure: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, stub: type, limits: TrackerLimits, failure: str
 ) -> None:
     said: list[str] = []
     sinks = opened(run, monkeypatch, stub, said, limits)
@@ -116,7 +116,7 @@ def test_a_full_queue_drops_and_counts(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_what_it_prints_goes_nowhere(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with opened(run, monkeypatch, stub_sinks.Chatters, [], Limits()) as sinks:
+    with opened(run, monkeypatch, stub_sinks.Chatters, [], TrackerLimits()) as sinks:
         for event in EVENTS:
             sinks.event(event)
     assert capfd.readouterr() == ("", "")
@@ -147,7 +147,7 @@ def test_its_own_children_are_ended_with_it(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_a_child_that_outlives_its_tracker_is_ended(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(run, monkeypatch, stub_sinks.EndsWithAChild, [], Limits(20, 20)) as sinks:
+    with opened(run, monkeypatch, stub_sinks.EndsWithAChild, [], TrackerLimits(20, 20)) as sinks:
         sinks.event(UPDATES[0])
     assert run.manifest["trackers"]["wandb"]["failure"] is None
     pid = int((run.folder / "stub.json").read_text())
@@ -158,7 +158,7 @@ def test_a_child_that_outlives_its_tracker_is_ended(run: Run, monkeypatch: pytes
 
 
 def test_the_reserve_holds_what_is_left_of_the_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    sinks = opened(run, monkeypatch, stub_sinks.Good, said := [], Limits(start=30.0, close=7.0))
+    sinks = opened(run, monkeypatch, stub_sinks.Good, said := [], TrackerLimits(start=30.0, close=7.0))
     assert 30.0 < sinks.reserve <= 37.0
     deadline = time.monotonic() + 20
     while not said and time.monotonic() < deadline:
@@ -192,7 +192,7 @@ def test_measures_are_finite_numbers_without_the_plan() -> None:
 
 
 def test_no_tracker_is_no_process(run: Run) -> None:
-    with open_sinks(TrainConfig(report_to="wandb", no_wandb=True), run, print) as sinks:
+    with open_trackers(TrainConfig(report_to="wandb", no_wandb=True), run, print) as sinks:
         sinks.event(UPDATES[0])
     assert sinks.reserve == 0
     assert "trackers" not in run.manifest
@@ -203,8 +203,8 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         UsageError, match=r"--report-to trackio needs the package trackio, .*pip install -e '\.\[track\]'"
     ):
-        check_sinks(TrainConfig(report_to="trackio"), print)
-    check_sinks(TrainConfig(report_to="wandb", no_wandb=True), print)
+        check_trackers(TrainConfig(report_to="trackio"), print)
+    check_trackers(TrainConfig(report_to="wandb", no_wandb=True), print)
 
 
 def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_a_bad_key_file_is_refused_and_not_shown(
     monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: True)
     path = key_file(tmp_path, content)
     with pytest.raises(UsageError, match=says) as error:
-        check_sinks(TrainConfig(report_to="wandb", wandb_key_file=path), print)
+        check_trackers(TrainConfig(report_to="wandb", wandb_key_file=path), print)
     assert "s3cret" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -285,15 +285,15 @@ def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
 def test_the_key_itself_is_refused_whatever_is_reported_to(given: str, settings: dict[str, object]) -> None:
     """The run folder keeps every setting, and the command: it must not get that far."""
     with pytest.raises(UsageError, match="not the key itself") as error:
-        check_sinks(TrainConfig(wandb_key_file=Path(given), **settings), print)
+        check_trackers(TrainConfig(wandb_key_file=Path(given), **settings), print)
     assert "0123" not in str(error.value)
 
 
 def test_a_key_file_without_wandb_is_said(tmp_path: Path) -> None:
     said: list[str] = []
-    check_sinks(TrainConfig(wandb_key_file=tmp_path / "gone"), said.append)
+    check_trackers(TrainConfig(wandb_key_file=tmp_path / "gone"), said.append)
     assert "--report-to wandb" in said[0]
-    check_sinks(TrainConfig(wandb_key_file=tmp_path / "gone", no_wandb=True), said.append)
+    check_trackers(TrainConfig(wandb_key_file=tmp_path / "gone", no_wandb=True), said.append)
     assert len(said) == 1
 
 
@@ -303,7 +303,7 @@ def test_wandb_offline_for_real(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     said: list[str] = []
-    with open_sinks(TrainConfig(report_to="wandb"), run, said.append, Limits(60, 30)) as sinks:
+    with open_trackers(TrainConfig(report_to="wandb"), run, said.append, TrackerLimits(60, 30)) as sinks:
         for event in EVENTS:
             sinks.event(event)
     assert run.manifest["trackers"]["wandb"]["failure"] is None
@@ -320,7 +320,7 @@ def test_tensorboard_for_real(run: Run) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with open_sinks(TrainConfig(report_to="tensorboard"), run, print, Limits(60, 30)) as sinks:
+    with open_trackers(TrainConfig(report_to="tensorboard"), run, print, TrackerLimits(60, 30)) as sinks:
         for event in EVENTS:
             sinks.event(event)
     assert run.manifest["trackers"]["tensorboard"]["taken"] == len(EVENTS)

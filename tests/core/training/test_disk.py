@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gsm8k_core.models.adapter import LoraSpec, first_values
-from gsm8k_core.training.memory import saved_bytes, write_seconds
+from gsm8k_core.training.memory import adapter_parameters, saved_bytes, shape_of, write_seconds
 from gsm8k_core.types import StorageError
 from tests import tiny
 
@@ -24,8 +25,9 @@ def test_a_whole_model_is_four_bytes_a_parameter(model: Path) -> None:
     assert saved_bytes(model, None) == 4 * sum(array.size for array in weights.values())
 
 
-def test_an_adapter_is_its_own_size(model: Path) -> None:
-    spec = LoraSpec(4, 8.0, 0.0, ("q_proj", "v_proj"), False, 0)
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_is_its_own_size_the_lengths_of_dora_included(model: Path, dora: bool) -> None:
+    spec = LoraSpec(4, 8.0, 0.0, ("q_proj", "v_proj"), dora, 0)
     weights = {
         name.removesuffix(".weight"): array
         for name, array in load_file(model / "model.safetensors").items()
@@ -33,6 +35,13 @@ def test_an_adapter_is_its_own_size(model: Path) -> None:
     }
     values = first_values(spec, weights)
     assert saved_bytes(model, spec) == sum(np.asarray(array).nbytes for array in values.values()) > 0
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_it_is_what_the_memory_formula_counts(model: Path, dora: bool) -> None:
+    spec = LoraSpec(4, 8.0, 0.0, (), dora, 0)
+    shape = shape_of(json.loads((model / "config.json").read_text()))
+    assert saved_bytes(model, spec) == 4 * adapter_parameters(shape, spec)
 
 
 def test_ten_times_as_much_takes_longer(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.scoring.answers import gold_number, grade
+from gsm8k_core.problems.gold import gold_number
+from gsm8k_core.scoring.answers import grade
 from gsm8k_core.types import DataError
 
 

@@ -1,4 +1,4 @@
-"""What `inspect` shows: lengths in steps, what is trained in a row, a tokenizer found without weights."""
+"""What `inspect` shows of rows: lengths in steps, what is trained in a row, a tokenizer found without weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.problems.data import read_jsonl
 from gsm8k_core.problems.prompts import load_tokenizer, make_examples
-from gsm8k_core.problems.rows import Bin, bins, histogram, percent, pieces, resolve_tokenizer, show_row, summarise
+from gsm8k_core.problems.rows import Bin, bins, histogram, pieces, resolve_tokenizer, share, summarise
 from gsm8k_core.types import DataError, Example, Problem
 from tests import fake_hub, tiny
+from verbs.inspect import show_row
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_single_row_among_thousands_is_still_seen() -> None:
     ("part", "whole", "text"), [(7023, 7473, "94 %"), (440, 7473, "5.9 %"), (5, 7473, "0.07 %"), (0, 9, "0 %")]
 )
 def test_shares_read_well(part: int, whole: int, text: str) -> None:
-    assert percent(part, whole) == text
+    assert share(part, whole) == text
 
 
 # --- one row --------------------------------------------------------------------------------------------------
