@@ -22,7 +22,7 @@ from benchmarks.results import SCHEMA, read
 from benchmarks.tables import tables
 from benchmarks.work import ContenderFailed, Lab, Work, first_adapter, hardware, prepare
 from gsm8k_core.auto import choose_pair
-from gsm8k_core.files import read_json, write_json
+from gsm8k_core.files import write_json
 from gsm8k_core.machine import ROOT
 from gsm8k_core.models.find import identity, resolve_model
 from gsm8k_core.problems.data import load_data
@@ -206,7 +206,7 @@ def _cautions(config: BenchmarkConfig, work: Work, names: Sequence[str]) -> list
 def _record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice], data: str) -> dict[str, Any]:
     """All but the samples."""
     try:
-        shape = shape_of(read_json(work.source.folder / "config.json"))
+        shape = shape_of(work.source.model.config)
     except KeyError as error:
         raise DataError(f"{work.source.name}: its config.json has no {error}; take a Llama-like model") from error
     contenders = {

@@ -51,10 +51,8 @@ from gsm8k_core.backend import Pilot, ignore_token  # noqa: E402
 from gsm8k_core.files import read_json  # noqa: E402
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, peft_name, write_adapter  # noqa: E402
 from gsm8k_core.models.folder import (  # noqa: E402
-    check_folder,
-    end_token_ids,
+    ModelFolder,
     rope_theta,
-    tied_head,
     weight_files,
     with_both_rope_keys,
     write_model_folder,
@@ -111,7 +109,7 @@ def load(folder: Path) -> Any:
     """The model in float32, with the RoPE base and the head of its folder whichever library wrote it."""
     config = read_json(folder / "config.json")
     # mlx-lm reads only the top-level rope_theta, and takes an absent tie_word_embeddings for true.
-    settings = {**with_both_rope_keys(config), "tie_word_embeddings": tied_head(folder)}
+    settings = {**with_both_rope_keys(config), "tie_word_embeddings": ModelFolder(folder).tied_head}
     try:
         model, _ = load_model(folder, lazy=True, model_config=settings)
         plain = all(type(cache) is KVCache for cache in make_prompt_cache(model))
@@ -144,7 +142,7 @@ def _check_loaded(model: nn.Module, config: dict[str, Any], folder: Path) -> Non
         raise DataError(f"{folder} has RoPE base {asked:g}, but mlx-lm loaded {loaded:g}; please report this")
     names = {name for name, _ in tree_flatten(model.parameters())}
     stored = _weight_names(folder)
-    spare = _SPARE if tied_head(folder) else _SPARE[1:]
+    spare = _SPARE if ModelFolder(folder).tied_head else _SPARE[1:]
     strange = (names - stored) | {name for name in stored - names if not name.endswith(spare)}
     if strange:
         raise DataError(f"{folder}: mlx-lm names parameters differently ({min(strange)}, ...); try --backend torch")
@@ -181,12 +179,12 @@ class MLXBackend:
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         chosen = choose_device(device, _has_gpu())
         self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name), "compile": COMPILER}
-        check_folder(folder, quantized=True)
+        files = ModelFolder(folder).check(quantized=True)
         mx.set_default_device(mx.gpu if chosen.name == "gpu" else mx.cpu)
         if chosen.name == "cpu":
             self.choices["blas"] = blas.rated(BLAS, _gflops())
         self._folder = folder
-        self._end_ids = frozenset(end_token_ids(folder))
+        self._end_ids = frozenset(files.end_ids)
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._masters: dict[str, mx.array] = {}  # what is trained, in float32

@@ -23,7 +23,7 @@ from backends.torch.train import enable_checkpointing, freeze, make_optimizer, r
 from gsm8k_core.backend import Capabilities, Live, Pilot, ignore_token
 from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, write_adapter
-from gsm8k_core.models.folder import check_folder, end_token_ids, rope_theta, write_model_folder
+from gsm8k_core.models.folder import ModelFolder, rope_theta, write_model_folder
 from gsm8k_core.training.finite import check_weights
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, time_each
 from gsm8k_core.types import (
@@ -190,9 +190,9 @@ class TorchBackend:
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         chosen = choose_device(device, devices_here())
         self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name)}
-        check_folder(folder)
+        files = ModelFolder(folder).check()
         self._folder = folder
-        self._end_ids = frozenset(end_token_ids(folder))
+        self._end_ids = frozenset(files.end_ids)
         with _memory():
             self._model = _load(folder, chosen.name)
         self._base = str(folder)  # what an adapter of this model says it belongs to

@@ -29,7 +29,7 @@ import numpy as np
 from gsm8k_core.config.train import ALL_LINEAR
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.folder import weight_files, write_model_folder
+from gsm8k_core.models.folder import RUN_RECORD, weight_files, write_model_folder
 from gsm8k_core.models.quantized import read_tensors
 from gsm8k_core.models.store import made_once, short_hash
 from gsm8k_core.types import DataError, UsageError
@@ -208,7 +208,7 @@ def base_of(folder: Path) -> str:
     # RUN/base may also have been given as a path that looks like a Hub id.
     was_kept = Path(name).name == BASE
     kept = _kept_base(folder.absolute()) if was_kept or hub.looks_like_path(name) else None
-    if kept and ((was_kept and (kept.parent / "run.json").is_file()) or not hub.local_path(name)):
+    if kept and ((was_kept and (kept.parent / RUN_RECORD).is_file()) or not hub.local_path(name)):
         return str(kept)
     return name
 

@@ -22,9 +22,9 @@ import numpy as np
 from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import (
     QUANTISED_KEYS,
+    ModelFolder,
     affine,
     check_safetensors,
-    folder_hash,
     weight_files,
     write_config,
     write_model_folder,
@@ -57,28 +57,27 @@ DTYPES = {
 }
 
 
-def is_quantized(folder: Path) -> bool:
+def is_quantized(model: ModelFolder) -> bool:
     """Whether it is a model folder with mlx-lm's affine quantisation."""
-    path = folder / "config.json"
-    return path.is_file() and affine(read_json(path)) is not None
+    return (model.path / "config.json").is_file() and affine(model.config) is not None
 
 
-def widths(folder: Path) -> str:
+def widths(model: ModelFolder) -> str:
     """What a person calls the quantisation: 4-bit, or 4-bit and 6-bit."""
-    settings = affine(read_json(folder / "config.json")) or {}
+    settings = affine(model.config) or {}
     layers = [value for value in settings.values() if isinstance(value, dict)]
     return " and ".join(sorted({f"{layer.get('bits')}-bit" for layer in (settings, *layers)}))
 
 
 def dequantized_folder(folder: Path) -> Path:
     """The same model in float32, from the cache or made now. Raises DataError for what is not mlx-lm's affine."""
-    name = short_hash(f"{folder_hash(folder)} {VERSION}")
+    name = short_hash(f"{ModelFolder(folder).hash} {VERSION}")
     return made_once("dequantized", name, lambda target: write_model_folder(folder, target, partial(_write, folder)))
 
 
 def cached_base(source: Path, quantize: Callable[[Path], None]) -> Path:
     """The 4-bit form of the model in `source`, from the cache, or written now by `quantize` (into a new folder)."""
-    return made_once("quantized", short_hash(f"{folder_hash(source)} {VERSION}"), quantize, quantized=True)
+    return made_once("quantized", short_hash(f"{ModelFolder(source).hash} {VERSION}"), quantize, quantized=True)
 
 
 def dequantize(weight: Words, scales: Array, biases: Array, bits: int, group_size: int) -> FloatArray:

@@ -25,7 +25,7 @@ from gsm8k_core.files import read_json, write_json
 from gsm8k_core.models.adapter import CONFIG
 from gsm8k_core.models.adapter import B as LORA_B
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.parity.bench import (
     METHODS,
     MIXED,
@@ -265,7 +265,7 @@ def _texts(variant: str, bench: Bench, found: list[Parting], control: list[Parti
 
 def partings(model: Model, bench: Bench, right: Texts, found: Texts) -> list[Parting]:
     """Where texts part, by the log-probabilities of `model`."""
-    ends = end_token_ids(bench.folder)
+    ends = ModelFolder(bench.folder).end_ids
     places = []
     for index, prompt in enumerate(bench.prompts):
         ours, theirs = closed(right[index]), closed(found[index])

@@ -10,41 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
 
+from gsm8k_core.models.tokenizer import Tokenizer, first_line
 from gsm8k_core.problems.data import carve_dev, strip_annotations
 from gsm8k_core.types import DataError, Example, Problem
 
 PROMPT_NAME = "gsm8k-chat-v1"
 SYSTEM_PROMPT = "Solve step by step. The last line must be: #### <number>"
 SHOT_SEED = 0
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-    def __call__(self, text: Any, **options: Any) -> Any: ...
-    def decode(self, token_ids: Any, **options: Any) -> str: ...
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
-    from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
-    if not tokenizer.chat_template:
-        raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
-    return tokenizer  # type: ignore[no-any-return]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +81,7 @@ def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Se
     except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
         whose = getattr(tokenizer, "name_or_path", "") or "the model"
         raise DataError(
-            f"the chat template of {whose} refused {problem.id} ({_first_line(error)}); use another model, or mend it"
+            f"the chat template of {whose} refused {problem.id} ({first_line(error)}); use another model, or mend it"
         ) from error
     return str(text)
 

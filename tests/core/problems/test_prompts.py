@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gsm8k_core.models.tokenizer import load_tokenizer
 from gsm8k_core.problems.data import carve_dev
 from gsm8k_core.problems.prompts import (
     NO_SHOTS,
@@ -14,7 +15,6 @@ from gsm8k_core.problems.prompts import (
     SYSTEM_PROMPT,
     choose_shots,
     decode,
-    load_tokenizer,
     make_examples,
     messages,
     prompt_tokens,
