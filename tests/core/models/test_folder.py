@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gsm8k_core import files
+from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import (
     ModelFolder,
     rope_theta,
@@ -139,6 +140,37 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tied a word": (config(tie_word_embeddings="no"), "tie_word_embeddings 'no'; it must be true or false"),
     "index empty": (lambda f: shard(f, {}), "has no weight_map"),
 }
+
+
+def test_a_folder_is_asked_once_and_another_object_asks_again(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("gsm8k_core.models.folder.read_json", lambda path: read.append(path.name) or read_json(path))
+    model = ModelFolder(model_folder)
+    assert read == []
+    first = (model.check().end_ids, model.vocabulary, model.tied_head, model.context, model.hash)
+    assert (read.count("config.json"), read.count("generation_config.json")) == (1, 1)
+    tokenizer = model.tokenizer
+    edit(model_folder / "config.json", max_position_embeddings=7, tie_word_embeddings=True)
+    assert (model.check().end_ids, model.vocabulary, model.tied_head, model.context, model.hash) == first
+    assert model.tokenizer is tokenizer
+    assert read.count("config.json") == 1
+    other = ModelFolder(model_folder)
+    assert other == model
+    assert other.context == 7 != model.context
+    assert other.hash != model.hash
+    assert other.tokenizer is not tokenizer
+
+
+def test_the_context_is_known_or_not(model_folder: Path) -> None:
+    edit(model_folder / "config.json", max_position_embeddings="long")
+    assert ModelFolder(model_folder).context is None
+
+
+def test_to_import_it_is_light() -> None:
+    code = "import sys, gsm8k_core.models.folder; print({'numpy', 'safetensors', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_a_whole_folder_passes(model_folder: Path) -> None:
