@@ -27,10 +27,9 @@ import backends
 from gsm8k_core.config.fields import DEFAULT_DATA
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.problems.batching import budgeted, by_length, pad
 from gsm8k_core.problems.data import load_data
-from gsm8k_core.problems.prompts import load_tokenizer, make_examples
+from gsm8k_core.problems.prompts import make_examples
 from gsm8k_core.training.memory import peak_rss
 from gsm8k_core.types import Batch, Example, Orders, Update
 
@@ -66,7 +65,7 @@ def main() -> None:
     asked = parser.parse_args()
     source = resolve_model(asked.model, lambda line: None)
     problems = load_data(asked.data, "main", 0, lambda line: None, splits=("train",)).train
-    rows = make_examples(load_tokenizer(source.folder), problems, end_token_ids(source.folder))
+    rows = make_examples(source.model.tokenizer, problems, source.model.end_ids)
     rows = [row for row in rows if len(row.tokens) <= 512]
     first, second = updates(rows, asked.tokens)
     backends.check(asked.backend, "cpu", asked.dtype, asked.method)  # imports the framework

@@ -18,9 +18,8 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
 
 import backends
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import end_token_ids
 from gsm8k_core.parity.texts import EPS, AnswerPair, compare
-from gsm8k_core.problems.prompts import load_tokenizer, prompt_tokens
+from gsm8k_core.problems.prompts import prompt_tokens
 from gsm8k_core.scoring.evaluate import completion_of
 from gsm8k_core.types import Problem, Sampling
 
@@ -40,14 +39,14 @@ def main() -> int:
     ours, theirs = records(options.reference), records(options.other)
     both = [name for name in ours if name in theirs]
     problems = [Problem(name, ours[name]["question"], ours[name]["answer"], ours[name]["gold"]) for name in both]
-    prompts = prompt_tokens(load_tokenizer(source.folder), problems)
+    prompts = prompt_tokens(source.model.tokenizer, problems)
     answers = [
         AnswerPair(name, prompt, 0, completion_of(ours[name]), completion_of(theirs[name]))
         for name, prompt in zip(both, prompts, strict=True)
     ]
     backend = backends.open("torch", source.folder, "cpu", "float32")
     most = max(len(answer.reference.tokens) for answer in answers)
-    found = compare(answers, backend.score, Sampling(most, 1), end_token_ids(source.folder), EPS["float32"])
+    found = compare(answers, backend.score, Sampling(most, 1), source.model.end_ids, EPS["float32"])
     print(json.dumps(found, indent=1))
     return int(found["beyond_eps"] > 0)
 

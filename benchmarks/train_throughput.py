@@ -79,12 +79,13 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
 
 def _tokenised(job: TrainJob) -> dict[str, Example]:
     """From the messages, in this process, as each peer does it."""
-    from gsm8k_core.models.folder import end_token_ids
-    from gsm8k_core.problems.prompts import load_tokenizer, make_examples
+    from gsm8k_core.models.folder import ModelFolder
+    from gsm8k_core.problems.prompts import make_examples
 
     rows = [row for update in job.updates for row in update]
     problems = [Problem(row.id, row.messages[-2]["content"], row.messages[-1]["content"], gold="") for row in rows]
-    examples = make_examples(load_tokenizer(job.model), problems, end_token_ids(job.model))
+    model = ModelFolder(job.model)
+    examples = make_examples(model.tokenizer, problems, model.end_ids)
     for row, example in zip(rows, examples, strict=True):
         check_tokens("our tokenizer", row, example.tokens, example.num_prompt)
     return {example.id: example for example in examples}

@@ -24,10 +24,10 @@ from benchmarks.job import GenerateJob, Job, Row, Score, ScoreJob, TextsJob, Tra
 from gsm8k_core.machine import ROOT
 from gsm8k_core.models.adapter import LoraSpec, first_values, lora_spec, target_modules, write_adapter
 from gsm8k_core.models.find import Source
-from gsm8k_core.models.folder import end_token_ids, linear_layers, read_tensors, weight_files
+from gsm8k_core.models.folder import ModelFolder, read_tensors, weight_files
 from gsm8k_core.problems.batching import make_updates
 from gsm8k_core.problems.data import DataSet
-from gsm8k_core.problems.prompts import load_tokenizer, make_examples, messages, prompt_tokens
+from gsm8k_core.problems.prompts import make_examples, messages, prompt_tokens
 from gsm8k_core.tracking.terminal import printable
 from gsm8k_core.training.runs import versions
 from gsm8k_core.types import Choice, DataError, Problem
@@ -78,7 +78,7 @@ class Work:
 
 def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
     """Tokenise once; core's own batching says which rows an update holds. Raises DataError where there are too few."""
-    tokenizer, ends = load_tokenizer(source.folder), end_token_ids(source.folder)
+    tokenizer, ends = source.model.tokenizer, source.model.end_ids
     if config.mode == GENERATE:
         prompts = [list(prompt) for prompt in prompt_tokens(tokenizer, data.test[: config.problems])]
         if not prompts:
@@ -154,7 +154,7 @@ def first_adapter(config: BenchmarkConfig, folder: Path, scratch: Path) -> Path 
     if spec is None:
         return None
     weights = {name: value for path in weight_files(folder) for name, value in read_tensors(path).items()}
-    modules = target_modules(spec, linear_layers(folder))
+    modules = target_modules(spec, ModelFolder(folder).linear_layers)
     directory = scratch / "adapter"
     values = first_values(spec, {module: weights[f"{module}.weight"].astype(np.float32) for module in modules})
     write_adapter(directory, values, spec, str(folder))

@@ -20,11 +20,11 @@ from gsm8k_core.config.fields import EMBEDDED_MODEL, flag
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
-from gsm8k_core.models.folder import end_token_ids, folder_hash, vocabulary_size
+from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.problems.data import is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
-from gsm8k_core.problems.prompts import NO_SHOTS, Shots, Tokenizer, choose_shots, decode, load_tokenizer, prompt_tokens
+from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.report.comparison import show_scores
 from gsm8k_core.scoring.answers import HEADLINE, AnswerLine
@@ -235,10 +235,10 @@ def open_model(
 ) -> LoadedModel:
     """Load the model; what it cannot be asked is refused before that."""
     check_writable(place.folder)
-    tokenizer = load_tokenizer(source.folder)
+    tokenizer = source.model.tokenizer
     prompts = prompt_tokens(tokenizer, problems.problems, problems.shots)
-    check_token_ids(prompts, vocabulary_size(source.folder))
-    check_context(prompts, source.folder, config.max_new_tokens, problems.shots.count)
+    check_token_ids(prompts, source.model.vocabulary)
+    check_context(prompts, source.model.context, config.max_new_tokens, problems.shots.count)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     asked = counted(len(problems.problems), f"{config.split} problem")
     terminal.say(f"problems {asked} of {problems.name}: {problems.reason}")
@@ -251,7 +251,7 @@ def open_model(
     if place.settled:
         choices |= {name: replace(choices[name], reason=place.settled) for name in ("device", "dtype")}
     key = Key(
-        model=folder_hash(source.folder),
+        model=source.model.hash,
         data=problems_hash(problems.problems),
         prompt=problems.shots.prompt_name,
         max_new_tokens=config.max_new_tokens,
@@ -332,7 +332,7 @@ def check_batching(opened: LoadedModel, answers: Sequence[Mapping[str, Any]], te
         pairs,
         opened.backend.score,
         opened.sampling(opened.key),
-        end_token_ids(opened.source.folder),
+        opened.source.model.end_ids,
         EPS[opened.key.dtype],
     )
     terminal.say(batching_line(result))

@@ -13,9 +13,10 @@ from gsm8k_core.backend import Backend, ignore_token
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import GenerateConfig
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import vocabulary_size
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations
-from gsm8k_core.problems.prompts import Tokenizer, decode, load_tokenizer, prompt_tokens
+from gsm8k_core.problems.prompts import decode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
@@ -34,18 +35,17 @@ def run(config: GenerateConfig, context: Context) -> int:
     source = resolve_model(chosen.model if chosen else config.model, beside.say)
     if source.choice.name == EMBEDDED_MODEL:
         banner(beside, chosen.model_choice.reason if chosen else NAMED)
-    tokenizer = load_tokenizer(source.folder)
-    prompts = _prompts(tokenizer, questions or [], source.folder, config)  # refused before the weights are loaded
+    prompts = _prompts(source.model, questions or [], config)  # refused before the weights are loaded
     backend = backends.open(choice.name, source.folder, config.device, config.dtype)
     if config.verbose:
         say_choices(beside, {"backend": choice, **backend.choices})
-    writer = Answers(config, backend, tokenizer, context.terminal, beside)
+    writer = Answers(config, backend, source.model.tokenizer, context.terminal, beside)
     if questions is not None:
         context.terminal.result({"model": source.name, "answers": writer.answer(questions, prompts)})
         return EXIT_OK
     for question in _typed(context.terminal):
         try:
-            writer.answer([question], _prompts(tokenizer, [question], source.folder, config))
+            writer.answer([question], _prompts(source.model, [question], config))
         except (DataError, UsageError) as error:  # this question cannot be answered; the next one may be
             beside.say(f"error: {error}")
     return EXIT_OK
@@ -97,13 +97,11 @@ def _of_row(line: str, where: str, give: str) -> str:
     return question
 
 
-def _prompts(
-    tokenizer: Tokenizer, questions: Sequence[str], folder: Path, config: GenerateConfig
-) -> list[tuple[int, ...]]:
+def _prompts(model: ModelFolder, questions: Sequence[str], config: GenerateConfig) -> list[tuple[int, ...]]:
     problems = [Problem(str(number), _checked(question), "", "") for number, question in enumerate(questions)]
-    prompts = prompt_tokens(tokenizer, problems)
-    check_token_ids(prompts, vocabulary_size(folder))
-    check_context(prompts, folder, config.max_new_tokens)
+    prompts = prompt_tokens(model.tokenizer, problems)
+    check_token_ids(prompts, model.vocabulary)
+    check_context(prompts, model.context, config.max_new_tokens)
     return prompts
 
 

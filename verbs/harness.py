@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 import backends
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import HarnessConfig
-from gsm8k_core.files import read_json
 from gsm8k_core.models.find import Source, identity, resolve_model
-from gsm8k_core.models.folder import end_token_ids, vocabulary_size
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.data import load_data
-from gsm8k_core.problems.prompts import load_tokenizer
 from gsm8k_core.scoring.completions import check_records, write_records
 from gsm8k_core.scoring.harness import Done, Engine, max_length
 from gsm8k_core.scoring.math_verify import INSTALL
@@ -60,7 +58,7 @@ def run(config: HarnessConfig, context: Context) -> int:
     opened = backends.open(backend.name, source.folder, config.device, config.dtype)
     choices = {"backend": backend, **opened.choices}
     say_choices(terminal, choices)
-    _say_penalties(source.folder, terminal)
+    _say_penalties(source.model, terminal)
     with contextlib.ExitStack() as bars:
         lm = make_lm(opened, source, config.eval_batch_size, config.seed, terminal.say, _bars(terminal, bars))
         found = evaluate(lm, tasks, config)
@@ -122,13 +120,13 @@ def make_lm(
     """lm-eval's LM over an open model."""
     from verbs.lm_eval_model import BackendLM
 
-    tokenizer: Any = load_tokenizer(source.folder)
+    tokenizer: Any = source.model.tokenizer
     engine = Engine(
         model=backend,
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
-        end_ids=frozenset(end_token_ids(source.folder)),
-        vocabulary=vocabulary_size(source.folder),
-        max_length=max_length(source.folder, tokenizer.model_max_length),
+        end_ids=frozenset(source.model.end_ids),
+        vocabulary=source.model.vocabulary,
+        max_length=max_length(source.model.config, tokenizer.model_max_length),
         batch_size=batch_size,
     )
     return BackendLM(engine, tokenizer, source.name, say, done, seed)
@@ -218,14 +216,13 @@ def _plain(value: Any) -> Any:
     return value if is_plain else str(value)
 
 
-def _say_penalties(folder: Path, terminal: Terminal) -> None:
-    path = folder / "generation_config.json"
-    asked = read_json(path) if path.is_file() else {}
+def _say_penalties(model: ModelFolder, terminal: Terminal) -> None:
+    asked = model.generation
     for name, neutral in PENALTIES.items():
         if asked.get(name) not in (None, neutral):
             terminal.say(
-                f"note     {path.name} asks for {name}={asked[name]}: lm-eval's hf backend applies it to every answer, "
-                "this one does not"
+                f"note     generation_config.json asks for {name}={asked[name]}: lm-eval's hf backend applies it to "
+                "every answer, this one does not"
             )
 
 

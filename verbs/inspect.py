@@ -13,9 +13,9 @@ from gsm8k_core.config.diagnostics import InspectConfig
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.find import Source
-from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
-from gsm8k_core.problems.prompts import Tokenizer, load_tokenizer, make_examples
+from gsm8k_core.problems.prompts import make_examples
 from gsm8k_core.problems.rows import (
     Piece,
     Preflight,
@@ -55,8 +55,8 @@ def run(config: InspectConfig, context: Context) -> int:
     """The verb."""
     terminal = context.terminal
     found = _find(config, context)
-    tokenizer, ends = load_tokenizer(found.source.folder), end_token_ids(found.source.folder)
-    every = make_examples(tokenizer, [*found.problems, *found.others], ends)
+    tokenizer = found.source.model.tokenizer
+    every = make_examples(tokenizer, [*found.problems, *found.others], found.source.model.end_ids)
     examples = every[: len(found.problems)]
     summary = summarise(examples, config.max_length)
     _show_summary(summary, examples, terminal)

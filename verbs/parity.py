@@ -17,12 +17,11 @@ from gsm8k_core.auto import choose_pair
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.diagnostics import ParityConfig
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import end_token_ids, vocabulary_size
 from gsm8k_core.parity import ladder, tiny
 from gsm8k_core.parity.bench import Bench, Implementation
 from gsm8k_core.parity.ladder import Reading, climb
 from gsm8k_core.problems.data import load_data
-from gsm8k_core.problems.prompts import load_tokenizer, make_examples, prompt_tokens
+from gsm8k_core.problems.prompts import make_examples, prompt_tokens
 from gsm8k_core.problems.rows import check_token_ids
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import EXIT_OK, Choice, Example, PreflightError, UsageError
@@ -170,9 +169,9 @@ def _real_part(
     data = load_data(pair.data, "main", 0, terminal.say, splits=("train",))
     terminal.say(f"model    {source.name}: {source.choice.reason}\ndata     {data.name}: {data.choice.reason}")
     terminal.say(f"rungs    {_listed(ladder.OF_A_MODEL)} with this model, the others with the tiny models")
-    problems, tokenizer = data.train[:LOOKED_AT], load_tokenizer(source.folder)
-    examples = make_examples(tokenizer, problems, end_token_ids(source.folder))
-    check_token_ids((example.tokens for example in examples), vocabulary_size(source.folder))
+    problems, tokenizer = data.train[:LOOKED_AT], source.model.tokenizer
+    examples = make_examples(tokenizer, problems, source.model.end_ids)
+    check_token_ids((example.tokens for example in examples), source.model.vocabulary)
     rows = _uneven(sorted(examples, key=lambda example: len(example.tokens))[:NUM_ROWS])
     prompts = sorted(prompt_tokens(tokenizer, problems), key=len)[:NUM_PROMPTS]
     folder = scratch / "model"

@@ -20,9 +20,8 @@ from mlx_lm.utils import quantize_model
 from safetensors.numpy import save_file
 
 from backends.mlx.load import load
-from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import LoraSpec, first_values, mlx_name, peft_name, target_modules
-from gsm8k_core.models.folder import check_folder, tied_head, write_config, write_model_folder
+from gsm8k_core.models.folder import ModelFolder, write_config, write_model_folder
 from gsm8k_core.types import DataError
 
 
@@ -79,8 +78,8 @@ def quantize_folder(source: Path, directory: Path, bits: int = 4, group_size: in
 
     Layers that `group_size` does not divide stay as they are, as in mlx-lm. Raises DataError when none is left.
     """
-    check_folder(source)
-    config = {**read_json(source / "config.json"), "tie_word_embeddings": tied_head(source)}
+    files = ModelFolder(source).check()
+    config = {**files.config, "tie_word_embeddings": files.tied_head}
     # On the CPU, whatever the device: so the base, and with it its hash, does not depend on the GPU.
     with mx.stream(mx.cpu), contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints the bits per weight
         model, config = quantize_model(load(source), config, group_size, bits)

@@ -38,7 +38,7 @@ from backends.mlx.train import (
 from gsm8k_core.backend import Pilot, ignore_token
 from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, peft_name, write_adapter
-from gsm8k_core.models.folder import check_folder, end_token_ids, weight_files, write_model_folder
+from gsm8k_core.models.folder import ModelFolder, weight_files, write_model_folder
 from gsm8k_core.training.finite import check_fit, check_resumed, check_weights, checked_state
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -71,12 +71,12 @@ class MLXBackend:
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         chosen = choose_device(device, has_gpu())
         self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name), "compile": COMPILER}
-        check_folder(folder, quantized=True)
+        files = ModelFolder(folder).check(quantized=True)
         mx.set_default_device(mx.gpu if chosen.name == "gpu" else mx.cpu)
         if chosen.name == "cpu":
             self.choices["blas"] = rated(BLAS, measure_gflops())
         self._folder = folder
-        self._end_ids = frozenset(end_token_ids(folder))
+        self._end_ids = frozenset(files.end_ids)
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._masters: dict[str, mx.array] = {}  # what is trained, in float32

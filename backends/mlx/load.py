@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from backends.mlx.loss import head, hidden_states
 from gsm8k_core.files import read_json
-from gsm8k_core.models.folder import rope_theta, tied_head, with_both_rope_keys
+from gsm8k_core.models.folder import ModelFolder, rope_theta, with_both_rope_keys
 from gsm8k_core.types import DataError, PreflightError
 
 # Names that a Hugging Face folder may hold and the model does not need: a tied head, and saved RoPE tables.
@@ -34,7 +34,7 @@ def load(folder: Path) -> Any:
     """The model in float32, with the RoPE base and the head of its folder whichever library wrote it."""
     config = read_json(folder / "config.json")
     # mlx-lm reads only the top-level rope_theta, and takes an absent tie_word_embeddings for true.
-    settings = {**with_both_rope_keys(config), "tie_word_embeddings": tied_head(folder)}
+    settings = {**with_both_rope_keys(config), "tie_word_embeddings": ModelFolder(folder).tied_head}
     try:
         model, _ = load_model(folder, lazy=True, model_config=settings)
         plain = all(type(cache) is KVCache for cache in make_prompt_cache(model))
@@ -68,7 +68,7 @@ def _check_loaded(model: nn.Module, config: dict[str, Any], folder: Path) -> Non
         raise DataError(f"{folder} has RoPE base {asked:g}, but mlx-lm loaded {loaded:g}; please report this")
     names = {name for name, _ in tree_flatten(model.parameters())}
     stored = _weight_names(folder)
-    spare = _SPARE if tied_head(folder) else _SPARE[1:]
+    spare = _SPARE if ModelFolder(folder).tied_head else _SPARE[1:]
     strange = (names - stored) | {name for name in stored - names if not name.endswith(spare)}
     if strange:
         raise DataError(f"{folder}: mlx-lm names parameters differently ({min(strange)}, ...); try --backend torch")

@@ -22,7 +22,7 @@ from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
 from gsm8k_core.backend import Live, Pilot, ignore_token
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, write_adapter
-from gsm8k_core.models.folder import check_folder, end_token_ids, write_model_folder
+from gsm8k_core.models.folder import ModelFolder, write_model_folder
 from gsm8k_core.training.finite import check_weights
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -71,9 +71,9 @@ class TorchBackend:
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         chosen = choose_device(device, devices_here())
         self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name)}
-        check_folder(folder)
+        files = ModelFolder(folder).check()
         self._folder = folder
-        self._end_ids = frozenset(end_token_ids(folder))
+        self._end_ids = frozenset(files.end_ids)
         with memory_error("torch", NO_MEMORY):
             self._model = load(folder, chosen.name)
         self._base = str(folder)  # what an adapter of this model says it belongs to

@@ -1,17 +1,13 @@
-"""What an adapter is, the same on both backends: its names, its first values, its two folder layouts.
+"""What an adapter is, the same on both backends: its first values, its two kinds of folder, what it makes of its base.
 
-A LoRA adapter (Hu et al. 2021) adds scale x B A to a frozen weight W, scale = alpha / rank; a DoRA adapter (Liu et
-al. 2024) also learns the length m of each row of W + scale x B A. Names are those of PEFT's adapter file.
+LoRA (Hu et al. 2021) leaves a weight W frozen and adds scale x B A to it, scale = alpha / rank. DoRA (Liu et al. 2024)
+learns the length m of each row as well: the weight is m x (W + scale x B A) / |W + scale x B A|, by output row.
+Only A, B and m are trained and saved; `merged_folder` makes a whole model of them once, in the cache.
+
+PEFT's folder: adapter_config.json with `base_model_name_or_path`, adapter_model.safetensors. Its names are ours, too.
+mlx-lm's folder: adapter_config.json with `model` and `lora_parameters`, adapters.safetensors, every matrix transposed.
 
 Shapes: W (out, in), A (r, in), B (out, r), m (out,).
-
-Adapters, merged: a folder that holds only what fine-tuning added becomes a whole model folder, once, in the cache.
-
-PEFT (LoRA and DoRA): adapter_config.json with `base_model_name_or_path`, adapter_model.safetensors.
-mlx-lm (LoRA and DoRA): adapter_config.json with `model` and `lora_parameters`, adapters.safetensors.
-
-Shapes: W (out, in), A (r, in), B (out, r); the merged weight is W + scale x B A (Hu et al. 2021), and for DoRA
-m x (W + scale x B A) / |W + scale x B A| by output row (Liu et al. 2024).
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ import numpy as np
 from gsm8k_core.config.fields import ALL_LINEAR
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.folder import read_tensors, weight_files, write_model_folder
+from gsm8k_core.models.folder import RUN_RECORD, read_tensors, weight_files, write_model_folder
 from gsm8k_core.models.store import made_once, short_hash
 from gsm8k_core.types import DataError, UsageError
 
@@ -37,9 +33,13 @@ if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
-
+CONFIG = "adapter_config.json"
+PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
+PEFT_PREFIX = "base_model.model."
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+ENDINGS = {A: ".lora_a", B: ".lora_b", MAGNITUDE: ".m"}  # PEFT's -> mlx-lm's
 BLOCK_NAME = re.compile(r"model\.layers\.\d+\.(.+)")
+BASE = "base"  # the folder in a run that keeps the quantised base of its adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,9 @@ def dropout_seed(seed: int, update: int, micro_batch: int) -> int:
     return int(np.random.SeedSequence([seed, update, micro_batch]).generate_state(1)[0]) >> 1
 
 
+# --- its folder, PEFT's and mlx-lm's, written ------------------------------------------------------------------------
+
+
 def write_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraSpec, base: str) -> None:
     """Write `directory` (new) in PEFT's layout; `base` is the reference of the model underneath."""
     from safetensors.numpy import save_file  # here, not above: only an adapter needs it
@@ -154,39 +157,23 @@ def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: L
         write_json(folder / CONFIG, config)
 
 
+def mlx_name(name: str) -> str:
+    """mlx-lm's name for PEFT's; the array under it is the transpose."""
+    return _module(name) + next(theirs for ours, theirs in ENDINGS.items() if name.endswith(ours))
+
+
+def peft_name(name: str) -> str:
+    """PEFT's name for mlx-lm's."""
+    ours, theirs = next((ours, theirs) for ours, theirs in ENDINGS.items() if name.endswith(theirs))
+    return PEFT_PREFIX + name.removesuffix(theirs) + ours
+
+
 def _module(name: str) -> str:
     stem = next(name.removesuffix(ending) for ending in (A, B, MAGNITUDE) if name.endswith(ending))
     return stem.removeprefix(PEFT_PREFIX)
 
 
-_ENDINGS = {A: ".lora_a", B: ".lora_b", MAGNITUDE: ".m"}  # PEFT's -> mlx-lm's
-
-
-def mlx_name(name: str) -> str:
-    """mlx-lm's name for PEFT's; the array under it is the transpose."""
-    return _module(name) + next(theirs for ours, theirs in _ENDINGS.items() if name.endswith(ours))
-
-
-def peft_name(name: str) -> str:
-    """PEFT's name for mlx-lm's."""
-    ours, theirs = next((ours, theirs) for ours, theirs in _ENDINGS.items() if name.endswith(theirs))
-    return PEFT_PREFIX + name.removesuffix(theirs) + ours
-
-
-CONFIG = "adapter_config.json"
-PEFT_WEIGHTS, MLX_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
-PEFT_PREFIX = "base_model.model."
-BASE = "base"  # the folder in a run that keeps the quantised base of its adapters
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What an adapter does to one weight."""
-
-    a_RI: FloatArray  # (r, in)
-    b_OR: FloatArray  # (out, r)
-    scale: float
-    magnitude_O: FloatArray | None  # (out,); None for plain LoRA
+# --- found and read --------------------------------------------------------------------------------------------------
 
 
 def is_adapter(folder: Path) -> bool:
@@ -207,7 +194,7 @@ def base_of(folder: Path) -> str:
     # RUN/base may also have been given as a path that looks like a Hub id.
     was_kept = Path(name).name == BASE
     kept = _kept_base(folder.absolute()) if was_kept or hub.looks_like_path(name) else None
-    if kept and ((was_kept and (kept.parent / "run.json").is_file()) or not hub.local_path(name)):
+    if kept and ((was_kept and (kept.parent / RUN_RECORD).is_file()) or not hub.local_path(name)):
         return str(kept)
     return name
 
@@ -219,25 +206,14 @@ def _kept_base(adapter: Path) -> Path | None:
     return next((run / BASE for run in runs if (run / BASE / "config.json").is_file()), None)
 
 
-def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
-    """The whole model, from the cache or made now; `identity` is the base's hash.
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What an adapter does to one weight."""
 
-    Raises DataError for an adapter that does not fit its base.
-    """
-    deltas = read_deltas(adapter)
-    hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
-    return made_once(
-        "merged",
-        short_hash("".join(hashes)),
-        lambda target: write_model_folder(base, target, lambda folder: _write(base, deltas, folder)),
-    )
-
-
-def _weights(adapter: Path) -> Path:
-    for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
-        if (adapter / name).is_file():
-            return adapter / name
-    raise DataError(f"{adapter} has neither {PEFT_WEIGHTS} nor {MLX_WEIGHTS}; save the adapter again as safetensors")
+    a_RI: FloatArray  # (r, in)
+    b_OR: FloatArray  # (out, r)
+    scale: float
+    magnitude_O: FloatArray | None  # (out,); None for plain LoRA
 
 
 def read_deltas(adapter: Path) -> dict[str, Delta]:
@@ -257,13 +233,13 @@ def _from_peft(config: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> 
         )
     deltas, used = {}, set()
     for name, a_RI in tensors.items():
-        if not name.endswith(".lora_A.weight"):
+        if not name.endswith(A):
             continue
-        stem = name.removesuffix(".lora_A.weight")
+        stem = name.removesuffix(A)
         rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-        magnitude = tensors.get(f"{stem}.lora_magnitude_vector.weight", tensors.get(f"{stem}.lora_magnitude_vector"))
+        magnitude = tensors.get(f"{stem}{MAGNITUDE}.weight", tensors.get(f"{stem}{MAGNITUDE}"))
         weight = f"{stem.removeprefix(PEFT_PREFIX)}.weight"
-        deltas[weight] = Delta(a_RI, tensors[f"{stem}.lora_B.weight"], config["lora_alpha"] / rank, magnitude)
+        deltas[weight] = Delta(a_RI, tensors[f"{stem}{B}"], config["lora_alpha"] / rank, magnitude)
         used |= {key for key in tensors if key.startswith(f"{stem}.lora_")}
     _refuse_rest(set(tensors) - used)
     return deltas
@@ -287,6 +263,30 @@ def _refuse_rest(names: set[str]) -> None:
         raise DataError(
             f"the adapter also holds {min(names)}, which is not read here; merge it with the tool that made it"
         )
+
+
+def _weights(adapter: Path) -> Path:
+    for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
+        if (adapter / name).is_file():
+            return adapter / name
+    raise DataError(f"{adapter} has neither {PEFT_WEIGHTS} nor {MLX_WEIGHTS}; save the adapter again as safetensors")
+
+
+# --- merged into its base --------------------------------------------------------------------------------------------
+
+
+def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
+    """The whole model, from the cache or made now; `identity` is the base's hash.
+
+    Raises DataError for an adapter that does not fit its base.
+    """
+    deltas = read_deltas(adapter)
+    hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
+    return made_once(
+        "merged",
+        short_hash("".join(hashes)),
+        lambda target: write_model_folder(base, target, lambda folder: _write(base, deltas, folder)),
+    )
 
 
 def merge(weight_OI: FloatArray, delta: Delta) -> FloatArray:

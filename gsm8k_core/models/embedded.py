@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.files import file_hash, new_folder, write_json
-from gsm8k_core.models.folder import check_folder, write_config
+from gsm8k_core.models.folder import write_config
 from gsm8k_core.models.store import made_once, short_hash
 from gsm8k_core.types import DataError, PreflightError
 
@@ -45,9 +45,7 @@ BLOCK_TENSORS = {  # GGUF's name -> Hugging Face's
 def embedded_folder() -> Path:
     """The embedded model's folder; the first call writes it (a few seconds, 540 MB)."""
     source = gguf_file()
-    folder = made_once("embedded", _key(source), partial(convert, source))
-    check_folder(folder)
-    return folder
+    return made_once("embedded", _key(source), partial(convert, source))
 
 
 def gguf_file() -> Path:

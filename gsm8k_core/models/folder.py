@@ -1,4 +1,4 @@
-"""What a model folder is: the checks before it is opened, its sizes, end tokens, RoPE base, weights and hash.
+"""What a model folder is: the checks before it is opened, what is asked of it, its weights, and how one is written.
 
 A model folder is what Hugging Face calls one: config.json, safetensors weights, tokenizer files.
 Nothing in it is ever run: pickled weights and custom code are refused unread.
@@ -11,13 +11,22 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.files import file_hash, matching, new_folder, read_json, write_json
+from gsm8k_core.models.tokenizer import (
+    TOKENIZER_FILES,
+    Tokenizer,
+    check_tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    tokenizer_end,
+)
 from gsm8k_core.types import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -25,21 +34,12 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]  # a parsed config.json: any JSON
 
+RUN_RECORD, CHECKPOINT_RECORD = "run.json", "checkpoint.json"  # what training keeps beside a folder called model
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 LOADED_FILES = "model*.safetensors"  # mlx-lm loads every file of such a name
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
-TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "vocab.*",
-    "merges.txt",
-)
 HASHED_FILES = ("*.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES)
 CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name Python files to run
 LARGEST_BASE = 1e30  # JSON can say 1e999, which is infinite, and whole numbers that no float can hold
@@ -57,6 +57,7 @@ STORED_DTYPES = {  # safetensors' name -> numpy's
     "U8": "u1",
     "BOOL": "?",
 }
+LINEAR_WEIGHT = re.compile(r"(model\.layers\.\d+\..+)\.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +97,132 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def check_folder(folder: Path, quantized: bool = False) -> None:
-    """Raises DataError unless `folder` holds a whole model, or a `quantized` one, that opens without its own code."""
-    try:
-        _check_files(folder, quantized)
-    except OSError as error:
-        raise DataError(f"model folder {folder} cannot be read ({error}); check its rights") from None
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that is asked each thing once: what was read, loaded or hashed is kept as long as this object.
+
+    Nothing is read before it is asked for. Where files may have changed since, as in a base that a resumed run has to
+    know again, another object is made of the same path. Whatever cannot be read is a DataError.
+    """
+
+    path: Path
+
+    def check(self, quantized: bool = False) -> ModelFolder:
+        """Itself. Raises DataError unless it holds a whole model, or a `quantized` one, that opens without its code."""
+        try:
+            _check_files(self, quantized)
+        except OSError as error:
+            raise DataError(f"model folder {self.path} cannot be read ({error}); check its rights") from None
+        return self
+
+    @cached_property
+    def config(self) -> Config:
+        """config.json."""
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def generation(self) -> Config:
+        """generation_config.json, empty where there is none."""
+        path = self.path / "generation_config.json"
+        return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """transformers' tokenizer: seconds, the first time, and a chat template for certain."""
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token that ends a turn: of generation_config.json, config.json and the tokenizer together."""
+        alone = not (self.path / "config.json").is_file()  # a tokenizer's folder, for `inspect`
+        found = {
+            *_end_ids(self.path / "generation_config.json", self.generation),
+            *_end_ids(self.path / "config.json", {} if alone else self.config),
+            *tokenizer_end(self.path),
+        }
+        if not found:
+            raise DataError(f"{self.path} names no end token; add eos_token_id to its generation_config.json")
+        return tuple(sorted(found))
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The rows of the embedding: as many different tokens as the model can read."""
+        path = self.path / "config.json"
+        named, stored = self.config.get("vocab_size"), _embedding_rows(self.path)
+        if named is not None and (type(named) is not int or named <= 0):
+            raise DataError(f"{path} has vocab_size {named!r}; it must be a whole number above zero")
+        if named is not None and stored is not None and named != stored:
+            raise DataError(
+                f"{path} has vocab_size {named}, but {EMBEDDING} has {stored} rows; download or save the model again"
+            )
+        size = stored if named is None else named
+        if size is None:
+            raise DataError(f"{path} has no vocab_size; download or save the model again")
+        return size
+
+    @property
+    def context(self) -> int | None:
+        """As many tokens as it reads, question and answer together; None where config.json does not say."""
+        limit = self.config.get("max_position_embeddings")
+        return limit if isinstance(limit, int) else None
+
+    @cached_property
+    def tied_head(self) -> bool:
+        """Whether the head shares the embedding's weights: by config.json, else by whether a head is stored."""
+        tied = _tied(self.path, self.config)
+        return not any(name.endswith(HEAD) for name in self.tensors) if tied is None else tied
+
+    @cached_property
+    def tensors(self) -> frozenset[str]:
+        """The names of all that is stored, from the headers of the weight files."""
+        return frozenset(name for path in weight_files(self.path) for name in check_safetensors(path))
+
+    @cached_property
+    def linear_layers(self) -> tuple[str, ...]:
+        """Names of the blocks' linear layers, in order."""
+        names = (match[1] for name in self.tensors if (match := LINEAR_WEIGHT.fullmatch(name)))
+        return tuple(sorted(name for name in names if "norm" not in name.rsplit(".", 1)[-1]))
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over the name and content of every file that decides what the model answers."""
+        return _hash(self.path, HASHED_FILES)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256 over the files that decide how text becomes tokens and a prompt."""
+        return _hash(self.path, TOKENIZER_FILES)
 
 
-def _check_files(folder: Path, quantized: bool) -> None:
+def _end_ids(path: Path, values: Config) -> list[int]:
+    value = values.get("eos_token_id")
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(number) is int and number >= 0 for number in numbers):  # True is an int too
+        raise DataError(f"{path} has eos_token_id {value!r}; it must be a token number or a list")
+    return numbers
+
+
+def _hash(folder: Path, patterns: tuple[str, ...]) -> str:
+    total = hashlib.sha256()
+    for path in sorted(matching(folder, patterns)):
+        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _check_files(model: ModelFolder, quantized: bool) -> None:
+    folder = model.path
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"model {folder} {what}; give the folder that holds config.json and {SINGLE_FILE}")
     missing = missing_files(folder)
     if "config.json" in missing:
         raise DataError(f"{folder} has no config.json ({_contents(folder)}); give a model folder, or --model embedded")
-    config = read_json(folder / "config.json")
+    config = model.config
     _refuse_code(folder, config)
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing)} ({_contents(folder)}){_hint(folder, missing)}")
     _check_config(folder / "config.json", config, quantized)
-    _check_tokenizer(folder)
+    check_tokenizer(folder)
     _refuse_strays(folder)
     _check_head(folder, config, _check_weights(folder))
 
@@ -144,11 +250,11 @@ def affine(config: Config) -> Config | None:
 def missing_files(folder: Path) -> list[str]:
     """What a whole model folder would have and this one has not, by name. Opens nothing but the index."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    with suppress(DataError):  # a damaged index is not a missing file; check_folder says what it is
+    with suppress(DataError):  # a damaged index is not a missing file; ModelFolder.check says what it is
         missing += [path.name for path in weight_files(folder) if not path.is_file()]
     if not (folder / SINGLE_FILE).is_file() and not (folder / INDEX_FILE).is_file():
         missing.append(SINGLE_FILE)
-    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_SETS):
+    if not has_tokenizer(folder):
         missing.append("tokenizer.json")
     return missing
 
@@ -162,28 +268,6 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / SINGLE_FILE).is_file() and names != [SINGLE_FILE]:
         raise DataError(f"{folder} has both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date")
     return tuple(folder / name for name in names)
-
-
-def vocabulary_size(folder: Path) -> int:
-    """The rows of the embedding: as many different tokens as the model can read."""
-    path = folder / "config.json"
-    named, stored = read_json(path).get("vocab_size"), _embedding_rows(folder)
-    if named is not None and (type(named) is not int or named <= 0):
-        raise DataError(f"{path} has vocab_size {named!r}; it must be a whole number above zero")
-    if named is not None and stored is not None and named != stored:
-        raise DataError(
-            f"{path} has vocab_size {named}, but {EMBEDDING} has {stored} rows; download or save the model again"
-        )
-    size = stored if named is None else named
-    if size is None:
-        raise DataError(f"{path} has no vocab_size; download or save the model again")
-    return size
-
-
-def tied_head(folder: Path) -> bool:
-    """Whether the head shares the embedding's weights: by config.json, else by whether a head is stored."""
-    tied = _tied(folder, read_json(folder / "config.json"))
-    return not any(name.endswith(HEAD) for name in _stored_names(folder)) if tied is None else tied
 
 
 def _tied(folder: Path, config: Config) -> bool | None:
@@ -227,45 +311,6 @@ def with_both_rope_keys(config: Mapping[str, Any]) -> Config:
     both["rope_parameters"] = {**rest, "rope_theta": base, "rope_type": kind}
     both["rope_scaling"] = None if kind == "default" else {**rest, "rope_type": kind}
     return both
-
-
-def end_token_ids(folder: Path) -> tuple[int, ...]:
-    """Every token that ends a turn: of generation_config.json, config.json and the tokenizer together."""
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            value = read_json(folder / name).get("eos_token_id")
-            values = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(type(number) is int and number >= 0 for number in values):  # True is an int too
-                raise DataError(f"{folder / name} has eos_token_id {value!r}; it must be a token number or a list")
-            found.update(values)
-    found.update(_tokenizer_end(folder))
-    if not found:
-        raise DataError(f"{folder} names no end token; add eos_token_id to its generation_config.json")
-    return tuple(sorted(found))
-
-
-def folder_hash(folder: Path) -> str:
-    """sha256 over the name and content of every file that decides what the model answers."""
-    total = hashlib.sha256()
-    for path in sorted(matching(folder, HASHED_FILES)):
-        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
-    return total.hexdigest()
-
-
-def linear_layers(folder: Path) -> tuple[str, ...]:
-    """Names of the blocks' linear layers, from the headers of the weight files; in order."""
-    found = re.compile(r"(model\.layers\.\d+\..+)\.weight")
-    names = (match[1] for name in _stored_names(folder) if (match := found.fullmatch(name)))
-    return tuple(sorted(name for name in names if "norm" not in name.rsplit(".", 1)[-1]))
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """sha256 over the files that decide how text becomes tokens and a prompt."""
-    total = hashlib.sha256()
-    for path in sorted(matching(folder, TOKENIZER_FILES)):
-        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
-    return total.hexdigest()
 
 
 def write_model_folder(
@@ -347,10 +392,6 @@ def _check_head(folder: Path, config: Config, names: set[str]) -> None:
         )
 
 
-def _stored_names(folder: Path) -> set[str]:
-    return {name for path in weight_files(folder) for name in check_safetensors(path)}
-
-
 def _embedding_rows(folder: Path) -> int | None:
     """From the header of the file that holds it, or None where the embedding has another name."""
     from safetensors import safe_open  # heavy: loads numpy
@@ -396,34 +437,6 @@ def _refuse_code(folder: Path, config: Config) -> None:
                     f"{folder / name} asks to run the model's own Python ({key}); custom code is refused; "
                     "give a model that transformers knows by itself"
                 )
-
-
-def _check_tokenizer(folder: Path) -> None:
-    """A cheap look at the end of tokenizer.json: parsing it would take a quarter of a second each time."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 64))
-            if not file.read().rstrip().endswith(b"}"):
-                raise DataError(f"{path} is cut short; copy or download it again")
-
-
-def _tokenizer_end(folder: Path) -> Iterator[int]:
-    token = None
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            token = read_json(folder / name).get("eos_token") or token
-    text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str) or not (folder / "tokenizer.json").is_file():
-        return
-    tokenizer = read_json(folder / "tokenizer.json")
-    try:
-        vocabulary = dict((tokenizer.get("model") or {}).get("vocab") or {})
-        numbers = {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
-        if text in (every := {**vocabulary, **numbers}):
-            yield int(every[text])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(f"{folder / 'tokenizer.json'} is damaged; copy or download it again") from None
 
 
 def _contents(folder: Path) -> str:

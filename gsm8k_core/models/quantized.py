@@ -20,8 +20,8 @@ import numpy as np
 from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import (
     QUANTISED_KEYS,
+    ModelFolder,
     affine,
-    folder_hash,
     read_tensors,
     weight_files,
     write_config,
@@ -42,28 +42,27 @@ VERSION = 1  # raise it when the folder that is written changes
 BITS = (2, 3, 4, 5, 6, 8)  # the widths that MLX has
 
 
-def is_quantized(folder: Path) -> bool:
+def is_quantized(model: ModelFolder) -> bool:
     """Whether it is a model folder with mlx-lm's affine quantisation."""
-    path = folder / "config.json"
-    return path.is_file() and affine(read_json(path)) is not None
+    return (model.path / "config.json").is_file() and affine(model.config) is not None
 
 
-def widths(folder: Path) -> str:
+def widths(model: ModelFolder) -> str:
     """What a person calls the quantisation: 4-bit, or 4-bit and 6-bit."""
-    settings = affine(read_json(folder / "config.json")) or {}
+    settings = affine(model.config) or {}
     layers = [value for value in settings.values() if isinstance(value, dict)]
     return " and ".join(sorted({f"{layer.get('bits')}-bit" for layer in (settings, *layers)}))
 
 
 def dequantized_folder(folder: Path) -> Path:
     """The same model in float32, from the cache or made now. Raises DataError for what is not mlx-lm's affine."""
-    name = short_hash(f"{folder_hash(folder)} {VERSION}")
+    name = short_hash(f"{ModelFolder(folder).hash} {VERSION}")
     return made_once("dequantized", name, lambda target: write_model_folder(folder, target, partial(_write, folder)))
 
 
 def cached_base(source: Path, quantize: Callable[[Path], None]) -> Path:
     """The 4-bit form of the model in `source`, from the cache, or written now by `quantize` (into a new folder)."""
-    return made_once("quantized", short_hash(f"{folder_hash(source)} {VERSION}"), quantize, quantized=True)
+    return made_once("quantized", short_hash(f"{ModelFolder(source).hash} {VERSION}"), quantize, quantized=True)
 
 
 def dequantize(weight: Words, scales: Array, biases: Array, bits: int, group_size: int) -> FloatArray:

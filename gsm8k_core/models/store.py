@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gsm8k_core.models.folder import check_folder
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.types import DataError, StorageError
 
 
@@ -33,7 +33,7 @@ def made_once(kind: str, name: str, write: Callable[[Path], None], quantized: bo
     folder = cache_folder() / kind / name
     if folder.is_dir():
         try:
-            check_folder(folder, quantized)
+            ModelFolder(folder).check(quantized)
             return folder
         except DataError:  # damaged since it was written: it is only a cache, so write it again
             shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,7 @@ from gsm8k_core.files import read_json, write_json
 from gsm8k_core.models.adapter import CONFIG
 from gsm8k_core.models.adapter import B as LORA_B
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.parity.bench import (
     METHODS,
     MIXED,
@@ -249,7 +249,7 @@ def parted(model: Weights, bench: Bench, right: Texts, found: Texts) -> list[Dif
     pairs = [
         AnswerPair(str(index), prompt, index, right[index], found[index]) for index, prompt in enumerate(bench.prompts)
     ]
-    return differences(pairs, model.score, Sampling(bench.max_new_tokens, 1), end_token_ids(bench.folder))
+    return differences(pairs, model.score, Sampling(bench.max_new_tokens, 1), ModelFolder(bench.folder).end_ids)
 
 
 def _texts(variant: str, bench: Bench, found: list[Difference], control: list[Difference]) -> Measurement:

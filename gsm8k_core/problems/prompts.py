@@ -1,4 +1,35 @@
-"""Problem -> chat messages -> tokens. The only place that decides what is masked.
+"""Problem -> chat messages -> tokens -> one row. The only place that decides what is masked.
+
+One whole problem, as GSM8K writes it, with Qwen2.5's tokenizer:
+
+    Tom has 2 apples and buys 3. How many?
+
+    He has 2 + 3 = <<2+3=5>>5.
+    #### 5
+
+The model's own chat template makes turns of it, and these are 64 tokens. Of each, the text ("_" is a space, "↵" the
+end of a line), the number, and the mask: 1 where the token is trained, as what should come after all before it.
+
+    <|im_start|> system ↵   S  olve _step _by _step .  _The _last _line _must _be :  _#### _<  number >  <|im_end|> ↵
+    151644       8948   198 50 3948 3019  553 3019  13 576  1537  1555  1969  387 25 26274 366 4082   29 151645     198
+    0            0      0   0  0    0     0   0     0  0    0     0     0     0   0  0     0   0      0  0          0
+
+    <|im_start|> user ↵   Tom   _has _   2  _apples _and _buys _   3  .  _How _many ?  <|im_end|> ↵
+    151644       872  198 24732 702  220 17 40676   323  49531 220 18 13 2585 1657  30 151645     198
+    0            0    0   0     0    0   0  0       0    0     0   0  0  0    0     0  0          0
+
+    <|im_start|> assistant ↵
+    151644       77091     198
+    0            0         0
+
+    He   _has _   2  _+  _   3  _=  _<<  2  +  3  =  5  >>   5  .↵  #### _   5  <|im_end|> ↵
+    1519 702  220 17 488 220 18 284 1115 17 10 18 28 20 2452 20 624 820  220 20 151645     198
+    1    1    1   1  1   1   1  1   1    1  1  1  1  1  1    1  1   1    1   1  1          1
+
+So the prompt's 42 tokens are read and never trained, and the answer's 22 are, with the end of its turn among them:
+without that, a model would never learn to stop.
+
+The row is Example("train-0", tokens=(151644, 8948, 198, ..., 151645, 198), num_prompt=42).
 
 Training and evaluation render the same messages through the model's own chat template, so a prompt has the
 same ids in both. Shots, solved examples before the question, are an evaluation's alone.
@@ -10,41 +41,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
 
+from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import carve_dev, strip_annotations
 from gsm8k_core.types import DataError, Example, Problem, first_line
 
 PROMPT_NAME = "gsm8k-chat-v1"
 SYSTEM_PROMPT = "Solve step by step. The last line must be: #### <number>"
 SHOT_SEED = 0
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-    def __call__(self, text: Any, **options: Any) -> Any: ...
-    def decode(self, token_ids: Any, **options: Any) -> str: ...
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
-    from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
-    if not tokenizer.chat_template:
-        raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
-    return tokenizer  # type: ignore[no-any-return]
-
-
-def _first_line(error: Exception) -> str:
-    return first_line(error)[:300]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,9 @@ def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Se
         )
     except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
         whose = getattr(tokenizer, "name_or_path", "") or "the model"
+        reason = first_line(error)[:300]
         raise DataError(
-            f"the chat template of {whose} refused {problem.id} ({_first_line(error)}); use another model, or mend it"
+            f"the chat template of {whose} refused {problem.id} ({reason}); use another model, or mend it"
         ) from error
     return str(text)
 

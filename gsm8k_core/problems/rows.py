@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from gsm8k_core.config.fields import EMBEDDED_MODEL
-from gsm8k_core.files import read_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import SMALL_FILES, Source, cached_model, resolve_model
-from gsm8k_core.models.folder import TOKENIZER_SETS
-from gsm8k_core.problems.prompts import Tokenizer
+from gsm8k_core.models.folder import RUN_RECORD, ModelFolder
+from gsm8k_core.models.tokenizer import Tokenizer, has_tokenizer
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, UsageError
 
 LOSS_LIMIT = 0.05  # share of the answers that may be left out without being asked about
@@ -96,16 +95,17 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
 # --- what a model can read ------------------------------------------------------------------------------------
 
 
-def check_context(prompts: Iterable[Sequence[int]], folder: Path, max_new_tokens: int, shots: int = 0) -> None:
-    """Raises DataError for a prompt that leaves the model no room for an answer (`max_position_embeddings`).
+def check_context(prompts: Iterable[Sequence[int]], limit: int | None, max_new_tokens: int, shots: int = 0) -> None:
+    """Raises DataError for a prompt that leaves the model no room for an answer; it reads `limit` tokens (None: any).
 
     UsageError for an answer that may be longer than all that the model reads: what it writes there means nothing.
     """
-    limit = read_json(folder / "config.json").get("max_position_embeddings")
-    if isinstance(limit, int) and max_new_tokens > limit:
+    if limit is None:
+        return
+    if max_new_tokens > limit:
         raise UsageError(f"--max-new-tokens {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
     longest = max((len(prompt) for prompt in prompts), default=0)
-    if isinstance(limit, int) and longest >= limit:
+    if longest >= limit:
         what = (
             f"a question of {longest:,} tokens, --shots {shots} included,"
             if shots
@@ -139,26 +139,23 @@ def resolve_tokenizer(reference: str, announce: hub.Announce) -> Source:
     return resolve_model(reference, announce)
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_SETS)
-
-
 def _local(reference: str, folder: Path) -> Source:
     reason = "a folder of this machine"
-    if (folder / "run.json").is_file():
+    if (folder / RUN_RECORD).is_file():
         folder, reason = folder / "model", "the model of a run folder"
-    if not _has_tokenizer(folder):
+    if not has_tokenizer(folder):
         raise DataError(
             f"{folder} has no tokenizer.json; give a model folder, a folder with tokenizer.json and "
             "tokenizer_config.json, or --model embedded"
         )
-    return Source(reference, folder, Choice("folder", reason))
+    return Source(reference, ModelFolder(folder), Choice("folder", reason))
 
 
 def _named(repo: str, announce: hub.Announce) -> Source:
     for snapshot in hub.cached_snapshots(repo, "model"):
-        if _has_tokenizer(snapshot):
-            return Source(repo, snapshot, Choice("cache", f"its tokenizer is in the Hub's cache, {hub.hub_cache()}"))
+        if has_tokenizer(snapshot):
+            choice = Choice("cache", f"its tokenizer is in the Hub's cache, {hub.hub_cache()}")
+            return Source(repo, ModelFolder(snapshot), choice)
     try:
         listing = hub.look_up(repo, "model")
     except hub.Unavailable as error:
@@ -168,9 +165,9 @@ def _named(repo: str, announce: hub.Announce) -> Source:
         ) from None
     names = [name for name in listing.files if any(fnmatch(name, kind) for kind in SMALL_FILES) and "/" not in name]
     folder = hub.download(listing, names, announce)
-    if not _has_tokenizer(folder):
+    if not has_tokenizer(folder):
         raise DataError(f"model {repo!r} has no tokenizer.json; give another one, or use --model embedded")
-    return Source(repo, folder, Choice("hub", f"its tokenizer was downloaded from {hub.shown_endpoint()}"))
+    return Source(repo, ModelFolder(folder), Choice("hub", f"its tokenizer was downloaded from {hub.shown_endpoint()}"))
 
 
 # --- lengths --------------------------------------------------------------------------------------------------

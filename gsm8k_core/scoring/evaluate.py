@@ -24,7 +24,7 @@ from gsm8k_core.scoring.diagnose import diagnosis_json
 from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
-STOP_RULE = "end-tokens"  # an answer ends before the first of folder.end_token_ids, and at no text
+STOP_RULE = "end-tokens"  # an answer ends before the first of ModelFolder.end_ids, and at no text
 ANSWER_LINE = "answer-line"  # or after its whole `#### N` line
 
 

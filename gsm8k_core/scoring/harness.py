@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsm8k_core.files import read_json
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Complete, Completion, DataError, Example, Sampling, UsageError
 
@@ -48,9 +46,8 @@ class Engine:
     batch_size: int
 
 
-def max_length(folder: Path, of_tokenizer: int) -> int:
-    """The model's context as lm-eval's hf backend finds it."""
-    config = read_json(folder / "config.json")
+def max_length(config: Mapping[str, Any], of_tokenizer: int) -> int:
+    """The model's context as lm-eval's hf backend finds it, in its config.json or by its tokenizer."""
     found = next((config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)), None)
     return int(found) if found else of_tokenizer if of_tokenizer < 10**9 else NO_LENGTH
 

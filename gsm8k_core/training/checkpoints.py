@@ -24,6 +24,7 @@ import numpy as np
 import pydantic
 
 from gsm8k_core.files import file_hash, new_folder, read_json, remove_folder, remove_leftovers, write_json
+from gsm8k_core.models.folder import CHECKPOINT_RECORD as RECORD
 from gsm8k_core.types import DataError, GSM8KError, StorageError, TrainState
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from gsm8k_core.types import FloatArray
 
 SCHEMA = 1
-MODEL, MOMENTS, RECORD = "model", "moments.safetensors", "checkpoint.json"
+MODEL, MOMENTS = "model", "moments.safetensors"
 FIRST, SECOND = "first/", "second/"
 NAME = re.compile(r"update-([0-9]{6,12})(?:-([0-9]{1,6}))?")
 

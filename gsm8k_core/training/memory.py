@@ -34,7 +34,7 @@ from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
-from gsm8k_core.models.folder import ModelShape, linear_layers, shape_of, weight_files
+from gsm8k_core.models.folder import ModelFolder, ModelShape, shape_of, weight_files
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice, OutOfMemoryError, StorageError
 
@@ -417,7 +417,7 @@ def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
             shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if spec is None:
         return FLOAT32 * sum(math.prod(shape) for shape in shapes.values())
-    targets = target_modules(spec, linear_layers(folder))
+    targets = target_modules(spec, ModelFolder(folder).linear_layers)
     return FLOAT32 * adapter_size(spec, [shapes[f"{name}.weight"] for name in targets])
 
 

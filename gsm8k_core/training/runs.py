@@ -37,10 +37,11 @@ from filelock import FileLock, Timeout
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
+from gsm8k_core.models.folder import RUN_RECORD
 from gsm8k_core.types import StorageError, UsageError
 
 SCHEMA = 1
-MANIFEST = "run.json"
+MANIFEST = RUN_RECORD
 LOCK = ".lock"
 PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs")
 SOURCE = Path(__file__).resolve().parents[2]

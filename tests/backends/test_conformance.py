@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import backends
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.models.folder import vocabulary_size
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import (
     IGNORE_INDEX,
@@ -349,7 +349,7 @@ def test_prompts_without_a_common_beginning_are_decoded_as_they_score(
     assert len(set(alone)) > 1
     for place, token in enumerate(alone):
         rows = np.array(
-            [[*first, *alone[:place], other] for other in range(vocabulary_size(tiny_model))], dtype=np.int32
+            [[*first, *alone[:place], other] for other in range(ModelFolder(tiny_model).vocabulary)], dtype=np.int32
         )
         assert backend.score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].argmax() == token
     assert dict(backend.generate([first, second], Sampling(8, 4)))[0].tokens == alone

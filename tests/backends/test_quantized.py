@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import backends
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import check_folder, folder_hash
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.quantized import BITS, dequantize, is_quantized
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Batch, DataError, Example, StorageError
@@ -133,8 +133,8 @@ def test_a_mixed_model_of_mlx_lms_is_read(qwen2: Path, tmp_path: Path, batch: Ba
 def test_the_folder_is_mlx_lms_layout(qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = quantise(qwen2, tmp_path / "base")
     assert capsys.readouterr().out == ""  # mlx-lm prints; what a verb prints is its own
-    assert is_quantized(base)
-    check_folder(base, quantized=True)
+    assert is_quantized(ModelFolder(base))
+    ModelFolder(base).check(quantized=True)
     config = json.loads((base / "config.json").read_text())
     assert config["quantization"] == config["quantization_config"] == {"group_size": 64, "bits": 4, "mode": "affine"}
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000
@@ -155,9 +155,9 @@ PARTS = ("weight", "scales", "biases")
 
 
 def test_the_same_model_is_the_same_base(qwen2: Path, tmp_path: Path) -> None:
-    first = folder_hash(quantise(qwen2, tmp_path / "first"))
-    assert folder_hash(quantise(qwen2, tmp_path / "second")) == first
-    assert folder_hash(quantise(qwen2, tmp_path / "third", bits=8)) != first
+    first = ModelFolder(quantise(qwen2, tmp_path / "first")).hash
+    assert ModelFolder(quantise(qwen2, tmp_path / "second")).hash == first
+    assert ModelFolder(quantise(qwen2, tmp_path / "third", bits=8)).hash != first
 
 
 def test_a_rope_base_that_only_transformers_5_names_is_kept(tmp_path: Path, batch: Batch) -> None:

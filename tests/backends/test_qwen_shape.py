@@ -13,9 +13,9 @@ import pytest
 
 import backends
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.batching import make_updates
-from gsm8k_core.problems.prompts import load_tokenizer, make_examples
+from gsm8k_core.problems.prompts import make_examples
 from gsm8k_core.types import Problem
 from tests import tiny
 from tests.backends.conftest import FakePilot
@@ -53,7 +53,7 @@ def test_two_updates(backend_name: str, qwen_shaped: Path) -> None:
     problems = [
         Problem(f"train-{n}", f"Tom has {n} apples.", f"<<{n}+1={n + 1}>>\n#### {n + 1}", str(n + 1)) for n in (3, 8)
     ]
-    examples = make_examples(load_tokenizer(qwen_shaped), problems, end_token_ids(qwen_shaped))
+    examples = make_examples(ModelFolder(qwen_shaped).tokenizer, problems, ModelFolder(qwen_shaped).end_ids)
     backend = backends.open(backend_name, qwen_shaped, "cpu", "float32")
     pilot = FakePilot(rate=1e-4)
     backend.train(

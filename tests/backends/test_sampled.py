@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import backends
-from gsm8k_core.models.folder import end_token_ids
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import Completion, Example, Sampling
@@ -78,7 +78,7 @@ def test_equal_texts_pass_and_a_changed_token_does_not(
 
     def compared(others: dict[int, Completion]) -> dict[str, Any]:
         pairs = [AnswerPair(f"test-{n}", prompts[n], noise_key(f"test-{n}", 0), alone[n], others[n]) for n in range(9)]
-        return compare(pairs, backend.score, sampling, end_token_ids(qwen2), EPS["float32"])
+        return compare(pairs, backend.score, sampling, ModelFolder(qwen2).end_ids, EPS["float32"])
 
     assert compared(together)["beyond_eps"] == 0
     changed = {

@@ -60,7 +60,7 @@ def test_one_clear_line_and_the_documented_code(
     assert "Traceback" not in done.stderr
 
 
-OF_A_BACKEND = sorted(verb for verb, (settings, _) in cli.VERBS.items() if "backend" in settings.model_fields)
+OF_A_BACKEND = sorted(verb for verb in cli.VERBS if "backend" in cli._settings(verb).model_fields)
 
 
 @pytest.mark.parametrize("verb", OF_A_BACKEND)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gsm8k_core.files import file_hash
-from gsm8k_core.models.folder import check_folder, end_token_ids, rope_theta, tied_head, vocabulary_size
+from gsm8k_core.models.folder import ModelFolder, rope_theta
 from gsm8k_core.problems.data import is_text, read_jsonl
 from gsm8k_core.problems.gold import gold_number
 from gsm8k_core.scoring.answers import HEADLINE, RULES, grade
@@ -341,8 +342,9 @@ def test_settings_of_any_values_are_read_or_refused(model: Path, name: str, valu
         path = folder / "m" / name
         before = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps({**before, **values}))
-        for read in (check_folder, end_token_ids, vocabulary_size, tied_head):
-            wrong = refusal(read, folder / "m")
+        asked = (ModelFolder.check, *(attrgetter(name) for name in ("end_ids", "vocabulary", "tied_head")))
+        for ask in asked:
+            wrong = refusal(ask, ModelFolder(folder / "m"))
             assert wrong is None or "config.json" in wrong or str(folder) in wrong
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import read_json
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.problems.batching import fullest
 from gsm8k_core.tracking.terminal import clock, counted
@@ -102,7 +101,7 @@ def _rehearse(job: Job, model: OpenModel) -> Rehearsal:
 def _disk(job: Job) -> dict[str, Any]:
     """Bytes that the run takes at most: its model, the best one, the checkpoints, and one more while it is written."""
     config = job.config
-    sizes = model_of(read_json(job.source.folder / "config.json"), config)
+    sizes = model_of(job.source.model.config, config)
     model = 4 * (sizes.num_trained if config.uses_adapter else sizes.num_parameters) if sizes else _size_of(job)
     checkpoint = model + 8 * (sizes.num_trained if sizes else model // 4)
     num_models = (2 if config.eval_steps else 1) + (1 if config.uses_adapter else 0)  # mlx-adapter/ as well

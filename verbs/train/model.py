@@ -13,7 +13,7 @@ from typing import Any
 
 import backends
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import read_json
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.models.quantized import cached_base, dequantized_folder, is_quantized, widths
 from gsm8k_core.problems.batching import choose_tokens, fullest
@@ -74,7 +74,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
 def _plan_memory(job: Job, context: Context) -> Plan | None:
     """What fits, before the model is loaded. Raises OutOfMemoryError where one row does not."""
     config = job.config
-    model = model_of(read_json(job.source.folder / "config.json"), config)
+    model = model_of(job.source.model.config, config)
     if model is None:
         return None
     memory = backends.device_memory(job.backend.name, config.device)
@@ -88,8 +88,8 @@ def _quantized_base(job: Job, terminal: Terminal) -> Path:
     if job.run is not None and (job.checkpoint is not None or "base" in job.run.manifest):
         return checked_base(job.run)
     made_from = job.source.made_from
-    if made_from is not None and is_quantized(made_from):
-        terminal.say(f"base     the {widths(made_from)} weights as they are")
+    if made_from is not None and is_quantized(ModelFolder(made_from)):
+        terminal.say(f"base     the {widths(ModelFolder(made_from))} weights as they are")
         return made_from
     terminal.say("base     4-bit weights are made of the model, by mlx-lm")
     return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))

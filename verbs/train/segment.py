@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import new_folder, remove_folder
 from gsm8k_core.models.adapter import lora_spec, write_mlx_adapter
-from gsm8k_core.models.folder import end_token_ids, folder_hash
-from gsm8k_core.problems.prompts import decode, load_tokenizer
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.checkpoints import prune, write
 from gsm8k_core.training.health import Probe
@@ -169,7 +169,7 @@ class Segment:
                 remove_folder(base)
             with new_folder(base) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
-            self.run.record(base={"hash": folder_hash(base), "made_by": "mlx-lm", "folder": base.name})
+            self.run.record(base={"hash": ModelFolder(base).hash, "made_by": "mlx-lm", "folder": base.name})
 
     def _trained_config(self) -> TrainConfig:
         """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
@@ -253,8 +253,8 @@ class Segment:
         return best if best and same and held == best["update"] and self.run.best.is_dir() else None
 
     def _probe(self) -> Probe | None:
-        rows, folder = self.job.rows.probed, self.job.source.folder
-        return Probe(rows, end_token_ids(folder), partial(decode, load_tokenizer(folder))) if rows else None
+        rows, model = self.job.rows.probed, self.job.source.model
+        return Probe(rows, model.end_ids, partial(decode, model.tokenizer)) if rows else None
 
     def _dev_set(self) -> DevSet | None:
         config, pairs = self.job.config, self.job.rows.dev
@@ -262,11 +262,10 @@ class Segment:
             if config.eval_steps:
                 self.context.terminal.say("dev      these rows have no dev split, so --eval-steps measures nothing")
             return None
-        tokenizer = load_tokenizer(self.job.source.folder)
         return DevSet(
             [example for _, example in pairs],
             [problem for problem, _ in pairs],
-            partial(decode, tokenizer),
+            partial(decode, self.job.source.model.tokenizer),
             batch_size=config.batch_size,
             eval_batch_size=min(len(pairs), DEV_BATCH),
             max_new_tokens=config.eval_max_new_tokens,

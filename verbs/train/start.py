@@ -15,7 +15,7 @@ from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
 from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.adapter import lora_spec, target_modules
 from gsm8k_core.models.find import Source, identity, resolve_model
-from gsm8k_core.models.folder import end_token_ids, folder_hash, linear_layers, tokenizer_hash, vocabulary_size
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.batching import (
     make_updates,
     num_updates,
@@ -24,7 +24,7 @@ from gsm8k_core.problems.batching import (
     width_of,
 )
 from gsm8k_core.problems.data import DataSet, load_data, training_rows
-from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, load_tokenizer, make_examples
+from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples
 from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, summarise
 from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
@@ -128,7 +128,7 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     backends.check(choice.name, config.device, config.dtype, config.method)
     source = resolve_model(pair.model, terminal.say)
     if (spec := lora_spec(config)) is not None:
-        target_modules(spec, linear_layers(source.folder))  # a name that no layer has
+        target_modules(spec, source.model.linear_layers)  # a name that no layer has
     data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
     terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
     terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
@@ -304,14 +304,14 @@ def _check_backend(name: str, config: TrainConfig, asked: bool) -> None:
 def _source_of(run: Run, config: TrainConfig, terminal: Terminal) -> Source:
     """The model that the run began with. qlora needs no more than the 4-bit base in the run."""
     if config.method == "qlora" and (run.manifest.get("base") or {}).get("hash"):
-        return Source(config.model, checked_base(run), Choice("folder", "the 4-bit base of the run"))
+        return Source(config.model, ModelFolder(checked_base(run)), Choice("folder", "the 4-bit base of the run"))
     return resolve_model(config.model, terminal.say)
 
 
 def checked_base(run: Run) -> Path:
     """The run's 4-bit base. Raises DataError when it is not the one that the run began with."""
     wanted = (run.manifest.get("base") or {}).get("hash")
-    if not run.base.is_dir() or folder_hash(run.base) != wanted:
+    if not run.base.is_dir() or ModelFolder(run.base).hash != wanted:
         raise DataError(f"{run.base} is not the 4-bit base that the run began with; bring it back, or start a new run")
     return run.base
 
@@ -344,7 +344,7 @@ def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
     prompt = hashlib.sha256(f"{PROMPT_NAME}\0{SYSTEM_PROMPT}".encode()).hexdigest()
     return {
         "model": identity(source),
-        "tokenizer": tokenizer_hash(source.folder),
+        "tokenizer": source.model.tokenizer_hash,
         "data": files,
         "rows": rows_hash(rows.examples),
         "prompt": prompt,
@@ -353,9 +353,9 @@ def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
 
 def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal) -> Rows:
     train, dev = training_rows(data.train, config.max_samples, config.annotations)
-    tokenizer, ends = load_tokenizer(source.folder), end_token_ids(source.folder)
+    tokenizer, ends = source.model.tokenizer, source.model.end_ids
     examples = make_examples(tokenizer, train, ends)
-    check_token_ids((example.tokens for example in examples), vocabulary_size(source.folder))
+    check_token_ids((example.tokens for example in examples), source.model.vocabulary)
     summary = summarise(examples, config.max_length)
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.dev_problems]

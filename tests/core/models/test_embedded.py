@@ -17,7 +17,7 @@ import pytest
 
 from gsm8k_core.models import embedded
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.models.folder import check_folder, end_token_ids
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.store import cache_folder
 from gsm8k_core.types import DataError, PreflightError
 from tests.tiny import make
@@ -113,7 +113,7 @@ def test_padding_is_not_the_end(folder: Path) -> None:
         json.loads((folder / name).read_text())
         for name in ("config.json", "generation_config.json", "tokenizer_config.json")
     )
-    assert end_token_ids(folder) == (2,)
+    assert ModelFolder(folder).end_ids == (2,)
     assert config["pad_token_id"] == generation["pad_token_id"] == 0
     assert (tokenizer["pad_token"], tokenizer["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
 
@@ -122,7 +122,7 @@ def test_both_rope_keys_are_there(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100_000
     assert config["tie_word_embeddings"] is True
-    check_folder(folder)
+    ModelFolder(folder).check()
 
 
 def test_the_template_is_copied_byte_for_byte(folder: Path, reader: Any) -> None:
@@ -145,7 +145,7 @@ def test_a_damaged_cache_is_written_again(caches: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(embedded, "convert", lambda source, target: make(target, "llama"))
     folder = embedded.embedded_folder()
     (folder / "model.safetensors").write_bytes(b"half")
-    check_folder(embedded.embedded_folder())
+    ModelFolder(embedded.embedded_folder()).check()
 
 
 def test_another_gguf_is_another_folder(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:

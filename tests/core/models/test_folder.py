@@ -19,14 +19,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gsm8k_core import files
+from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import (
-    check_folder,
-    end_token_ids,
-    folder_hash,
+    ModelFolder,
     read_tensors,
     rope_theta,
-    tied_head,
-    vocabulary_size,
     with_both_rope_keys,
     write_model_folder,
 )
@@ -147,13 +144,44 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+def test_a_folder_is_asked_once_and_another_object_asks_again(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("gsm8k_core.models.folder.read_json", lambda path: read.append(path.name) or read_json(path))
+    model = ModelFolder(model_folder)
+    assert read == []
+    first = (model.check().end_ids, model.vocabulary, model.tied_head, model.context, model.hash)
+    assert (read.count("config.json"), read.count("generation_config.json")) == (1, 1)
+    tokenizer = model.tokenizer
+    edit(model_folder / "config.json", max_position_embeddings=7, tie_word_embeddings=True)
+    assert (model.check().end_ids, model.vocabulary, model.tied_head, model.context, model.hash) == first
+    assert model.tokenizer is tokenizer
+    assert read.count("config.json") == 1
+    other = ModelFolder(model_folder)
+    assert other == model
+    assert other.context == 7 != model.context
+    assert other.hash != model.hash
+    assert other.tokenizer is not tokenizer
+
+
+def test_the_context_is_known_or_not(model_folder: Path) -> None:
+    edit(model_folder / "config.json", max_position_embeddings="long")
+    assert ModelFolder(model_folder).context is None
+
+
+def test_to_import_it_is_light() -> None:
+    code = "import sys, gsm8k_core.models.folder; print({'numpy', 'safetensors', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_a_whole_folder_passes(model_folder: Path) -> None:
-    check_folder(model_folder)
+    ModelFolder(model_folder).check()
 
 
 def test_a_sharded_folder_passes(model_folder: Path) -> None:
     shard(model_folder, {NORM: SHARD})
-    check_folder(model_folder)
+    ModelFolder(model_folder).check()
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -161,7 +189,7 @@ def test_damage_is_one_clear_line(case: str, model_folder: Path) -> None:
     damage, message = DAMAGE[case]
     damage(model_folder)
     with pytest.raises(DataError) as caught:
-        check_folder(model_folder)
+        ModelFolder(model_folder).check()
     assert message in str(caught.value)
     assert str(model_folder) in str(caught.value) or "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -169,13 +197,13 @@ def test_damage_is_one_clear_line(case: str, model_folder: Path) -> None:
 
 def test_weights_that_mlx_lm_does_not_load_are_no_strays(model_folder: Path) -> None:
     stray(model_folder, "adapter_model.safetensors")
-    check_folder(model_folder)
+    ModelFolder(model_folder).check()
 
 
 def test_an_untied_head_that_is_stored_passes(model_folder: Path) -> None:
     store_head(model_folder)
     edit(model_folder / "config.json", tie_word_embeddings=False)
-    check_folder(model_folder)
+    ModelFolder(model_folder).check()
 
 
 @pytest.mark.parametrize(
@@ -188,23 +216,23 @@ def test_the_head_is_tied_by_config_else_by_what_is_stored(
     edit(model_folder / "config.json", tie_word_embeddings=says)
     if stored:
         store_head(model_folder)
-    assert tied_head(model_folder) is tied
-    check_folder(model_folder)
+    assert ModelFolder(model_folder).tied_head is tied
+    ModelFolder(model_folder).check()
 
 
 def test_the_head_is_found_among_shards(model_folder: Path) -> None:
     store_head(model_folder)
     edit(model_folder / "config.json", tie_word_embeddings=None)
     shard(model_folder, {NORM: SHARD})
-    assert not tied_head(model_folder)
+    assert not ModelFolder(model_folder).tied_head
 
 
 def test_the_vocabulary_is_the_embeddings_rows(model_folder: Path) -> None:
-    assert vocabulary_size(model_folder) == 64
+    assert ModelFolder(model_folder).vocabulary == 64
     edit(model_folder / "config.json", vocab_size=None)
-    assert vocabulary_size(model_folder) == 64
+    assert ModelFolder(model_folder).vocabulary == 64
     shard(model_folder, {NORM: SHARD})
-    assert vocabulary_size(model_folder) == 64
+    assert ModelFolder(model_folder).vocabulary == 64
 
 
 @pytest.mark.parametrize(
@@ -214,7 +242,7 @@ def test_the_vocabulary_is_the_embeddings_rows(model_folder: Path) -> None:
 def test_a_vocabulary_that_is_not_the_embeddings_is_refused(value: object, message: str, model_folder: Path) -> None:
     edit(model_folder / "config.json", vocab_size=value)
     with pytest.raises(DataError, match=message):
-        vocabulary_size(model_folder)
+        _ = ModelFolder(model_folder).vocabulary
 
 
 @pytest.mark.parametrize(
@@ -274,14 +302,14 @@ def test_one_base_for_each_kind_of_layer_is_left_alone() -> None:
 def test_every_end_token_counts(model_folder: Path) -> None:
     edit(model_folder / "generation_config.json", eos_token_id=[7, 5])
     edit(model_folder / "config.json", eos_token_id=5)
-    assert end_token_ids(model_folder) == (1, 5, 7)  # 1 is the tokenizer's <end>
+    assert ModelFolder(model_folder).end_ids == (1, 5, 7)  # 1 is the tokenizer's <end>
 
 
 def test_the_tokenizer_alone_may_name_the_end(model_folder: Path) -> None:
     (model_folder / "generation_config.json").unlink()
     edit(model_folder / "config.json", eos_token_id=None)
     edit(model_folder / "tokenizer_config.json", eos_token={"content": "<end>", "special": True})
-    assert end_token_ids(model_folder) == (1,)
+    assert ModelFolder(model_folder).end_ids == (1,)
 
 
 def test_no_end_token_is_an_error(model_folder: Path) -> None:
@@ -289,27 +317,27 @@ def test_no_end_token_is_an_error(model_folder: Path) -> None:
     edit(model_folder / "config.json", eos_token_id=None)
     edit(model_folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(DataError, match="names no end token"):
-        end_token_ids(model_folder)
+        _ = ModelFolder(model_folder).end_ids
 
 
 @pytest.mark.parametrize("value", ["</s>", -1, True, [1, "2"]])
 def test_an_end_token_is_a_number(value: object, model_folder: Path) -> None:
     edit(model_folder / "config.json", eos_token_id=value)
     with pytest.raises(DataError, match="it must be a token number or a list"):
-        end_token_ids(model_folder)
+        _ = ModelFolder(model_folder).end_ids
 
 
 def test_the_hash_is_of_what_the_model_answers(model_folder: Path, tmp_path: Path) -> None:
-    first = folder_hash(model_folder)
+    first = ModelFolder(model_folder).hash
     (model_folder / "README.md").write_text("words")
-    assert folder_hash(model_folder) == first
+    assert ModelFolder(model_folder).hash == first
     model_folder.rename(tmp_path / "moved")
-    assert folder_hash(tmp_path / "moved") == first
+    assert ModelFolder(tmp_path / "moved").hash == first
     (tmp_path / "moved" / "chat_template.jinja").write_text("words")
-    second = folder_hash(tmp_path / "moved")
+    second = ModelFolder(tmp_path / "moved").hash
     assert second != first
     edit(tmp_path / "moved" / "config.json", rms_norm_eps=1e-5)
-    assert folder_hash(tmp_path / "moved") != second
+    assert ModelFolder(tmp_path / "moved").hash != second
 
 
 def copy_model(source: Path, directory: Path) -> None:
@@ -324,7 +352,7 @@ def test_a_written_folder_is_whole(model_folder: Path, tmp_path: Path) -> None:
     (model_folder / "README.md").write_text("not the model's")
     copy_model(model_folder, tmp_path / "run" / "model")
     copy = tmp_path / "run" / "model"
-    check_folder(copy)
+    ModelFolder(copy).check()
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         assert (copy / name).read_bytes() == (model_folder / name).read_bytes()
     written = json.loads((copy / "config.json").read_text())

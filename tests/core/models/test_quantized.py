@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from gsm8k_core.models import quantized
 from gsm8k_core.models.find import Source, resolve_model
-from gsm8k_core.models.folder import affine, check_folder
+from gsm8k_core.models.folder import ModelFolder, affine
 from gsm8k_core.models.quantized import BITS, dequantize, dequantized_folder, is_quantized, widths
 from gsm8k_core.models.store import cache_folder
 from gsm8k_core.training import checkpoints
@@ -106,13 +106,13 @@ def test_what_does_not_fit_is_refused(bits: Any, group: Any, message: str) -> No
 
 
 def test_a_quantised_folder_is_the_model_in_float32(folder: Path) -> None:
-    assert is_quantized(folder)
+    assert is_quantized(ModelFolder(folder))
     source = resolve(folder)
     assert source.choice.name == "dequantized"
     assert source.choice.reason == f"4-bit weights of {folder}, de-quantised to float32"
     assert (source.name, source.found) == (str(folder), folder)
     assert source.folder.parent == cache_folder() / "dequantized"
-    check_folder(source.folder)
+    source.model.check()
     config = json.loads((source.folder / "config.json").read_text())
     assert not {"quantization", "quantization_config"} & set(config)
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
@@ -130,7 +130,7 @@ def test_it_is_made_once_and_again_when_damaged(folder: Path) -> None:
     assert dequantized_folder(folder) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == made
     (first / "model.safetensors").write_bytes(b"half")
-    check_folder(dequantized_folder(folder))
+    ModelFolder(dequantized_folder(folder)).check()
     change(folder, biases=np.ones((96, 2), np.float32))
     assert dequantized_folder(folder) != first
 
@@ -150,7 +150,7 @@ def test_layers_may_have_settings_of_their_own(caches: Path) -> None:
         resolve(four)
     settings = {"group_size": 32, "bits": 4, LAYER: {"group_size": 32, "bits": 6}, "model.norm": False}
     edit(four / "config.json", quantization=settings)
-    assert widths(four) == "4-bit and 6-bit"
+    assert widths(ModelFolder(four)) == "4-bit and 6-bit"
     mixed, whole = (load_file(resolve(folder).folder / "model.safetensors") for folder in (four, six))
     assert np.array_equal(mixed[f"{LAYER}.weight"], whole[f"{LAYER}.weight"])
 
@@ -194,12 +194,12 @@ def test_what_cannot_be_read_is_one_clear_line(case: str, folder: Path) -> None:
 
 
 def test_a_check_passes_quantised_weights_only_when_asked(folder: Path, model_folder: Path) -> None:
-    check_folder(folder, quantized=True)
-    check_folder(model_folder, quantized=True)
+    ModelFolder(folder).check(quantized=True)
+    ModelFolder(model_folder).check(quantized=True)
     with pytest.raises(DataError, match="describes quantised weights"):
-        check_folder(folder)
-    assert not is_quantized(model_folder)
-    assert not is_quantized(model_folder / "config.json")
+        ModelFolder(folder).check()
+    assert not is_quantized(ModelFolder(model_folder))
+    assert not is_quantized(ModelFolder(model_folder / "config.json"))
     assert affine({"quantization": [4]}) is None
 
 
@@ -329,8 +329,10 @@ def test_a_checkpoint_means_its_model(caches: Path) -> None:
 def test_a_run_without_a_model_names_its_newest_checkpoint(caches: Path) -> None:
     run = qlora_run(caches / "run")
     shutil.rmtree(run / "model")
-    shutil.copytree(run / "checkpoints" / "update-000010", run / "checkpoints" / "update-000020")  # not its own
-    newest = run / "checkpoints" / "update-000010"
+    first = run / "checkpoints" / "update-000010"
+    newest = shutil.copytree(first, run / "checkpoints" / "update-000010-2")
+    (run / "checkpoints" / "update-000020").mkdir()  # of which nothing was kept
+    shutil.copyfile(first / "checkpoint.json", run / "checkpoints" / "update-000020" / "checkpoint.json")
     message = (
         rf"run folder .* has no model in it .*; give its newest checkpoint, {newest}, or train on: --resume {run}$"
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
+from gsm8k_core.models.tokenizer import Tokenizer, load_tokenizer
+from gsm8k_core.problems import prompts
 from gsm8k_core.problems.data import carve_dev
 from gsm8k_core.problems.prompts import (
     NO_SHOTS,
@@ -14,12 +18,11 @@ from gsm8k_core.problems.prompts import (
     SYSTEM_PROMPT,
     choose_shots,
     decode,
-    load_tokenizer,
     make_examples,
     messages,
     prompt_tokens,
 )
-from gsm8k_core.types import DataError, Problem
+from gsm8k_core.types import DataError, Example, Problem
 from tests import tiny
 
 PROBLEM = Problem("train-0", "Tom has 4 apples . how many ?", "he has 2 + 2 = << 2 + 2 = 4 >> 4 . #### 4", "4")
@@ -180,3 +183,35 @@ def test_qwen_prompts_begin_with_the_named_system_turn(qwen_tokenizer: Path) -> 
         f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{PROBLEM.question}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+SHOWN = Problem(
+    "train-0", "Tom has 2 apples and buys 3. How many?", "He has 2 + 3 = <<2+3=5>>5.\n#### 5", "5"
+)  # prompts.py opens with it
+
+
+def turns_of(tokenizer: Tokenizer, example: Example) -> Iterator[str]:
+    """A row turn by turn, as prompts.py shows it: texts, numbers and mask under one another."""
+    lines = ["", "", ""]
+    for place, token in enumerate(example.tokens):
+        text = tokenizer.decode([token]).replace(" ", "_").replace("\n", "↵")
+        column = [text, str(token), str(int(place >= example.num_prompt))]
+        lines = [line + cell.ljust(max(map(len, column)) + 1) for line, cell in zip(lines, column, strict=True)]
+        if lines[0].rstrip().endswith("<|im_end|> ↵") or place + 1 == example.num_prompt:
+            yield "\n".join(f"    {line.rstrip()}" for line in lines)
+            lines = ["", "", ""]
+    assert lines == ["", "", ""]
+
+
+def test_the_row_that_prompts_py_opens_with_is_what_it_makes(qwen_tokenizer: Path) -> None:
+    tokenizer, shown = load_tokenizer(qwen_tokenizer), str(prompts.__doc__)
+    (example,) = make_examples(tokenizer, [SHOWN], [151645])
+    turns = list(turns_of(tokenizer, example))
+    assert len(turns) == 4
+    assert "\n\n".join(turns) in shown
+    assert f"    {SHOWN.question}\n\n" + indent(SHOWN.answer, "    ") in shown
+    prompt, answer = example.num_prompt, example.num_targets
+    assert f"these are {len(example.tokens)} tokens" in shown
+    assert f"the prompt's {prompt} tokens are read and never trained, and the answer's {answer} are" in shown
+    first, last = (", ".join(map(str, part)) for part in (example.tokens[:3], example.tokens[-2:]))
+    assert f'Example("train-0", tokens=({first}, ..., {last}), num_prompt={prompt})' in shown

@@ -1,0 +1,80 @@
+"""A model folder's tokenizer: the files that it is made of, its end token, and the thing itself, loaded when asked for.
+
+How a problem becomes tokens is said in problems/prompts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from gsm8k_core.files import read_json
+from gsm8k_core.types import DataError, first_line
+
+TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+)
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def __call__(self, text: Any, **options: Any) -> Any: ...
+    def decode(self, token_ids: Any, **options: Any) -> str: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
+    from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
+        reason = f"{type(error).__name__}: {first_line(error)[:300]}"
+        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
+    if not tokenizer.chat_template:
+        raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the files of one of the known kinds are all there. Opens none."""
+    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_SETS)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """A cheap look at the end of tokenizer.json: parsing it would take a quarter of a second each time."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64))
+            if not file.read().rstrip().endswith(b"}"):
+                raise DataError(f"{path} is cut short; copy or download it again")
+
+
+def tokenizer_end(folder: Path) -> Iterator[int]:
+    """The number of the token that the tokenizer's own files call the end, where they name one."""
+    token = None
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            token = read_json(folder / name).get("eos_token") or token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str) or not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = read_json(folder / "tokenizer.json")
+    try:
+        vocabulary = dict((tokenizer.get("model") or {}).get("vocab") or {})
+        numbers = {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
+        if text in (every := {**vocabulary, **numbers}):
+            yield int(every[text])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DataError(f"{folder / 'tokenizer.json'} is damaged; copy or download it again") from None
