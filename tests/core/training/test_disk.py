@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from gsm8k_core.models.adapter import LoraSpec, first_values
-from gsm8k_core.training.memory import saved_bytes, write_seconds
+from gsm8k_core.training.memory import SAMPLE_BYTES, saved_bytes, write_seconds
 from gsm8k_core.types import StorageError
 from tests import tiny
 
@@ -35,9 +37,13 @@ def test_an_adapter_is_its_own_size(model: Path) -> None:
     assert saved_bytes(model, spec) == sum(np.asarray(array).nbytes for array in values.values()) > 0
 
 
-def test_ten_times_as_much_takes_longer(tmp_path: Path) -> None:
+def test_ten_times_as_much_takes_ten_times_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert write_seconds(tmp_path, 0) == 0.0
-    assert write_seconds(tmp_path, 1 << 30) > write_seconds(tmp_path, 1 << 20) > 0
+    assert write_seconds(tmp_path, 1 << 30) > 0
+    ticks = itertools.count()  # a clock of its own: every sample takes a second
+    monkeypatch.setattr("gsm8k_core.training.memory.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    assert write_seconds(tmp_path, 10 << 20) == 10 * write_seconds(tmp_path, 1 << 20)
+    assert write_seconds(tmp_path, SAMPLE_BYTES) == pytest.approx(1.0)
     assert list(tmp_path.iterdir()) == []
 
 
