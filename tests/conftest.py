@@ -7,13 +7,33 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from backends import PROVIDERS, installed
+from tests.waiting import CEILING
 
 if installed("mlx"):
     importlib.import_module("backends.mlx")  # before any test imports mlx: it chooses the BLAS
 
 os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
+
+# A slow machine is no finding: no example has a deadline, and none is too slow to make.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product's own time limits are out of the way: a test that is about one sets it."""
+    from gsm8k_core import machine
+    from gsm8k_core.models import hub
+
+    monkeypatch.setattr(hub.look_up, "__defaults__", (CEILING,))
+    monkeypatch.setattr(machine.reach_hub, "__defaults__", (CEILING,))
+    monkeypatch.setattr("gsm8k_core.scoring.math_verify.START_LIMIT", CEILING)
+    monkeypatch.setattr("backends.mlx._PROBE_SECONDS", CEILING)
+    monkeypatch.setattr("verbs.doctor.IMPORT_SECONDS", CEILING)
+    monkeypatch.setattr("verbs.doctor.MEASURE_SECONDS", CEILING)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

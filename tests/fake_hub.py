@@ -11,12 +11,18 @@ import io
 import json
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
+from gsm8k_core.models import hub as hub_source
 from tests.tiny import make
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -32,7 +38,7 @@ class FakeHub:
     def __init__(self, repositories: Repositories) -> None:
         self.repositories = repositories
         self.status: int | None = None  # answer every request with this error
-        self.delay = 0.0  # seconds before every answer
+        self.silent = False  # answer nothing, until it is stopped
         self.cut: int | None = None  # close the connection after so many bytes of a file
         self.file_status: int | None = None  # answer every file with this error, as for a gated repository
         self.moved: str | None = None  # redirect every look-up to this address
@@ -59,8 +65,13 @@ class FakeHub:
             self._server.shutdown()
             self._server.server_close()
 
+    def silence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From here on nothing is answered, and the product waits as long as it does for a person."""
+        self.silent = True
+        monkeypatch.setattr(hub_source.look_up, "__defaults__", (hub_source.PROBE_SECONDS,))
+
     def wait(self) -> None:
-        self._stopped.wait(self.delay)
+        self._stopped.wait()
 
     def find(self, kind: str, path: str) -> tuple[str, Mapping[str, bytes], str] | None:
         """(name, files, the rest of the path) of the repository that the path starts with."""
@@ -68,6 +79,27 @@ class FakeHub:
             if found_kind == kind and (path == name or path.startswith(name + "/")):
                 return name, files, path[len(name) + 1 :]
         return None
+
+
+@dataclass
+class Waits:
+    """What was waited for: questions, with the seconds that each may take, and sleeps between tries."""
+
+    questions: list[float] = field(default_factory=list)
+    sleeps: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def waits() -> Iterator[Waits]:
+    """Counts, inside the block, what the product waits for. Each question is still asked; no sleep is slept."""
+    found, ask = Waits(), hub_source._ask
+
+    def noted(path: str, timeout: float) -> Any:
+        found.questions.append(timeout)
+        return ask(path, timeout)
+
+    with mock.patch.object(hub_source, "_ask", noted), mock.patch("time.sleep", found.sleeps.append):
+        yield found
 
 
 class _Sender(BaseHTTPRequestHandler):
@@ -95,8 +127,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path).strip("/")
             hub.requests.append(f"{self.command} {path}")
             hub.tokens.append(self.headers.get("Authorization"))
-            if hub.delay:
+            if hub.silent:
                 hub.wait()
+                return
             if hub.status:
                 self._send(hub.status, json.dumps({"error": "refused"}).encode())
             elif path.startswith("api/") and hub.moved:

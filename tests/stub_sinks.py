@@ -14,7 +14,7 @@ from pathlib import Path
 from gsm8k_core.tracking.trackers import RunInfo, measures
 from gsm8k_core.types import StepEvent
 
-AGES = 600.0
+AGES = 100_000.0
 
 
 class Good:

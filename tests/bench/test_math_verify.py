@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from gsm8k_core.scoring.math_verify import MathVerify, judge_records
+from tests.waiting import CEILING
 
 TOWER = "\\boxed{9^{9^{9^{9}}}}"  # SymPy computes it until it is killed
 
 
 @pytest.fixture(scope="module")
 def rule() -> Iterator[MathVerify]:
-    with MathVerify(limit=5.0) as opened:
+    with MathVerify(limit=CEILING) as opened:
         yield opened
 
 
@@ -37,9 +38,11 @@ def test_what_it_reads(rule: MathVerify, completion: str, read: str | None, righ
 
 
 def test_a_tower_of_powers_is_killed_and_the_next_row_is_judged() -> None:
-    start = time.monotonic()
+    with MathVerify(limit=CEILING) as rule:
+        start = time.monotonic()
+        rule.judge("73", "73")  # the first row of a worker is its dearest
+        limit = max(2.0, 20 * (time.monotonic() - start))
     records = [{"completion": text, "gold": "73", "rules": {}} for text in ("73", TOWER, "so 73")]
-    said = judge_records(records, limit=2.0)
+    said = judge_records(records, limit=limit)
     assert [record["rules"]["math-verify"]["correct"] for record in records] == [True, False, True]
-    assert "1 stopped after 2 s" in said
-    assert time.monotonic() - start < 120
+    assert f"1 stopped after {limit:g} s" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from gsm8k_core.auto import NAMED, Pair, choose_pair
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.types import DataError
+from tests.fake_hub import waits
+from tests.waiting import wait_for
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
 GSM8K = "openai/gsm8k"
@@ -54,12 +55,14 @@ def test_both_auto_without_a_hub_are_the_embedded_pair(caches: Any) -> None:
     assert pair.model_choice.reason.startswith(f"{QWEN} is not cached and the Hub could not be reached")
 
 
-def test_a_slow_hub_is_no_hub(hub: Any) -> None:
-    hub.delay = 5.0
-    pair = choose()
+def test_a_silent_hub_is_no_hub(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.silence(monkeypatch)
+    with waits() as waited:
+        pair = choose()
+        wait_for(lambda: waited.questions)
     assert names(pair) == ("embedded", "generated", True)
     assert pair.model_choice.reason == f"{QWEN} is not cached and the Hub did not answer in 1 s"
-    assert len(hub.requests) == 1
+    assert waited.questions == [1.0]
 
 
 @pytest.mark.parametrize("cached", ["model", "data"])
@@ -86,14 +89,16 @@ def test_a_given_name_stays(hub: Any) -> None:
     ("model", "data", "named"),
     [(QWEN, "auto", QWEN), ("auto", "some/data", "some/data"), (QWEN, "some/data", QWEN), ("embedded", GSM8K, GSM8K)],
 )
-def test_a_given_name_never_falls_back(model: str, data: str, named: str, hub: Any) -> None:
+def test_a_given_name_never_falls_back(
+    model: str, data: str, named: str, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A silent Hub is waited for once: for what was given, before what is automatic."""
-    hub.delay = 5.0
-    start = time.monotonic()
-    with pytest.raises(DataError, match=f"{named}' is not a .* did not answer in 1 s"):
-        choose(model, data)
-    assert time.monotonic() - start < 1.8
-    assert len(hub.requests) == 1
+    hub.silence(monkeypatch)
+    with waits() as waited:
+        with pytest.raises(DataError, match=f"{named}' is not a .* did not answer in 1 s"):
+            choose(model, data)
+        wait_for(lambda: waited.questions)
+    assert (waited.questions, waited.sleeps) == ([1.0], [])
 
 
 @pytest.mark.parametrize(("model", "data"), [("./gone", "auto"), ("auto", "gone.jsonl"), (QWEN, "./gone")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from benchmarks import budget_figures
 from gsm8k_core.clock import RunClock
+from gsm8k_core.training.measure import DevSet
 from tests.apples import write_problems
 from tests.e2e.conftest import Run
 
@@ -27,16 +30,26 @@ SETTINGS = (
     "--guard-problems",
     12,
     "--eval-max-new-tokens",
-    48,
+    16,
     "--save-steps",
     0,
 )
 
 
+READING = 0.01  # seconds
+
+
 @pytest.fixture(autouse=True)
-def own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here a run is no process of its own, and pytest's age is not its."""
-    monkeypatch.setattr("verbs.process_clock", RunClock)
+def clock_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on when it is read: some readings an update, one a token. No machine is slower by it."""
+    readings = itertools.count()
+
+    def now() -> float:
+        return READING * next(readings)
+
+    monkeypatch.setattr("verbs.process_clock", lambda: RunClock(with_sleep=now, awake=now))
+    monkeypatch.setattr("verbs.train.segment.DevSet", functools.partial(DevSet, clock=now))
+    monkeypatch.setattr("verbs.train.segment.write_seconds", lambda folder, size: 0.1)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ WORKS = Report(
 Reports = dict[str, Any]
 Fake = Callable[..., None]
 
+IMPORT_SECONDS = doctor.IMPORT_SECONDS  # a person's; every test has more patience
+
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
@@ -238,7 +240,7 @@ def test_a_crashing_import_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_hanging_import_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", broken_torch(tmp_path, "import time; time.sleep(600)"))
+    monkeypatch.setenv("PYTHONPATH", broken_torch(tmp_path, "import time; time.sleep(100_000)"))
     monkeypatch.setattr(doctor, "IMPORT_SECONDS", 0.5)
     assert doctor._reports(["torch"]) == {"torch": doctor.Late(0.5)}
 
@@ -271,11 +273,10 @@ def test_each_backend_finds_itself(backend_name: str) -> None:
 
 
 def test_a_busy_machine_has_a_minute() -> None:
-    assert doctor.IMPORT_SECONDS >= 60
+    assert IMPORT_SECONDS >= 60
 
 
-def test_a_report_comes_through_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "MEASURE_SECONDS", 60.0)  # for a busy machine
+def test_a_report_comes_through_the_process() -> None:
     name = next(name for name in backends.PROVIDERS if backends.installed(name))
     report = doctor._reports([name])[name]
     assert isinstance(report, Report), report

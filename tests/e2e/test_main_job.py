@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import backends
 from tests.e2e.conftest import ROOT, Run
+from tests.waiting import CEILING, wait_for
 
 CPU = ("--device", "cpu", "--dtype", "float32")
 SHORT = ("--batch-size", 4, "--gradient-accumulation-steps", 2, "--num-epochs", 1, "--learning-rate", 1e-2)
@@ -154,11 +154,12 @@ def test_a_signal_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path
     process = subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=held, stderr=held)
     os.close(held)
     metrics = tmp_path / "out/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and "update" in metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(60) == 75
+    try:
+        wait_for(lambda: metrics.exists() and "update" in metrics.read_text(), process)
+        process.send_signal(number)
+        assert process.wait(CEILING) == 75
+    finally:
+        process.kill()  # of the parent; the child sees that it is gone
     assert json.loads((tmp_path / "out/run.json").read_text())["outcome"]["reason"] == "interrupted"
     assert (tmp_path / "out/model/model.safetensors").exists()
 

@@ -17,6 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.waiting import CEILING
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SYSTEM_PATH = os.defpath  # where the shell's own tools are, and no version manager
@@ -59,7 +61,7 @@ def train_sh(checkout: Path, *arguments: str, path: str = SYSTEM_PATH, **environ
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=CEILING,
         check=True,
     )
     return done.stdout.splitlines()
@@ -118,7 +120,7 @@ def make(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedP
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=CEILING,
         check=False,
     )
 

@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from gsm8k_core.tracking import feed
 from gsm8k_core.tracking.feed import TrackerLimits, installed
 from tests.e2e.conftest import Run
+from tests.waiting import CEILING
 
 SHORT = (
     "--batch-size",
@@ -37,12 +40,21 @@ SHORT = (
 CANARY = "canary0123456789abcdef0123456789abcdef42"
 
 
-def use(stubs: dict[str, str], monkeypatch: pytest.MonkeyPatch, start: float = 20.0, close: float = 0.5) -> None:
+class Feed(feed.Feed):
+    """With time enough, except for a stub that never does what it is given time for."""
+
+    def __init__(self, name: str, sink: str, *more: Any) -> None:
+        start = 1.0 if sink.endswith("HangsOnStart") else CEILING
+        close = 0.5 if sink.endswith("HangsOnEvent") else CEILING
+        super().__init__(name, sink, *more[:-1], TrackerLimits(start, close))
+
+
+def use(stubs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "gsm8k_core.tracking.feed.TRACKERS", {name: f"tests.stub_sinks:{stub}" for name, stub in stubs.items()}
     )
     monkeypatch.setattr("gsm8k_core.tracking.feed.installed", lambda name: True)
-    monkeypatch.setattr("gsm8k_core.tracking.feed.TrackerLimits", functools.partial(TrackerLimits, start, close))
+    monkeypatch.setattr("gsm8k_core.tracking.feed.Feed", Feed)
 
 
 def events(folder: Path) -> list[tuple[object, ...]]:
@@ -58,7 +70,7 @@ def test_bad_trackers_leave_the_run_as_it_is(
     assert run(*arguments, "--output-dir", "plain").returncode == 0
     for number, stubs in enumerate([("HangsOnEvent", "Asks", "Good"), ("HangsOnStart", "RaisesOnStart", "Dies")]):
         names = ("wandb", "trackio", "tensorboard")
-        use(dict(zip(names, stubs, strict=True)), monkeypatch, start=1.0 if "HangsOnStart" in stubs else 20.0)
+        use(dict(zip(names, stubs, strict=True)), monkeypatch)
         done = run(*arguments, "--report-to", ",".join(names), "--output-dir", f"with-{number}")
         assert done.returncode == 0, done.stderr
         assert events(tmp_path / f"with-{number}") == events(tmp_path / "plain")
@@ -152,7 +164,9 @@ def test_the_key_is_nowhere(
     elif not installed("wandb"):
         pytest.skip("wandb is not installed")
     else:
-        monkeypatch.setattr("gsm8k_core.tracking.feed.TrackerLimits", functools.partial(TrackerLimits, 60.0, 30.0))
+        monkeypatch.setattr(
+            "gsm8k_core.tracking.feed.TrackerLimits", functools.partial(TrackerLimits, CEILING, CEILING)
+        )
     (tmp_path / "home").mkdir()
     for name, value in {"WANDB_MODE": "offline", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)

@@ -39,6 +39,7 @@ from gsm8k_core.training.runs import Run
 from tests import tiny
 from tests.apples import write_problems
 from tests.fake_checkpoints import same_state
+from tests.waiting import CEILING
 
 # MLX_RANK is a launcher's variable: no supervisor is wanted here, the process itself is to be killed.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "MLX_RANK": "0", "OMP_NUM_THREADS": "1"}
@@ -72,7 +73,6 @@ FLAGS = (
     "8",
 )
 WHOLE = "whole"  # the folder of the unbroken run
-PATIENCE = 60.0  # seconds for a run of half a second
 
 
 class Board:
@@ -168,11 +168,11 @@ class Bench:
     def finish(self, arguments: list[str]) -> tuple[int, str]:
         """Runs to the end; the exit code and what was said."""
         pid = self.start(arguments)
-        status = ended(pid, PATIENCE)
+        status = ended(pid, CEILING)
         if status is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise SystemExit(f"{arguments} did not end in {PATIENCE} s")
+            raise SystemExit(f"{arguments} did not end in {CEILING} s")
         return os.waitstatus_to_exitcode(status), (self.folder / "log").read_text()
 
 
@@ -231,7 +231,7 @@ class Aim:
 def kill(bench: Bench, target: Path, aim: Aim) -> tuple[str, int] | None:
     """(phase, newest complete checkpoint) at the moment of death; None when the run ended before."""
     pid = bench.start(bench.train(target))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + CEILING
     while not aim.reached(bench.board):
         if os.waitpid(pid, os.WNOHANG)[0]:
             return None
@@ -338,7 +338,7 @@ def points(bench: Bench, every: int) -> dict[str, Any]:
         target = bench.folder / "run"
         shutil.rmtree(target, ignore_errors=True)
         pid = bench.start(bench.train(target), lambda update, at=at: arm(at) if update == POINTS_AT else None)
-        status = ended(pid, PATIENCE)
+        status = ended(pid, CEILING)
         assert status is not None, at
         done, saved = bench.board.read()[1:3]
         if not os.WIFSIGNALED(status) or saved >= POINTS_AT:

@@ -8,25 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from gsm8k_core.parity.tiny import END_ID
 from tests import tiny
 from tests.e2e.conftest import Run
+from tests.waiting import CEILING, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBLEMS = 1_319  # as many as GSM8K's test split has
 
 # A model that answers each problem in its own way, at about 3,000 a second.
 EVALUATION = """
-import sys
+import signal, sys
 from pathlib import Path
 from gsm8k_core.scoring.evaluate import Key, evaluate, summarise
 from gsm8k_core.types import Completion, Problem
 problems = [Problem(f"test-{n}", f"How many is {n}?", f"#### {n}", str(n)) for n in range(PROBLEMS)]
+last = int(sys.argv[2])  # the one after so many is never answered
 def generate(draws):
     for index, draw in enumerate(draws):
+        if index == last: signal.pause()
         number = int(draw.problem.gold)
         yield index, Completion((number % 90,), "stop"), f"#### {number + (draw.key % 3 == 0)}"
 key = Key("m", "d", "p", 9, 1, "b", "cpu", "float32", "c", "v")
@@ -36,19 +38,19 @@ print(reused, summarise(records, frozenset())["rules"]["strict"]["correct"])
 
 
 def evaluation(logs: Path, until: int | None = None) -> tuple[int, int] | None:
-    """(answers that were there, right ones); killed, and None, when `until` records are in the file."""
+    """(answers that were there, right ones); killed, and None, when `until` records are in the file, or a few more."""
+    last = -1 if until is None else until - records_in(logs) + 50  # however late the kill comes, there is work left
     process = subprocess.Popen(
-        [sys.executable, "-c", EVALUATION, str(logs)],
+        [sys.executable, "-c", EVALUATION, str(logs), str(last)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    while until is not None and process.poll() is None and records_in(logs) < until:
-        time.sleep(0.001)
     if until is not None:
+        wait_for(lambda: records_in(logs) >= until, process, step=0.001)
         process.send_signal(signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=CEILING)
     reused, _, correct = said.partition(" ")
     return (int(reused), int(correct)) if said else None
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.faults import kill_driver
+from tests.waiting import CEILING
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ def drive(backend: str, *flags: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=CEILING,
         check=False,
     )
     assert done.stdout, done.stderr

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import time
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +19,7 @@ from gsm8k_core.report.words import Facts, headline, p_value, percent, points, v
 from gsm8k_core.scoring.diagnose import CATEGORIES
 from gsm8k_core.scoring.evaluate import make_record, summarise
 from gsm8k_core.types import Completion, DataError, Problem
+from tests.cost import passes
 
 INJECTED = (
     "<img src=x onerror=alert(1)>",
@@ -199,9 +199,8 @@ def test_secrets_are_taken_out() -> None:
 
 @pytest.mark.parametrize("part", ["a", "-", "token", "api_key-", "//", "hf_", "bearer "])
 def test_secrets_are_looked_for_in_linear_time(part: str) -> None:
-    start = time.process_time()
-    without_secrets(part * (20_000 // len(part)))
-    assert time.process_time() - start < 0.5  # 0.02 at most, and 6 where each letter was a start
+    text = part * (20_000 // len(part))
+    assert passes(lambda: without_secrets(text), 20_000, 40.0) < 40  # 4 at most; thousands if each letter is a start
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

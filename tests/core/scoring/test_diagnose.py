@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from gsm8k_core.scoring.diagnose import (
 )
 from gsm8k_core.scoring.evaluate import make_record
 from gsm8k_core.types import Completion, Problem
+from tests.cost import passes
 
 ANSWER = "She sells 48/2 = <<48/2=24>>24.\nIn all 48+24 = <<48+24=72>>72.\n#### 72"
 
@@ -133,18 +133,19 @@ def test_token_0_is_known_by_its_number_whatever_it_looks_like() -> None:
     assert diagnose(record("") | {"token_ids": [0, 0]}).degenerate == "token_0"
 
 
+LIMIT = 400.0  # passes of a plain loop over 100 kB: 63 in the dearest unit; a quadratic search takes thousands
+
+
 @pytest.mark.parametrize(
     "unit", ["!", "a", "ab", "a b ", "1+1=3\n", "(", "=", "<<1=", "#### 1 ", "a" * 999 + "b", "1,", " "]
 )
 def test_100_kb_of_anything_takes_linear_time(unit: str) -> None:
     one = record("x")
     one["completion"] = unit * (100_000 // len(unit))
-    start = time.process_time()
-    diagnose(one)
-    assert time.process_time() - start < 5.0  # measured 0.4 at most
+    assert passes(lambda: diagnose(one), 100_000, LIMIT) < LIMIT
 
 
-@settings(max_examples=200, deadline=2_000)
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200) | st.text("0123456789+-*/=() .!#<>$%,\n", max_size=200), st.booleans())
 def test_no_completion_raises(text: str, cut: bool) -> None:
     found = diagnose(record(text, cut))

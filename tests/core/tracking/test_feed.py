@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -25,13 +25,15 @@ from gsm8k_core.tracking.trackers import measures
 from gsm8k_core.training.runs import Run, create
 from gsm8k_core.types import StepEvent, UsageError
 from tests import stub_sinks
+from tests.waiting import CEILING, ends, wait_for
 
 UPDATES = [
     StepEvent("update", {"update": n, "loss": 1.0 / n, "rate": 1e-4, "grad_norm": 2.0, "total": 9, "eta": 1.0})
     for n in range(1, 4)
 ]
 EVENTS = [StepEvent("start", {"updates": 3}), *UPDATES, StepEvent("end", {"reason": "done", "update": 3})]
-SHORT = TrackerLimits(start=20.0, close=0.5)
+PATIENT = TrackerLimits(CEILING, CEILING)
+SHORT = TrackerLimits(CEILING, 0.5)  # for one that never finishes
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def opened(run: Run, monkeypatch: pytest.MonkeyPatch, stub: type, said: list[str
 
 def test_every_event_arrives_in_order_under_its_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    with opened(run, monkeypatch, stub_sinks.Good, said, TrackerLimits()) as sinks:
+    with opened(run, monkeypatch, stub_sinks.Good, said, PATIENT) as sinks:
         for event in EVENTS:
             sinks.event(event)
     kept = json.loads((run.folder / "stub.json").read_text())
@@ -71,12 +73,12 @@ def test_every_event_arrives_in_order_under_its_name(run: Run, monkeypatch: pyte
         (stub_sinks.HangsOnEvent, SHORT, "did not finish within 0.5 s"),
         (stub_sinks.HangsOnClose, SHORT, "did not finish within 0.5 s"),
         (stub_sinks.Spins, SHORT, "did not finish within 0.5 s"),
-        (stub_sinks.Asks, SHORT, "EOFError: EOF when reading a line"),
-        (stub_sinks.RaisesOnStart, SHORT, "RuntimeError: no route to host"),
-        (stub_sinks.RaisesOnEvent, SHORT, "ValueError: bad value"),
-        (stub_sinks.RaisesOnClose, SHORT, "OSError: disk full"),
-        (stub_sinks.Exits, SHORT, "SystemExit: bye"),
-        (stub_sinks.Dies, SHORT, "its process ended (exit code 3)"),
+        (stub_sinks.Asks, PATIENT, "EOFError: EOF when reading a line"),
+        (stub_sinks.RaisesOnStart, PATIENT, "RuntimeError: no route to host"),
+        (stub_sinks.RaisesOnEvent, PATIENT, "ValueError: bad value"),
+        (stub_sinks.RaisesOnClose, PATIENT, "OSError: disk full"),
+        (stub_sinks.Exits, PATIENT, "SystemExit: bye"),
+        (stub_sinks.Dies, PATIENT, "its process ended (exit code 3)"),
     ],
 )
 def test_a_bad_tracker_is_ended_and_said_once(
@@ -86,15 +88,9 @@ def test_a_bad_tracker_is_ended_and_said_once(
     sinks = opened(run, monkeypatch, stub, said, limits)
     process = sinks._feeds[0]._process
     assert process is not None
-    deadline = time.monotonic() + 20
-    while stub is not stub_sinks.HangsOnStart and not said and time.monotonic() < deadline:
-        time.sleep(0.02)  # until it has started, or failed to
-    start = time.monotonic()
-    for event in EVENTS:
-        sinks.event(event)
-    assert time.monotonic() - start < 1
-    sinks.close()
-    assert time.monotonic() - start < 5
+    wait_for(lambda: said or stub is stub_sinks.HangsOnStart)  # until it has started, or failed to
+    ends(lambda: [sinks.event(event) for event in EVENTS])  # although some take nothing, for hours
+    ends(sinks.close)
     assert process.poll() is not None
     assert said[-1] == f"wandb    off: {failure}; the run goes on, and metrics.jsonl has every event"
     assert [line for line in said if "off" in line] == said[-1:]
@@ -105,10 +101,7 @@ def test_a_bad_tracker_is_ended_and_said_once(
 def test_a_full_queue_drops_and_counts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     sinks = opened(run, monkeypatch, stub_sinks.HangsOnEvent, said, SHORT)
-    start = time.monotonic()
-    for _ in range(10 * WAITING):
-        sinks.event(UPDATES[0])
-    assert time.monotonic() - start < 2
+    ends(lambda: [sinks.event(UPDATES[0]) for _ in range(10 * WAITING)])
     sinks.close()
     assert (run.manifest["trackers"]["wandb"]["events"], run.manifest["trackers"]["wandb"]["taken"]) == (10_000, 0)
 
@@ -116,7 +109,7 @@ def test_a_full_queue_drops_and_counts(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_what_it_prints_goes_nowhere(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with opened(run, monkeypatch, stub_sinks.Chatters, [], TrackerLimits()) as sinks:
+    with opened(run, monkeypatch, stub_sinks.Chatters, [], PATIENT) as sinks:
         for event in EVENTS:
             sinks.event(event)
     assert capfd.readouterr() == ("", "")
@@ -135,36 +128,34 @@ def test_its_own_children_are_ended_with_it(run: Run, monkeypatch: pytest.Monkey
     sinks = opened(run, monkeypatch, stub_sinks.LeavesAChild, said, SHORT)
     sinks.event(UPDATES[0])
     file = run.folder / "stub.json"
-    deadline = time.monotonic() + 20
-    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: file.exists() and file.read_text())
     child = psutil.Process(int(file.read_text()))
     sinks.close(at_once=True)
-    while is_alive(child) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not is_alive(child)
+    wait_for(lambda: not is_alive(child))
     assert said == ["wandb    kept in stub.json"]  # ended with the run: nothing to say
 
 
 def test_a_child_that_outlives_its_tracker_is_ended(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(run, monkeypatch, stub_sinks.EndsWithAChild, [], TrackerLimits(20, 20)) as sinks:
+    with opened(run, monkeypatch, stub_sinks.EndsWithAChild, [], PATIENT) as sinks:
         sinks.event(UPDATES[0])
     assert run.manifest["trackers"]["wandb"]["failure"] is None
     pid = int((run.folder / "stub.json").read_text())
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(pid) and is_alive(psutil.Process(pid)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not (psutil.pid_exists(pid) and is_alive(psutil.Process(pid)))
+    wait_for(lambda: not (psutil.pid_exists(pid) and is_alive(psutil.Process(pid))))
 
 
 def test_the_reserve_holds_what_is_left_of_the_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    sinks = opened(run, monkeypatch, stub_sinks.Good, said := [], TrackerLimits(start=30.0, close=7.0))
-    assert 30.0 < sinks.reserve <= 37.0
-    deadline = time.monotonic() + 20
-    while not said and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert sinks.reserve == 7.0
-    sinks.close()
+    now = [100.0]
+    with monkeypatch.context() as patch:
+        patch.setattr("gsm8k_core.tracking.feed.time", SimpleNamespace(monotonic=lambda: now[0]))
+        hangs = opened(run, monkeypatch, stub_sinks.HangsOnStart, [], TrackerLimits(start=30.0, close=7.0))
+        assert hangs.reserve == 37.0
+        now[0] += 12.0
+        assert hangs.reserve == 25.0
+        hangs.close(at_once=True)
+    starts = opened(run, monkeypatch, stub_sinks.Good, said := [], TrackerLimits(start=CEILING, close=7.0))
+    wait_for(lambda: said)
+    assert starts.reserve == 7.0
+    starts.close()
 
 
 def test_passwords_where_wandb_looks_for_its_key_are_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +294,7 @@ def test_wandb_offline_for_real(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     said: list[str] = []
-    with open_trackers(TrainConfig(report_to="wandb"), run, said.append, TrackerLimits(60, 30)) as sinks:
+    with open_trackers(TrainConfig(report_to="wandb"), run, said.append, PATIENT) as sinks:
         for event in EVENTS:
             sinks.event(event)
     assert run.manifest["trackers"]["wandb"]["failure"] is None
@@ -320,7 +311,7 @@ def test_tensorboard_for_real(run: Run) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with open_trackers(TrainConfig(report_to="tensorboard"), run, print, TrackerLimits(60, 30)) as sinks:
+    with open_trackers(TrainConfig(report_to="tensorboard"), run, print, PATIENT) as sinks:
         for event in EVENTS:
             sinks.event(event)
     assert run.manifest["trackers"]["tensorboard"]["taken"] == len(EVENTS)

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from gsm8k_core.training.checkpoints import _read_record, prune
 from gsm8k_core.types import DataError, DivergedError, StorageError
 from tests.fake_checkpoints import FakeLive, cut_short, find, flip, found, rewrite, same_state, save
+from tests.waiting import CEILING
 
 ROOT = Path(__file__).parents[3]
 
@@ -308,7 +309,7 @@ def test_a_kill_at_any_point_leaves_a_whole_one(what: str, tmp_path: Path) -> No
         save(tmp_path, update)
     command = [sys.executable, "-c", KILLER, str(tmp_path), what]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CEILING)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > (60 if what == "save" else 20)  # it was killed so often, less once
     if what == "save":
@@ -341,7 +342,7 @@ def test_what_safetensors_cannot_write_is_one_clear_line(tmp_path: Path) -> None
     assert limit > max(path.stat().st_size for path in (folder / "model").iterdir())
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(limit)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CEILING)
     assert done.stdout.startswith(f"{tmp_path}/update-000020/moments.safetensors was not written: "), done.stderr
     assert done.stdout.count("\n") == 1
     assert found(tmp_path).update == 10

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from gsm8k_core.models.adapter import LoraSpec, first_values
-from gsm8k_core.training.memory import adapter_parameters, saved_bytes, shape_of, write_seconds
+from gsm8k_core.training.memory import SAMPLE_BYTES, adapter_parameters, saved_bytes, shape_of, write_seconds
 from gsm8k_core.types import StorageError
 from tests import tiny
 
@@ -44,9 +46,13 @@ def test_it_is_what_the_memory_formula_counts(model: Path, dora: bool) -> None:
     assert saved_bytes(model, spec) == 4 * adapter_parameters(shape, spec)
 
 
-def test_ten_times_as_much_takes_longer(tmp_path: Path) -> None:
+def test_ten_times_as_much_takes_ten_times_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert write_seconds(tmp_path, 0) == 0.0
-    assert write_seconds(tmp_path, 1 << 30) > write_seconds(tmp_path, 1 << 20) > 0
+    assert write_seconds(tmp_path, 1 << 30) > 0
+    ticks = itertools.count()  # a clock of its own: every sample takes a second
+    monkeypatch.setattr("gsm8k_core.training.memory.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    assert write_seconds(tmp_path, 10 << 20) == 10 * write_seconds(tmp_path, 1 << 20)
+    assert write_seconds(tmp_path, SAMPLE_BYTES) == pytest.approx(1.0)
     assert list(tmp_path.iterdir()) == []
 
 
