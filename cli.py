@@ -114,7 +114,7 @@ def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
     import backends
     from gsm8k_core.tracking.terminal import Terminal
     from verbs import Context, process_clock
-    from verbs.train.link import take_link
+    from verbs.link import take_link
 
     if (asked := getattr(config, "backend", None)) is not None:
         backends.check_name(asked)  # before anything is read

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("gsm8k_core", "backends", "verbs", "cli")
-WIDTH, HEIGHT, GAP, ROW = 214, 92, 22, 148  # of a box, between two, and from one row to the next; pixels
+WIDTH, HEIGHT, GAP, ROW = 214, 96, 22, 140  # of a box, between two, and from one row to the next; pixels
 MARGIN = 24
 LINE = 33  # characters of a sentence in a box
 MOST_LINES = 4
@@ -142,7 +142,7 @@ def _box(room: Room, x: int, y: int) -> str:
     return (
         f'<g class="{kind}"><rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
         f'<text class="name" x="{x + 8}" y="{y + 17}">{escape(name)}</text>'
-        f'<text class="size" x="{x + WIDTH - 8}" y="{y + 17}" text-anchor="end">{size}</text>'
+        f'<text class="size" x="{x + WIDTH - 8}" y="{y + HEIGHT - 6}" text-anchor="end">{size}</text>'
         f'<text x="{x + 8}" y="{y + 22}">{text}</text></g>'
     )
 

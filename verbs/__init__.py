@@ -13,7 +13,7 @@ from gsm8k_core.clock import RunClock
 from gsm8k_core.models import hub
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice
-from verbs.train.link import Link
+from verbs.link import Link
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from backends.mlx import fast_exp
 from backends.mlx.cache import PromptLayer, Slots, causal
 from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
-from backends.torch.seats import shared_length
+from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import draw_rows
 from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, FinishReason, OnToken, Sampling

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from backends.torch.cache import ATTENTION, SeatCache
-from backends.torch.seats import Seat, Seats, shared_length
+from backends.torch.seats import Seat, Seats
+from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import draw_rows
 from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling

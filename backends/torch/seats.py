@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
 
 from gsm8k_core.types import Completion, OnToken, Sampling
 
@@ -31,15 +30,6 @@ class Seat:
     def num_cached(self) -> int:
         """Positions before the token that is fed next: the prompt and all written tokens but the last."""
         return len(self.prompt) + len(self.written) - 1
-
-
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens at their start all prompts share, at most all but one of the shortest; 0 for one prompt alone."""
-    if len(prompts) < 2:
-        return 0
-    shortest = min(map(len, prompts))
-    same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
-    return sum(1 for _ in takewhile(bool, islice(same, shortest - 1)))
 
 
 class Seats:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 
 import numpy as np
 
@@ -149,3 +149,12 @@ def _rows_of_updates(
         order = np.random.default_rng([seed, epoch, update_size, salt]).permutation(len(examples))
         for start in range(0, len(examples), update_size):
             yield epoch, [examples[index] for index in order[start : start + update_size]]
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens at their start all prompts share, at most all but one of the shortest; 0 for one prompt alone."""
+    if len(prompts) < 2:
+        return 0
+    shortest = min(map(len, prompts))
+    same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
+    return sum(1 for _ in takewhile(bool, islice(same, shortest - 1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.torch.seats import AT_ONCE, GROUP, Seats, shared_length
+from backends.torch.seats import AT_ONCE, GROUP, Seats
 from gsm8k_core.types import Completion, Sampling
 
 END = 9
@@ -76,11 +76,3 @@ def test_gaps_are_filled_from_later_groups_and_rows_only_move_down() -> None:
     assert all(old >= row for row, old in enumerate(order))
     assert order[3] == GROUP  # the first of the next group, whose place was filled in turn
     assert sum(old != row for row, old in enumerate(order)) <= 6
-
-
-def test_what_all_prompts_share_leaves_each_a_token() -> None:
-    assert shared_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
-    assert shared_length([[1, 2], [1, 2, 4, 5]]) == 1
-    assert shared_length([[1, 2], (1, 2)]) == 1
-    assert shared_length([[7], [1, 2]]) == 0
-    assert shared_length([[1, 2, 3]]) == 0

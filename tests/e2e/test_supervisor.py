@@ -21,7 +21,7 @@ import pytest
 import backends
 from tests.e2e.conftest import ROOT
 from tests.waiting import CEILING, wait_for
-from verbs.train.link import VARIABLE, take_link
+from verbs.link import VARIABLE, take_link
 from verbs.train.parent import _Told, supervises
 from verbs.train.signals import SAME, stopping
 

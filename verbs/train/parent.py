@@ -22,7 +22,7 @@ from typing import Any
 import backends
 from gsm8k_core.types import OutOfMemoryError
 from verbs import process_clock
-from verbs.train.link import VARIABLE
+from verbs.link import VARIABLE
 from verbs.train.signals import wanted
 
 MOST_RESTARTS = 3  # in a row without a new checkpoint

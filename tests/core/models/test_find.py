@@ -191,7 +191,7 @@ def test_the_token_of_a_login_is_found(hub: Any, caches: Path) -> None:
     ],
 )
 def test_no_secret_in_a_reason(text: str, kept_out: str) -> None:
-    assert kept_out not in hub_source._first_line(RuntimeError(text))
+    assert kept_out not in hub_source._reason(RuntimeError(text))
 
 
 def test_a_folder_of_this_machine(model_folder: Path, caches: Path) -> None:

@@ -15,6 +15,7 @@ from gsm8k_core.problems.batching import (
     num_updates,
     pad,
     padded_tokens,
+    shared_length,
 )
 from gsm8k_core.types import IGNORE_INDEX, Choice, Example, Update
 
@@ -134,3 +135,11 @@ def test_the_padded_tokens_of_coming_updates_are_known_without_making_them() -> 
     made = list(make_updates(uneven, **order))
     assert list(padded_tokens(uneven, **order)) == [update.num_tokens for update in made]
     assert len(made) == 10
+
+
+def test_what_all_prompts_share_leaves_each_a_token() -> None:
+    assert shared_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert shared_length([[1, 2], [1, 2, 4, 5]]) == 1
+    assert shared_length([[1, 2], (1, 2)]) == 1
+    assert shared_length([[7], [1, 2]]) == 0
+    assert shared_length([[1, 2, 3]]) == 0
