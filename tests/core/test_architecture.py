@@ -289,9 +289,9 @@ CONTROLS: list[tuple[Callable[[House], list[str]], House, list[str]]] = [
     (
         circles,
         {
-            "verbs/__init__.py": "from verbs.link import N",
+            "verbs/__init__.py": "from verbs.train.link import N",
             "verbs/train/__init__.py": "from verbs import M",
-            "verbs/link.py": "",
+            "verbs/train/link.py": "",
         },
         ["verbs <-> verbs.train"],
     ),
