@@ -60,6 +60,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend_name", [_param(name) for name in PROVIDERS])
 
 
+# The files that take longest, the longest first: no worker is left alone with one at the end.
+LONG = (
+    "backends/test_qwen_shape.py",
+    "e2e/test_main_job.py",
+    "faults/test_kills.py",
+    "e2e/test_supervisor.py",
+    "e2e/test_resume.py",
+    "backends/test_methods.py",
+    "faults/test_security.py",
+    "backends/test_conformance.py",
+    "backends/test_parity.py",
+    "faults/test_disk.py",
+    "e2e/test_sampled.py",
+    "e2e/test_budget.py",
+    "faults/test_evaluation.py",
+    "e2e/test_benchmark.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
 def _param(name: str) -> object:
     missing = pytest.mark.skipif(not installed(name), reason=f"backend {name} is not installed here")
     return pytest.param(name, marks=missing)

@@ -92,7 +92,7 @@ def test_a_killed_child_is_followed_by_one_with_half_the_tokens(
         pytest.skip("one backend shows that the signal's name is read")
     out = tmp_path / "out"
     before = time.time()
-    flags = ("--backend", backend_name, "--num-epochs", "30", "--micro-batch-tokens", "1024", "--json")
+    flags = ("--backend", backend_name, "--num-epochs", "15", "--micro-batch-tokens", "1024", "--json")
     process = start(*flags)
     began = time.time()
     wait_for(lambda: len(updates(out)) >= 5, process)
