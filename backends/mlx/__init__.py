@@ -127,9 +127,8 @@ def _compile_problem() -> str | None:
 
 def settle() -> tuple[Choice, Choice]:
     """The BLAS under MLX, and whether mx.compile is used; its variables are set, too."""
-    os.environ.update(left_open(EXACT, os.environ))
-    if sys.platform == "darwin":
-        os.environ.update(left_open(DARWIN, os.environ))
+    for own in (EXACT, DARWIN):  # the latter elsewhere, too, where nobody reads it
+        os.environ.update(left_open(own, os.environ))
     return preload(), compiler()
 
 

@@ -6,7 +6,6 @@ It settles what has to be settled before torch starts: what MPS reads once from 
 from __future__ import annotations
 
 import os
-import sys
 
 from backends import left_open
 
@@ -15,5 +14,4 @@ from backends import left_open
 # The low one, from which cached blocks are given back, must not be above the high one.
 DARWIN = {"PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0", "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.8"}
 
-if sys.platform == "darwin":
-    os.environ.update(left_open(DARWIN, os.environ))
+os.environ.update(left_open(DARWIN, os.environ))  # elsewhere, too, where nobody reads it
