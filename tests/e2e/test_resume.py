@@ -22,6 +22,7 @@ CURVE_TOLERANCE = 6e-5  # rung 5's
 BOTH = pytest.mark.skipif(
     not all(backends.installed(name) for name in backends.PROVIDERS), reason="needs both backends"
 )
+Train = Callable[..., Any]
 ADAPTER = ("--lora-rank", "4", "--lora-alpha", "8", "--lora-dropout", "0.1")
 
 
@@ -35,37 +36,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_problems(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def train(run: Any, model: Path, data: Path) -> Callable[..., Any]:
-    """`train(folder, *flags)`: six updates of four rows, a checkpoint after each second."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[Any, Path]]:
+    """What `train` gave by its flags, and where the run lies: most tests begin with the very same run."""
+    return {}
 
-    def start(folder: Path, *flags: str) -> Any:
-        return run(
-            "train",
-            "--model",
-            str(model),
-            "--data",
-            str(data),
-            "--device",
-            "cpu",
-            "--dtype",
-            "float32",
-            "--max-samples",
-            "24",
-            "--batch-size",
-            "2",
-            "--gradient-accumulation-steps",
-            "2",
-            "--num-epochs",
-            "1",
-            "--save-steps",
-            "2",
-            "--save-total-limit",
-            "9",
-            "--output-dir",
-            str(folder),
-            *flags,
-        )
+
+@pytest.fixture
+def train(run: Any, model: Path, data: Path, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """`train(folder, *flags)`: six updates of four rows, a checkpoint after each second.
+
+    Flags that were trained before give a copy of that run, unless `fresh`: for a test that changes more than flags.
+    """
+    asked = "--device cpu --dtype float32 --max-samples 24 --batch-size 2 --gradient-accumulation-steps 2"
+    asked += " --num-epochs 1 --save-steps 2 --save-total-limit 9"
+
+    def start(folder: Path, *flags: str, fresh: bool = False) -> Any:
+        if fresh or flags not in trained:
+            settings = ("--model", str(model), "--data", str(data), *asked.split(), "--output-dir", str(folder))
+            result = run("train", *settings, *flags)
+            if fresh or result.returncode != 0:
+                return result
+            trained[flags] = result, tmp_path_factory.mktemp("trained") / "run"
+            shutil.copytree(folder, trained[flags][1])
+            return result
+        result, kept = trained[flags]
+        shutil.copytree(kept, folder)
+        return result
 
     return start
 
@@ -226,9 +223,9 @@ def test_a_dtype_that_the_other_backend_lacks_names_the_way_on(run: Any, train: 
 
 
 def test_a_launchers_variable_changes_no_precision(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train(tmp_path / "plain", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "plain", "--backend", "torch", fresh=True).returncode == 0
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train(tmp_path / "left", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "left", "--backend", "torch", fresh=True).returncode == 0
     assert losses(tmp_path / "left") == losses(tmp_path / "plain")
 
 
