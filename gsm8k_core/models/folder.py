@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,11 +17,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsm8k_core.files import file_hash, matching, new_folder, read_json, write_json
+from gsm8k_core.files import (
+    MAX_WEIGHTS_BYTES,
+    check_strangers,
+    copy_plain,
+    file_hash,
+    matching,
+    new_folder,
+    read_json,
+    write_json,
+)
 from gsm8k_core.models.tokenizer import (
+    TEMPLATES,
     TOKENIZER_FILES,
     Tokenizer,
     check_tokenizer,
+    copied_files,
     has_tokenizer,
     load_tokenizer,
     tokenizer_end,
@@ -214,6 +224,7 @@ def _check_files(model: ModelFolder, quantized: bool) -> None:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"model {folder} {what}; give the folder that holds config.json and {SINGLE_FILE}")
+    check_strangers(folder, TEMPLATES)
     missing = missing_files(folder)
     if "config.json" in missing:
         raise DataError(f"{folder} has no config.json ({_contents(folder)}); give a model folder, or --model embedded")
@@ -321,14 +332,21 @@ def write_model_folder(
     `write_weights` gets a folder and writes model.safetensors into it.
     """
     with new_folder(directory) as folder:
-        for path in sorted(matching(source, (*TOKENIZER_FILES, "generation_config.json"))):
-            shutil.copyfile(path, folder / path.name)
+        copy_plain(source, folder, (*copied_files(source), "generation_config.json"))
         write_config(folder, read_json(source / "config.json"), dtype)
         write_weights(folder)
         try:
             check_safetensors(folder / SINGLE_FILE)
         except DataError as error:  # a full disk can end a file early without an error
             raise StorageError(f"{directory} was not written: {error}") from None
+
+
+def copy_model_folder(source: Path, directory: Path) -> None:
+    """Writes `directory` (new): config.json, weights, index and tokenizer of a checked model folder, nothing else."""
+    weights = [path.name for path in weight_files(source)]
+    with new_folder(directory) as folder:
+        copy_plain(source, folder, ("config.json", "generation_config.json", INDEX_FILE, *copied_files(source)))
+        copy_plain(source, folder, weights, MAX_WEIGHTS_BYTES)
 
 
 def write_config(folder: Path, config: Config, dtype: str) -> None:

@@ -5,11 +5,13 @@ How a problem becomes tokens is said in problems/prompts.py.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from gsm8k_core.files import read_json
+from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, matching, read_json
 from gsm8k_core.types import DataError, first_line
 
 TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -20,6 +22,21 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.*",
     "vocab.*",
+    "merges.txt",
+)
+TEMPLATES = "additional_chat_templates"  # a folder of them, which transformers reads as well
+VERSIONED = re.compile(r"tokenizer(\.[0-9]+){1,4}\.json")  # a tokenizer.json for transformers from this version on
+# What a copy of the model gets, by name: a pattern would take along whatever else a stranger's folder holds.
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
     "merges.txt",
 )
 
@@ -34,6 +51,8 @@ class Tokenizer(Protocol):
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
+    check_strangers(folder, TEMPLATES)
+    _refuse_large(folder)
     from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
 
     try:
@@ -44,6 +63,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not tokenizer.chat_template:
         raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
     return tokenizer  # type: ignore[no-any-return]
+
+
+def copied_files(folder: Path) -> list[str]:
+    """The names of the tokenizer's files that a copy of the model gets."""
+    return [*COPIED_FILES, *sorted(name for name in os.listdir(folder) if VERSIONED.fullmatch(name))]
+
+
+def _refuse_large(folder: Path) -> None:
+    """transformers would read such a file whole, whatever its size."""
+    for path in sorted(matching(folder, (*TOKENIZER_FILES, f"{TEMPLATES}/*"))):
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise DataError(f"{path} has {size >> 20} MiB, and no tokenizer's file more than {MAX_JSON_BYTES >> 20}")
 
 
 def has_tokenizer(folder: Path) -> bool:
