@@ -30,7 +30,7 @@ MAX_LINES_BYTES = 1 << 30  # of a JSONL file: a hundred times the largest that i
 CHUNK_BYTES = 1 << 20
 STALE_SECONDS = 3600.0  # no folder takes an hour to write
 WINDOWS = sys.platform == "win32"
-SPECIAL = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 # --- read with care -------------------------------------------------------------------------------------------------
@@ -61,6 +61,8 @@ def read_plain(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
 
 
 def _refuse_special(path: Path, found: os.stat_result, most: int) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path} is {_special(found.st_mode)}, not a plain file; put a plain file there")
     if found.st_size > most:
@@ -117,6 +119,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise StorageError(_storage_message(path, error)) from error
         raise
+
+
+def home_path(text: str, variable: str) -> Path:
+    """A path that may begin with `~`, as a variable of the environment gives it. Raises StorageError for no such home."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise StorageError(f"{variable}: there is no home folder for {text}; set {variable} to a folder's full path")
+    return Path(path)
 
 
 def file_hash(path: Path) -> str:
@@ -200,7 +210,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         # write_json's error names the temporary folder, which nobody knows.
         cause = error.__cause__ if isinstance(error, StorageError) else error
-        if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause)):
+        if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause) or _of_the_system(cause)):
             raise StorageError(_storage_message(directory, cause)) from error
         raise
 
@@ -265,8 +275,15 @@ def _is_full(error: Exception) -> bool:
     return any(text in str(error) for text in ("No space left", "StorageFull", "code: 28"))
 
 
+def _of_the_system(error: Exception) -> str:
+    """What the system said where safetensors or MLX say that they could not write; empty for any other error."""
+    number = re.search(r"(?:os error |code: )([0-9]{1,3})\b", str(error))
+    return os.strerror(int(number[1])) if number and not isinstance(error, OSError) else ""
+
+
 def _storage_message(directory: Path, error: Exception) -> str:
     if _is_full(error):
         return f"{directory} was not written: the disk is full; free some space or give another folder"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    found = _of_the_system(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else found or str(error)
     return f"{directory} was not written: {reason}; check the folder, or give another one"

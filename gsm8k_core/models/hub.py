@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gsm8k_core.clock import through_sleep
+from gsm8k_core.files import read_plain
 from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ Announce = Callable[[str], None]
 T = TypeVar("T")
 
 PROBE_SECONDS = 1.0  # with the start of Python and a busy machine, a refusal stays under two seconds
+MAX_NAME_BYTES = 1 << 16  # of a file that holds one name, or one key
 MAX_ANSWER_BYTES = 16 << 20
 HUB = "https://huggingface.co"
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -87,9 +89,9 @@ def cached_snapshots(repo: str, kind: Kind) -> Iterator[Path]:
     """The cached versions of a repository, whole or not: the one called main first, then the newest."""
     folder = hub_cache() / f"{kind}s--{repo.replace('/', '--')}"
     try:
-        main = (folder / "refs" / "main").read_text().strip()
+        main = read_plain(folder / "refs" / "main", MAX_NAME_BYTES).decode().strip()
         others = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
-    except OSError:
+    except (OSError, ValueError, DataError):
         main, others = "", [path for path in folder.glob("snapshots/*") if path.is_dir()]
     yield from sorted(others, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
@@ -202,8 +204,8 @@ def _token() -> str | None:
             return token
     path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token")
     try:
-        return "".join(path.read_text().split()) or None
-    except (OSError, ValueError):
+        return "".join(read_plain(path, MAX_NAME_BYTES).decode().split()) or None
+    except (OSError, ValueError, DataError):
         return None
 
 

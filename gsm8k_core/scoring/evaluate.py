@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gsm8k_core.files import refuse_links, write_json
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, write_json
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
@@ -124,7 +124,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, Any]]:
     """Finished records by name. A last line that a kill cut short is cut off the file."""
-    content = path.read_bytes()
+    content = read_plain(path, MAX_LINES_BYTES)
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
@@ -152,7 +152,7 @@ def evaluate(
     requests = {(problem.id, sample): Request(problem, sample) for problem in problems for sample in range(key.samples)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_links(folder, path)
+        refuse_links(folder, path, folder / ".lock")
         with _held(folder), path.open("a", encoding="utf-8") as file:
             write_json(folder / "key.json", asdict(key))
             records = _read_records(path, frozenset(requests))

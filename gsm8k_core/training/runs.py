@@ -36,9 +36,9 @@ from filelock import FileLock, Timeout
 
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_folder, sync, write_bytes, write_json
 from gsm8k_core.models.folder import RUN_RECORD
-from gsm8k_core.types import StorageError, UsageError
+from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = RUN_RECORD
@@ -51,8 +51,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "to
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run folder, or None where there is none that can be read."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_plain(folder / MANIFEST).decode())
+    except (OSError, ValueError, RecursionError, DataError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -395,7 +395,7 @@ def _advice(to_drop: Sequence[str], asked: TrainConfig, fixed: bool, contents: S
 def cut_metrics(path: Path, update: int) -> int:
     """Takes from metrics.jsonl what comes after `update`, ends of the run and what is no event; how many lines."""
     try:
-        content = path.read_bytes()
+        content = read_plain(path, MAX_LINES_BYTES)
     except FileNotFoundError:
         return 0
     except OSError as error:
