@@ -122,7 +122,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def home_path(text: str, variable: str) -> Path:
-    """A path that may begin with `~`, as a variable of the environment gives it. Raises StorageError for no such home."""
+    """A path that may begin with `~`, from a variable of the environment. StorageError where there is no such home."""
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise StorageError(f"{variable}: there is no home folder for {text}; set {variable} to a folder's full path")
@@ -136,6 +136,14 @@ def file_hash(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def names_hash(folder: Path, patterns: tuple[str, ...]) -> str:
+    """sha256 over name and content of the folder's files that match a pattern."""
+    total = hashlib.sha256()
+    for path in sorted(matching(folder, patterns)):
+        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:

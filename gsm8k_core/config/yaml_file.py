@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -19,14 +19,14 @@ class _PlainLoader(yaml.SafeLoader):
     """Texts, numbers, lists and objects: nothing else is a setting. A date stays the text that it is."""
 
     # A copy without the dates: SafeLoader's own belongs to every user of yaml in this process.
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in kinds if tag != DATES]
         for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # ten of them, one in another, make a billion values
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, f"there is an alias, *{event.anchor}", event.start_mark)
         return super().compose_node(parent, index)
 

@@ -6,7 +6,6 @@ Nothing in it is ever run: pickled weights and custom code are refused unread.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -15,14 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
+from gsm8k_core.config.stored import Size, Stored, stored
 from gsm8k_core.files import (
     MAX_WEIGHTS_BYTES,
     check_strangers,
     copy_plain,
-    file_hash,
-    matching,
+    names_hash,
     new_folder,
     read_json,
     write_json,
@@ -70,6 +71,10 @@ STORED_DTYPES = {  # safetensors' name -> numpy's
 LINEAR_WEIGHT = re.compile(r"(model\.layers\.\d+\..+)\.weight")
 
 
+MOST_LAYERS = 10_000
+Width = Annotated[int, Field(ge=1, lt=2**24)]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The sizes of a Llama-like model that decide its products."""
@@ -91,6 +96,18 @@ class ModelShape:
     @property
     def head_parameters(self) -> int:
         return self.hidden * self.vocabulary
+
+
+class _Sizes(Stored):
+    """What config.json says of the model's sizes, whichever of them it names; some differ from layer to layer."""
+
+    hidden_size: Width | None = None
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)] | None = None
+    num_attention_heads: Width | list[Width] | None = None
+    num_key_value_heads: Width | list[Width] | None = None
+    intermediate_size: Width | list[Width] | None = None
+    head_dim: Width | None = None
+    max_position_embeddings: Size | None = None
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
@@ -213,10 +230,7 @@ def _end_ids(path: Path, values: Config) -> list[int]:
 
 
 def _hash(folder: Path, patterns: tuple[str, ...]) -> str:
-    total = hashlib.sha256()
-    for path in sorted(matching(folder, patterns)):
-        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
-    return total.hexdigest()
+    return names_hash(folder, patterns)
 
 
 def _check_files(model: ModelFolder, quantized: bool) -> None:
@@ -242,6 +256,7 @@ def _check_config(path: Path, config: Config, quantized: bool) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise DataError(f"{path} has no model_type; download or save the model again")
+    stored(_Sizes, config, path, "download or save the model again")
     found = next((config[key] for key in QUANTISED_KEYS if config.get(key)), None)
     if found and not (quantized and affine(config)):
         known = "give the model before that, or what mlx_lm.convert -q makes of it"

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gsm8k_core.clock import through_sleep
-from gsm8k_core.files import read_plain
+from gsm8k_core.config.stored import Count, Stored
+from gsm8k_core.files import home_path, read_plain
 from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ class Listing:
     files: Mapping[str, int]  # path in the repository -> bytes
 
 
+class _File(Stored):
+    rfilename: str
+    size: Count | None = None
+
+
+class _Repository(Stored):
+    """What the Hub answers of a repository."""
+
+    siblings: list[_File]
+
+
 def is_hub_id(reference: str) -> bool:
     """Whether it can be a repository's name: `name` or `owner/name`."""
     return bool(re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", reference, re.ASCII)) and not (
@@ -75,14 +87,14 @@ def hub_cache() -> Path:
     """Where huggingface_hub keeps what it downloads."""
     for key in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(key):
-            return Path(os.path.expandvars(chosen)).expanduser()
+            return home_path(os.path.expandvars(chosen), key)
     return _hub_home() / "hub"
 
 
 def _hub_home() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
-    return Path(os.path.expandvars(home)).expanduser()
+    return home_path(os.path.expandvars(home), "HF_HOME")
 
 
 def cached_snapshots(repo: str, kind: Kind) -> Iterator[Path]:
@@ -106,12 +118,13 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
 
     try:
         info = _bounded(lambda: _ask(f"api/{kind}s/{repo}?blobs=true", timeout), timeout)
-        return Listing(repo, kind, {file["rfilename"]: int(file.get("size") or 0) for file in info["siblings"]})
+        found = _Repository.model_validate(info)
+        return Listing(repo, kind, {file.rfilename: file.size or 0 for file in found.siblings})
     except HTTPError as error:
         raise _http_reason(error.code, kind) from None
     except (OSError, HTTPException) as error:
         raise Unavailable(f"the Hub could not be reached ({_reason(error)})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):  # no JSON, or no listing
         raise Unavailable(f"{shown_endpoint()} does not answer as a Hub does", "check HF_ENDPOINT") from None
 
 

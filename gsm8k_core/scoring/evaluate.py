@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
+from gsm8k_core.config.stored import Count, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, write_json
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import grade
@@ -102,6 +104,28 @@ def completion_of(record: Mapping[str, Any]) -> Completion:
     return Completion(tuple(record["token_ids"]), record["finish_reason"])
 
 
+class _Verdict(Stored):
+    extracted: str | None
+    correct: bool
+
+
+class _Record(Stored):
+    """A line of records.jsonl, as `make_record` writes it."""
+
+    id: str
+    sample: Count
+    question: str
+    gold: str
+    answer: str
+    template: str | None
+    completion: str
+    rules: dict[str, _Verdict]
+    tokens: Count
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    finish_reason: Literal["stop", "length", "complete"]
+    diagnosis: dict[str, Any]
+
+
 Name = tuple[str, int]  # problem id, sample
 
 
@@ -134,7 +158,8 @@ def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, A
             record = json.loads(line)
             if (name := (record["id"], record["sample"])) in wanted:
                 records[name] = record
-        except (ValueError, KeyError, TypeError) as error:
+                stored(_Record, record, f"{path}:{number}", "remove the file to evaluate again")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: damaged record; remove the file to evaluate again") from error
     return records
 

@@ -38,6 +38,7 @@ from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_folder, sync, write_bytes, write_json
 from gsm8k_core.models.folder import RUN_RECORD
+from gsm8k_core.training.manifest import check_manifest
 from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
@@ -55,6 +56,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError, DataError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def known_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, empty where there is none to be read. Raises DataError for a value that no run writes there."""
+    manifest = read_manifest(folder) or {}
+    check_manifest(folder / MANIFEST, manifest)
+    return manifest
 
 
 def run_of_model(folder: Path) -> Path | None:
@@ -198,6 +206,7 @@ def reopen(folder: Path) -> Run:
     refuse_links(*(folder / name for name in PARTS))
     lock = _hold(folder)
     run = Run(folder, read_manifest(folder) or {}, lock)
+    check_manifest(folder / MANIFEST, run.manifest)
     for target in (run.model, run.best, run.mlx_adapter):
         fresh = target.with_name(f"{target.name}.new")
         if fresh.is_dir() and not target.exists():  # a kill came between the two renames of `replace`
