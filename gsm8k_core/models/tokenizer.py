@@ -5,13 +5,19 @@ How a problem becomes tokens is said in problems/prompts.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, matching, read_json
+from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, matching, names_hash, read_json
+from gsm8k_core.models.trial import CPU_SECONDS
 from gsm8k_core.types import DataError, first_line
 
 TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -39,6 +45,8 @@ COPIED_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+TRIAL = Path(__file__).with_name("trial.py")
+_TRIED: set[str] = set()  # hashes of the tokenizers' files that passed in this process
 
 
 class Tokenizer(Protocol):
@@ -53,7 +61,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
     check_strangers(folder, TEMPLATES)
     _refuse_large(folder)
-    from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
+    with _trial(folder):
+        from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -63,6 +72,51 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not tokenizer.chat_template:
         raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
     return tokenizer  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _trial(folder: Path) -> Iterator[None]:
+    """Tries template and tokenizer in a process with limits, beside what is done in the block: once for each content.
+
+    Raises DataError where they take time or memory without end, or make a prompt of any size.
+    """
+    content = names_hash(folder, TOKENIZER_FILES)
+    if content in _TRIED:
+        yield
+        return
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", str(TRIAL), os.path.abspath(folder)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C is ours to hear
+    ) as child:
+        try:
+            yield
+            said, complaint = child.communicate()
+        finally:
+            child.kill()
+    if reason := _verdict(child.returncode, said, complaint):
+        raise DataError(f"the model in {folder} is refused: {reason}; give another model")
+    _TRIED.add(content)
+
+
+def _verdict(code: int, said: str, complaint: str) -> str:
+    """Why a model is refused, or nothing."""
+    lines = said.splitlines()
+    if code == 0 and lines:
+        return str(json.loads(lines[-1]).get("reason", ""))
+    what = "tokenizer" if lines else "chat template"
+    if code < 0:
+        how = signal.Signals(-code).name
+        return f"its {what} takes more than {CPU_SECONDS} s, or too much memory, for one short problem ({how})"
+    last = (complaint.strip().splitlines() or ["it said nothing"])[-1][:300]
+    return f"its {what} could not be tried ({last})"
 
 
 def copied_files(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 TABLE = TESTS.parent / "docs" / "reliability.md"
-ROW = re.compile(r"\| (H?[0-9]+) \|.*")
+ROW = re.compile(r"\| (H?[0-9]+[a-z]?) \|.*")
 TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
