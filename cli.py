@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import io
 import itertools
@@ -25,7 +26,15 @@ from pydantic import ValidationError
 
 from gsm8k_core import __version__
 from gsm8k_core.config.fields import Settings, flag, one_line
-from gsm8k_core.types import EXIT_INTERRUPTED, EXIT_OK, GSM8KError, PreflightError, UsageError
+from gsm8k_core.types import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    GSM8KError,
+    OutOfMemoryError,
+    PreflightError,
+    StorageError,
+    UsageError,
+)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -84,10 +93,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose)
     except BrokenPipeError:
         return EXIT_OK
+    except MemoryError:
+        what = "there is no memory left for this process"
+        return _fail(f"{what}; close other programs, or ask for less", OutOfMemoryError.exit_code, verbose)
+    except OSError as error:
+        return _fail(*_of_the_system(error), verbose)
     except Exception as error:  # a bug of ours: one line for the user, the traceback with -v
         return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
     finally:
         _settle()
+
+
+def _of_the_system(error: OSError) -> tuple[str, int]:
+    """What a person can do about an error of the system that nobody expected where it came, and the exit code."""
+    if error.errno == errno.ENOMEM:
+        return "the system has no memory left; close other programs, or ask for less", OutOfMemoryError.exit_code
+    if "temporary directory" in str(error):  # tempfile's, where no folder of its list can be written
+        return "no folder for temporary files can be written; set TMPDIR to one that can", StorageError.exit_code
+    # A file of ours has a hidden name until it is whole: the person knows the one that it would get.
+    path = re.sub(r"/\.([^/]+)\.[0-9]+-[0-9a-f]{8}\.tmp(?=/|$)", r"/\1", str(error.filename or ""))
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path[:80]}... is longer than a path may be; give a shorter one", UsageError.exit_code
+    reason = error.strerror or str(error) or type(error).__name__
+    place = path or "a file or folder of this command"
+    return f"{place} cannot be read or written ({reason}); check the disk and its rights", StorageError.exit_code
 
 
 def _settle() -> None:
@@ -254,25 +283,11 @@ def _config_path(arguments: Sequence[str]) -> Path | None:
 
 
 def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
-    import yaml  # here, not above: most calls have no file
+    from gsm8k_core.config.yaml_file import read_yaml  # here, not above: most calls have no file
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path} cannot be read ({error.strerror}); give a YAML file") from error
-    except UnicodeDecodeError:
-        raise UsageError(f"--config {path} is not UTF-8 text; save it as UTF-8") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(
-            f"--config {path} is not YAML{_yaml_reason(error)}; write lines such as max_samples: 500"
-        ) from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"--config {path} must hold keys and values, such as max_samples: 500")
     names = {name.rstrip("_"): name for name in model.model_fields}
     fields = {}
-    for key, value in values.items():
+    for key, value in read_yaml(path).items():
         name = names.get(str(key).replace("-", "_"))
         if name is None or name == "config":
             near = difflib.get_close_matches(str(key), names, n=1)
@@ -281,11 +296,6 @@ def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
             raise UsageError(f"--config {path}: there is no setting {key!r}; {hint}")
         fields[name] = value
     return fields
-
-
-def _yaml_reason(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f" (line {mark.line + 1}: {problem})" if mark and problem else ""
 
 
 def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], program: str) -> Settings:

@@ -14,27 +14,73 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gsm8k_core.types import DataError, StorageError
 
 MAX_JSON_BYTES = 64 << 20
+MAX_WEIGHTS_BYTES = 1 << 40
+MAX_LINES_BYTES = 1 << 30  # of a JSONL file: a hundred times the largest that is ours
 CHUNK_BYTES = 1 << 20
 STALE_SECONDS = 3600.0  # no folder takes an hour to write
 WINDOWS = sys.platform == "win32"
+SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+
+
+# --- read with care -------------------------------------------------------------------------------------------------
+
+
+def open_plain(path: Path, most: int = MAX_JSON_BYTES) -> IO[bytes]:
+    """A regular file of at most `most` bytes, open for reading: nothing else has an end for certain.
+
+    Raises DataError for any other, without waiting for a pipe's other end, and OSError when it cannot be opened.
+    """
+    _refuse_special(path, os.stat(path), most)
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    try:
+        _refuse_special(path, os.fstat(file.fileno()), most)  # it may have become another since
+    except DataError:
+        file.close()
+        raise
+    return file
+
+
+def read_plain(path: Path, most: int = MAX_JSON_BYTES) -> bytes:
+    """All of a regular file. Raises DataError where it is none, or is or grows larger than `most` bytes; OSError."""
+    with open_plain(path, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(_too_large(path, most))
+    return content
+
+
+def _refuse_special(path: Path, found: os.stat_result, most: int) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path} is {_special(found.st_mode)}, not a plain file; put a plain file there")
+    if found.st_size > most:
+        raise DataError(_too_large(path, most))
+
+
+def _special(mode: int) -> str:
+    return next((name for is_one, name in SPECIAL if is_one(mode)), "a device")
+
+
+def _too_large(path: Path, most: int) -> str:
+    return f"{path} is larger than {most >> 20} MiB, the most that is read of such a file; check where it comes from"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the folder; DataError with the file's name for anything else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise DataError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB; it is not a model's JSON file")
-        value = json.loads(path.read_bytes(), parse_constant=_no_constants)
+        value = json.loads(read_plain(path), parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); download or save the model again") from None
     except OSError as error:
@@ -75,6 +121,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def home_path(text: str, variable: str) -> Path:
+    """A path that may begin with `~`, from a variable of the environment. StorageError where there is no such home."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise StorageError(f"{variable}: there is no home folder for {text}; set {variable} to a folder's full path")
+    return Path(path)
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file's content."""
     digest = hashlib.sha256()
@@ -84,16 +138,66 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def names_hash(folder: Path, patterns: tuple[str, ...]) -> str:
+    """sha256 over name and content of the folder's files that match a pattern."""
+    total = hashlib.sha256()
+    for path in sorted(matching(folder, patterns)):
+        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return total.hexdigest()
+
+
 def matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
     """The files (or links to files, as in the Hub's cache) of the folder itself that match a pattern."""
     return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
 
 
 def refuse_links(*paths: Path) -> None:
-    """Raises StorageError for a path that is a link: what is written in a folder of ours stays in it."""
+    """Raises StorageError for a path that is a link, a pipe or a device: what is written in a folder stays in it."""
     for path in paths:
-        if path.is_symlink():
+        mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+        if stat.S_ISLNK(mode):
             raise StorageError(f"{path} is a link, and is not written through; put the file or folder itself there")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StorageError(f"{path} is {_special(mode)}, not a file or folder, and is not written to; remove it")
+
+
+def check_strangers(folder: Path, *below: str) -> None:
+    """Raises DataError for a link that leads out of a stranger's folder (or these folders in it), a pipe or a device.
+
+    What is read there is copied into what a person publishes. The Hub's cache keeps its files as links to the blobs of
+    the same repository, and those are the folder's own.
+    """
+    home = os.path.realpath(folder)
+    for part in ("", *below):
+        if not os.path.isdir(os.path.join(home, part)):
+            continue
+        for name in sorted(os.listdir(os.path.join(home, part))):
+            found = _inside(folder, home, os.path.join(part, name))
+            if os.path.exists(found) and not os.path.isdir(found) and not os.path.isfile(found):
+                what = _special(os.stat(found).st_mode)
+                raise DataError(f"{folder / part / name} is {what}, not a plain file; remove it from the folder")
+
+
+def copy_plain(source: Path, target: Path, names: Iterable[str], most: int = MAX_JSON_BYTES) -> None:
+    """Copies those of the named files that `source` has. Raises DataError for a link out of it and no plain file."""
+    home = os.path.realpath(source)
+    for name in names:
+        if os.path.lexists(source / name):
+            with open_plain(Path(_inside(source, home, name)), most) as file, (target / name).open("xb") as copy:
+                shutil.copyfileobj(file, copy, CHUNK_BYTES)
+
+
+def _inside(folder: Path, home: str, name: str) -> str:
+    """Where a name of the folder really leads to: `home` is the folder's own real path."""
+    found, own = os.path.realpath(os.path.join(home, name)), [home]
+    snapshots = Path(home).parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith(("models--", "datasets--")):
+        own.append(str(snapshots.parent / "blobs"))  # as it is called: where it is a link, it leads elsewhere
+    if not any(found.startswith(place + os.sep) for place in own):
+        raise DataError(
+            f"{folder / name} is a link out of the folder, to {found}; it is not followed: put the file itself there"
+        )
+    return found
 
 
 @contextmanager
@@ -114,7 +218,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         # write_json's error names the temporary folder, which nobody knows.
         cause = error.__cause__ if isinstance(error, StorageError) else error
-        if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause)):
+        if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause) or _of_the_system(cause)):
             raise StorageError(_storage_message(directory, cause)) from error
         raise
 
@@ -179,8 +283,15 @@ def _is_full(error: Exception) -> bool:
     return any(text in str(error) for text in ("No space left", "StorageFull", "code: 28"))
 
 
+def _of_the_system(error: Exception) -> str:
+    """What the system said where safetensors or MLX say that they could not write; empty for any other error."""
+    number = re.search(r"(?:os error |code: )([0-9]{1,3})\b", str(error))
+    return os.strerror(int(number[1])) if number and not isinstance(error, OSError) else ""
+
+
 def _storage_message(directory: Path, error: Exception) -> str:
     if _is_full(error):
         return f"{directory} was not written: the disk is full; free some space or give another folder"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    found = _of_the_system(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else found or str(error)
     return f"{directory} was not written: {reason}; check the folder, or give another one"

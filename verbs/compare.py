@@ -19,7 +19,7 @@ from gsm8k_core.report.comparison import make_comparison, show_comparison
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.stats import cannot_show
 from gsm8k_core.tracking.terminal import Terminal
-from gsm8k_core.training.runs import read_manifest, run_of_model
+from gsm8k_core.training.runs import known_manifest, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context, evaluate
 from verbs.demo import banner
@@ -119,7 +119,7 @@ def _base(config: CompareConfig, trained: Path, terminal: Terminal) -> Source:
     if config.base_model != AUTO:
         return _resolve("--base-model", config.base_model, terminal)
     folder = run_of_model(trained)
-    recorded = ((read_manifest(folder) or {}) if folder else {}).get("model") or {}
+    recorded = (known_manifest(folder) if folder else {}).get("model") or {}
     name = recorded.get("name")
     if not isinstance(name, str):
         raise UsageError(f"{config.trained_model} is in no run folder that names its base; add --base-model MODEL")

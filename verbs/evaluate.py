@@ -16,7 +16,7 @@ from typing import Any
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.backend import Backend
-from gsm8k_core.config.fields import EMBEDDED_MODEL, flag
+from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
@@ -44,7 +44,7 @@ from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
-from gsm8k_core.training.runs import check_writable, code_hash, read_manifest, run_of_model, versions
+from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
@@ -214,11 +214,15 @@ def _refuse_ambiguous(config: ScoreSettings, reference: str, context: Context) -
 
 def _trained_on(source: Source) -> tuple[str, str, int] | None:
     folder = run_of_model(source.found)
-    manifest = (read_manifest(folder) or {}) if folder else {}
-    try:
-        return manifest["data"]["name"], manifest["config"]["data_config"], manifest["config"]["seed"]
-    except (KeyError, TypeError):
+    manifest = known_manifest(folder) if folder else {}
+    config, name = manifest.get("config") or {}, (manifest.get("data") or {}).get("name")
+    if name is None or "data_config" not in config or "seed" not in config:
         return None
+    try:
+        asked = ProblemSettings(data=name, data_config=config["data_config"], seed=config["seed"])
+    except UsageError as error:
+        raise DataError(f"{folder}/run.json: config: {error}; add --data to say which problems") from None
+    return asked.data, asked.data_config, asked.seed
 
 
 # --- one evaluation -------------------------------------------------------------------------------------------

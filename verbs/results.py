@@ -18,7 +18,7 @@ from gsm8k_core.report.curves import METRICS, Curve, read_curves
 from gsm8k_core.report.page import write_page
 from gsm8k_core.report.words import Facts
 from gsm8k_core.scoring.evaluate import problems_hash, summarise
-from gsm8k_core.training.runs import code_hash, read_manifest, versions
+from gsm8k_core.training.runs import code_hash, known_manifest, versions
 from gsm8k_core.types import DataError, Problem
 
 PAGE, CARD = "report.html", "model_card.md"
@@ -91,8 +91,8 @@ def command(verb: str, model: type[Settings], values: Mapping[str, object]) -> s
 
 def training_command(run: Path) -> str | None:
     """The line that makes such a run again, from its manifest; None where that does not say."""
-    config = (read_manifest(run) or {}).get("config")
-    if not isinstance(config, dict):
+    config = known_manifest(run).get("config")
+    if not config:
         return None
     default = TrainConfig().model_dump(mode="json")
     wanted = default.keys() & config.keys() - NO_MATTER - {"resume", "force"}

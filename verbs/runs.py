@@ -15,6 +15,7 @@ import psutil
 from rich.cells import cell_len
 
 from gsm8k_core.config.diagnostics import RunsConfig
+from gsm8k_core.files import read_plain
 from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.scoring.stats import percent
@@ -124,8 +125,8 @@ def _score(summary: object) -> tuple[float, int] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_plain(path).decode())
+    except (OSError, ValueError, RecursionError, DataError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -82,6 +82,7 @@ def _checked_trackers(text: str) -> str:
 
 Trackers = Annotated[str, pydantic.AfterValidator(_checked_trackers)]
 
+LONGEST_SHOWN = 200  # characters of a value in an error
 ALL_LINEAR = "all-linear"
 
 
@@ -112,22 +113,34 @@ WORDS = {
     "string_type": "must be a text",
     "path": "must be a path",
     "tuple": "must be a list",
+    "dict": "must be an object",
+    "model_type": "must be an object",
+    "list": "must be a list",
 }
 
 
-def one_line(error: pydantic.ValidationError, name: Callable[[str], str] = flag) -> str:
-    """What is wrong with some settings; `name` makes a field's name what the person wrote."""
+def one_line(error: pydantic.ValidationError, name: Callable[[str], str] = flag, most: int | None = None) -> str:
+    """What is wrong with some settings, `most` of it; `name` makes a field's name what the person wrote."""
     parts = []
-    for item in error.errors():
+    for item in error.errors()[:most]:
         place = ".".join(str(piece) for piece in item["loc"])
         if item["type"] == "extra_forbidden":
             parts.append(f"there is no setting {place!r}")
             continue
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         message = next((ours for kind, ours in WORDS.items() if item["type"].startswith(kind)), message)
-        got = "nothing" if item["input"] is None else repr(item["input"])
+        got = "nothing" if item["input"] is None else _shown(item["input"])
         parts.append(f"{name(place)} {message} (got {got})" if place else message)
     return "; ".join(parts)
+
+
+def _shown(value: object) -> str:
+    """A value in a message, which is one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 class Settings(pydantic.BaseModel):

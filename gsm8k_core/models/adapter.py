@@ -18,11 +18,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from gsm8k_core.config.fields import ALL_LINEAR
+from gsm8k_core.config.stored import Size, Stored, stored
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.folder import RUN_RECORD, read_tensors, weight_files, write_model_folder
@@ -39,7 +41,26 @@ PEFT_PREFIX = "base_model.model."
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 ENDINGS = {A: ".lora_a", B: ".lora_b", MAGNITUDE: ".m"}  # PEFT's -> mlx-lm's
 BLOCK_NAME = re.compile(r"model\.layers\.\d+\.(.+)")
+MLX_SCALE = 20.0  # where mlx-lm's own settings name none
 BASE = "base"  # the folder in a run that keeps the quantised base of its adapters
+
+
+class _MlxSettings(Stored):
+    scale: Annotated[float, Field(ge=-1e6, le=1e6)] = MLX_SCALE
+
+
+class _AdapterSettings(Stored):
+    """adapter_config.json, PEFT's or mlx-lm's: what is read of it."""
+
+    base_model_name_or_path: str | None = None
+    model: str | None = None
+    r: Size | None = None
+    lora_alpha: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    use_rslora: bool | None = None
+    rank_pattern: dict[str, Any] | None = None
+    alpha_pattern: dict[str, Any] | None = None
+    modules_to_save: list[str] | None = None
+    lora_parameters: _MlxSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +208,9 @@ def base_of(folder: Path) -> str:
     Runs are moved and copied: a path that is gone means the base beside the adapter, and a run's own base is never
     another run's that has its old place now.
     """
-    config = read_json(folder / CONFIG)
-    name = config.get("base_model_name_or_path") or config.get("model")
-    if not isinstance(name, str):
+    config = _settings(folder)
+    name = config.base_model_name_or_path or config.model
+    if name is None:
         raise DataError(f"{folder / CONFIG} names no base model; add base_model_name_or_path to it")
     # RUN/base may also have been given as a path that looks like a Hub id.
     was_kept = Path(name).name == BASE
@@ -218,16 +239,33 @@ class Delta:
 
 def read_deltas(adapter: Path) -> dict[str, Delta]:
     """Weight name in the base -> its delta."""
-    config, path = read_json(adapter / CONFIG), _weights(adapter)
+    config, path = _settings(adapter), _weights(adapter)
     tensors = read_tensors(path)
-    found = _from_peft(config, tensors) if path.name == PEFT_WEIGHTS else _from_mlx(config, tensors)
+    try:
+        found = _from_peft(config, tensors) if path.name == PEFT_WEIGHTS else _from_mlx(config, tensors)
+    except KeyError as error:
+        raise DataError(f"{path} lacks {error.args[0]}; save the adapter again") from None
+    for name, delta in found.items():
+        _check_shapes(path, name, delta)
     if not found:
         raise DataError(f"{path} holds no LoRA weights; other kinds of adapter are not read here")
     return found
 
 
-def _from_peft(config: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
-    if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("modules_to_save"):
+def _settings(adapter: Path) -> _AdapterSettings:
+    path = adapter / CONFIG
+    return stored(_AdapterSettings, read_json(path), path, "save the adapter again")
+
+
+def _check_shapes(path: Path, name: str, delta: Delta) -> None:
+    a_RI, b_OR, magnitude_O = delta.a_RI, delta.b_OR, delta.magnitude_O
+    fits = a_RI.ndim == b_OR.ndim == 2 and len(a_RI) == b_OR.shape[1]
+    if not fits or (magnitude_O is not None and magnitude_O.size != len(b_OR)):
+        raise DataError(f"{path} holds for {name} an A of {a_RI.shape} and a B of {b_OR.shape}; save the adapter again")
+
+
+def _from_peft(config: _AdapterSettings, tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
+    if config.rank_pattern or config.alpha_pattern or config.modules_to_save:
         raise DataError(
             "adapters with rank_pattern, alpha_pattern or modules_to_save are not read here; merge it with peft"
         )
@@ -236,17 +274,21 @@ def _from_peft(config: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> 
         if not name.endswith(A):
             continue
         stem = name.removesuffix(A)
-        rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+        if config.r is None or config.lora_alpha is None:
+            raise DataError(
+                f"{CONFIG} of the adapter names no {'r' if config.r is None else 'lora_alpha'}; save it again"
+            )
+        rank = math.sqrt(config.r) if config.use_rslora else config.r
         magnitude = tensors.get(f"{stem}{MAGNITUDE}.weight", tensors.get(f"{stem}{MAGNITUDE}"))
         weight = f"{stem.removeprefix(PEFT_PREFIX)}.weight"
-        deltas[weight] = Delta(a_RI, tensors[f"{stem}{B}"], config["lora_alpha"] / rank, magnitude)
+        deltas[weight] = Delta(a_RI, tensors[f"{stem}{B}"], config.lora_alpha / rank, magnitude)
         used |= {key for key in tensors if key.startswith(f"{stem}.lora_")}
     _refuse_rest(set(tensors) - used)
     return deltas
 
 
-def _from_mlx(config: Mapping[str, Any], tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
-    scale = float((config.get("lora_parameters") or {}).get("scale", 20.0))
+def _from_mlx(config: _AdapterSettings, tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
+    scale = config.lora_parameters.scale if config.lora_parameters else MLX_SCALE
     deltas, used = {}, set()
     for name, a_IR in tensors.items():
         if name.endswith(".lora_a"):

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.files import check_strangers
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, merged_folder
 from gsm8k_core.models.embedded import embedded_folder
@@ -81,6 +82,7 @@ def identity(source: Source) -> str:
 
 def _merged(adapter: Source, announce: hub.Announce, above: tuple[Path, ...]) -> Source:
     """An adapter's folder, as the whole model that it makes of its base."""
+    check_strangers(adapter.folder)
     reference = base_of(adapter.folder)
     if len(above) >= MAX_ADAPTERS or adapter.folder in above:
         raise DataError(f"{adapter.name} is an adapter of itself, or of a long chain of adapters; merge it with peft")
@@ -121,6 +123,8 @@ def _local(reference: str, folder: Path) -> Source:
     if kind is None:
         return Source(reference, ModelFolder(folder), Choice("folder", "a folder of this machine"))
     model = folder / "model"
+    if model.is_symlink():
+        raise DataError(f"{model} is a link, and is not followed; give the folder that it leads to")
     if not _holds_model(model):
         raise DataError(f"{kind} {reference} has no model in it (no model/config.json); {_instead(reference, folder)}")
     return Source(reference, ModelFolder(model), Choice("folder", f"the model of a {kind}"))

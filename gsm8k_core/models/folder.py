@@ -6,23 +6,34 @@ Nothing in it is ever run: pickled weights and custom code are refused unread.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import shutil
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from gsm8k_core.files import file_hash, matching, new_folder, read_json, write_json
+from pydantic import Field
+
+from gsm8k_core.config.stored import Size, Stored, stored
+from gsm8k_core.files import (
+    MAX_WEIGHTS_BYTES,
+    check_strangers,
+    copy_plain,
+    names_hash,
+    new_folder,
+    read_json,
+    write_json,
+)
 from gsm8k_core.models.tokenizer import (
+    TEMPLATES,
     TOKENIZER_FILES,
     Tokenizer,
     check_tokenizer,
+    copied_files,
     has_tokenizer,
     load_tokenizer,
     tokenizer_end,
@@ -60,6 +71,10 @@ STORED_DTYPES = {  # safetensors' name -> numpy's
 LINEAR_WEIGHT = re.compile(r"(model\.layers\.\d+\..+)\.weight")
 
 
+MOST_LAYERS = 10_000
+Width = Annotated[int, Field(ge=1, lt=2**24)]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The sizes of a Llama-like model that decide its products."""
@@ -81,6 +96,18 @@ class ModelShape:
     @property
     def head_parameters(self) -> int:
         return self.hidden * self.vocabulary
+
+
+class _Sizes(Stored):
+    """What config.json says of the model's sizes, whichever of them it names; some differ from layer to layer."""
+
+    hidden_size: Width | None = None
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)] | None = None
+    num_attention_heads: Width | list[Width] | None = None
+    num_key_value_heads: Width | list[Width] | None = None
+    intermediate_size: Width | list[Width] | None = None
+    head_dim: Width | None = None
+    max_position_embeddings: Size | None = None
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
@@ -203,10 +230,7 @@ def _end_ids(path: Path, values: Config) -> list[int]:
 
 
 def _hash(folder: Path, patterns: tuple[str, ...]) -> str:
-    total = hashlib.sha256()
-    for path in sorted(matching(folder, patterns)):
-        total.update(f"{path.name}\0{file_hash(path)}\n".encode())
-    return total.hexdigest()
+    return names_hash(folder, patterns)
 
 
 def _check_files(model: ModelFolder, quantized: bool) -> None:
@@ -214,6 +238,7 @@ def _check_files(model: ModelFolder, quantized: bool) -> None:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"model {folder} {what}; give the folder that holds config.json and {SINGLE_FILE}")
+    check_strangers(folder, TEMPLATES)
     missing = missing_files(folder)
     if "config.json" in missing:
         raise DataError(f"{folder} has no config.json ({_contents(folder)}); give a model folder, or --model embedded")
@@ -231,6 +256,7 @@ def _check_config(path: Path, config: Config, quantized: bool) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise DataError(f"{path} has no model_type; download or save the model again")
+    stored(_Sizes, config, path, "download or save the model again")
     found = next((config[key] for key in QUANTISED_KEYS if config.get(key)), None)
     if found and not (quantized and affine(config)):
         known = "give the model before that, or what mlx_lm.convert -q makes of it"
@@ -321,14 +347,21 @@ def write_model_folder(
     `write_weights` gets a folder and writes model.safetensors into it.
     """
     with new_folder(directory) as folder:
-        for path in sorted(matching(source, (*TOKENIZER_FILES, "generation_config.json"))):
-            shutil.copyfile(path, folder / path.name)
+        copy_plain(source, folder, (*copied_files(source), "generation_config.json"))
         write_config(folder, read_json(source / "config.json"), dtype)
         write_weights(folder)
         try:
             check_safetensors(folder / SINGLE_FILE)
         except DataError as error:  # a full disk can end a file early without an error
             raise StorageError(f"{directory} was not written: {error}") from None
+
+
+def copy_model_folder(source: Path, directory: Path) -> None:
+    """Writes `directory` (new): config.json, weights, index and tokenizer of a checked model folder, nothing else."""
+    weights = [path.name for path in weight_files(source)]
+    with new_folder(directory) as folder:
+        copy_plain(source, folder, ("config.json", "generation_config.json", INDEX_FILE, *copied_files(source)))
+        copy_plain(source, folder, weights, MAX_WEIGHTS_BYTES)
 
 
 def write_config(folder: Path, config: Config, dtype: str) -> None:

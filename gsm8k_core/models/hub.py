@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gsm8k_core.clock import through_sleep
+from gsm8k_core.config.stored import Count, Stored
+from gsm8k_core.files import home_path, read_plain
 from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Announce = Callable[[str], None]
 T = TypeVar("T")
 
 PROBE_SECONDS = 1.0  # with the start of Python and a busy machine, a refusal stays under two seconds
+MAX_NAME_BYTES = 1 << 16  # of a file that holds one name, or one key
 MAX_ANSWER_BYTES = 16 << 20
 HUB = "https://huggingface.co"
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -53,6 +56,17 @@ class Listing:
     files: Mapping[str, int]  # path in the repository -> bytes
 
 
+class _File(Stored):
+    rfilename: str
+    size: Count | None = None
+
+
+class _Repository(Stored):
+    """What the Hub answers of a repository."""
+
+    siblings: list[_File]
+
+
 def is_hub_id(reference: str) -> bool:
     """Whether it can be a repository's name: `name` or `owner/name`."""
     return bool(re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", reference, re.ASCII)) and not (
@@ -73,23 +87,23 @@ def hub_cache() -> Path:
     """Where huggingface_hub keeps what it downloads."""
     for key in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if chosen := os.environ.get(key):
-            return Path(os.path.expandvars(chosen)).expanduser()
+            return home_path(os.path.expandvars(chosen), key)
     return _hub_home() / "hub"
 
 
 def _hub_home() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
-    return Path(os.path.expandvars(home)).expanduser()
+    return home_path(os.path.expandvars(home), "HF_HOME")
 
 
 def cached_snapshots(repo: str, kind: Kind) -> Iterator[Path]:
     """The cached versions of a repository, whole or not: the one called main first, then the newest."""
     folder = hub_cache() / f"{kind}s--{repo.replace('/', '--')}"
     try:
-        main = (folder / "refs" / "main").read_text().strip()
+        main = read_plain(folder / "refs" / "main", MAX_NAME_BYTES).decode().strip()
         others = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
-    except OSError:
+    except (OSError, ValueError, DataError):
         main, others = "", [path for path in folder.glob("snapshots/*") if path.is_dir()]
     yield from sorted(others, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
@@ -104,12 +118,13 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
 
     try:
         info = _bounded(lambda: _ask(f"api/{kind}s/{repo}?blobs=true", timeout), timeout)
-        return Listing(repo, kind, {file["rfilename"]: int(file.get("size") or 0) for file in info["siblings"]})
+        found = _Repository.model_validate(info)
+        return Listing(repo, kind, {file.rfilename: file.size or 0 for file in found.siblings})
     except HTTPError as error:
         raise _http_reason(error.code, kind) from None
     except (OSError, HTTPException) as error:
         raise Unavailable(f"the Hub could not be reached ({_reason(error)})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):  # no JSON, or no listing
         raise Unavailable(f"{shown_endpoint()} does not answer as a Hub does", "check HF_ENDPOINT") from None
 
 
@@ -202,8 +217,8 @@ def _token() -> str | None:
             return token
     path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token")
     try:
-        return "".join(path.read_text().split()) or None
-    except (OSError, ValueError):
+        return "".join(read_plain(path, MAX_NAME_BYTES).decode().split()) or None
+    except (OSError, ValueError, DataError):
         return None
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gsm8k_core.files import home_path
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.types import DataError, StorageError
 
@@ -16,11 +17,11 @@ from gsm8k_core.types import DataError, StorageError
 def cache_folder() -> Path:
     """Where converted models are kept: $GSM8K_CACHE, else the platform's cache."""
     if chosen := os.environ.get("GSM8K_CACHE"):
-        return Path(chosen).expanduser()
+        return home_path(chosen, "GSM8K_CACHE")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gsm8k-finetune"
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "gsm8k-finetune"
+        return home_path("~/Library/Caches", "HOME") / "gsm8k-finetune"
+    base = home_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+    return base / "gsm8k-finetune"
 
 
 def short_hash(identity: str) -> str:

@@ -5,11 +5,19 @@ How a problem becomes tokens is said in problems/prompts.py.
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from gsm8k_core.files import read_json
+from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, matching, names_hash, read_json
+from gsm8k_core.models.trial import CPU_SECONDS
 from gsm8k_core.types import DataError, first_line
 
 TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -22,6 +30,23 @@ TOKENIZER_FILES = (
     "vocab.*",
     "merges.txt",
 )
+TEMPLATES = "additional_chat_templates"  # a folder of them, which transformers reads as well
+VERSIONED = re.compile(r"tokenizer(\.[0-9]+){1,4}\.json")  # a tokenizer.json for transformers from this version on
+# What a copy of the model gets, by name: a pattern would take along whatever else a stranger's folder holds.
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+TRIAL = Path(__file__).with_name("trial.py")
+_TRIED: set[str] = set()  # hashes of the tokenizers' files that passed in this process
 
 
 class Tokenizer(Protocol):
@@ -34,7 +59,10 @@ class Tokenizer(Protocol):
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
-    from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
+    check_strangers(folder, TEMPLATES)
+    _refuse_large(folder)
+    with _trial(folder):
+        from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -44,6 +72,63 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not tokenizer.chat_template:
         raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
     return tokenizer  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _trial(folder: Path) -> Iterator[None]:
+    """Tries template and tokenizer in a process with limits, beside what is done in the block: once for each content.
+
+    Raises DataError where they take time or memory without end, or make a prompt of any size.
+    """
+    content = names_hash(folder, TOKENIZER_FILES)
+    if content in _TRIED:
+        yield
+        return
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", str(TRIAL), os.path.abspath(folder)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C is ours to hear
+    ) as child:
+        try:
+            yield
+            said, complaint = child.communicate()
+        finally:
+            child.kill()
+    if reason := _verdict(child.returncode, said, complaint):
+        raise DataError(f"the model in {folder} is refused: {reason}; give another model")
+    _TRIED.add(content)
+
+
+def _verdict(code: int, said: str, complaint: str) -> str:
+    """Why a model is refused, or nothing."""
+    lines = said.splitlines()
+    if code == 0 and lines:
+        return str(json.loads(lines[-1]).get("reason", ""))
+    what = "tokenizer" if lines else "chat template"
+    if code < 0:
+        how = signal.Signals(-code).name
+        return f"its {what} takes more than {CPU_SECONDS} s, or too much memory, for one short problem ({how})"
+    last = (complaint.strip().splitlines() or ["it said nothing"])[-1][:300]
+    return f"its {what} could not be tried ({last})"
+
+
+def copied_files(folder: Path) -> list[str]:
+    """The names of the tokenizer's files that a copy of the model gets."""
+    return [*COPIED_FILES, *sorted(name for name in os.listdir(folder) if VERSIONED.fullmatch(name))]
+
+
+def _refuse_large(folder: Path) -> None:
+    """transformers would read such a file whole, whatever its size."""
+    for path in sorted(matching(folder, (*TOKENIZER_FILES, f"{TEMPLATES}/*"))):
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise DataError(f"{path} has {size >> 20} MiB, and no tokenizer's file more than {MAX_JSON_BYTES >> 20}")
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gsm8k_core.config.fields import DEFAULT_DATA, GENERATED_DATA
+from gsm8k_core.files import MAX_LINES_BYTES, open_plain
 from gsm8k_core.models import hub
 from gsm8k_core.problems.gold import gold_number
 from gsm8k_core.types import Choice, DataError, Problem, first_line
@@ -221,12 +222,11 @@ def _download(repo: str, config: str, announce: hub.Announce, splits: Sequence[s
 
 def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
     import pyarrow  # type: ignore[import-untyped]  # heavy: a third of a second
-    import pyarrow.parquet  # type: ignore[import-untyped]
 
     problems: list[Problem] = []
     for path in paths:
         try:
-            rows = pyarrow.parquet.read_table(path).select(["question", "answer"]).to_pylist()
+            rows = _rows_of(path)
         except (pyarrow.ArrowException, KeyError, OSError) as error:
             reason = first_line(error)[:LONGEST_REASON]
             raise DataError(f"{path} cannot be read ({reason}); remove it and download it again") from None
@@ -235,6 +235,18 @@ def _read_parquet(paths: Sequence[Path], split: str) -> tuple[Problem, ...]:
     if not problems:
         raise DataError(f"{paths[0]} has no problems; give another --data")
     return tuple(problems)
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    with open_plain(path, MAX_LINES_BYTES) as file:
+        table = pyarrow.parquet.ParquetFile(file)
+        groups = range(table.metadata.num_row_groups)
+        if sum(table.metadata.row_group(group).total_byte_size for group in groups) > MAX_LINES_BYTES:
+            raise DataError(f"{path} unpacks to more than {MAX_LINES_BYTES >> 20} MiB; check where it comes from")
+        rows: list[dict[str, Any]] = table.read(["question", "answer"]).to_pylist()
+    return rows
 
 
 def _problem(row: Mapping[str, Any], where: str, name: str) -> Problem:
@@ -330,7 +342,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             raise DataError("stdin is closed; give a file")
         yield sys.stdin.buffer
         return
-    with path.open("rb") as file:
+    with open_plain(path, MAX_LINES_BYTES) as file:
         yield file
 
 

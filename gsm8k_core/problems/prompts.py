@@ -43,6 +43,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gsm8k_core.models.tokenizer import Tokenizer
+from gsm8k_core.models.trial import MOST_CHARACTERS
 from gsm8k_core.problems.data import carve_dev, strip_annotations
 from gsm8k_core.types import DataError, Example, Problem, first_line
 
@@ -115,6 +116,10 @@ def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Se
         raise DataError(
             f"the chat template of {whose} refused {problem.id} ({reason}); use another model, or mend it"
         ) from error
+    if len(text) > MOST_CHARACTERS:  # the trial saw one problem, and this is another
+        raise DataError(
+            f"the chat template makes {len(text)} characters of {problem.id}; use another model, or mend it"
+        )
     return str(text)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.files import MAX_LINES_BYTES, open_plain, read_plain
 from gsm8k_core.training.runs import read_manifest, run_of_model
 from gsm8k_core.types import DataError
 
@@ -144,7 +145,7 @@ def shown_loss(loss: float | None) -> str:
 def _events(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, event)."""
     try:
-        content = path.read_bytes()
+        content = read_plain(path, MAX_LINES_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     lines = content.split(b"\n")
@@ -182,10 +183,10 @@ def _number(event: Mapping[str, Any], key: str, place: str) -> float:
 def last_update(path: Path) -> dict[str, Any] | None:
     """The newest update event, looked for in the end of the file only; None where there is none to be read."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path, MAX_LINES_BYTES) as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read(TAIL_BYTES).split(b"\n")
-    except OSError:
+    except (OSError, DataError):
         return None
     for line in reversed(lines):
         try:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
-from gsm8k_core.files import refuse_links, write_json
+from gsm8k_core.config.stored import Count, Stored, stored
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, write_json
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
@@ -102,6 +104,28 @@ def completion_of(record: Mapping[str, Any]) -> Completion:
     return Completion(tuple(record["token_ids"]), record["finish_reason"])
 
 
+class _Verdict(Stored):
+    extracted: str | None
+    correct: bool
+
+
+class _Record(Stored):
+    """A line of records.jsonl, as `make_record` writes it."""
+
+    id: str
+    sample: Count
+    question: str
+    gold: str
+    answer: str
+    template: str | None
+    completion: str
+    rules: dict[str, _Verdict]
+    tokens: Count
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    finish_reason: Literal["stop", "length", "complete"]
+    diagnosis: dict[str, Any]
+
+
 Name = tuple[str, int]  # problem id, sample
 
 
@@ -124,7 +148,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, Any]]:
     """Finished records by name. A last line that a kill cut short is cut off the file."""
-    content = path.read_bytes()
+    content = read_plain(path, MAX_LINES_BYTES)
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
@@ -134,7 +158,8 @@ def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, A
             record = json.loads(line)
             if (name := (record["id"], record["sample"])) in wanted:
                 records[name] = record
-        except (ValueError, KeyError, TypeError) as error:
+                stored(_Record, record, f"{path}:{number}", "remove the file to evaluate again")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: damaged record; remove the file to evaluate again") from error
     return records
 
@@ -152,7 +177,7 @@ def evaluate(
     requests = {(problem.id, sample): Request(problem, sample) for problem in problems for sample in range(key.samples)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_links(folder, path)
+        refuse_links(folder, path, folder / ".lock")
         with _held(folder), path.open("a", encoding="utf-8") as file:
             write_json(folder / "key.json", asdict(key))
             records = _read_records(path, frozenset(requests))

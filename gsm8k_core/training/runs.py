@@ -36,9 +36,10 @@ from filelock import FileLock, Timeout
 
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_folder, sync, write_bytes, write_json
 from gsm8k_core.models.folder import RUN_RECORD
-from gsm8k_core.types import StorageError, UsageError
+from gsm8k_core.training.manifest import check_manifest
+from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = RUN_RECORD
@@ -51,10 +52,17 @@ PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "to
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run folder, or None where there is none that can be read."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_plain(folder / MANIFEST).decode())
+    except (OSError, ValueError, RecursionError, DataError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def known_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, empty where there is none to be read. Raises DataError for a value that no run writes there."""
+    manifest = read_manifest(folder) or {}
+    check_manifest(folder / MANIFEST, manifest)
+    return manifest
 
 
 def run_of_model(folder: Path) -> Path | None:
@@ -198,6 +206,7 @@ def reopen(folder: Path) -> Run:
     refuse_links(*(folder / name for name in PARTS))
     lock = _hold(folder)
     run = Run(folder, read_manifest(folder) or {}, lock)
+    check_manifest(folder / MANIFEST, run.manifest)
     for target in (run.model, run.best, run.mlx_adapter):
         fresh = target.with_name(f"{target.name}.new")
         if fresh.is_dir() and not target.exists():  # a kill came between the two renames of `replace`
@@ -395,7 +404,7 @@ def _advice(to_drop: Sequence[str], asked: TrainConfig, fixed: bool, contents: S
 def cut_metrics(path: Path, update: int) -> int:
     """Takes from metrics.jsonl what comes after `update`, ends of the run and what is no event; how many lines."""
     try:
-        content = path.read_bytes()
+        content = read_plain(path, MAX_LINES_BYTES)
     except FileNotFoundError:
         return 0
     except OSError as error:

@@ -151,6 +151,25 @@ def pickled_adapter(folder: Path, ran: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
+def linked(name: str) -> Callable[[Path, Path], None]:
+    """As `tar` and `git` bring it: a link to a file of whoever opens the folder."""
+
+    def change(folder: Path, ran: Path) -> None:
+        (folder.parent / "private").write_text("PRIVATE KEY")
+        (folder / name).symlink_to(folder.parent / "private")
+
+    return change
+
+
+def linked_in_an_adapter(folder: Path, ran: Path) -> None:
+    pickled_adapter(folder, ran)
+    linked("adapter_model.safetensors")(folder, ran)
+
+
+def piped(folder: Path, ran: Path) -> None:
+    os.mkfifo(folder / "merges.txt")
+
+
 def template(text: str) -> Callable[[Path, Path], None]:
     def change(folder: Path, ran: Path) -> None:
         edit(folder / "tokenizer_config.json", chat_template=text.replace("RAN", str(ran)))
@@ -165,6 +184,9 @@ STRANGERS: dict[str, Callable[[Path, Path], None]] = {
     "a pickle": pickled,
     "a pickle called safetensors": pickle_by_another_name,
     "an adapter that is a pickle": pickled_adapter,
+    "a link to a private file": linked("vocab.hub"),
+    "an adapter with such a link": linked_in_an_adapter,
+    "a pipe": piped,
     "a template that climbs": template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     "a template that imports": template("{{ cycler.__init__.__globals__.os.mkdir('RAN') }}"),
     "a template without an end": template("{% for a in range(10**9) %}x{% endfor %}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import new_folder, remove_folder
+from gsm8k_core.files import remove_folder
 from gsm8k_core.models.adapter import lora_spec, write_mlx_adapter
-from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.checkpoints import prune, write
@@ -167,8 +166,7 @@ class Segment:
         if source is not None and source != base:
             if base.exists():  # a kill came before it was noted
                 remove_folder(base)
-            with new_folder(base) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
+            copy_model_folder(source, base)
             self.run.record(base={"hash": ModelFolder(base).hash, "made_by": "mlx-lm", "folder": base.name})
 
     def _trained_config(self) -> TrainConfig:

@@ -28,10 +28,21 @@ from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_example
 from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, summarise
 from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
-from gsm8k_core.training.checkpoints import Checkpoint, newest
+from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
 from gsm8k_core.training.health import PROBE_ROWS
+from gsm8k_core.training.manifest import check_facts
 from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
-from gsm8k_core.training.runs import Run, check, check_free, create, cut_metrics, default_folder, newest_stopped, reopen
+from gsm8k_core.training.runs import (
+    MANIFEST,
+    Run,
+    check,
+    check_free,
+    create,
+    cut_metrics,
+    default_folder,
+    newest_stopped,
+    reopen,
+)
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
 from verbs import Context, as_json
 from verbs.demo import banner
@@ -267,6 +278,8 @@ def _recorded(run: Run) -> TrainConfig:
         return TrainConfig(
             **{**run.manifest["config"], "dtype": choices["dtype"]["name"], "micro_batch_tokens": tokens}
         )
+    except UsageError as error:
+        raise DataError(f"{run.folder / MANIFEST}: config: {error}; bring the file back, or start a new run") from None
     except (KeyError, TypeError):
         raise UsageError(f"{run.folder} ended before its training began; start a new run") from None
 
@@ -280,6 +293,7 @@ def _hashes_of(run: Run) -> Mapping[str, str]:
 
 def _check_own(checkpoint: Checkpoint, config: TrainConfig, hashes: Mapping[str, str]) -> None:
     """Refuse a checkpoint that another run wrote."""
+    check_facts(checkpoint.folder / RECORD, checkpoint.facts, checkpoint.events)
     try:
         check(TrainConfig(**checkpoint.facts["config"]), config, checkpoint.facts["hashes"], hashes, force=True)
     except (KeyError, TypeError, UsageError) as error:

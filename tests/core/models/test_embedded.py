@@ -162,7 +162,7 @@ def test_two_processes_at_once_both_succeed(caches: Path) -> None:
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from gsm8k_core import embedded
+from gsm8k_core.models import embedded
 from gsm8k_core.files import new_folder
 from tests.tiny import make
 def convert(source, target):

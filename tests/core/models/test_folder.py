@@ -22,11 +22,13 @@ from gsm8k_core import files
 from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import (
     ModelFolder,
+    copy_model_folder,
     read_tensors,
     rope_theta,
     with_both_rope_keys,
     write_model_folder,
 )
+from gsm8k_core.models.tokenizer import TEMPLATES
 from gsm8k_core.types import DataError, StorageError
 
 INDEX = "model.safetensors.index.json"
@@ -361,12 +363,77 @@ def test_a_written_folder_is_whole(model_folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "run") == ["model"]
 
 
-def test_linked_files_are_copied_not_linked(model_folder: Path, tmp_path: Path) -> None:
-    blob = tmp_path / "blob"
-    (model_folder / "tokenizer.json").rename(blob)
-    (model_folder / "tokenizer.json").symlink_to(blob)  # as the Hub's cache does
+def in_the_cache(folder: Path, tmp_path: Path) -> Path:
+    """The folder as the Hub's cache keeps it: every file is a link to a blob."""
+    repository = tmp_path / "hub" / "models--a--b"
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(repository / "blobs" / f"{number:040d}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:040d}")
+    return snapshot
+
+
+def test_the_caches_links_are_copied_not_linked(model_folder: Path, tmp_path: Path) -> None:
+    snapshot = in_the_cache(model_folder, tmp_path)
+    ModelFolder(snapshot).check()
+    copy_model(snapshot, tmp_path / "copy")
+    copy_model_folder(snapshot, tmp_path / "whole")
+    assert not [path for path in tmp_path.glob("copy/*") if path.is_symlink()]
+    assert not [path for path in tmp_path.glob("whole/*") if path.is_symlink()]
+    assert ModelFolder(tmp_path / "whole").hash == ModelFolder(snapshot).hash
+
+
+# What a stranger may have called a link, and how it gets there: by tar and git, links come along as they are.
+@pytest.mark.parametrize("name", ["vocab.hub", "merges.txt", "chat_template.jinja", "tokenizer_backup.json", "x/y"])
+@pytest.mark.parametrize("place", ["folder", "cache", "blobs"])
+def test_a_link_out_of_a_strangers_folder_is_refused(name: str, place: str, model_folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "home" / "id_ed25519"
+    secret.parent.mkdir()
+    secret.write_text("PRIVATE KEY")
+    folder = model_folder if place == "folder" else in_the_cache(model_folder, tmp_path)
+    if place == "blobs":  # all that leads into it leads out
+        blobs = folder.parents[1] / "blobs"
+        blobs.rename(tmp_path / "home" / "blobs")
+        blobs.symlink_to(tmp_path / "home" / "blobs")
+    elif name == "x/y":
+        (folder / TEMPLATES).mkdir()
+        (folder / TEMPLATES / "more.jinja").symlink_to(secret)
+    else:
+        (folder / name).symlink_to(secret)
+    for read in (lambda: ModelFolder(folder).check(), lambda: ModelFolder(folder).tokenizer):
+        with pytest.raises(DataError, match="is a link out of the folder") as caught:
+            read()
+        assert str(folder) in str(caught.value)
+
+
+def test_only_names_of_a_model_are_copied(model_folder: Path, tmp_path: Path) -> None:
+    """A link that comes after the check, and what no model has."""
+    secret = tmp_path / "secret"
+    secret.write_text("PRIVATE KEY")
+    for name in ("vocab.hub", "tokenizer_backup.json", "chat_template.txt", "private.txt"):
+        (model_folder / name).write_text("PRIVATE KEY")
+    (model_folder / "tokenizer.4.0.0.json").write_text("{}")
+    (model_folder / ".git").mkdir()
     copy_model(model_folder, tmp_path / "copy")
-    assert not (tmp_path / "copy" / "tokenizer.json").is_symlink()
+    copy_model_folder(model_folder, tmp_path / "whole")
+    model = {"config.json", "generation_config.json", "model.safetensors"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "tokenizer.4.0.0.json"}
+    assert set(os.listdir(tmp_path / "copy")) == set(os.listdir(tmp_path / "whole")) == model | tokenizer
+    (model_folder / "merges.txt").symlink_to(secret)
+    for copy in (copy_model, copy_model_folder):
+        with pytest.raises(DataError, match=r"merges\.txt is a link out of the folder"):
+            copy(model_folder, tmp_path / "late")
+    assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "anything"])
+def test_a_pipe_in_a_strangers_folder_is_refused(name: str, model_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(model_folder / name)
+    for read in (lambda: ModelFolder(model_folder).check(), lambda: ModelFolder(model_folder).tokenizer):
+        with pytest.raises(DataError, match=f"{name} is a pipe, not a plain file"):
+            read()
 
 
 def link_to_nothing(path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 import cli
+from gsm8k_core import files
 from gsm8k_core.models import folder as folder_module
 from tests import tiny
 from tests.apples import write_problems
@@ -33,23 +34,23 @@ RUN = {
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[str]:
     """How often a tokenizer was loaded, and each file of the model read by us or hashed for the folder's hash."""
     found: Counter[str] = Counter()
-    load, read, hashed = transformers.AutoTokenizer.from_pretrained, Path.read_bytes, folder_module._hash
+    load, read, hashed = transformers.AutoTokenizer.from_pretrained, files.read_plain, folder_module._hash
 
     def counted_load(*arguments: Any, **options: Any) -> Any:
         found["tokenizer"] += 1
         return load(*arguments, **options)
 
-    def counted_read(path: Path) -> bytes:
+    def counted_read(path: Path, *most: int) -> bytes:
         if path.parent == tmp_path / "model":
             found[path.name] += 1
-        return read(path)
+        return read(path, *most)
 
     def counted_hash(path: Path, patterns: tuple[str, ...]) -> str:
         found["hash" if patterns == folder_module.HASHED_FILES else "tokenizer hash"] += 1
         return hashed(path, patterns)
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", counted_load)
-    monkeypatch.setattr(Path, "read_bytes", counted_read)
+    monkeypatch.setattr(files, "read_plain", counted_read)
     monkeypatch.setattr(folder_module, "_hash", counted_hash)
     return found
 

@@ -1,0 +1,126 @@
+"""What run.json and a checkpoint's facts hold, typed: whoever moves a run folder can have changed them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import Field
+
+from gsm8k_core.config.stored import Count, Seconds, Stored, stored
+from gsm8k_core.training.plan import Adjusted
+
+ADVICE = "bring the file back, or start a new run"
+Factor = Annotated[float, Field(gt=0, le=1)]
+Words = Annotated[str, Field(max_length=100_000)]
+
+
+class _Choice(Stored):
+    name: Words
+    reason: Words
+
+
+class _Named(Stored):
+    """The model or the data: what it was called, and its hash."""
+
+    name: Words | None = None
+    hash: Words | None = None
+
+
+class _Result(Stored):
+    """A measurement on the dev rows: measure.DevResult."""
+
+    loss: float | None
+    num_targets: Count
+    num_correct: dict[str, Count]
+    num_problems: Annotated[int, Field(ge=1, lt=2**53)]
+    num_stopped: Count
+    seconds: Seconds
+    verdicts: list[bool] = Field(default_factory=list)
+
+
+class _Measured(Stored):
+    update: Count
+    result: _Result
+
+
+class _Guard(Stored):
+    base: _Result | None
+    quarter: _Measured | None = None
+    end: _Measured | None = None
+    reason: Words = ""
+    passed: bool = False
+
+
+class _Adjustment(Stored):
+    what: Annotated[str, Field(pattern=f"^({'|'.join(get_args(Adjusted))})$")]
+    update: Count
+    value: Annotated[float, Field(gt=0, lt=2**53)]
+    why: Words
+
+
+class _Event(Stored):
+    """plan.PlanEvent."""
+
+    update: Count
+    total: Count
+    rate_factor: Factor = 1.0
+
+
+class _Outcome(Stored):
+    updates: Count = 0
+    seconds: Seconds = 0.0
+    reason: Words | None = None
+
+
+class _Best(Stored):
+    update: Count
+
+
+class _Base(Stored):
+    hash: Words
+
+
+class _Manifest(Stored):
+    status: Words = ""
+    pid: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    started: Words = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    choices: dict[str, _Choice] = Field(default_factory=dict)
+    hashes: dict[str, Words] | None = None
+    model: _Named | None = None
+    data: _Named | None = None
+    outcome: _Outcome | None = None
+    best: _Best | None = None
+    base: _Base | None = None
+    guard: _Guard | None = None
+    adjustments: list[_Adjustment] = Field(default_factory=list)
+    segments: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class _BestFact(Stored):
+    update: Count
+    result: _Result
+
+
+class _Facts(Stored):
+    config: dict[str, Any]
+    hashes: dict[str, Words]
+    best: _BestFact | None = None
+    guard: _Guard | None = None
+
+
+class _Events(Stored):
+    events: list[_Event]
+
+
+def check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises DataError for a value of run.json that is not what a run writes there."""
+    stored(_Manifest, manifest, path, ADVICE)
+
+
+def check_facts(path: Path, facts: Mapping[str, Any], events: Iterable[Mapping[str, object]]) -> None:
+    """The same for what a checkpoint.json at `path` says of the run."""
+    stored(_Facts, facts, f"{path}: facts", ADVICE)
+    stored(_Events, {"events": [dict(event) for event in events]}, path, ADVICE)
