@@ -98,12 +98,14 @@ def refuse_links(*paths: Path) -> None:
 
 @contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""
+    """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails.
+
+    Its parent has to be there: a run's folder that was removed meanwhile is not made again.
+    """
     if os.path.lexists(directory):  # lexists: a dangling link is somebody's too, and is not followed
         raise StorageError(f"{directory} exists already; give another folder, or remove it")
     folder = _temporary(directory)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(directory)
         folder.mkdir()
         yield folder
@@ -117,6 +119,17 @@ def new_folder(directory: Path) -> Iterator[Path]:
         if isinstance(cause, Exception) and (isinstance(cause, OSError) or _is_full(cause)):
             raise StorageError(_storage_message(directory, cause)) from error
         raise
+
+
+def make_folder(folder: Path, parents: bool = False) -> None:
+    """Makes a folder where there is none, known to the disk. Raises StorageError when it cannot be made."""
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=parents, exist_ok=True)
+        for path in missing:
+            sync(path.parent)
+    except OSError as error:
+        raise StorageError(_storage_message(folder, error)) from error
 
 
 def remove_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gsm8k_core.files import make_folder
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.types import DataError, StorageError
 
@@ -38,6 +39,7 @@ def made_once(kind: str, name: str, write: Callable[[Path], None], quantized: bo
         except DataError:  # damaged since it was written: it is only a cache, so write it again
             shutil.rmtree(folder, ignore_errors=True)
     try:
+        make_folder(folder.parent, parents=True)
         write(folder)
     except StorageError as error:
         if not folder.is_dir():  # else another process was first, and wrote the same

@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pydantic
 
-from gsm8k_core.files import file_hash, new_folder, read_json, remove_folder, remove_leftovers, write_json
+from gsm8k_core.files import (
+    file_hash,
+    make_folder,
+    new_folder,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+)
 from gsm8k_core.models.folder import CHECKPOINT_RECORD as RECORD
 from gsm8k_core.types import DataError, GSM8KError, StorageError, TrainState
 
@@ -106,6 +114,7 @@ def write(
     facts: Mapping[str, Any],
 ) -> Path:
     """Writes a checkpoint, whole or not at all; returns its folder. Raises StorageError when it cannot."""
+    make_folder(checkpoints)
     directory = _free(checkpoints, update)
     with new_folder(directory) as folder:
         try:

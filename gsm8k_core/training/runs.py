@@ -32,17 +32,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
-
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import refuse_links, remove_folder, sync, write_bytes, write_json
 from gsm8k_core.models.folder import RUN_RECORD
+from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.hold import LOCK, Hold
 from gsm8k_core.types import StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = RUN_RECORD
-LOCK = ".lock"
 PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs")
 SOURCE = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
@@ -99,9 +98,9 @@ def code_hash(root: Path = SOURCE) -> str:
 class Run:
     """A claimed run folder."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], lock: FileLock | None = None) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], hold: Hold | None = None) -> None:
         self.folder, self.manifest = folder, manifest
-        self._lock = lock  # held as long as this object lives
+        self._hold = hold  # as long as this object lives
 
     @property
     def model(self) -> Path:
@@ -133,13 +132,33 @@ class Run:
 
     def record(self, **values: object) -> None:
         """Add to the manifest and write it."""
+        self.check_held()
         self.manifest.update(values)
         write_json(self.folder / MANIFEST, self.manifest)
 
     def release(self) -> None:
         """Let go of the folder before the process ends."""
-        if self._lock is not None:
-            self._lock.release()
+        if self._hold is not None:
+            self._hold.release()
+
+    def check_held(self) -> None:
+        """Asked before each write: raises StorageError unless the folder is the one that was claimed, and in its place.
+
+        Nothing is written anywhere else: a folder of that name is somebody's, or would be a run without its history.
+        """
+        if self._hold is None or self._hold.stands:
+            return
+        now = self._hold.now()
+        if now is None:
+            raise StorageError(
+                f"{self.folder} was removed while the run went on, with all that it had saved: nothing is left of its "
+                "weights; start it again, with a new --output-dir"
+            )
+        what = "lost its lock" if now == self.folder.resolve() else f"was moved to {now}"
+        raise StorageError(
+            f"{self.folder} {what} while the run went on, and nothing more is written; {_weights_in(now)}; "
+            f"go on with: python cli.py train --resume {now}"
+        )
 
     def begin_segment(self, config: Mapping[str, object], choices: Mapping[str, object], update: int) -> None:
         """Note that the run goes on after `update`, and how."""
@@ -160,6 +179,7 @@ class Run:
 
     def replace(self, target: Path, write: Callable[[Path], None]) -> None:
         """Write a folder of the run whole, then let it take the place of an older one."""
+        self.check_held()
         fresh = target.with_name(f"{target.name}.new")
         if fresh.exists():  # a kill came between writing and renaming
             remove_folder(fresh)
@@ -174,19 +194,12 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _hold(folder: Path) -> FileLock:
-    """The run's lock. The system lets go of it when the process ends, however it ends."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        pid = (read_manifest(folder) or {}).get("pid", "unknown")
-        raise StorageError(
-            f"{folder} is in use by another process (pid {pid}); wait for it, or end it with kill {pid}"
-        ) from None
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    return lock
+def _weights_in(folder: Path) -> str:
+    """In words, the newest weights that a run's folder holds."""
+    if (checkpoint := newest(folder / "checkpoints", lambda damaged: None)) is not None:
+        return f"the weights after update {checkpoint.update} are in {checkpoint.folder}"
+    found = next((folder / name for name in ("model", "best") if (folder / name).is_dir()), None)
+    return f"there is no checkpoint, but {found}" if found else "it holds no weights yet"
 
 
 def reopen(folder: Path) -> Run:
@@ -196,8 +209,8 @@ def reopen(folder: Path) -> Run:
         raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")
     check_writable(folder)
     refuse_links(*(folder / name for name in PARTS))
-    lock = _hold(folder)
-    run = Run(folder, read_manifest(folder) or {}, lock)
+    hold = Hold(folder)
+    run = Run(folder, read_manifest(folder) or {}, hold)
     for target in (run.model, run.best, run.mlx_adapter):
         fresh = target.with_name(f"{target.name}.new")
         if fresh.is_dir() and not target.exists():  # a kill came between the two renames of `replace`
@@ -247,13 +260,13 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _hold(folder)
+        hold = Hold(folder)
         # O_EXCL: of two runs started at once, one gets the folder and the other the error.
         os.close(os.open(folder / MANIFEST, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         (folder / "logs").mkdir()
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    run = Run(folder, manifest, lock)
+    run = Run(folder, manifest, hold)
     try:
         run.record()
     except StorageError:  # an empty run.json would be in the way, and is nothing to go on with

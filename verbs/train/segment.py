@@ -165,6 +165,7 @@ class Segment:
     def _prepare_base(self) -> None:
         source, base = self.model.quantized, self.run.base
         if source is not None and source != base:
+            self.run.check_held()
             if base.exists():  # a kill came before it was noted
                 remove_folder(base)
             with new_folder(base) as folder:
@@ -230,6 +231,7 @@ class Segment:
     def _save(self, update: int, live: Any) -> Path:
         """A checkpoint of the weights after `update`."""
         job, pilot = self.job, self.pilot
+        self.run.check_held()
         assert pilot is not None  # it is the pilot who asks
         kept, config = pilot.as_json(), job.config.model_dump(mode="json")
         folder = write(

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from gsm8k_core.types import (
     EXIT_STOPPED,
     GSM8KError,
     Outcome,
+    StorageError,
     UsageError,
 )
 from verbs import Context, say_choices
@@ -71,8 +72,11 @@ def _held(run: Run) -> Iterator[None]:
         run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
         raise
     except BaseException as error:
+        if isinstance(error, StorageError):
+            run.check_held()  # what became of the folder says more than the first write that failed for it
         reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
-        run.record(status="failed", outcome={"reason": reason})
+        with suppress(StorageError):  # which may be the very error, and says it better
+            run.record(status="failed", outcome={"reason": reason})
         raise
     finally:
         run.release()
