@@ -17,9 +17,10 @@ from gsm8k_core.models.adapter import lora_spec, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
+from gsm8k_core.training.best import read_label, write_label
 from gsm8k_core.training.checkpoints import prune, write
 from gsm8k_core.training.health import Probe
-from gsm8k_core.training.measure import SHARE, DevSet, Guard, base_line, measure_base
+from gsm8k_core.training.measure import SHARE, DevResult, DevSet, Guard, base_line, measure_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.runs import Run
@@ -222,9 +223,14 @@ class Segment:
             save_reserve=MOMENTS * writing,
         )
 
-    def _keep_best(self, update: int, live: Any) -> Path:
-        """best/ of the weights after `update`."""
-        self.run.replace(self.run.best, live.save)
+    def _keep_best(self, update: int, live: Any, result: DevResult) -> Path:
+        """best/ of the weights after `update`, with its label."""
+
+        def write(folder: Path) -> None:
+            live.save(folder)
+            write_label(folder, update, result)
+
+        self.run.replace(self.run.best, write)
         self.run.record(best={"update": update})
         return self.run.best
 
@@ -247,12 +253,33 @@ class Segment:
         return folder
 
     def _best(self) -> Mapping[str, Any] | None:
-        """The best so far, where best/ still holds it and it was measured on the same problems."""
+        """The best so far, where the label in best/ says the same and it was measured on the same problems.
+
+        Killed between a best/ and the checkpoint after it, a run goes on with weights that come before it.
+        """
+        label = read_label(self.run.best)
+        lies_there = None if label is None else {"update": label.update}
+        if self.run.manifest.get("best") != lies_there:
+            self.run.record(best=lies_there)
         facts = self.job.checkpoint.facts if self.job.checkpoint else {}
         best, before = facts.get("best"), facts.get("config", {})
         same = all(before.get(name) == getattr(self.job.config, name) for name in MEASURED)
-        held = (self.run.manifest.get("best") or {}).get("update")
-        return best if best and same and held == best["update"] and self.run.best.is_dir() else None
+        if not best or not same:
+            return None
+        if label is None:
+            what = "has no label that can be read"
+        elif not label.names(best):
+            what = f"holds update {label.update}, by its label"
+        elif not label.fits(self.run.best):
+            what = "is damaged"
+        else:
+            found: Mapping[str, Any] = best
+            return found
+        self.context.terminal.say(
+            f"best     {self.run.best} {what}: it is not update {best['update']}, the best one so far; "
+            "the best is looked for from here on"
+        )
+        return None
 
     def _probe(self) -> Probe | None:
         rows, model = self.job.rows.probed, self.job.source.model
