@@ -106,7 +106,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
         raise StorageError(f"{directory} exists already; give another folder, or remove it")
     folder = _temporary(directory)
     try:
-        _remove_stale(directory)
+        remove_stale(directory)
         folder.mkdir()
         yield folder
         _sync_tree(folder)
@@ -144,11 +144,19 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(parent: Path, name: re.Pattern[str]) -> None:
-    """Removes temporary folders for names like this, however young: only for a parent where nobody else writes."""
-    for path in parent.glob(".*.tmp"):
-        ours = re.fullmatch(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp", path.name)
-        if ours and name.fullmatch(ours[1]) and path.is_dir() and not path.is_symlink():
+    """Removes what killed processes left of writing names like this, however young: where nobody else may write."""
+    for path in leftovers(parent, name):
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def leftovers(parent: Path, name: re.Pattern[str]) -> list[Path]:
+    """Temporary files and folders for names like this. No links."""
+    found = {path: re.fullmatch(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp", path.name) for path in parent.glob(".*.tmp")}
+    return [path for path, ours in found.items() if ours and name.fullmatch(ours[1]) and not path.is_symlink()]
 
 
 def _temporary(path: Path) -> Path:
@@ -177,7 +185,7 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
-def _remove_stale(directory: Path) -> None:
+def remove_stale(directory: Path) -> None:
     """Temporary folders that a killed process left here an hour ago or more."""
     for path in directory.parent.glob(f".{glob.escape(directory.name)}.*-*.tmp"):
         with suppress(OSError):  # it was another process's, which has just renamed it

@@ -157,7 +157,7 @@ def prune(checkpoints: Path, keep: int) -> list[Path]:
     The newest whole one stays in any case, and damaged ones stay for a person to look at. The caller holds the
     run: nobody else is writing here.
     """
-    remove_leftovers(checkpoints, NAME)
+    sweep(checkpoints)
     # By size only: hashing every checkpoint at every save would read many gigabytes.
     whole = [folder for folder in _numbered(checkpoints) if _is_whole(folder, content=False)]
     surplus = whole[keep:]
@@ -166,6 +166,11 @@ def prune(checkpoints: Path, keep: int) -> list[Path]:
     for folder in doomed:
         remove_folder(folder)
     return doomed
+
+
+def sweep(checkpoints: Path) -> None:
+    """Removes what killed processes left. The caller holds the run: nobody else is writing here."""
+    remove_leftovers(checkpoints, NAME)
 
 
 def _free(checkpoints: Path, update: int) -> Path:

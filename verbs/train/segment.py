@@ -158,6 +158,7 @@ class Segment:
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
         backend, spec = self.model.backend, lora_spec(self.job.config)
+        self.run.sync_metrics()
         self.run.replace(self.run.model, backend.save)
         if spec is not None:
             values, base = backend.state().parameters, self._trained_config().model
@@ -237,7 +238,7 @@ class Segment:
     def _save(self, update: int, live: Any) -> Path:
         """A checkpoint of the weights after `update`."""
         job, pilot = self.job, self.pilot
-        self.run.check_held()
+        self.run.sync_metrics()
         assert pilot is not None  # it is the pilot who asks
         kept, config = pilot.as_json(), job.config.model_dump(mode="json")
         folder = write(
