@@ -58,6 +58,8 @@ PHRASES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    if argv is None:
+        _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in arguments or "--verbose" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -88,6 +90,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
     finally:
         _settle()
+
+
+def _open_closed_streams() -> None:
+    """Descriptors 0 to 2 that are closed lead to nowhere from now on.
+
+    Else the next file or socket gets such a number, and what is written to stdout or stderr ends in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)  # inherited by children; where it is the same number, dup2 leaves it as it is
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115  # for the life of the process
 
 
 def _settle() -> None:

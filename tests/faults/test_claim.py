@@ -1,9 +1,11 @@
-"""What a kill leaves in a run's folder: of a first claim, a folder that is free or a run; of a save, nothing for long."""
+"""What a kill leaves in a run's folder: of a first claim, a free folder or a run; of a save, nothing for long."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.fake_checkpoints import FakeLive, found, save
 from tests.faults.conftest import one_error
 from tests.faults.kill_driver import arm
 
+ROOT = Path(__file__).resolve().parents[2]
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 
@@ -86,6 +89,43 @@ def test_a_folder_that_is_just_being_claimed_is_not_free(tmp_path: Path) -> None
         runs.check_free(tmp_path / "run")
     hold.release()
     runs.check_free(tmp_path / "run")
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from gsm8k_core.training.hold import Hold
+hold = Hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_process_that_is_named_is_the_one_that_holds_the_run(tmp_path: Path) -> None:
+    """The manifest's is dead, and its number another process's: this one's."""
+    runs.create(tmp_path / "run", {}).release()
+    assert (runs.read_manifest(tmp_path / "run") or {})["pid"] == os.getpid()
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(
+            StorageError, match=f"another process .pid {process.pid}.; wait for it, or end it with kill"
+        ):
+            runs.reopen(tmp_path / "run")
+        process.communicate()
+
+
+def test_nobody_is_named_where_nobody_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's process, or one on another machine that shares the disk."""
+    runs.create(tmp_path / "run", {}).release()
+    hold = Hold(tmp_path / "run")
+    monkeypatch.setattr("psutil.process_iter", lambda: iter(()))
+    with pytest.raises(StorageError, match=r"\(pid unknown: .*wait for it, or see lsof") as caught:
+        runs.reopen(tmp_path / "run")
+    assert "kill" not in str(caught.value)
+    hold.release()
 
 
 def test_a_run_that_another_claimed_first_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
