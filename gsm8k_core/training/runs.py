@@ -204,7 +204,10 @@ class Run:
         fresh = target.with_name(f"{target.name}.new")
         if fresh.exists():  # a kill came between writing and renaming
             remove_folder(fresh)
-        write(fresh)
+        try:
+            write(fresh)
+        except StorageError as error:  # nobody knows the name that it has at first
+            raise StorageError(str(error).replace(str(fresh), str(target))) from error.__cause__
         if target.exists():
             remove_folder(target)
         os.rename(fresh, target)

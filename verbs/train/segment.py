@@ -18,7 +18,7 @@ from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.best import read_label, write_label
-from gsm8k_core.training.checkpoints import prune, write
+from gsm8k_core.training.checkpoints import newest, prune, write
 from gsm8k_core.training.health import Probe
 from gsm8k_core.training.measure import SHARE, DevResult, DevSet, Guard, base_line, measure_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
@@ -36,6 +36,7 @@ from gsm8k_core.types import (
 from verbs import Context, as_json, say_choices
 from verbs.train.model import OpenModel, open_model
 from verbs.train.recovery import go_on, keep, keep_model, name_newest
+from verbs.train.room import out_of_room, room_of
 from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
 
@@ -69,6 +70,8 @@ class Segment:
         while True:
             try:
                 return self.train()
+            except StorageError as error:
+                self.keep_what_fits(error)
             except (DivergedError, OutOfMemoryError) as error:
                 # Its frames hold what filled the memory.
                 failure: GSM8KError = error.with_traceback(None)
@@ -93,6 +96,17 @@ class Segment:
         self.job = replace(job, config=job.config.model_copy(update=dtype), batches=batches)
         self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
         self.run.record(choices=as_json(self.model.choices))
+
+    def keep_what_fits(self, error: StorageError) -> NoReturn:
+        """Raise `error` for good: nothing more can be written. The weights become a checkpoint where one fits."""
+        self.run.check_held()
+        if self.pilot is None:  # it came before the first update could
+            raise error
+        done, found = len(self.pilot.losses), newest(self.run.checkpoints, self.context.terminal.say)
+        room = room_of(self.job)
+        if done > (found.update if found else 0) and room.free >= room.checkpoint:
+            keep(self.model.backend, done, self._save, self.context.terminal.say)
+        out_of_room(error, self.job, self.run)
 
     def _fail(self, error: GSM8KError, live: Any, done: int) -> NoReturn:
         """Raise `error` for good, with the weights after `done` updates kept where they are worth it."""
@@ -136,7 +150,8 @@ class Segment:
                 spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
                 updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
                 outcome = self.model.backend.train(updates, self._trained_config(), pilot, state)
-                outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
+                if spent:
+                    outcome = Outcome("done" if job.done >= job.total else STOP_BUDGET, job.done)
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
                 with suppress(StorageError):  # which may be the very error
@@ -241,6 +256,9 @@ class Segment:
         self.run.sync_metrics()
         assert pilot is not None  # it is the pilot who asks
         kept, config = pilot.as_json(), job.config.model_dump(mode="json")
+        limit, room = job.config.save_total_limit, room_of(job)
+        if room.free < room.checkpoint:  # those that will be too many go before, and not after
+            prune(self.run.checkpoints, max(limit - 1, 1))
         folder = write(
             self.run.checkpoints,
             live,
@@ -250,7 +268,7 @@ class Segment:
             losses=kept["losses"],
             facts={"best": kept["best"], "guard": kept["guard"], "hashes": dict(job.hashes), "config": config},
         )
-        prune(self.run.checkpoints, job.config.save_total_limit)
+        prune(self.run.checkpoints, limit)
         return folder
 
     def _best(self) -> Mapping[str, Any] | None:

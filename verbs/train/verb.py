@@ -30,6 +30,7 @@ from verbs.demo import banner
 from verbs.train.dry_run import dry_run
 from verbs.train.model import OpenModel, open_model
 from verbs.train.recovery import note_killed
+from verbs.train.room import check_room
 from verbs.train.segment import Segment
 from verbs.train.signals import stopping
 from verbs.train.start import Job, new_job, resumed_job
@@ -44,6 +45,7 @@ def run(config: TrainConfig, context: Context) -> int:
     job = resumed_job(config, context) if config.resume else new_job(config, context)
     if job is None:
         return EXIT_OK
+    check_room(job, context.terminal)
     link = context.link
     before = job.seconds if link.seconds is None else link.seconds
     job = replace(job, seconds=before + link.before, shrink=link.killed_by)
@@ -89,7 +91,10 @@ def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: 
         outcome, pilot = segment.train_on()
         if outcome.reason == STOP_INTERRUPTED:
             context.terminal.say("stopping: the model is being saved; another signal quits at once")
-        segment.save_model()
+        try:
+            segment.save_model()
+        except StorageError as error:
+            segment.keep_what_fits(error)
     return _record_outcome(run, outcome, pilot, segment.elapsed())
 
 
