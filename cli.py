@@ -67,6 +67,8 @@ PHRASES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    if argv is None:
+        _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in arguments or "--verbose" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -117,6 +119,24 @@ def _of_the_system(error: OSError) -> tuple[str, int]:
     reason = error.strerror or str(error) or type(error).__name__
     place = path or "a file or folder of this command"
     return f"{place} cannot be read or written ({reason}); check the disk and its rights", StorageError.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Descriptors 0 to 2 that are closed lead to nowhere from now on.
+
+    Else the next file or socket gets such a number, and what is written to stdout or stderr ends in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)  # inherited by children; where it is the same number, dup2 leaves it as it is
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _settle() -> None:

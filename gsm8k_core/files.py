@@ -202,13 +202,15 @@ def _inside(folder: Path, home: str, name: str) -> str:
 
 @contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails."""
+    """Yields a temporary folder that becomes `directory` when the block ends, and vanishes when it fails.
+
+    Its parent has to be there: a run's folder that was removed meanwhile is not made again.
+    """
     if os.path.lexists(directory):  # lexists: a dangling link is somebody's too, and is not followed
         raise StorageError(f"{directory} exists already; give another folder, or remove it")
     folder = _temporary(directory)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(directory)
+        remove_stale(directory)
         folder.mkdir()
         yield folder
         _sync_tree(folder)
@@ -223,6 +225,17 @@ def new_folder(directory: Path) -> Iterator[Path]:
         raise
 
 
+def make_folder(folder: Path, parents: bool = False) -> None:
+    """Makes a folder where there is none, known to the disk. Raises StorageError when it cannot be made."""
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=parents, exist_ok=True)
+        for path in missing:
+            sync(path.parent)
+    except OSError as error:
+        raise StorageError(_storage_message(folder, error)) from error
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder. It leaves its name in one step: a kill leaves it whole, or as a temporary folder."""
     doomed = _temporary(folder)
@@ -235,11 +248,19 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(parent: Path, name: re.Pattern[str]) -> None:
-    """Removes temporary folders for names like this, however young: only for a parent where nobody else writes."""
-    for path in parent.glob(".*.tmp"):
-        ours = re.fullmatch(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp", path.name)
-        if ours and name.fullmatch(ours[1]) and path.is_dir() and not path.is_symlink():
+    """Removes what killed processes left of writing names like this, however young: where nobody else may write."""
+    for path in leftovers(parent, name):
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def leftovers(parent: Path, name: re.Pattern[str]) -> list[Path]:
+    """Temporary files and folders for names like this. No links."""
+    found = {path: re.fullmatch(r"\.(.+)\.[0-9]+-[0-9a-f]{8}\.tmp", path.name) for path in parent.glob(".*.tmp")}
+    return [path for path, ours in found.items() if ours and name.fullmatch(ours[1]) and not path.is_symlink()]
 
 
 def _temporary(path: Path) -> Path:
@@ -268,7 +289,7 @@ def _sync_tree(folder: Path) -> None:
         sync(Path(root))
 
 
-def _remove_stale(directory: Path) -> None:
+def remove_stale(directory: Path) -> None:
     """Temporary folders that a killed process left here an hour ago or more."""
     for path in directory.parent.glob(f".{glob.escape(directory.name)}.*-*.tmp"):
         with suppress(OSError):  # it was another process's, which has just renamed it

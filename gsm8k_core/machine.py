@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -22,12 +21,14 @@ from typing import Literal
 
 from gsm8k_core.auto import Pair
 from gsm8k_core.config.fields import DEFAULT_DATA, DEFAULT_MODEL, EMBEDDED_MODEL
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models import hub
 from gsm8k_core.models.embedded import INSTALL, gguf_file
 from gsm8k_core.models.find import cached_model
 from gsm8k_core.models.folder import missing_files
 from gsm8k_core.models.store import cache_folder
 from gsm8k_core.problems.data import cached_data
+from gsm8k_core.training.memory import FLOAT32, room_for
 from gsm8k_core.training.runs import PACKAGES
 from gsm8k_core.types import Choice, GSM8KError
 
@@ -37,8 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTED_PYTHONS = ((3, 11), (3, 14))
 CHECKED = (*PACKAGES, "huggingface-hub", "peft", "gguf")
 HUB_SECONDS = 2.0
-NEEDED_BYTES = int(1.2e9)  # the embedded model converted once, and saved once after training
-ROOMY_BYTES = int(10e9)  # the default model: 1 GB from the Hub, 2 GB a save, some checkpoints
+PARAMETERS = {EMBEDDED_MODEL: 134_515_008, DEFAULT_MODEL: 494_032_768}  # of what `auto` may mean
 SMALL_MEMORY_BYTES = int(6e9)  # full fine-tuning of the embedded model peaked at 5.8 GB
 READY = "ready"
 
@@ -154,8 +154,8 @@ def memory() -> Finding:
     return Finding("memory", "warning", value, reason, mend)
 
 
-def disk(folder: Path) -> Finding:
-    """Whether runs can be written to `folder`, and how much of them."""
+def disk(folder: Path, model: str) -> Finding:
+    """Whether a run of `model`, one of PARAMETERS, has room in `folder`: at all, and with all that it keeps."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     command = "python cli.py train --output-dir FOLDER"
     other = f"{command}, on another disk"
@@ -163,18 +163,19 @@ def disk(folder: Path) -> Finding:
         return Finding("disk", "problem", f"{place} is a file", "a run needs a folder", f"{command}, a new one")
     try:
         with tempfile.TemporaryFile(dir=place):
-            free = shutil.disk_usage(place).free
+            room = room_for(TrainConfig(), FLOAT32 * PARAMETERS[model], PARAMETERS[model], 0, 0, folder)
     except OSError as error:
         value = f"{folder} cannot be {'written' if place == folder.absolute() else 'made'}"
         reason = f"no file can be made in {place} ({error.strerror or error})"
         return Finding("disk", "problem", value, reason, f"{command}, where you may write")
-    value = f"{hub.human_size(free)} free in {place}"
-    if free < NEEDED_BYTES:
-        return Finding("disk", "problem", value, f"a run needs {hub.human_size(NEEDED_BYTES)} at least", other)
-    if free < ROOMY_BYTES:
-        reason = f"the default model and its checkpoints take up to {hub.human_size(ROOMY_BYTES)}"
-        return Finding("disk", "warning", value, reason, other)
-    return Finding("disk", "ok", value)
+    value = f"{hub.human_size(room.free)} free in {place}"
+    takes = (
+        f"a full run of {model} takes {hub.human_size(room.least)} at least, for its model and one checkpoint, and "
+        f"{hub.human_size(room.needed)} with all that it keeps"
+    )
+    if room.free < room.needed:
+        return Finding("disk", "problem" if room.free < room.least else "warning", value, takes, other)
+    return Finding("disk", "ok", value, takes)
 
 
 def caches() -> list[Finding]:

@@ -57,7 +57,7 @@ def run(config: DoctorConfig, context: Context) -> int:
         reports = _reports(sorted(here.installed))
     pair = _plain(pair_later.result())
     findings = [*machine.system(here.rosetta), *machine.packages(), machine.memory()]
-    findings.append(machine.disk(config.output_dir or Path("runs")))
+    findings.append(machine.disk(config.output_dir or Path("runs"), pair.model))
     for name in backends.PROVIDERS:
         findings += _of_backend(name, reports, here, chosen.name)
     findings += [*machine.caches(), hub_later.result(), *machine.missing_model(pair)]

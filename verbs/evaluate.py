@@ -280,19 +280,21 @@ def open_model(
 def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     """One evaluation under a key, which may be of another seed than the model was opened for."""
     sampling = opened.sampling(key)
-
-    def generate(left: Sequence[Request]) -> Iterator[tuple[int, Completion, str]]:
-        for index, completion in opened.generate(left, sampling):
-            yield index, completion, decode(opened.tokenizer, completion.tokens)
-
     problems, count = opened.problems.problems, len(opened.problems.problems) * key.samples
     with terminal.progress("problem" if key.samples == 1 else "answer", count) as steps:
         records, path, reused = evaluate(
-            problems, generate, key, opened.folder / "logs", lambda done: steps.advance("", done=done)
+            problems,
+            partial(opened.generate, sampling=sampling),
+            partial(decode, opened.tokenizer),
+            key,
+            opened.folder / "logs",
+            lambda done: steps.advance("", done=done),
+            terminal.say,
         )
     if reused:
         terminal.say(
-            f"reused   {reused} of {counted(count, 'record')} of the same model, problems and settings: {path}"
+            f"reused   {reused} of {counted(count, 'record')} of the same model, problems and settings, "
+            f"decoded and graded again: {path}"
         )
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
     summary |= {"data": opened.problems.name, "split": opened.config.split}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gsm8k_core.files import home_path
+from gsm8k_core.files import home_path, make_folder, remove_stale
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.types import DataError, StorageError
 
@@ -32,6 +32,7 @@ def short_hash(identity: str) -> str:
 def made_once(kind: str, name: str, write: Callable[[Path], None], quantized: bool = False) -> Path:
     """The folder `kind`/`name` of the cache; where it is absent or damaged, `write` makes it, whole or not at all."""
     folder = cache_folder() / kind / name
+    remove_stale(folder)  # a process that was killed while another one wrote it left as much again
     if folder.is_dir():
         try:
             ModelFolder(folder).check(quantized)
@@ -39,6 +40,7 @@ def made_once(kind: str, name: str, write: Callable[[Path], None], quantized: bo
         except DataError:  # damaged since it was written: it is only a cache, so write it again
             shutil.rmtree(folder, ignore_errors=True)
     try:
+        make_folder(folder.parent, parents=True)
         write(folder)
     except StorageError as error:
         if not folder.is_dir():  # else another process was first, and wrote the same

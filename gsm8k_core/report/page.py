@@ -229,6 +229,9 @@ def _facts(facts: Facts, models: Sequence[Column]) -> dict[str, Any]:
     hashes = {model.key: model.summary["hash"] for model in models if "hash" in model.summary}
     kept = ("data", "split", "backend", "device", "dtype", "max_new_tokens")
     settings = {name.replace("_", " "): str(models[0].summary[name]) for name in kept if name in models[0].summary}
+    if reused := {model.key: model.summary["reused"] for model in models if model.summary.get("reused")}:
+        counts = ", ".join(f"{count} of the {key}'s" for key, count in reused.items())
+        settings["reused answers"] = f"{counts}: given in an earlier evaluation, decoded and graded again"
     tables = {"settings": settings | dict(facts.settings), "hashes": hashes | dict(facts.hashes)}
     return {"command": facts.command, "reproduce": facts.reproduce, "versions": facts.versions, **tables}
 

@@ -1,33 +1,36 @@
 """Problems + a `generate` function -> a record per answer -> accuracy under every rule.
 
 Records are appended as completions finish. A stopped evaluation goes on where it was, a finished one is
-reused; both only under the same key.
+reused; both only under the same key. Of a record that is reused only the tokens are believed: they are decoded and
+graded again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import pydantic
 from filelock import FileLock, Timeout
-from pydantic import Field
 
 from gsm8k_core.config.stored import Count, Stored, stored
-from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, write_json
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_leftovers, write_bytes, write_json
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
 from gsm8k_core.scoring.sampling import noise_key
-from gsm8k_core.types import Completion, DataError, Problem, StorageError
+from gsm8k_core.types import Completion, DataError, FinishReason, Problem, StorageError
 
 STOP_RULE = "end-tokens"  # an answer ends before the first of ModelFolder.end_ids, and at no text
 ANSWER_LINE = "answer-line"  # or after its whole `#### N` line
+WRITTEN = re.compile(r"records\.jsonl|(key|summary)\.json|report\.html")  # under a temporary name first
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,9 @@ class Request:
         return noise_key(self.problem.id, self.sample)
 
 
-Generate = Callable[[Sequence[Request]], Iterator[tuple[int, Completion, str]]]
+Generate = Callable[[Sequence[Request]], Iterator[tuple[int, Completion]]]
+Decode = Callable[[Sequence[int]], str]
+Name = tuple[str, int]  # problem id, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,31 +109,6 @@ def completion_of(record: Mapping[str, Any]) -> Completion:
     return Completion(tuple(record["token_ids"]), record["finish_reason"])
 
 
-class _Verdict(Stored):
-    extracted: str | None
-    correct: bool
-
-
-class _Record(Stored):
-    """A line of records.jsonl, as `make_record` writes it."""
-
-    id: str
-    sample: Count
-    question: str
-    gold: str
-    answer: str
-    template: str | None
-    completion: str
-    rules: dict[str, _Verdict]
-    tokens: Count
-    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]]
-    finish_reason: Literal["stop", "length", "complete"]
-    diagnosis: dict[str, Any]
-
-
-Name = tuple[str, int]  # problem id, sample
-
-
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """The folder's lock: of two processes in one file, one would cut off the line that the other is writing."""
@@ -146,30 +126,53 @@ def _held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read_records(path: Path, wanted: frozenset[Name]) -> dict[Name, dict[str, Any]]:
-    """Finished records by name. A last line that a kill cut short is cut off the file."""
-    content = read_plain(path, MAX_LINES_BYTES)
+class _Record(Stored):
+    """What of a line of records.jsonl is used again."""
+
+    id: str
+    sample: Count
+    token_ids: list[Annotated[int, pydantic.Field(ge=0, lt=1 << 31)]]
+    finish_reason: FinishReason
+
+
+def _read_records(path: Path, wanted: Mapping[Name, Request], decode: Decode, say: Say) -> dict[Name, dict[str, Any]]:
+    """Finished records by name, graded again; the file is made to say the same. A torn last line is cut off it."""
+    content = read_plain(path, MAX_LINES_BYTES) if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    records = {}
+    records: dict[Name, dict[str, Any]] = {}
+    lines, changed = [], 0
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            record = json.loads(line)
-            if (name := (record["id"], record["sample"])) in wanted:
-                records[name] = record
-                stored(_Record, record, f"{path}:{number}", "remove the file to evaluate again")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            row = json.loads(line)
+            kept = stored(_Record, row, f"{path}:{number}", "remove the file to evaluate again")
+            request = wanted.get((kept.id, kept.sample))
+            if request is not None:
+                completion = Completion(tuple(kept.token_ids), kept.finish_reason)
+                record = make_record(request.problem, completion, decode(completion.tokens), request.sample)
+                changed += record != row
+                records[request.problem.id, request.sample] = record
+        except (ValueError, OverflowError, RecursionError) as error:  # a token number that no tokenizer has, too
             raise DataError(f"{path}:{number}: damaged record; remove the file to evaluate again") from error
+        lines.append(line + b"\n" if request is None else _line(record))
+    if changed:
+        say(f"records  {changed} of {len(lines)} in {path} said otherwise than their tokens do; they were graded again")
+    if changed or len(whole) < len(content):
+        write_bytes(path, b"".join(lines))
     return records
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def evaluate(
     problems: Sequence[Problem],
     generate: Generate,
+    decode: Decode,
     key: Key,
     logs: Path,
     progress: Callable[[int], None] = lambda done: None,
+    say: Say = lambda line: None,
 ) -> tuple[list[dict[str, Any]], Path, int]:
     """Records in the order of `problems`, each's samples together; their file; how many were there before."""
     folder = logs / f"eval-{key.digest()[:12]}"
@@ -178,17 +181,20 @@ def evaluate(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder, path, folder / ".lock")
-        with _held(folder), path.open("a", encoding="utf-8") as file:
+        with _held(folder):
+            remove_leftovers(folder, WRITTEN)
             write_json(folder / "key.json", asdict(key))
-            records = _read_records(path, frozenset(requests))
+            records = _read_records(path, requests, decode, say)
             reused = len(records)
             left = [request for name, request in requests.items() if name not in records]
-            for index, completion, text in generate(left) if left else ():
-                record = make_record(left[index].problem, completion, text, left[index].sample)
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-                file.flush()
-                records[record["id"], record["sample"]] = record
-                progress(len(records))
+            with path.open("ab") as file:
+                for index, completion in generate(left) if left else ():
+                    text = decode(completion.tokens)
+                    record = make_record(left[index].problem, completion, text, left[index].sample)
+                    file.write(_line(record))
+                    file.flush()
+                    records[record["id"], record["sample"]] = record
+                    progress(len(records))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
     return [records[name] for name in requests], path, reused

@@ -39,14 +39,29 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        try:
+            self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written ({error.strerror}); check the run's folder") from error
 
     def __call__(self, event: StepEvent) -> None:
         line = {"event": event.name} | {key: _strict(value) for key, value in event.values.items()}
+        if not self._is_there():
+            raise StorageError(
+                f"{self._path} was removed or moved while the run went on, and its lines would be lost; "
+                f"go on from what is saved with: python cli.py train --resume {self._path.parent}"
+            )
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise StorageError(f"{self._path} cannot be written ({error.strerror}); free some space") from error
+
+    def _is_there(self) -> bool:
+        """Whether the open file is the one that lies there: lines for another one would be lost without a word."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
     def close(self) -> None:
         # Each line was flushed when it was written. One that did not fit was said then, and would fail here once more.

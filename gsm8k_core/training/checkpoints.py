@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pydantic
 
-from gsm8k_core.files import file_hash, new_folder, read_json, remove_folder, remove_leftovers, write_json
+from gsm8k_core.files import (
+    file_hash,
+    make_folder,
+    new_folder,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+)
 from gsm8k_core.models.folder import CHECKPOINT_RECORD as RECORD
 from gsm8k_core.types import DataError, GSM8KError, StorageError, TrainState
 
@@ -106,6 +114,7 @@ def write(
     facts: Mapping[str, Any],
 ) -> Path:
     """Writes a checkpoint, whole or not at all; returns its folder. Raises StorageError when it cannot."""
+    make_folder(checkpoints)
     directory = _free(checkpoints, update)
     with new_folder(directory) as folder:
         try:
@@ -148,7 +157,7 @@ def prune(checkpoints: Path, keep: int) -> list[Path]:
     The newest whole one stays in any case, and damaged ones stay for a person to look at. The caller holds the
     run: nobody else is writing here.
     """
-    remove_leftovers(checkpoints, NAME)
+    sweep(checkpoints)
     # By size only: hashing every checkpoint at every save would read many gigabytes.
     whole = [folder for folder in _numbered(checkpoints) if _is_whole(folder, content=False)]
     surplus = whole[keep:]
@@ -157,6 +166,11 @@ def prune(checkpoints: Path, keep: int) -> list[Path]:
     for folder in doomed:
         remove_folder(folder)
     return doomed
+
+
+def sweep(checkpoints: Path) -> None:
+    """Removes what killed processes left. The caller holds the run: nobody else is writing here."""
+    remove_leftovers(checkpoints, NAME)
 
 
 def _free(checkpoints: Path, update: int) -> Path:

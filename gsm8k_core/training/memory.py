@@ -421,6 +421,49 @@ def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
     return FLOAT32 * adapter_size(spec, [shapes[f"{name}.weight"] for name in targets])
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that a run writes, and what is free where it writes them."""
+
+    model: int  # weights of the final model, or of the adapter
+    checkpoint: int
+    least: int  # the final model and one checkpoint: without it, a run could end with nothing
+    needed: int  # the most that it ever has: models, checkpoints that are kept, and one more while it is written
+    free: int
+    folder: Path  # the nearest that is there
+
+    def line(self) -> str:
+        """For a person."""
+        return (
+            f"about {human_size(self.needed)} ({human_size(self.model)} the model, "
+            f"{human_size(self.checkpoint)} a checkpoint); {human_size(self.free)} free in {self.folder}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        names = ("needed", "least", "model", "checkpoint", "free")
+        return {name: getattr(self, name) for name in names} | {"folder": str(self.folder)}
+
+    def check(self) -> None:
+        """Raises StorageError where there is no room for what a run leaves in any case."""
+        if self.least > self.free:
+            raise StorageError(
+                f"{self.folder} has {human_size(self.free)} free, and the model with one checkpoint takes "
+                f"{human_size(self.least)}; free {human_size(self.least - self.free)}, or give another --output-dir"
+            )
+
+
+def room_for(config: TrainConfig, model: int, num_trained: int, files: int, base: int, folder: Path) -> Room:
+    """What a run in `folder` takes, by bytes of its weights, of the files beside them in each copy, and of base/."""
+    checkpoint = model + ADAM_BYTES * num_trained
+    copies = 2 if config.uses_adapter else 1  # mlx-adapter/ as well
+    num_models = copies + (1 if config.eval_steps else 0)
+    num_checkpoints = config.save_total_limit + 1 if config.save_steps else 1
+    least = base + copies * (model + files) + checkpoint + files
+    needed = base + num_models * (model + files) + num_checkpoints * (checkpoint + files)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return Room(model, checkpoint, least, needed, shutil.disk_usage(place).free, place)
+
+
 def write_seconds(folder: Path, num_bytes: int) -> float:
     """What writing and hashing so many bytes in `folder` may take. Raises StorageError where nothing can be written.
 

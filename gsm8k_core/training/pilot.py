@@ -49,7 +49,7 @@ class Hooks(Generic[Live]):
     elapsed: Callable[[], float]  # seconds of the whole run, earlier processes included
     interrupted: Callable[[], bool]
     save: Save[Live]  # a checkpoint
-    keep_best: Save[Live]
+    keep_best: Callable[[int, Live, DevResult], Path]
     slept: Callable[[], float] = lambda: 0.0  # seconds of `elapsed` in which the machine slept
     evaluate: Evaluate[Live] | None = None  # the dev problems
     answer: Evaluate[Live] | None = None  # the guard's problems
@@ -318,7 +318,7 @@ class RunPilot(Generic[Live]):
 
     def _keep(self, update: int, live: Live, result: DevResult) -> None:
         before = self._hooks.elapsed()
-        folder = self._hooks.keep_best(update, live)
+        folder = self._hooks.keep_best(update, live, result)
         self._keeps.add(self._hooks.elapsed() - before)
         self.best = (update, result)
         self._hooks.emit(StepEvent("best", {"update": update, "accuracy": result.accuracy, "folder": str(folder)}))

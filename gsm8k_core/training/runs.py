@@ -5,7 +5,7 @@ metrics.jsonl   one event a line
 model/          the trained model: a Hugging Face folder, or an adapter in PEFT's layout
 mlx-adapter/    the same adapter in mlx-lm's layout
 base/           qlora only: the 4-bit model that the adapter belongs to
-best/           the model with the best dev accuracy (--eval-steps)
+best/           the model with the best dev accuracy (--eval-steps); best.json in it says which one it is
 checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
 
@@ -29,22 +29,37 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
-
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_folder, sync, write_bytes, write_json
+from gsm8k_core.files import (
+    MAX_LINES_BYTES,
+    leftovers,
+    make_folder,
+    read_plain,
+    refuse_links,
+    remove_folder,
+    remove_leftovers,
+    sync,
+    write_bytes,
+    write_json,
+)
 from gsm8k_core.models.folder import RUN_RECORD
+from gsm8k_core.training.best import read_label
+from gsm8k_core.training.checkpoints import newest, sweep
+from gsm8k_core.training.hold import LOCK, Hold
 from gsm8k_core.training.manifest import check_manifest
 from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = RUN_RECORD
-LOCK = ".lock"
 PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs")
+WRITTEN = re.compile(
+    r"(run\.json|metrics\.jsonl|base|(model|mlx-adapter|best)(\.new)?)"
+)  # under a temporary name first
 SOURCE = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")
 
@@ -107,9 +122,9 @@ def code_hash(root: Path = SOURCE) -> str:
 class Run:
     """A claimed run folder."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], lock: FileLock | None = None) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], hold: Hold | None = None) -> None:
         self.folder, self.manifest = folder, manifest
-        self._lock = lock  # held as long as this object lives
+        self._hold = hold  # as long as this object lives
 
     @property
     def model(self) -> Path:
@@ -141,13 +156,40 @@ class Run:
 
     def record(self, **values: object) -> None:
         """Add to the manifest and write it."""
+        self.check_held()
         self.manifest.update(values)
         write_json(self.folder / MANIFEST, self.manifest)
+        _sync(self.folder)
+
+    def sync_metrics(self) -> None:
+        """Every event so far is on the disk, and the file's name: asked before a checkpoint that comes after them."""
+        self.check_held()
+        _sync(self.metrics)
+        _sync(self.folder)
 
     def release(self) -> None:
         """Let go of the folder before the process ends."""
-        if self._lock is not None:
-            self._lock.release()
+        if self._hold is not None:
+            self._hold.release()
+
+    def check_held(self) -> None:
+        """Asked before each write: raises StorageError unless the folder is the one that was claimed, and in its place.
+
+        Nothing is written anywhere else: a folder of that name is somebody's, or would be a run without its history.
+        """
+        if self._hold is None or self._hold.stands:
+            return
+        now = self._hold.now()
+        if now is None:
+            raise StorageError(
+                f"{self.folder} was removed while the run went on, with all that it had saved: nothing is left of its "
+                "weights; start it again, with a new --output-dir"
+            )
+        what = "lost its lock" if now == self.folder.resolve() else f"was moved to {now}"
+        raise StorageError(
+            f"{self.folder} {what} while the run went on, and nothing more is written; {_weights_in(now)}; "
+            f"go on with: python cli.py train --resume {now}"
+        )
 
     def begin_segment(self, config: Mapping[str, object], choices: Mapping[str, object], update: int) -> None:
         """Note that the run goes on after `update`, and how."""
@@ -168,10 +210,14 @@ class Run:
 
     def replace(self, target: Path, write: Callable[[Path], None]) -> None:
         """Write a folder of the run whole, then let it take the place of an older one."""
+        self.check_held()
         fresh = target.with_name(f"{target.name}.new")
         if fresh.exists():  # a kill came between writing and renaming
             remove_folder(fresh)
-        write(fresh)
+        try:
+            write(fresh)
+        except StorageError as error:  # nobody knows the name that it has at first
+            raise StorageError(str(error).replace(str(fresh), str(target))) from error.__cause__
         if target.exists():
             remove_folder(target)
         os.rename(fresh, target)
@@ -182,19 +228,19 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _hold(folder: Path) -> FileLock:
-    """The run's lock. The system lets go of it when the process ends, however it ends."""
-    lock = FileLock(folder / LOCK)
+def _sync(path: Path) -> None:
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        pid = (read_manifest(folder) or {}).get("pid", "unknown")
-        raise StorageError(
-            f"{folder} is in use by another process (pid {pid}); wait for it, or end it with kill {pid}"
-        ) from None
+        sync(path)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    return lock
+        raise StorageError(f"{path} cannot be written ({error.strerror}); check the folder") from error
+
+
+def _weights_in(folder: Path) -> str:
+    """In words, the newest weights that a run's folder holds."""
+    if (checkpoint := newest(folder / "checkpoints", lambda damaged: None)) is not None:
+        return f"the weights after update {checkpoint.update} are in {checkpoint.folder}"
+    found = next((folder / name for name in ("model", "best") if (folder / name).is_dir()), None)
+    return f"there is no checkpoint, but {found}" if found else "it holds no weights yet"
 
 
 def reopen(folder: Path) -> Run:
@@ -204,14 +250,26 @@ def reopen(folder: Path) -> Run:
         raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")
     check_writable(folder)
     refuse_links(*(folder / name for name in PARTS))
-    lock = _hold(folder)
-    run = Run(folder, read_manifest(folder) or {}, lock)
+    hold = Hold(folder)
+    run = Run(folder, read_manifest(folder) or {}, hold)
     check_manifest(folder / MANIFEST, run.manifest)
+    _tidy(run)
+    return run
+
+
+def _tidy(run: Run) -> None:
+    """What a kill left: a folder between the two renames of `replace` gets its name, all else goes."""
     for target in (run.model, run.best, run.mlx_adapter):
         fresh = target.with_name(f"{target.name}.new")
-        if fresh.is_dir() and not target.exists():  # a kill came between the two renames of `replace`
+        if not fresh.is_dir():
+            continue
+        whole = target != run.best or read_label(fresh) is not None
+        if whole and not target.exists():
             os.rename(fresh, target)
-    return run
+        else:
+            remove_folder(fresh)
+    remove_leftovers(run.folder, WRITTEN)
+    sweep(run.checkpoints)
 
 
 def newest_stopped(folder: Path) -> Path | None:
@@ -232,12 +290,38 @@ def check_writable(folder: Path) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises StorageError unless a run can be made in `folder`: absent or empty, and writable. Leaves nothing."""
-    if os.path.lexists(folder) and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-        taken = f"{folder} already holds {_what_is_in(folder)}" if folder.is_dir() else f"{folder} is a file"
-        going_on = f", or go on with it: --resume {folder}" if os.path.lexists(folder / MANIFEST) else ""
-        raise StorageError(f"{taken}; give a new folder: --output-dir {_next(folder)}{going_on}")
+    """Raises StorageError unless a run can be made in `folder`: absent or free, and writable. Leaves nothing."""
+    if os.path.lexists(folder):
+        _refuse_taken(folder)
+        if os.path.lexists(folder / LOCK):  # a run that is just beginning has that, and nothing else yet
+            Hold(folder).release()
     check_writable(folder)
+
+
+def _refuse_taken(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is a file; give a new folder: --output-dir {_next(folder)}")
+    if not _is_free(folder):
+        manifest = read_manifest(folder)
+        going_on = f", or go on with it: --resume {folder}" if manifest is not None else ""
+        what = _what_is_in(folder, manifest)
+        raise StorageError(f"{folder} already holds {what}; give a new folder: --output-dir {_next(folder)}{going_on}")
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether there is nothing, or no more than a process left that was killed as it claimed the folder.
+
+    A run.json that cannot be read is nothing to go on with. Where there is anything beside it, it stays for a person.
+    """
+    logs, begun = folder / "logs", leftovers(folder, re.compile(re.escape(MANIFEST)))
+    if any(path not in (folder / LOCK, folder / MANIFEST, logs, *begun) for path in folder.iterdir()):
+        return False
+    if os.path.lexists(logs) and (logs.is_symlink() or not logs.is_dir() or any(logs.iterdir())):
+        return False
+    manifest = folder / MANIFEST
+    if not os.path.lexists(manifest):
+        return True
+    return manifest.is_file() and not manifest.is_symlink() and read_manifest(folder) is None
 
 
 def create(folder: Path, first: Mapping[str, object]) -> Run:
@@ -254,30 +338,29 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
         "code": code_hash(),
         **first,
     }
+    make_folder(folder, parents=True)
+    hold = Hold(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _hold(folder)
-        # O_EXCL: of two runs started at once, one gets the folder and the other the error.
-        os.close(os.open(folder / MANIFEST, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        (folder / "logs").mkdir()
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
-    run = Run(folder, manifest, lock)
-    try:
+        _refuse_taken(folder)  # of two runs started at once, one was first
+        remove_leftovers(folder, WRITTEN)
+        make_folder(folder / "logs")
+        run = Run(folder, manifest, hold)
         run.record()
-    except StorageError:  # an empty run.json would be in the way, and is nothing to go on with
-        (folder / MANIFEST).unlink()
-        (folder / "logs").rmdir()
-        run.release()
+    except StorageError:
+        if read_manifest(folder) is None:  # else it is another run's
+            with suppress(OSError):
+                (folder / "logs").rmdir()
+        hold.release()
         raise
     return run
 
 
-def _what_is_in(folder: Path) -> str:
-    if not os.path.lexists(folder / MANIFEST):
-        return "other files"
-    manifest = read_manifest(folder) or {}
-    return f"a run ({manifest.get('status', 'starting')}, pid {manifest.get('pid', 'unknown')})"
+def _what_is_in(folder: Path, manifest: Mapping[str, Any] | None) -> str:
+    if manifest is not None:
+        return f"a run ({manifest.get('status', 'starting')}, pid {manifest.get('pid', 'unknown')})"
+    if os.path.lexists(folder / MANIFEST):
+        return f"a run whose {MANIFEST} cannot be read"
+    return "other files"
 
 
 def _next(folder: Path) -> Path:

@@ -84,7 +84,7 @@ class Simulation:
         self.checkpoints[update] = json.loads(json.dumps(self.pilot.as_json(), allow_nan=False))
         return Path(f"checkpoints/{update}")
 
-    def _keep(self, update: int, live: object) -> Path:
+    def _keep(self, update: int, live: object, result: DevResult) -> Path:
         self.now += self.keep_seconds
         self.kept.append(update)
         return Path("best")

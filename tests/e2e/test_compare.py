@@ -109,6 +109,27 @@ def compare(run: Run, model: Path, trained: Path, data: Path, *more: object) -> 
 # --- what compare leaves ----------------------------------------------------------------------------------------------
 
 
+def test_a_meddled_record_changes_no_score_and_reuse_is_said(run: Run, model: Path, trained: Path, data: Path) -> None:
+    """Every verdict of the trained model's records set to right, and its words with them: nothing of it is believed."""
+    first = compare(run, model, trained, data, "--json")
+    assert first.returncode == 0, first.stderr
+    before = json.loads(first.stdout)
+    path = Path(before["trained"]["records"])
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record["completion"] = record["answer"]
+        record["rules"] = {name: verdict | {"correct": True} for name, verdict in record["rules"].items()}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = compare(run, model, trained, data)
+    assert f"8 of 8 in {path} said otherwise than their tokens do; they were graded again" in again.stdout
+    after = json.loads((trained / "model_comparison.json").read_text())
+    assert after["trained"]["rules"] == before["trained"]["rules"]
+    assert after["paired"] == before["paired"]
+    assert (before["trained"]["reused"], after["trained"]["reused"]) == (0, 8)
+    page = Read((trained / "report.html").read_text())
+    assert "8 of the base's, 8 of the trained's: given in an earlier evaluation, decoded and graded again" in page.words
+
+
 def test_compare_leaves_numbers_a_page_and_a_card(
     run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,12 +129,17 @@ def test_rosetta_is_named(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch)
     assert "Rosetta" in look(run)[2]["system"]["reason"]
 
 
-@pytest.mark.parametrize(("free", "status", "code"), [(10**6, "problem", 3), (5 * 10**9, "warning", 0)])
+@pytest.mark.parametrize(
+    ("free", "status", "code"),
+    [(10**6, "problem", 3), (2 * 10**9, "problem", 3), (5 * 10**9, "warning", 0), (10**11, "ok", 0)],
+)
 def test_a_full_disk(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch, free: int, status: str, code: int) -> None:
     fake(torch=WORKS)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free))
     returned, _, findings = look(run)
     assert (returned, findings["disk"]["status"]) == (code, status)
+    said = "a full run of embedded takes 2.2 GB at least, for its model and one checkpoint, and "
+    assert findings["disk"]["reason"].startswith(said)
 
 
 @pytest.mark.parametrize("asked", ["file", "file/run"])

@@ -30,9 +30,9 @@ def generate(draws):
     for index, draw in enumerate(draws):
         if index == last: signal.pause()
         number = int(draw.problem.gold)
-        yield index, Completion((number % 90,), "stop"), f"#### {number + (draw.key % 3 == 0)}"
+        yield index, Completion((number + (draw.key % 3 == 0),), "stop")
 key = Key("m", "d", "p", 9, 1, "b", "cpu", "float32", "c", "v")
-records, path, reused = evaluate(problems, generate, key, Path(sys.argv[1]))
+records, path, reused = evaluate(problems, generate, lambda tokens: f"#### {tokens[0]}", key, Path(sys.argv[1]))
 print(reused, summarise(records, frozenset())["rules"]["strict"]["correct"])
 """.replace("PROBLEMS", str(PROBLEMS))
 

@@ -1,4 +1,4 @@
-"""docs/reliability.md names each of the 31 faults once, and only tests that exist."""
+"""docs/reliability.md names each of the 31 faults once, later ones as H and a number, and only tests that exist."""
 
 from __future__ import annotations
 

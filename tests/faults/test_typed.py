@@ -23,7 +23,7 @@ from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import LoraSpec, base_of, read_deltas, write_adapter
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.store import cache_folder
-from gsm8k_core.scoring.evaluate import _read_records, make_record
+from gsm8k_core.scoring.evaluate import Request, _read_records, make_record
 from gsm8k_core.training.manifest import check_facts
 from gsm8k_core.training.runs import known_manifest, reopen
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
@@ -136,23 +136,26 @@ def test_a_checkpoints_facts_are_typed(place: tuple[str | int, ...], value: Any)
         own_error(lambda: check_facts(Path("checkpoint.json"), facts, events))
 
 
+WANTED = {("test-0", 0): Request(Problem("test-0", "How many?", "#### 1", "1"), 0)}  # what else it says is not believed
+
+
 @FUZZ
 @given(st.sampled_from(sorted(places(RECORD), key=str)), JSON | HUGE)
 def test_a_record_is_typed(place: tuple[str | int, ...], value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records.jsonl"
         path.write_text(json.dumps(changed(RECORD, place, value)) + "\n")
-        own_error(lambda: _read_records(path, frozenset({("test-0", 0)})))
+        own_error(lambda: _read_records(path, WANTED, str, print))
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("token_ids", "x"), ("finish_reason", 3), ("rules", {"robust": 1}), ("tokens", None)]
+    ("key", "value"), [("token_ids", "x"), ("finish_reason", 3), ("id", ["test-0"]), ("sample", None)]
 )
 def test_a_record_with_another_value_is_refused_with_its_line(key: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(RECORD) + "\n" + json.dumps({**RECORD, key: value}) + "\n")
     with pytest.raises(DataError, match=rf"records\.jsonl:2: {key}"):
-        _read_records(path, frozenset({("test-0", 0)}))
+        _read_records(path, WANTED, str, print)
 
 
 # --- adapters ---

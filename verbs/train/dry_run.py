@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.problems.batching import fullest
 from gsm8k_core.tracking.terminal import clock, counted
-from gsm8k_core.training.memory import model_of
-from gsm8k_core.training.runs import default_folder
 from gsm8k_core.types import EXIT_OK, StorageError, UsageError
 from verbs import Context, as_json, say_choices
 from verbs.train.model import OpenModel, open_model
+from verbs.train.room import room_of
 from verbs.train.start import Job, new_job
 
 
@@ -29,30 +26,28 @@ def dry_run(config: TrainConfig, context: Context) -> int:
     loading = context.elapsed() - before
     say_choices(context.terminal, model.choices)
     rehearsal = _rehearse(job, model)
-    time, disk = rehearsal.of(job, model.micro_batch_tokens, loading), _disk(job)
+    time, room = rehearsal.of(job, model.micro_batch_tokens, loading), room_of(job)
     terminal = context.terminal
     peak = model.backend.peak_memory()
     moments = model.plan.moments if model.plan else 0
     terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments are added")
     terminal.say(rehearsal.line(time, job.config))
-    terminal.say(
-        f"disk     about {human_size(disk['needed'])} ({human_size(disk['model'])} the model, "
-        f"{human_size(disk['checkpoint'])} a checkpoint); {human_size(disk['free'])} free in {disk['folder']}"
-    )
+    terminal.say(f"disk     {room.line()}")
     terminal.say("dry run  nothing was trained, and no folder was made")
     terminal.result(
         {
             "memory": {**model.memory(), "measured_with_moments": peak + moments},
             "time": time,
-            "disk": disk,
+            "disk": room.as_json(),
             "rows": {"train": len(job.rows.examples), "dev": job.rows.num_dev, **job.rows.preflight.as_json()},
             "choices": as_json(model.choices),
         }
     )
-    if disk["needed"] > disk["free"]:
+    room.check()
+    if room.needed > room.free:
         raise StorageError(
-            f"{disk['folder']} has {human_size(disk['free'])} free, and the run may need "
-            f"{human_size(disk['needed'])}; give another --output-dir, or --save-total-limit 1"
+            f"{room.folder} has {human_size(room.free)} free, and the run may need "
+            f"{human_size(room.needed)}; give another --output-dir, or --save-total-limit 1"
         )
     return EXIT_OK
 
@@ -96,27 +91,3 @@ class Rehearsal:
 def _rehearse(job: Job, model: OpenModel) -> Rehearsal:
     batch = fullest(job.rows.examples, model.micro_batch_tokens, job.config.update_size)
     return Rehearsal(model.backend.rehearse(batch, job.config), batch.tokens.size)
-
-
-def _disk(job: Job) -> dict[str, Any]:
-    """Bytes that the run takes at most: its model, the best one, the checkpoints, and one more while it is written."""
-    config = job.config
-    sizes = model_of(job.source.model.config, config)
-    model = 4 * (sizes.num_trained if config.uses_adapter else sizes.num_parameters) if sizes else _size_of(job)
-    checkpoint = model + 8 * (sizes.num_trained if sizes else model // 4)
-    num_models = (2 if config.eval_steps else 1) + (1 if config.uses_adapter else 0)  # mlx-adapter/ as well
-    num_checkpoints = config.save_total_limit + 1 if config.save_steps else 1
-    folder = config.output_dir or default_folder(config.model)
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return {
-        "needed": num_models * model + num_checkpoints * checkpoint,
-        "model": model,
-        "checkpoint": checkpoint,
-        "free": shutil.disk_usage(place).free,
-        "folder": str(place),
-    }
-
-
-def _size_of(job: Job) -> int:
-    folder: Path = job.source.folder
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

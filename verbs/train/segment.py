@@ -16,9 +16,10 @@ from gsm8k_core.models.adapter import lora_spec, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
-from gsm8k_core.training.checkpoints import prune, write
+from gsm8k_core.training.best import read_label, write_label
+from gsm8k_core.training.checkpoints import newest, prune, write
 from gsm8k_core.training.health import Probe
-from gsm8k_core.training.measure import SHARE, DevSet, Guard, base_line, measure_base
+from gsm8k_core.training.measure import SHARE, DevResult, DevSet, Guard, base_line, measure_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.runs import Run
@@ -34,6 +35,7 @@ from gsm8k_core.types import (
 from verbs import Context, as_json, say_choices
 from verbs.train.model import OpenModel, open_model
 from verbs.train.recovery import go_on, keep, keep_model, name_newest
+from verbs.train.room import out_of_room, room_of
 from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
 
@@ -67,6 +69,8 @@ class Segment:
         while True:
             try:
                 return self.train()
+            except StorageError as error:
+                self.keep_what_fits(error)
             except (DivergedError, OutOfMemoryError) as error:
                 # Its frames hold what filled the memory.
                 failure: GSM8KError = error.with_traceback(None)
@@ -91,6 +95,17 @@ class Segment:
         self.job = replace(job, config=job.config.model_copy(update=dtype), batches=batches)
         self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
         self.run.record(choices=as_json(self.model.choices))
+
+    def keep_what_fits(self, error: StorageError) -> NoReturn:
+        """Raise `error` for good: nothing more can be written. The weights become a checkpoint where one fits."""
+        self.run.check_held()
+        if self.pilot is None:  # it came before the first update could
+            raise error
+        done, found = len(self.pilot.losses), newest(self.run.checkpoints, self.context.terminal.say)
+        room = room_of(self.job)
+        if done > (found.update if found else 0) and room.free >= room.checkpoint:
+            keep(self.model.backend, done, self._save, self.context.terminal.say)
+        out_of_room(error, self.job, self.run)
 
     def _fail(self, error: GSM8KError, live: Any, done: int) -> NoReturn:
         """Raise `error` for good, with the weights after `done` updates kept where they are worth it."""
@@ -134,7 +149,8 @@ class Segment:
                 spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
                 updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
                 outcome = self.model.backend.train(updates, self._trained_config(), pilot, state)
-                outcome = Outcome(STOP_BUDGET, job.done) if spent else outcome
+                if spent:
+                    outcome = Outcome("done" if job.done >= job.total else STOP_BUDGET, job.done)
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
                 with suppress(StorageError):  # which may be the very error
@@ -156,6 +172,7 @@ class Segment:
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
         backend, spec = self.model.backend, lora_spec(self.job.config)
+        self.run.sync_metrics()
         self.run.replace(self.run.model, backend.save)
         if spec is not None:
             values, base = backend.state().parameters, self._trained_config().model
@@ -164,6 +181,7 @@ class Segment:
     def _prepare_base(self) -> None:
         source, base = self.model.quantized, self.run.base
         if source is not None and source != base:
+            self.run.check_held()
             if base.exists():  # a kill came before it was noted
                 remove_folder(base)
             copy_model_folder(source, base)
@@ -219,17 +237,26 @@ class Segment:
             save_reserve=MOMENTS * writing,
         )
 
-    def _keep_best(self, update: int, live: Any) -> Path:
-        """best/ of the weights after `update`."""
-        self.run.replace(self.run.best, live.save)
+    def _keep_best(self, update: int, live: Any, result: DevResult) -> Path:
+        """best/ of the weights after `update`, with its label."""
+
+        def write(folder: Path) -> None:
+            live.save(folder)
+            write_label(folder, update, result)
+
+        self.run.replace(self.run.best, write)
         self.run.record(best={"update": update})
         return self.run.best
 
     def _save(self, update: int, live: Any) -> Path:
         """A checkpoint of the weights after `update`."""
         job, pilot = self.job, self.pilot
+        self.run.sync_metrics()
         assert pilot is not None  # it is the pilot who asks
         kept, config = pilot.as_json(), job.config.model_dump(mode="json")
+        limit, room = job.config.save_total_limit, room_of(job)
+        if room.free < room.checkpoint:  # those that will be too many go before, and not after
+            prune(self.run.checkpoints, max(limit - 1, 1))
         folder = write(
             self.run.checkpoints,
             live,
@@ -239,16 +266,37 @@ class Segment:
             losses=kept["losses"],
             facts={"best": kept["best"], "guard": kept["guard"], "hashes": dict(job.hashes), "config": config},
         )
-        prune(self.run.checkpoints, job.config.save_total_limit)
+        prune(self.run.checkpoints, limit)
         return folder
 
     def _best(self) -> Mapping[str, Any] | None:
-        """The best so far, where best/ still holds it and it was measured on the same problems."""
+        """The best so far, where the label in best/ says the same and it was measured on the same problems.
+
+        Killed between a best/ and the checkpoint after it, a run goes on with weights that come before it.
+        """
+        label = read_label(self.run.best)
+        lies_there = None if label is None else {"update": label.update}
+        if self.run.manifest.get("best") != lies_there:
+            self.run.record(best=lies_there)
         facts = self.job.checkpoint.facts if self.job.checkpoint else {}
         best, before = facts.get("best"), facts.get("config", {})
         same = all(before.get(name) == getattr(self.job.config, name) for name in MEASURED)
-        held = (self.run.manifest.get("best") or {}).get("update")
-        return best if best and same and held == best["update"] and self.run.best.is_dir() else None
+        if not best or not same:
+            return None
+        if label is None:
+            what = "has no label that can be read"
+        elif not label.names(best):
+            what = f"holds update {label.update}, by its label"
+        elif not label.fits(self.run.best):
+            what = "is damaged"
+        else:
+            found: Mapping[str, Any] = best
+            return found
+        self.context.terminal.say(
+            f"best     {self.run.best} {what}: it is not update {best['update']}, the best one so far; "
+            "the best is looked for from here on"
+        )
+        return None
 
     def _probe(self) -> Probe | None:
         rows, model = self.job.rows.probed, self.job.source.model

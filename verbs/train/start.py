@@ -77,7 +77,7 @@ class Job:
     seconds: float = 0.0  # that the run took before this process
     shrink: str = ""  # why it gets half the padded tokens in a micro-batch that it would get
     adjustments: tuple[Adjustment, ...] = ()  # what it changed about itself after failures
-    unfinished: bool = False  # whether its process died before it could end the run
+    unfinished: bool = False  # whether its process died, or failed, before it could end the run
     batches: Choice | None = None  # padded tokens at most in a micro-batch, where the run found them out by itself
 
     @property
@@ -209,7 +209,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         hashes["model"] = _hashes_of(run)["model"]
     for difference in check(recorded, config, _hashes_of(run), hashes, config.force):
         terminal.say(f"force    {difference}")
-    unfinished = run.manifest.get("status") == "running"
+    unfinished = run.manifest.get("status") in ("running", "failed")
     checkpoint = _newest_of(run, config, hashes, unfinished, context)
 
     def claim(choices: Mapping[str, Choice]) -> Run:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from gsm8k_core.types import (
     EXIT_STOPPED,
     GSM8KError,
     Outcome,
+    StorageError,
     UsageError,
 )
 from verbs import Context, say_choices
@@ -29,6 +30,7 @@ from verbs.demo import banner
 from verbs.train.dry_run import dry_run
 from verbs.train.model import OpenModel, open_model
 from verbs.train.recovery import note_killed
+from verbs.train.room import check_room
 from verbs.train.segment import Segment
 from verbs.train.signals import stopping
 from verbs.train.start import Job, new_job, resumed_job
@@ -43,6 +45,7 @@ def run(config: TrainConfig, context: Context) -> int:
     job = resumed_job(config, context) if config.resume else new_job(config, context)
     if job is None:
         return EXIT_OK
+    check_room(job, context.terminal)
     link = context.link
     before = job.seconds if link.seconds is None else link.seconds
     job = replace(job, seconds=before + link.before, shrink=link.killed_by)
@@ -71,8 +74,11 @@ def _held(run: Run) -> Iterator[None]:
         run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
         raise
     except BaseException as error:
+        if isinstance(error, StorageError):
+            run.check_held()  # what became of the folder says more than the first write that failed for it
         reason = str(error) if isinstance(error, GSM8KError) else type(error).__name__
-        run.record(status="failed", outcome={"reason": reason})
+        with suppress(StorageError):  # which may be the very error, and says it better
+            run.record(status="failed", outcome={"reason": reason})
         raise
     finally:
         run.release()
@@ -85,7 +91,10 @@ def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: 
         outcome, pilot = segment.train_on()
         if outcome.reason == STOP_INTERRUPTED:
             context.terminal.say("stopping: the model is being saved; another signal quits at once")
-        segment.save_model()
+        try:
+            segment.save_model()
+        except StorageError as error:
+            segment.keep_what_fits(error)
     return _record_outcome(run, outcome, pilot, segment.elapsed())
 
 

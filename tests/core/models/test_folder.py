@@ -346,6 +346,7 @@ def copy_model(source: Path, directory: Path) -> None:
     def weights(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
 
+    directory.parent.mkdir(exist_ok=True)
     write_model_folder(source, directory, weights)
 
 
@@ -471,6 +472,7 @@ def test_a_failure_leaves_nothing(case: str, model_folder: Path, tmp_path: Path)
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
 
+    (tmp_path / "run").mkdir()
     with pytest.raises(kind, match=message) as caught:
         write_model_folder(model_folder, tmp_path / "run" / "model", weights)
     assert os.listdir(tmp_path / "run") == []
@@ -500,6 +502,7 @@ write_model_folder(Path(sys.argv[1]), Path(sys.argv[2]), weights)
 
 def test_a_kill_leaves_no_half_folder_and_what_it_leaves_is_cleared(model_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "run" / "model"
+    target.parent.mkdir()
     command = [sys.executable, "-c", KILLED, str(model_folder), str(target)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout

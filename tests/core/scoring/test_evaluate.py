@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gsm8k_core.report.comparison import make_comparison, verdict
-from gsm8k_core.scoring.evaluate import Key, Request, completion_of, evaluate, summarise
-from gsm8k_core.types import Completion, Problem, StorageError
+from gsm8k_core.scoring.evaluate import Generate, Key, Request, completion_of, summarise
+from gsm8k_core.scoring.evaluate import evaluate as evaluate_with
+from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
 PROBLEMS = [Problem(f"test-{n}", f"what is {n}?", f"so {n}\n#### {n}", str(n)) for n in range(6)]
 KEY = Key("hash", "data", "prompt", 64, 8, "fake", "cpu", "float32", "code", "versions")
@@ -23,14 +25,21 @@ class Model:
     def __init__(self, right_below: int = 99, dies_after: int = 99) -> None:
         self.right_below, self.dies_after, self.asked = right_below, dies_after, 0
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion, str]]:
+    def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         for index in reversed(range(len(requests))):
             if self.asked == self.dies_after:
                 raise KeyboardInterrupt
             self.asked += 1
             gold = int(requests[index].problem.gold) + requests[index].sample % 3  # of three samples, one is right
-            text = f"#### {gold if gold < self.right_below else gold + 1}"
-            yield index, Completion((1, requests[index].key % 1000), "stop"), text
+            yield index, Completion((1, gold if gold < self.right_below else gold + 1), "stop")
+
+
+def decode(tokens: Sequence[int]) -> str:
+    return f"#### {tokens[1]}"
+
+
+def evaluate(problems: Sequence[Problem], generate: Generate, key: Key, logs: Path, **more: Any) -> Any:
+    return evaluate_with(problems, generate, decode, key, logs, **more)
 
 
 def test_records_come_back_in_the_order_of_the_problems(tmp_path: Path) -> None:
@@ -67,7 +76,7 @@ def test_a_killed_sampled_evaluation_goes_on_in_the_midst_of_a_problem(tmp_path:
 
 def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     class Meddled(Model):
-        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion, str]]:
+        def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
             with pytest.raises(StorageError, match="in use by another evaluation"):
                 evaluate(PROBLEMS, Model(), KEY, tmp_path)
             evaluate(PROBLEMS, Model(), replace(KEY, model="other"), tmp_path)
@@ -80,7 +89,7 @@ def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp
 
 def test_a_record_holds_the_tokens(tmp_path: Path) -> None:
     records, _, _ = evaluate(PROBLEMS[:1], Model(), KEY, tmp_path)
-    assert completion_of(records[0]) == Completion((1, Request(PROBLEMS[0], 0).key % 1000), "stop")
+    assert completion_of(records[0]) == Completion((1, 0), "stop")
 
 
 def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
@@ -88,6 +97,36 @@ def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
     model = Model()
     _, _, reused = evaluate(PROBLEMS, model, KEY, tmp_path)
     assert (reused, model.asked) == (6, 0)
+
+
+def meddle(path: Path, **changes: Any) -> None:
+    """Has every record say something else."""
+    records = [json.loads(line) | changes for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_what_a_reused_record_says_is_not_believed(tmp_path: Path) -> None:
+    first, path, _ = evaluate(PROBLEMS, Model(right_below=2), KEY, tmp_path)
+    before, said = path.read_bytes(), []
+    right = {name: verdict | {"correct": True} for name, verdict in first[0]["rules"].items()}
+    meddle(path, rules=right, completion="#### 5", gold="5", tokens=99, diagnosis={})
+    records, _, reused = evaluate(PROBLEMS, Model(), KEY, tmp_path, say=said.append)
+    assert (records, reused, path.read_bytes()) == (first, 6, before)
+    assert said == [f"records  6 of 6 in {path} said otherwise than their tokens do; they were graded again"]
+    assert evaluate(PROBLEMS, Model(), KEY, tmp_path, say=said.append)[0] == first
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"token_ids": "1"}, {"token_ids": [1.5]}, {"token_ids": [-1, 2]}, {"finish_reason": "won"}],
+)
+def test_tokens_that_are_none_are_a_damaged_record(tmp_path: Path, changes: dict[str, Any]) -> None:
+    _, path, _ = evaluate(PROBLEMS, Model(), KEY, tmp_path)
+    meddle(path, **changes)
+    said = rf"records\.jsonl:1: {next(iter(changes))}.*; remove the file to evaluate again"
+    with pytest.raises(DataError, match=said):
+        evaluate(PROBLEMS, Model(), KEY, tmp_path)
 
 
 @pytest.mark.parametrize("field", list(Key.__slots__))

@@ -141,7 +141,7 @@ def test_the_pilot_answers_by_the_facts_of_its_run() -> None:
         elapsed=lambda: 0.0,
         interrupted=lambda: False,
         save=lambda update, live: pytest.fail("nothing is due"),
-        keep_best=lambda update, live: pytest.fail("nothing is due"),
+        keep_best=lambda update, live, result: pytest.fail("nothing is due"),
     )
     config = TrainConfig(batch_size=8, gradient_accumulation_steps=1, save_steps=0)
     past = Past([PlanEvent(0, 100)], [1.0] * 40, micro_batch_tokens=1024, widest=128)

@@ -98,7 +98,7 @@ class Steered:
             elapsed=lambda: self.now,
             interrupted=lambda: self.now >= until,
             save=self._save,
-            keep_best=self._save,
+            keep_best=lambda update, live, result: self._save(update, live),
             probe=self._probe,
         )
         self.pilot = RunPilot(TrainConfig(**settings), hooks, Past([PlanEvent(0, 10)], [1.0] * done))
