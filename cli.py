@@ -70,6 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    is_child = argv is None and arguments[:1] == ["train"] and _has_parent()
+    code = _main(arguments, argv is None)
+    if is_child:
+        # Everything is closed and synced. Python would take torch apart first: 14 s beside busy cores, and the budget
+        # ends when the process does.
+        os._exit(code)
+    return code
+
+
+def _has_parent() -> bool:
+    """Whether this process trains for a parent (verbs/train/parent.py)."""
+    from verbs.link import VARIABLE  # here, not above: `--help` needs it not
+
+    return VARIABLE in os.environ
+
+
+def _main(arguments: list[str], as_program: bool) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a stdout that is not UTF-8, or a name that is not text
@@ -82,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[0] == "--version":
             print(f"gsm8k-finetune {__version__}")
             return EXIT_OK
-        if argv is None and arguments[0] == "train":
+        if as_program and arguments[0] == "train":
             from verbs.train.parent import supervise, supervises  # here, not above: `--help` needs neither
 
             if supervises(arguments):

@@ -1,7 +1,7 @@
 """Draw docs/architecture.svg from the imports themselves: `python docs/draw.py`. A test holds that it is up to date.
 
 A box is a room: a package, or a file that stands alone. It shows the first sentence of the room's docstring, and how
-many files and lines it has. An arrow goes from a room to one that it imports; what follows from two other arrows is
+many files it has. An arrow goes from a room to one that it imports; what follows from two other arrows is
 left out, so the picture shows the order and not all of the 100 pairs.
 """
 
@@ -32,7 +32,6 @@ class Room:
     name: str
     sentence: str = ""
     files: int = 0
-    lines: int = 0
     imports: set[str] = field(default_factory=set)
 
 
@@ -78,7 +77,6 @@ def rooms(root: Path) -> dict[str, Room]:
         tree = ast.parse(text)
         room = made.setdefault(room_of(name, packages), Room(room_of(name, packages)))
         room.files += 1
-        room.lines += text.count("\n")
         if name == room.name:
             room.sentence = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
         room.imports |= {room_of(other, packages) for other in imported(tree, files)} - {room.name}
@@ -136,7 +134,7 @@ def _box(room: Room, x: int, y: int) -> str:
     lines = textwrap.wrap(room.sentence, LINE)
     if len(lines) > MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][: LINE - 2] + " …"]
-    size = f"{room.files} files, {room.lines:,} lines" if room.files > 1 else f"{room.lines:,} lines"
+    size = f"{room.files} files" if room.files > 1 else "1 file"
     kind = "core" if room.name.startswith("gsm8k_core") else room.name.split(".")[0]
     text = "".join(f'<tspan x="{x + 8}" dy="13">{escape(line)}</tspan>' for line in lines)
     return (

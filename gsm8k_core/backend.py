@@ -28,7 +28,7 @@ Axes: B rows, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -156,10 +156,10 @@ class Backend(Live, Protocol):
         """
         ...
 
-    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+    def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         """Seconds that one micro-batch takes, forward and backward, the shorter of two times. No weight changes.
 
-        Raises OutOfMemoryError.
+        When `late` is true after the first time, that one has to do. Raises OutOfMemoryError.
         """
         ...
 

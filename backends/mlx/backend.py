@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,9 +131,11 @@ class MLXBackend:
             trained = {name for name, _ in tree_flatten(self._model.trainable_parameters())}
             whole = self._whole()
             self._masters = {name: whole[name] for name in sorted(trained)}
-        elif self._spec is None:
-            self._spec, self._base = spec, self._base if config.model == "auto" else config.model
-            self._masters = add_adapter(self._model, spec)
+        else:
+            self._base = self._base if config.model == "auto" else config.model  # a rehearsal may know another name
+            if self._spec is None:
+                self._spec = spec
+                self._masters = add_adapter(self._model, spec)
 
     def _whole(self) -> dict[str, mx.array]:
         """The whole model in float32: from memory, or in part from the folder again."""
@@ -192,7 +194,7 @@ class MLXBackend:
             lambda target: save_file(arrays, str(target / "model.safetensors"), metadata={"format": "pt"}),
         )
 
-    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+    def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         seconds = math.inf
         with memory_error("mlx", NO_MEMORY):
             self._prepare(config)
@@ -204,6 +206,8 @@ class MLXBackend:
                     start = time.perf_counter()
                     mx.eval(step(batch, 1.0))
                     seconds = min(seconds, time.perf_counter() - start)
+                    if late():
+                        break
         return seconds
 
     def _micro_batch(self, config: TrainConfig) -> MicroBatch:

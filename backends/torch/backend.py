@@ -125,9 +125,11 @@ class TorchBackend:
         if spec is None:
             freeze(self._model, config.trainable)
             self._trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        elif self._spec is None:
-            self._spec, self._base = spec, self._base if config.model == "auto" else config.model
-            self._trained = add_adapter(self._model, spec)
+        else:
+            self._base = self._base if config.model == "auto" else config.model  # a rehearsal may know another name
+            if self._spec is None:
+                self._spec = spec
+                self._trained = add_adapter(self._model, spec)
 
     def state(self) -> TrainState:
         if self._optimizer is None:
@@ -173,7 +175,7 @@ class TorchBackend:
         norms = torch.stack([p.grad.norm() for p in self._trained.values() if p.grad is not None])
         return bool(torch.isfinite(loss + norms.sum()).item())
 
-    def rehearse(self, batch: Batch, config: TrainConfig) -> float:
+    def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         dtype, seconds = self.choices["dtype"].name, math.inf
         with memory_error("torch", NO_MEMORY):
             model = self._ready(config)
@@ -182,6 +184,8 @@ class TorchBackend:
                 self._one(model, batch, dtype)
                 seconds = min(seconds, time.perf_counter() - start)
                 model.zero_grad()
+                if late():
+                    break
         return seconds
 
     def peak_memory(self) -> int:

@@ -122,7 +122,7 @@ class TrainConfig(DataSettings, RowSettings):
         Field(
             ge=0,
             description="dev problems that the base answers first and the trained model at the end, as many as "
-            "fit into 5 % of --max-time; with --eval-steps at most --eval-problems; 0: no such check",
+            "fit into 5 % of the time or two updates; with --eval-steps at most --eval-problems; 0: no such check",
         ),
     ] = 64
     # 25: a collapse wastes 25 updates at most, and a probe takes as long as 6 rows of an update (docs/training.md).

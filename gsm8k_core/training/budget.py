@@ -2,8 +2,9 @@
 
 An update takes seconds per padded token, learned from the updates of this process: updates differ in their padded
 tokens, and those are known for every coming one. The first update compiles, fills caches and loads libraries, so it
-counts only as long as there is no other. A single hiccup must not steer a run: what is more than twice, or less than
-half, the median of the last RECENT updates is taken as twice, or half of it.
+counts only as long as there is no other. Before it, a rehearsed micro-batch says how long it may take. A single hiccup
+must not steer a run: what is more than twice, or less than half, the median of the last RECENT updates is taken as
+twice, or half of it.
 
 A plan is the number of updates in the whole run; warm-up and decay lie on it, so it is changed for a reason only:
 
@@ -14,7 +15,9 @@ A plan is the number of updates in the whole run; warm-up and decay lie on it, s
 
 from __future__ import annotations
 
+import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,20 +26,24 @@ from statistics import fmean, median
 WINDOW = 32  # updates that the estimate is made of: a laptop that gets hot is another machine than it was
 RECENT = 8  # updates that say how fast it is just now
 OUTLIER = 2.0
+SLOWDOWN_BLOCKS = 100  # of 1 MiB: some tenths of a second
 
 SPARE = 0.15
 MARGIN = 0.02  # of the time to go: the next estimate will differ a little
 DRIFT = 0.05  # of the updates to go: the time to go would be wrong by as much, were it left so
 CALIBRATION = 3  # updates before the first change, unless only about twice as many fit
+DOUBT = 2.0  # a rehearsal is one micro-batch, without the step: it plans for less where so much faster is too slow, too
 
 
 class Pace:
     """How long updates take.
 
     `tokens` holds the padded tokens of the run's updates from the first on; later ones are taken for average.
+    `rehearsed` is what one of them took in a rehearsal, in seconds; 0: there was none, and nothing is known.
     """
 
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
+    def __init__(self, tokens: Sequence[int] = (), rehearsed: float = 0.0) -> None:
+        self.rehearsed = rehearsed
         self._sums = [0, *accumulate(tokens)]
         self._average = fmean(tokens) if tokens else 1.0
         self._measured: list[float] = []  # seconds per token of each update, in order
@@ -60,13 +67,13 @@ class Pace:
         self.longest = max(self.longest, seconds)
 
     def seconds(self, first: int, last: int) -> float:
-        """What the updates from `first` to `last` are expected to take; 0 before one was measured."""
+        """What the updates from `first` to `last` are expected to take; 0 before anything was measured."""
         kept = self._kept()
-        return fmean(kept) * self.tokens(first, last) if kept else 0.0
+        return (fmean(kept) if kept else self.rehearsed) * self.tokens(first, last)
 
     def at_most(self, update: int) -> float:
-        """What that update takes if it is as slow as the slowest of the last ones."""
-        return max(self._without_first()[-RECENT:], default=0.0) * self.tokens(update, update)
+        """What that update takes if it is as slow as the slowest of the last ones, or the first as the rehearsal."""
+        return max(self._without_first()[-RECENT:], default=self.rehearsed) * self.tokens(update, update)
 
     def doubt(self, update: int) -> float:
         """What that update may take beyond its expected seconds, a hiccup apart."""
@@ -110,6 +117,14 @@ class Times:
     @property
     def least(self) -> float:
         return self.shortest if self.num else 0.0
+
+
+def slowdown() -> float:
+    """How many times longer than its work a process waits here: seconds over CPU seconds, of a short piece of work."""
+    block, began, worked = bytes(1 << 20), time.monotonic(), time.thread_time()
+    for _ in range(SLOWDOWN_BLOCKS):
+        hashlib.sha256(block)
+    return max((time.monotonic() - began) / max(time.thread_time() - worked, 1e-6), 1.0)
 
 
 def replan(update: int, total: int, asked: int, *, left: float, needed: Callable[[int], float], unsure: float) -> int:

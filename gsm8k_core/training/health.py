@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from gsm8k_core.backend import ignore_token
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES
+from gsm8k_core.training.measure import Deadline, TimeUp, checking
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 
 if TYPE_CHECKING:
@@ -150,14 +150,17 @@ class Probe:
     decode: Callable[[Sequence[int]], str]
     clock: Callable[[], float] = time.monotonic
 
-    def __call__(self, update: int, live: Weights) -> StepEvent:
-        """The `probe` event of the weights as they are, with its warnings.
+    def __call__(self, update: int, live: Weights, deadline: Deadline = lambda: False) -> StepEvent | None:
+        """The `probe` event of the weights as they are, with its warnings; None when `deadline` came true before.
 
-        Raises CollapsedError when nothing but token 0 is written, or the logits are not finite.
+        It is asked after each token and before each row that is scored. Raises CollapsedError when nothing but token 0
+        is written, or the logits are not finite.
         """
         before = self.clock()
         try:
-            found = self._look(live)
+            found = self._look(live, checking(deadline))
+        except TimeUp:
+            return None
         except DivergedError as error:
             raise CollapsedError(f"probe: {error}", update=update) from error
         if collapsed(found):
@@ -168,18 +171,19 @@ class Probe:
         values = {"update": update, **found.values(), "seconds": seconds, "warnings": warnings(found, update)}
         return StepEvent("probe", values)
 
-    def _look(self, live: Weights) -> Vitals:
+    def _look(self, live: Weights, check: Callable[..., None]) -> Vitals:
         prompts = [row.tokens[: row.num_prompt] for row in self.rows]
         sampling = Sampling(PROBE_TOKENS, len(prompts))
-        answers: dict[int, Completion] = dict(live.generate(prompts, sampling, ignore_token))
+        answers: dict[int, Completion] = dict(live.generate(prompts, sampling, check))
         completions = [answers[index] for index in range(len(prompts))]
         texts = [self.decode(completion.tokens) for completion in completions]
-        return vitals(completions, texts, self._ends(live))
+        return vitals(completions, texts, self._ends(live, check))
 
-    def _ends(self, live: Weights) -> list[float]:
+    def _ends(self, live: Weights, check: Callable[..., None]) -> list[float]:
         """log p of the end token of each row, in nats. A template may write more behind it, which nobody reads."""
         ends = []
         for row in self.rows:  # by itself: a padded one would cost as much as the longest
+            check()
             place = max(place for place, token in enumerate(row.tokens) if token in self.end_ids)
             ends.append(float(live.score(pad([row]))[0, place - 1]))
         return ends

@@ -7,20 +7,28 @@ a falling loss does not show it. So the base answers a few dev problems before t
 training answers the same ones after a quarter of the planned updates and at the end. They are compared problem by
 problem with McNemar's exact test: what is not below stats.LEVEL is called not distinguishable, never better. Nothing
 is chosen or deleted by it; it only says what was seen, and what to try.
+
+Before that, the base's first tokens are timed. Where FEWEST answers of full length have no time, all answers get one
+shorter end, the base's and the trained model's alike, as long as nearly every gold answer would not be cut there.
+Where that does not fit either, the losses on the gold answers are compared, row by row, in the same way: it takes one
+forward pass a row. A lower loss is no right answer, so each line says what was compared.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gsm8k_core.problems.batching import micro_batches
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, grade
 from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
-from gsm8k_core.types import Example, Problem, Sampling
+from gsm8k_core.types import Completion, Example, Problem, Sampling
 
 if TYPE_CHECKING:
     from gsm8k_core.backend import Weights
@@ -28,13 +36,19 @@ if TYPE_CHECKING:
 
 Deadline = Callable[[], bool]  # true: stop now
 
-SHARE = 0.05  # of the time budget, at most, for the base's answers
+SHARE = 0.05  # of the time that is left, for the base's answers; or
+UPDATES = 2  # updates, if those take longer; and at most
+MOST = 1 / 6  # of what is left: the trained model takes as long, twice
+TIMED_TOKENS = 4  # of each answer, to see how long a token takes
+CAREFUL = 0.8  # of the time is what a number of problems is chosen for
+UNCUT = 0.9  # of the gold answers have to fit into a shorter end of all answers
 FEWEST = 8  # problems; fewer can hardly show anything, even if all change
 ROUND = 16  # problems in each round after the first
 QUARTER = 0.25  # of the planned updates
 FEWEST_UPDATES = 8  # planned ones; a quarter of fewer is no time to look
 
 BETTER, WORSE = "better", "worse"
+ANSWERS, LOSS = "answers", "loss"  # what is compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,7 @@ class DevResult:
     num_stopped: int  # answers that an end token closed; the others were cut
     seconds: float
     verdicts: tuple[bool, ...] = ()  # whether each answer is right, as `accuracy` counts; not in older checkpoints
+    losses: tuple[float, ...] = ()  # of each row, nats per target; nor this
 
     @property
     def accuracy(self) -> float:
@@ -76,12 +91,15 @@ class DevResult:
     def as_json(self) -> dict[str, object]:
         """For a checkpoint. JSON has no NaN: a loss that is not finite is null."""
         loss = self.loss if math.isfinite(self.loss) else None
-        return asdict(self) | {"loss": loss, "num_correct": dict(self.num_correct), "verdicts": list(self.verdicts)}
+        losses = [value if math.isfinite(value) else None for value in self.losses]
+        lists = {"verdicts": list(self.verdicts), "losses": losses}
+        return asdict(self) | {"loss": loss, "num_correct": dict(self.num_correct), **lists}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DevResult:
         loss = math.nan if values["loss"] is None else values["loss"]
-        return cls(**{**values, "loss": loss, "verdicts": tuple(values.get("verdicts", ()))})
+        losses = tuple(math.nan if value is None else value for value in values.get("losses", ()))
+        return cls(**{**values, "loss": loss, "verdicts": tuple(values.get("verdicts", ())), "losses": losses})
 
 
 def joined(parts: Sequence[DevResult]) -> DevResult:
@@ -96,6 +114,7 @@ def joined(parts: Sequence[DevResult]) -> DevResult:
         sum(part.num_stopped for part in parts),
         math.fsum(part.seconds for part in parts),
         tuple(right for part in parts for right in part.verdicts),
+        tuple(loss for part in parts for loss in part.losses),
     )
 
 
@@ -103,8 +122,25 @@ def _or_inf(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-class _TimeUp(BaseException):
+class TimeUp(BaseException):
     """Raised by our own callback inside `generate`; no `except Exception` on the way out may swallow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTime:
+    """Seconds that answers take, as their first tokens did."""
+
+    begin: float  # a problem: its loss and its prompt
+    token: float  # a token of one problem; 0 where none wrote more than one
+
+    def longest(self, seconds: float, num_problems: int, least: int, most: int) -> int | None:
+        """The longest end of every answer with which so many fit into `seconds`: `most` at most, or None below `least`.
+
+        In tokens. That every answer goes on to its end is assumed, and not what happens.
+        """
+        left = seconds / num_problems - self.begin
+        tokens = most if left >= self.token * most else int(left / self.token) if left > 0 else 0
+        return tokens if tokens >= min(least, most) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,46 +168,92 @@ class DevSet:
 
         It is asked before each batch that is scored and after each token that is written.
         """
-        before = self.clock()
-
-        def check(*unused: int) -> None:
-            if deadline():
-                raise _TimeUp
-
+        before, check = self.clock(), checking(deadline)
         try:
-            loss, num_targets = self._loss(live, check)
+            loss, num_targets, losses = self._loss(live, check)
             num_correct, num_stopped, verdicts = self._answers(live, check)
-        except _TimeUp:
+        except TimeUp:
             return None
         seconds = self.clock() - before
-        return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds, verdicts)
+        return DevResult(loss, num_targets, num_correct, len(self.problems), num_stopped, seconds, verdicts, losses)
 
-    def _loss(self, live: Weights, check: Callable[[], None]) -> tuple[float, int]:
-        sums, num_targets = [], 0
+    def score(self, live: Weights, deadline: Deadline) -> DevResult | None:
+        """The losses alone, and no answer; None when `deadline` came true before the end."""
+        before = self.clock()
+        try:
+            loss, num_targets, losses = self._loss(live, checking(deadline))
+        except TimeUp:
+            return None
+        return DevResult(loss, num_targets, {}, len(self.problems), 0, self.clock() - before, (), losses)
+
+    def time(self, live: Weights, deadline: Deadline, scored: DevResult) -> AnswerTime | None:
+        """What TIMED_TOKENS of each answer took, `scored` added; None when `deadline` came true before the end.
+
+        The first tokens of all come together, after the prompts were read.
+        """
+        stamps, count, check = [self.clock()], len(self.problems), checking(deadline)
+
+        def heard(index: int, token: int) -> None:
+            check()
+            stamps.append(self.clock())
+
+        try:
+            for _ in self._generate(live, TIMED_TOKENS, heard):
+                pass
+        except TimeUp:
+            return None
+        prompts = stamps[min(count, len(stamps) - 1)] - stamps[0]
+        more = len(stamps) - 1 - count
+        token = (stamps[-1] - stamps[count]) / more if more > 0 else 0.0
+        return AnswerTime((scored.seconds + prompts) / count, token)
+
+    def _loss(self, live: Weights, check: Callable[..., None]) -> tuple[float, int, tuple[float, ...]]:
+        """Nats per target, how many targets there are, and the same of each row, in order."""
+        sums, num_targets, by_row = [], 0, dict[str, float]()
         for batch in micro_batches(self.examples, self.batch_size):
             check()
-            sums.append(math.fsum(batch.at_targets(live.score(batch)).tolist()))
+            picked_N = batch.at_targets(live.score(batch))
+            sums.append(math.fsum(picked_N.tolist()))
             num_targets += batch.num_targets
-        return -math.fsum(sums) / num_targets, num_targets
+            row_N = batch.targets().positions_N // batch.labels.shape[1]
+            means_B = np.bincount(row_N, picked_N, len(batch.rows)) / np.bincount(row_N, minlength=len(batch.rows))
+            by_row.update(zip(batch.rows, (-means_B).tolist(), strict=True))
+        return -math.fsum(sums) / num_targets, num_targets, tuple(by_row[row.id] for row in self.examples)
+
+    def _generate(
+        self, live: Weights, max_new_tokens: int, on_token: Callable[..., None]
+    ) -> Generator[tuple[int, Completion], None, None]:
+        prompts = [row.tokens[: row.num_prompt] for row in self.examples]
+        completions = live.generate(prompts, Sampling(max_new_tokens, self.eval_batch_size), on_token)
+        try:
+            yield from completions
+        finally:
+            # A generator left open would keep its cache, and the model in the mode it generates in.
+            if close := getattr(completions, "close", None):
+                close()
 
     def _answers(self, live: Weights, check: Callable[..., None]) -> tuple[dict[str, int], int, tuple[bool, ...]]:
         """How many are correct under each rule, how many were closed by an end token, and which are right."""
         check()
         correct, num_stopped, right = dict.fromkeys(HEADLINE, 0), 0, [False] * len(self.problems)
-        prompts = [row.tokens[: row.num_prompt] for row in self.examples]
-        completions = live.generate(prompts, Sampling(self.max_new_tokens, self.eval_batch_size), check)
-        try:
+        with closing(self._generate(live, self.max_new_tokens, check)) as completions:
             for index, completion in completions:
                 verdicts = grade(self.decode(completion.tokens), self.problems[index].answer)
                 for rule in HEADLINE:
                     correct[rule] += verdicts[rule].correct
                 right[index] = verdicts[HEADLINE_RULE].correct
                 num_stopped += completion.finish_reason == "stop"
-        finally:
-            # A generator left open would keep its cache, and the model in the mode it generates in.
-            if close := getattr(completions, "close", None):
-                close()
         return correct, num_stopped, tuple(right)
+
+
+def checking(deadline: Deadline) -> Callable[..., None]:
+    """A callback that raises TimeUp once `deadline` is true."""
+
+    def check(*unused: int) -> None:
+        if deadline():
+            raise TimeUp
+
+    return check
 
 
 # --- the guard ------------------------------------------------------------------------------------------------
@@ -186,6 +268,8 @@ class Guard:
     end: tuple[int, DevResult] | None = None
     reason: str = ""
     passed: bool = False  # the quarter had no time, and is not tried again
+    by: str = ANSWERS  # what is compared
+    max_new_tokens: int = 0  # the shared end of the answers, where time was short; 0: the evaluation's
 
     @property
     def num_problems(self) -> int:
@@ -197,6 +281,25 @@ class Guard:
         newest = self.end or self.quarter
         result = newest[1] if newest else self.base
         return result.seconds if result else 0.0
+
+    @property
+    def is_an_evaluation(self) -> bool:
+        """Whether an evaluation of the dev split has what is compared."""
+        return not self.max_new_tokens
+
+    def seconds_of(self, num_problems: int, max_new_tokens: int) -> float:
+        """What an evaluation may take; 0 where nothing here shows it."""
+        if self.base is None or self.by == LOSS:
+            return 0.0
+        longer = max_new_tokens / self.max_new_tokens if self.max_new_tokens else 1.0
+        return longer * self.seconds * num_problems / self.num_problems
+
+    def measurement(self, dev: DevSet) -> Callable[[Weights, Deadline], DevResult | None]:
+        """What measures a model as the base was."""
+        part = dev.part(0, self.num_problems)
+        if self.by == LOSS:
+            return part.score
+        return replace(part, max_new_tokens=self.max_new_tokens or dev.max_new_tokens).measure
 
     def due(self, update: int, total: int, last: bool) -> bool:
         """Whether to measure after this update: at the end, and once when a quarter of the plan is done."""
@@ -221,6 +324,8 @@ class Guard:
     def against_base(self, result: DevResult) -> dict[str, object]:
         """The numbers of a `guard` event."""
         assert self.base is not None
+        if self.by == LOSS:
+            return self._against_loss(self.base, result)
         shared = min(self.num_problems, len(result.verdicts))  # fewer, where a resumed run asks for fewer
         base, now = self.base.verdicts[:shared], result.verdicts[:shared]
         won = sum(new and not old for old, new in zip(base, now, strict=True))
@@ -234,7 +339,30 @@ class Guard:
             "lost": lost,
             "p": p,
             "verdict": verdict(won, lost, p, len(base)),
+            **self._how(),
         }
+
+    def _against_loss(self, base: DevResult, result: DevResult) -> dict[str, object]:
+        shared = min(len(base.losses), len(result.losses))
+        pairs = list(zip(base.losses[:shared], result.losses[:shared], strict=True))
+        won, lost = sum(new < old for old, new in pairs), sum(not new <= old for old, new in pairs)  # NaN is worse
+        p = mcnemar_exact(won, lost)
+        return {
+            "problems": shared,
+            "base_loss": math.fsum(old for old, _ in pairs) / shared,
+            "loss": math.fsum(new for _, new in pairs) / shared,
+            "won": won,
+            "lost": lost,
+            "p": p,
+            "verdict": verdict(won, lost, p, shared),
+            **self._how(),
+        }
+
+    def _how(self) -> dict[str, object]:
+        """What is not as it is where there is time; nothing else, as in older runs."""
+        if self.by == LOSS:
+            return {"by": self.by}
+        return {"max_new_tokens": self.max_new_tokens} if self.max_new_tokens else {}
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -244,6 +372,8 @@ class Guard:
             **{name: each and {"update": each[0], "result": each[1].as_json()} for name, each in measured.items()},
             "reason": self.reason,
             "passed": self.passed,
+            "by": self.by,
+            "max_new_tokens": self.max_new_tokens,
         }
 
     @classmethod
@@ -253,7 +383,8 @@ class Guard:
             return each and (int(each["update"]), DevResult.from_json(each["result"]))
 
         base = values["base"] and DevResult.from_json(values["base"])
-        return cls(base, read("quarter"), read("end"), values.get("reason", ""), values.get("passed", False))
+        how = {name: values[name] for name in ("by", "max_new_tokens") if name in values}  # not in older runs
+        return cls(base, read("quarter"), read("end"), values.get("reason", ""), values.get("passed", False), **how)
 
     def outcome(self) -> dict[str, Any]:
         """For run.json: what each measurement showed."""
@@ -263,7 +394,8 @@ class Guard:
         found: dict[str, Any] = {
             name: each and {"update": each[0], **self.against_base(each[1])} for name, each in measured.items()
         }
-        base = {"problems": self.num_problems, "correct": sum(self.base.verdicts), "seconds": self.base.seconds}
+        shown = {"correct": sum(self.base.verdicts)} if self.by == ANSWERS else {"loss": self.base.loss}
+        base = {"problems": self.num_problems, **shown, "seconds": self.base.seconds, **self._how()}
         return {"base": base, **found, "verdict": found["end"]["verdict"] if self.end else "not measured"}
 
 
@@ -274,13 +406,19 @@ def verdict(won: int, lost: int, p: float, num_problems: int) -> str:
     return BETTER if won > lost else WORSE
 
 
+def room_for_base(left: float, update: float) -> float:
+    """Seconds for the base, where the budget still holds `left` and an update takes `update` of them."""
+    return min(max(SHARE * left, UPDATES * update), MOST * left)
+
+
 def measure_base(
     dev: DevSet, live: Weights, num_problems: int, seconds: float, interrupted: Callable[[], bool]
 ) -> Guard:
     """The base's answers to as many of the first `num_problems` dev problems as fit into `seconds`, FEWEST at least.
 
-    The first FEWEST show how fast it goes; then come rounds of ROUND, each only where it will fit. A round that ran
-    out of time all the same is dropped whole: those that ended in time would be the short answers.
+    Where those do not fit, its losses on as many. The first FEWEST show how fast it goes; then come rounds of ROUND,
+    each only where it will fit. A round that ran out of time all the same is dropped whole: those that ended in time
+    would be the short answers.
     """
     num_problems = min(num_problems, len(dev.problems))
     if num_problems < FEWEST:
@@ -291,19 +429,48 @@ def measure_base(
         return seconds - (dev.clock() - began)
 
     late: Deadline = lambda: left() <= 0 or interrupted()  # noqa: E731
-    first = dev.part(0, FEWEST).measure(live, late) if left() > 0 else None
-    if first is None:
-        slow = f"{FEWEST} answers of the base took longer than {seconds:.1f} s, their share of --max-time"
-        return Guard(reason="a signal came" if interrupted() else f"{slow}; a longer one helps")
-    parts, done = [first], FEWEST
+    first = dev.part(0, FEWEST)
+    scored = first.score(live, late) if left() > 0 else None
+    times = first.time(live, late, scored) if scored is not None else None
+    if times is not None:
+        least = _quantile([len(row.tokens) - row.num_prompt for row in dev.examples[:num_problems]], UNCUT)
+        cap = times.longest(CAREFUL * left(), FEWEST, least, dev.max_new_tokens)
+        shorter = replace(dev, max_new_tokens=cap or 0)
+        parts = (
+            _in_rounds(lambda at, end: shorter.part(at, end).measure(live, late), [], num_problems, left) if cap else []
+        )
+        if parts:
+            return Guard(base=joined(parts), max_new_tokens=0 if cap == dev.max_new_tokens else shorter.max_new_tokens)
+    if interrupted():
+        return Guard(reason="a signal came")
+    if scored is None:
+        share = f"{max(seconds, 0):.1f} s, its share of --max-time"
+        return Guard(reason=f"its loss on {FEWEST} gold answers took longer than {share}; a longer one helps")
+    parts = _in_rounds(lambda at, end: dev.part(at, end).score(live, late), [scored], num_problems, left)
+    return Guard(base=joined(parts), by=LOSS)
+
+
+def _in_rounds(
+    measure: Callable[[int, int], DevResult | None],
+    parts: list[DevResult],
+    num_problems: int,
+    left: Callable[[], float],
+) -> list[DevResult]:
+    """`parts`, and what `measure` gives of the problems after them, round by round, as long as there is time."""
+    done = sum(part.num_problems for part in parts)
     while done < num_problems:
-        each = math.fsum(part.seconds for part in parts) / done
-        more = min(ROUND, num_problems - done, int(left() / each) if each > 0 else ROUND)
-        result = dev.part(done, done + more).measure(live, late) if more > 0 else None
+        each = math.fsum(part.seconds for part in parts) / done if done else 0.0
+        more = min(ROUND if done else FEWEST, num_problems - done, int(left() / each) if each > 0 else ROUND)
+        result = measure(done, done + more) if more > 0 else None
         if result is None:
             break
         parts, done = [*parts, result], done + more
-    return Guard(base=joined(parts))
+    return parts
+
+
+def _quantile(values: Sequence[int], share: float) -> int:
+    """The least value that `share` of all do not pass."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 # --- its words ------------------------------------------------------------------------------------------------
@@ -316,9 +483,16 @@ def base_line(guard: Guard) -> str:
             f"guard    the base is not measured, so nothing will be compared: {guard.reason} "
             "(--guard-problems 0 turns this off)"
         )
+    seconds = f"({guard.base.seconds:.0f} s)"
+    if guard.by == LOSS:
+        return (
+            f"guard    answers have no time; the base's loss on {guard.num_problems} gold answers of the dev split is "
+            f"{guard.base.loss:.3f} {seconds}; the trained model's will be compared with it, row by row"
+        )
     right = sum(guard.base.verdicts)
+    cut = f", all answers cut at {guard.max_new_tokens} tokens since time is short" if guard.max_new_tokens else ""
     return (
-        f"guard    the base answers {right} of {guard.num_problems} dev problems right ({guard.base.seconds:.0f} s); "
+        f"guard    the base answers {right} of {guard.num_problems} dev problems right {seconds}{cut}; "
         "the trained model will answer the same ones"
     )
 
@@ -326,8 +500,15 @@ def base_line(guard: Guard) -> str:
 def event_line(values: Mapping[str, Any]) -> str:
     """One line on a measurement."""
     when = "at the end" if values["when"] == "end" else f"after update {values['update']}"
+    if values.get("by") == LOSS:
+        return (
+            f"guard    {when}: loss {values['loss']:.3f} on {values['problems']} gold answers, the base "
+            f"{values['base_loss']:.3f} (lower on {values['won']}, higher on {values['lost']}, p = {values['p']:.2g}): "
+            f"{values['verdict']}, by loss and not by answers"
+        )
+    cut = f", both cut at {values['max_new_tokens']} tokens" if values.get("max_new_tokens") else ""
     return (
-        f"guard    {when}: {values['correct']} of {values['problems']} right, the base {values['base_correct']} "
+        f"guard    {when}: {values['correct']} of {values['problems']} right, the base {values['base_correct']}{cut} "
         f"({values['won']} won, {values['lost']} lost, p = {values['p']:.2g}): {values['verdict']}"
     )
 

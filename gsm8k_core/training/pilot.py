@@ -6,9 +6,11 @@ event that the checkpoint keeps, so that a run can be replayed.
 The budget, in words. It ends when the process does: with a checkpoint, where fewer updates were done than asked for, a
 last evaluation and the final model. budget.py says how many updates fit and when the plan is changed for that. Whatever
 was planned, an update is begun only when it leaves time for all that must follow it, even if it is as slow as the
-slowest of the last ones. A checkpoint is taken to need as long as the longest one so far, `save_reserve` before there
-is one; the final model `reserve`, or as long as the longest save of a best model if that was more. What was measured in
-an earlier process is measured again.
+slowest of the last ones; the first, if it is as slow as its rehearsal. A first probe is taken to need as long as
+PROBE_AS_ROWS rows of an update; it ends after twice that or FIRST_PROBE of what is left, and where it had no time,
+there is none in this process. A checkpoint is taken to need as long as the longest one so far, `save_reserve` before
+there is one; the final model `reserve`, or as long as the longest save of a best model if that was more. What was
+measured in an earlier process is measured again.
 
 An evaluation gets what is left after all of that and one save of a best model, on the way only half of it: what it
 will cost is not known beforehand, and it must not eat up the training. One that did not fit is not tried again with
@@ -24,9 +26,9 @@ from typing import Any, Generic, TypeVar
 
 from gsm8k_core.clock import NOTICED
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.training.budget import CALIBRATION, Pace, Times, replan
+from gsm8k_core.training.budget import CALIBRATION, DOUBT, Pace, Times, replan
 from gsm8k_core.training.measure import Deadline, DevResult, Guard
-from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, rate_at, with_event
+from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, planned_rate, with_event
 from gsm8k_core.types import GSM8KError, Orders, StepEvent, UpdateStats
 
 STOP_BUDGET = "budget"
@@ -34,11 +36,13 @@ STOP_INTERRUPTED = "interrupted"
 SHARE_ON_THE_WAY = 0.5
 # The last measurement is to be had, and answers may get longer: so much of what one took, or of the budget, is spare.
 SPARE_OF_IT, SPARE_OF_ALL = 0.25, 0.01
+PROBE_AS_ROWS = 6  # measured: docs/training.md
+FIRST_PROBE = 0.1
 
 Live = TypeVar("Live")  # the weights in training: only handed on, so core needs to know nothing of them
 Save = Callable[[int, Live], Path]
 Evaluate = Callable[[Live, Deadline], DevResult | None]
-Probe = Callable[[int, Live], StepEvent]
+Probe = Callable[[int, Live, Deadline], StepEvent | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class Hooks(Generic[Live]):
     slept: Callable[[], float] = lambda: 0.0  # seconds of `elapsed` in which the machine slept
     evaluate: Evaluate[Live] | None = None  # the dev problems
     answer: Evaluate[Live] | None = None  # the guard's problems
-    probe: Probe[Live] | None = None  # gives its event, or raises CollapsedError, which ends the run
+    # Gives its event, or None where the deadline came first; or raises CollapsedError, which ends the run.
+    probe: Probe[Live] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Past:
     tokens: Sequence[int] = ()  # padded, of each update from the run's first on; as many as are known
     micro_batch_tokens: int = 0  # padded tokens at most in a micro-batch
     widest: int = 0  # padded tokens of the longest row
+    rehearsed: float = 0.0  # seconds that a padded token took in a rehearsal; 0: there was none
     reserve: float = 0.0  # seconds that the final model is thought to take
     save_reserve: float = 0.0  # seconds that the first checkpoint is thought to take
 
@@ -86,15 +92,17 @@ class RunPilot(Generic[Live]):
         self.best = None if past.best is None else (int(past.best["update"]), DevResult.from_json(past.best["result"]))
         self._evaluate = hooks.evaluate if config.eval_steps else None
         self._probe = hooks.probe if config.probe_steps else None
-        self._pace = Pace(past.tokens)
+        self._pace = Pace(past.tokens, past.rehearsed)
         # Before the first evaluation, its problems are thought to take as long as the base's did.
-        each = self.guard.seconds / max(self.guard.num_problems, 1)
-        self._devs, self._probes = Times(guess=each * config.eval_problems), Times()
+        evaluation = self.guard.seconds_of(config.eval_problems, config.eval_max_new_tokens)
+        self._devs, self._probes = Times(guess=evaluation), Times()
+        self._guess_probe(len(self.losses) + 1)
         self._saves, self._keeps = Times(guess=past.save_reserve), Times(guess=past.reserve)
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
         self._saved = 0  # the update of the newest checkpoint of this process
-        self._newest: tuple[int, DevResult | None] = (0, None)  # the newest measurement, and after which update
+        # The newest measurement, and after which update: the guard's own (True), where it is cut as no evaluation is.
+        self._newest: dict[bool, tuple[int, DevResult]] = {}
         self._told = False  # whether it was said how long all of it would take
         self._before, self._slept_before = hooks.elapsed(), hooks.slept()
         self._slept_said = 0.0
@@ -115,8 +123,7 @@ class RunPilot(Generic[Live]):
         return self._events
 
     def rate(self, update: int) -> float:
-        event = next(event for event in reversed(self._events) if event.update < update)
-        return event.rate_factor * rate_at(update, event.total, self._config)
+        return planned_rate(update, self._events, self._config)
 
     def as_json(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that another pilot goes on from here."""
@@ -124,10 +131,25 @@ class RunPilot(Generic[Live]):
         events = [event.as_json() for event in self._events]
         return {"events": events, "losses": list(self.losses), "best": best, "guard": self.guard.as_json()}
 
+    def begin(self) -> bool:
+        """Before the first update of this process: plan by the rehearsal; whether there is time for that update.
+
+        Its warm-up belongs to what will be trained, so a plan that is far too large is not left until it was measured.
+        The plan keeps CALIBRATION updates at least, since one that was rehearsed too slow has to be able to grow.
+        """
+        done, before = len(self.losses), self._hooks.elapsed()
+        left = self._config.budget_seconds - before
+        if self._past.rehearsed and done < self.asked and self._needed(done, self.total) > DOUBT * left:
+            found = replan(done, self.total, self.asked, left=left, needed=lambda n: self._needed(done, n), unsure=0.0)
+            self._change(done, min(max(found if found < self.total else 0, done + CALIBRATION), self.total))
+        self._before, self._slept_before = before, self._hooks.slept()
+        return self._stop(done) != STOP_BUDGET
+
     def after(self, stats: UpdateStats, live: Live) -> Orders:
         """Report the update, plan anew where the clock asks for it, evaluate and save what is due, and end in time."""
         update = stats.update
         now, seconds = self._note_time(update)
+        self._guess_probe(update)
         self.losses.append(stats.loss)
         self._plan(update)
         self._hooks.emit(StepEvent("update", self._values(stats, seconds, now)))
@@ -229,7 +251,8 @@ class RunPilot(Generic[Live]):
         as_planned, whole = (self._needed(update, total, spare=False) for total in (self.total, self.asked))
         left = self._config.budget_seconds - self._hooks.elapsed()
         grown = min(left - self._pace.seconds(update + 1, update + 1), whole)
-        return min((as_planned + max(as_planned, grown)) / 2, max(left, 0.0))
+        # What is passed already still has its model to save.
+        return min((as_planned + max(as_planned, grown)) / 2, max(left, self._ending(update)))
 
     def _needed(self, update: int, total: int, spare: bool = True) -> float:
         """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on."""
@@ -249,11 +272,21 @@ class RunPilot(Generic[Live]):
     def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
         """Ask the probe, unless the run is to end or there is no time for it."""
         before = self._hooks.elapsed()
-        needed = self._probes.most + self._last_measurement(True) + self._ending(update)
-        if not self._hooks.interrupted() and before + needed <= self._config.budget_seconds:
-            event = probe(update, live)
-            self._probes.add(self._hooks.elapsed() - before)
-            self._hooks.emit(event)
+        ends = self._config.budget_seconds - self._last_measurement(True) - self._ending(update)
+        if self._hooks.interrupted() or before + self._probes.most > ends:
+            return
+        if not self._probes.num:
+            ends = min(ends, before + max(2 * self._probes.guess, FIRST_PROBE * (ends - before)))
+        event = probe(update, live, lambda: self._hooks.elapsed() >= ends)
+        self._probes.add(self._hooks.elapsed() - before)
+        if event is None:
+            self._probe = None
+        self._hooks.emit(event or StepEvent("probe_skipped", {"update": update, "reason": STOP_BUDGET}))
+
+    def _guess_probe(self, update: int) -> None:
+        """What a probe is thought to take before there was one."""
+        average = self._pace.seconds(update, update)
+        self._probes.guess = average * PROBE_AS_ROWS / self._config.update_size
 
     def _measure(self, update: int, live: Live, last: bool) -> None:
         """The evaluation and the guard's measurement that are due: one measurement, where both are."""
@@ -262,13 +295,24 @@ class RunPilot(Generic[Live]):
         measure = self._evaluate if due else self._hooks.answer if guarded else None
         if measure is None:
             return
-        room = self._room(update, last)
-        again = self._newest[1] if self._newest[0] == update else None  # the same weights, just before a stop
+        if due and guarded and not self.guard.is_an_evaluation:
+            self._measure_as(update, live, last, self._evaluate, due=True, guarded=False)
+            measure, due = self._hooks.answer, False
+        self._measure_as(update, live, last, measure, due, guarded)
+
+    def _measure_as(
+        self, update: int, live: Live, last: bool, measure: Evaluate[Live] | None, due: bool, guarded: bool
+    ) -> None:
+        """One measurement: an evaluation (`due`), the guard's (`guarded`), or both in one."""
+        assert measure is not None
+        room, own = self._room(update, last), not due and not self.guard.is_an_evaluation
+        at, newest = self._newest.get(own, (0, None))
+        again = newest if at == update else None  # the same weights, just before a stop
         result = again or self._try(live, measure, room, self._devs if due else None)
         if result is None:
             self._skip(update, room, due)
             return
-        self._newest = (update, result)
+        self._newest[own] = (update, result)
         if guarded:
             self.guard = self.guard.seen(update, result, last)
             when = "end" if last else "quarter"
@@ -312,7 +356,7 @@ class RunPilot(Generic[Live]):
         """Seconds that the measurement at the end is expected to take, or has to have."""
         expected = self.guard.seconds if self._hooks.answer else 0.0
         if self._evaluate and self._fits:
-            expected = self._devs.mean
+            expected = self._devs.mean + (0.0 if self.guard.is_an_evaluation else expected)
         least = SPARE_OF_ALL * self._config.budget_seconds if expected else 0.0
         return expected + spare * max(SPARE_OF_IT * expected, least)
 

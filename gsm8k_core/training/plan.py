@@ -18,28 +18,59 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.types import Choice, CollapsedError, DivergedError, GSM8KError, OutOfMemoryError
 
 RATE_FACTOR = 0.5
+NOTHING = Fraction(0)
 ADJUSTMENTS = "adjustments"  # the manifest's key
 Adjusted: TypeAlias = Literal["rate", "micro_batch_tokens"]
 
 
-def rate_at(update: int, total: int, config: TrainConfig) -> float:
+def rate_at(update: int, total: int, config: TrainConfig, since: int = 0, risen: Fraction = NOTHING) -> float:
     """The learning rate of update `update` of `total` (both from 1).
 
     It rises in equal steps to the peak over the first `warmup_ratio` of the updates, then falls in a line that
-    would reach zero one update after the last, or stays.
+    would reach zero one update after the last, or stays. Where the plan was changed after update `since`, `risen` of
+    the way to the peak was done by then, and the steps of this plan go on from there.
     """
-    warmup = math.ceil(config.warmup_ratio * total)
-    if update <= warmup:
-        return config.learning_rate * update / warmup
-    if config.schedule == "constant":
+    warmup = _warmup(total, config)
+    steps = risen * warmup + (update - since)  # a Fraction: the same steps give the same rate, however often it changed
+    full = _fallen(update, total, warmup, config)
+    if steps > warmup:
+        return full
+    rising = config.learning_rate * float(steps) / warmup
+    return rising if update <= warmup else min(rising, full)
+
+
+def _warmup(total: int, config: TrainConfig) -> int:
+    return math.ceil(config.warmup_ratio * total)
+
+
+def _fallen(update: int, total: int, warmup: int, config: TrainConfig) -> float:
+    """The rate by its fall alone; before that begins, the peak."""
+    if config.schedule == "constant" or update <= warmup:
         return config.learning_rate
     return config.learning_rate * max(total - update + 1, 0) / (total - warmup + 1 if warmup else total)
+
+
+def planned_rate(update: int, events: Sequence[PlanEvent], config: TrainConfig) -> float:
+    """The learning rate of `update` in a run whose plan, with its changes, is `events`: of those numbers alone.
+
+    The warm-up goes on where a change finds it, in the steps of the new plan. It is never begun again, and never cut:
+    a plan of thousands of updates that the clock makes one of sixty has still a rise to the peak before it.
+    """
+    plan, risen = events[0], NOTHING
+    for event in events[1:]:
+        if event.update >= update:
+            break
+        warmup = _warmup(plan.total, config)
+        risen = min(risen + Fraction(event.update - plan.update, warmup), Fraction(1)) if warmup else Fraction(1)
+        plan = event
+    return plan.rate_factor * rate_at(update, plan.total, config, plan.update, risen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,3 +267,23 @@ def test_the_adapters_config_says_what_it_is(
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_dora"]) == (4, 8, True)
     assert config["base_model_name_or_path"] == str(qwen2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_rehearsal_changes_no_bit_and_no_name(
+    backend_name: str, qwen2: Path, examples: list[Example], tmp_path: Path, method: str
+) -> None:
+    dropout = {"lora_dropout": 0.5, **ADAPTER} if method == "lora" else {}
+    found, asked = [], list[int]()
+    for name, rehearsed in (("plain", False), ("rehearsed", True)):
+        backend, pilot = open_it(backend_name, qwen2), FakePilot(rate=1e-2)
+        if rehearsed:
+            config = TrainConfig(model="a name that is not the base's", method=method, **dropout)
+            assert backend.rehearse(pad(examples[:4]), config, lambda: asked.append(1) is None) > 0
+        backend.train(updates_of(examples), TrainConfig(model=str(qwen2), method=method, **dropout), pilot)
+        backend.save(tmp_path / name)
+        found.append([(stats.loss, stats.grad_norm) for stats in pilot.stats])
+    assert found[0] == found[1]
+    assert asked == [1]  # late after the first time: there is no second
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "rehearsed" / path.name).read_bytes(), path.name

@@ -43,6 +43,8 @@ class Simulation:
         tokens: Sequence[int] = (),
         guard: Guard | None = None,
         sleep: Callable[[int], float] = lambda number: 0.0,  # how long the machine sleeps in that update
+        rehearsed: float = 0.0,  # what the pilot is told of a padded token; 0: nothing
+        probe: float | None = None,  # seconds; None: there is none
         **settings: Any,
     ) -> None:
         self.now, self.signal_at = offset, signal_at
@@ -53,7 +55,7 @@ class Simulation:
         self.orders: dict[int, str | None] = {}
         self.update_seconds, self.save_seconds, self.keep_seconds = update, save, keep
         self.evaluation, self.token, self.final, self.results = evaluation, token, final, results
-        self.sleep, self.slept = sleep, 0.0
+        self.sleep, self.slept, self.probe, self.begun = sleep, 0.0, probe or 0.0, True
         past = past or {"events": [PlanEvent(0, total).as_json()], "losses": [], "best": None}
         hooks: Hooks[object] = Hooks(
             emit=self.events.append,
@@ -64,6 +66,7 @@ class Simulation:
             slept=lambda: self.slept,
             evaluate=self._evaluate,
             answer=self._evaluate,
+            probe=None if probe is None else self._probe,
         )
         brought = Past(
             plan or [PlanEvent.from_json(event) for event in past["events"]],
@@ -71,6 +74,7 @@ class Simulation:
             past["best"],
             guard or Guard.from_json(past.get("guard", Guard().as_json())),
             tokens=tokens,
+            rehearsed=rehearsed,
             reserve=final,
             save_reserve=save if save_reserve is None else save_reserve,
         )
@@ -99,7 +103,19 @@ class Simulation:
             left -= self.token
         return self.results(self.done)
 
+    def _probe(self, update: int, live: object, deadline: Callable[[], bool]) -> StepEvent | None:
+        left = self.probe
+        while left > 0:
+            if deadline():
+                return None
+            self.now += min(self.token, left)
+            left -= self.token
+        return StepEvent("probe", {"update": update})
+
     def run(self) -> Simulation:
+        self.begun = self.pilot.begin()
+        if not self.begun:
+            return self  # a new run leaves nothing, and another one its checkpoint as the model
         for number in range(self.done + 1, self.pilot.asked + 1):
             self.now += self.update_seconds(number) + self.sleep(number)
             self.slept += self.sleep(number)

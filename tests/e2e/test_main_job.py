@@ -108,28 +108,6 @@ def test_the_same_seed_is_the_same_run_on_both(run: Run, model: Path, data: Path
     assert control[0] != pytest.approx(found[1][0]["loss"], abs=1e-3)
 
 
-def test_the_budget_ends_the_run_with_the_model_saved(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    done = run(
-        "train",
-        "--model",
-        model,
-        "--data",
-        data,
-        "--backend",
-        "torch",
-        "--num-epochs",
-        100_000,
-        "--max-time",
-        "14s",
-        "--output-dir",
-        "out",
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "out/run.json").read_text())["outcome"]
-    assert outcome["reason"] == "budget"
-    assert (tmp_path / "out/model/model.safetensors").exists()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path: Path, number: int) -> None:
     command = [

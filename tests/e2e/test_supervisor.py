@@ -211,6 +211,25 @@ def test_exit_codes_of_the_child_are_the_parents(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("error: ")) == (code, 1), done.stderr
 
 
+ENDS = """
+import atexit, sys
+sys.path.insert(0, {root!r})
+import cli
+atexit.register(print, "taken apart")
+sys.argv = ["cli.py", "train", "--no-such-flag"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("name", [VARIABLE, "RANK"])
+def test_a_child_ends_without_taking_its_framework_apart(tmp_path: Path, name: str) -> None:
+    """Its parent waits for it, and so does who gave the budget. RANK is the control: no child, and no parent either."""
+    command, environment = [sys.executable, "-c", ENDS.format(root=str(ROOT))], os.environ | {name: "{}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "train has no flag" in done.stderr) == (2, True), done.stderr
+    assert ("taken apart" in done.stdout) == (name != VARIABLE)
+
+
 def test_a_launcher_a_child_and_a_question_get_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MLX_RANK", VARIABLE):
         monkeypatch.delenv(name, raising=False)

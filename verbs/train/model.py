@@ -1,12 +1,12 @@
 """The model of a run on its backend: opened for the first segment, and again for each one after a failure.
 
 Before it is loaded, a formula says how many padded tokens a micro-batch may have; where that is close, one real
-micro-batch shows it.
+micro-batch shows it. A rehearsed micro-batch says how long an update may take, so that none is begun that has no time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.models.quantized import cached_base, dequantized_folder, is_quantized, widths
 from gsm8k_core.problems.batching import choose_tokens, fullest
-from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.tracking.terminal import Terminal, clock
 from gsm8k_core.training.memory import Plan, model_of, plan
 from gsm8k_core.training.plan import as_choice, fewer_tokens
-from gsm8k_core.types import Choice, OutOfMemoryError
+from gsm8k_core.types import Choice, OutOfMemoryError, PreflightError
 from verbs import Context
 from verbs.train.start import Job, checked_base
+
+REHEARSAL = 0.1  # of what the budget holds: where one pass takes more, the second, which would be quicker, is left out
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class OpenModel:
     choices: Mapping[str, Choice]
     quantized: Path | None = None  # qlora: the 4-bit base, in the cache or in the run
     plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
+    rehearsed: float = 0.0  # seconds that a padded token of an update takes; 0: not rehearsed
+    update_seconds: float = 0.0  # and the next update
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -69,6 +73,44 @@ def open_model(job: Job, context: Context) -> OpenModel:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
     choices = {"backend": job.backend, **backend.choices, "batches": tokens}
     return OpenModel(backend, choices, quantized, planned)
+
+
+def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal: Terminal) -> None:
+    """Time the smallest micro-batch of the next update, so that the run knows what one takes before it begins one.
+
+    `elapsed` gives the seconds of the whole run. Nothing is rehearsed when the budget is gone.
+    """
+    update, left = next(job.updates(model.micro_batch_tokens), None), job.config.budget_seconds - elapsed()
+    if update is None or left <= 0:
+        return
+    batch, before = min(update.micro_batches, key=lambda one: one.tokens.size), elapsed()
+    try:
+        seconds = model.backend.rehearse(batch, job.config, lambda: elapsed() - before > REHEARSAL * left)
+    except OutOfMemoryError as error:  # the first update will find the same, and be halved
+        terminal.say(f"memory   no micro-batch could be timed: {error}")
+        return
+    model.rehearsed = seconds / batch.tokens.size
+    model.update_seconds = model.rehearsed * update.num_tokens
+
+
+def check_time(job: Job, model: OpenModel, elapsed: float) -> None:
+    """Refuse a run that has no time for one update, before it has a folder. Raises PreflightError.
+
+    A run with a checkpoint is none: that becomes its model.
+    """
+    if not job.done and elapsed + model.update_seconds >= job.config.budget_seconds:
+        left = f"{job.run.folder} is as it was" if job.run else "no folder was made"
+        raise PreflightError(no_time(job, elapsed, model.update_seconds, left))
+
+
+def no_time(job: Job, elapsed: float, update: float, left: str) -> str:
+    """What a run says that cannot do one update; `left` is what it leaves on the disk."""
+    one = f" and an update takes about {clock(update)}" if update else ""
+    enough = int(2 * (elapsed + 2 * update) / 60) + 1
+    return (
+        f"--max-time {job.config.max_time} has no time for one update: {clock(elapsed)} are gone before it{one}; "
+        f"nothing was trained, {left}; give it more, such as --max-time {enough}m"
+    )
 
 
 def _plan_memory(job: Job, context: Context) -> Plan | None:

@@ -17,9 +17,10 @@ from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.best import read_label, write_label
+from gsm8k_core.training.budget import slowdown
 from gsm8k_core.training.checkpoints import newest, prune, write
 from gsm8k_core.training.health import Probe
-from gsm8k_core.training.measure import SHARE, DevResult, DevSet, Guard, base_line, measure_base
+from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, room_for_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.runs import Run
@@ -29,11 +30,12 @@ from gsm8k_core.types import (
     GSM8KError,
     Outcome,
     OutOfMemoryError,
+    PreflightError,
     StepEvent,
     StorageError,
 )
 from verbs import Context, as_json, say_choices
-from verbs.train.model import OpenModel, open_model
+from verbs.train.model import OpenModel, no_time, open_model, rehearse
 from verbs.train.recovery import go_on, keep, keep_model, name_newest
 from verbs.train.room import out_of_room, room_of
 from verbs.train.start import Job
@@ -94,6 +96,7 @@ class Segment:
         batches = job.batches or self.model.choices["batches"]
         self.job = replace(job, config=job.config.model_copy(update=dtype), batches=batches)
         self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
+        rehearse(self.job, self.model, self.elapsed, self.context.terminal)
         self.run.record(choices=as_json(self.model.choices))
 
     def keep_what_fits(self, error: StorageError) -> NoReturn:
@@ -138,15 +141,14 @@ class Segment:
                 narrator(event)
 
             self.pilot = pilot = RunPilot(config, self._hooks(emit, dev, guard), self._past(guard))
-            self._record_plan(pilot)
             values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
             emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
             if self.changed:
                 emit(StepEvent("adjust", job.adjustments[-1].as_json()))
             state = job.checkpoint.state() if job.checkpoint else None
             try:
-                # Without time for another update, the checkpoint's weights become the model.
-                spent = bool(job.done) and (self.elapsed() >= config.budget_seconds or job.only_model_is_missing)
+                spent = self._spent(pilot)
+                self._record_plan(pilot)
                 updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
                 outcome = self.model.backend.train(updates, self._trained_config(), pilot, state)
                 if spent:
@@ -161,6 +163,23 @@ class Segment:
         self._record_plan(pilot)
         self._note_choices()
         return outcome, pilot
+
+    def _spent(self, pilot: RunPilot[Any]) -> bool:
+        """Whether there is no time for another update: then the checkpoint's weights become the model.
+
+        Raises PreflightError where there is none either.
+        """
+        job = self.job
+        if job.only_model_is_missing:
+            return True
+        if pilot.begin() and self.elapsed() < job.config.budget_seconds:
+            return False
+        if not job.done:
+            left = (
+                f"{self.run.folder} has the settings of the run and no weights (--resume {self.run.folder} begins it)"
+            )
+            raise PreflightError(no_time(job, self.elapsed(), self.model.update_seconds, left))
+        return True
 
     def _note_choices(self) -> None:
         """Say and keep what the backend chose, or counted, while it trained."""
@@ -216,7 +235,7 @@ class Segment:
             keep_best=self._keep_best,
             slept=lambda: self.context.elapsed.slept,
             evaluate=dev.measure if dev else None,
-            answer=dev.part(0, guard.num_problems).measure if dev and guard.base else None,
+            answer=guard.measurement(dev) if dev and guard.base else None,
             probe=self._probe(),
         )
 
@@ -233,7 +252,8 @@ class Segment:
             tokens=list(islice(job.tokens(self.model.micro_batch_tokens), KNOWN_UPDATES)),
             micro_batch_tokens=self.model.micro_batch_tokens,
             widest=job.widest,
-            reserve=writing + END_SECONDS + self.sinks.reserve,
+            rehearsed=self.model.rehearsed,
+            reserve=writing + END_SECONDS * slowdown() + self.sinks.reserve,
             save_reserve=MOMENTS * writing,
         )
 
@@ -324,7 +344,7 @@ class Segment:
             return Guard(reason="--guard-problems 0")
         if (known := self._known_guard()) is not None:
             return known
-        room = SHARE * min(config.budget_seconds, max(config.budget_seconds - self.elapsed(), 0.0))
+        room = room_for_base(max(config.budget_seconds - self.elapsed(), 0.0), self.model.update_seconds)
         try:
             guard = (
                 measure_base(dev, base, config.guard_problems, room, self.interrupted)

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gsm8k_core.clock import kept_awake
@@ -28,7 +29,7 @@ from gsm8k_core.types import (
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.train.dry_run import dry_run
-from verbs.train.model import OpenModel, open_model
+from verbs.train.model import OpenModel, check_time, open_model, rehearse
 from verbs.train.recovery import note_killed
 from verbs.train.room import check_room
 from verbs.train.segment import Segment
@@ -52,6 +53,9 @@ def run(config: TrainConfig, context: Context) -> int:
     with stopping() as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
         model = open_model(job, context)
         say_choices(context.terminal, model.choices)
+        elapsed = partial(_elapsed, job, context)
+        rehearse(job, model, elapsed, context.terminal)
+        check_time(job, model, elapsed())
         claimed = job.claim(model.choices)
         flags = _repeated(job.config)
         link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
@@ -63,6 +67,11 @@ def run(config: TrainConfig, context: Context) -> int:
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)
     return EXIT_STOPPED if result["reason"] == STOP_INTERRUPTED else EXIT_OK
+
+
+def _elapsed(job: Job, context: Context) -> float:
+    """Seconds of the whole run."""
+    return job.seconds + context.elapsed()
 
 
 @contextmanager

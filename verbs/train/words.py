@@ -56,7 +56,7 @@ class Narrator:
             )
         if name == "probe":
             return "\n".join(f"health   update {values['update']}: {warning}" for warning in values["warnings"])
-        if name in ("dev_skipped", "guard_skipped"):
+        if name in ("dev_skipped", "guard_skipped", "probe_skipped"):
             what = name.removesuffix("_skipped")
             return f"{what:<8} update {values['update']}: not measured ({values['reason']})"
         if name == "guard":
@@ -81,6 +81,9 @@ class Narrator:
             )
         if abs(total - self._said) < SAID_AGAIN * self._said:
             return ""
+        if values["update"] == self._job.done:  # before the first update
+            self._said = total
+            return f"plan     as fast as one micro-batch went, {ends}"
         how = "slower" if total < self._said else "faster"
         self._said = total
         return f"plan     updates are {how} than thought: {'all of them fit' if total == asked else ends}"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gsm8k_core.training.measure import (
+    ANSWERS,
     BETTER,
+    LOSS,
+    TIMED_TOKENS,
     WORSE,
     DevResult,
     DevSet,
@@ -20,32 +25,46 @@ from gsm8k_core.training.measure import (
     end_line,
     event_line,
     measure_base,
+    room_for_base,
     verdict,
 )
 from gsm8k_core.types import Batch, Completion, Example, Problem, Sampling
 
 
 class Slow:
-    """A model whose every answer takes `seconds` of a clock of its own; it knows every other answer."""
+    """A model whose every answer takes `seconds` of a clock of its own; it knows every other answer.
 
-    def __init__(self, seconds: float, slower_after: int = 10**9) -> None:
+    Its first token comes in no time, the others take `seconds` in all, or until the end that it is given.
+    """
+
+    def __init__(
+        self, seconds: float, slower_after: int = 10**9, length: int = 9, scoring: float = 0.0, loss: float = 1.0
+    ) -> None:
         self.now, self.seconds, self.asked, self.slower_after = 100.0, seconds, 0, slower_after
+        self.length, self.scoring, self.loss, self.ends = length, scoring, loss, list[int]()
 
     def score(self, batch: Batch) -> Any:
-        return np.full((len(batch.tokens), batch.tokens.shape[1] - 1), -1.0, np.float32)
+        self.now += self.scoring * len(batch.tokens)
+        return np.full((len(batch.tokens), batch.tokens.shape[1] - 1), -self.loss, np.float32)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_token: Callable[[int, int], None]
     ) -> Iterator[tuple[int, Completion]]:
-        for index, prompt in enumerate(prompts):
-            self.now += self.seconds * (10 if self.asked >= self.slower_after else 1)
-            self.asked += 1
+        written = min(sampling.max_new_tokens, self.length)
+        self.ends.append(sampling.max_new_tokens)
+        for index in range(len(prompts)):
             on_token(index, 5)
-            yield index, Completion((prompt[1],), "stop")
+        for index, prompt in enumerate(prompts):
+            slower = 10 if self.asked >= self.slower_after else 1
+            for _ in range(written - 1):
+                self.now += self.seconds * slower / (self.length - 1)
+                on_token(index, 5)
+            self.asked += written == self.length
+            yield index, Completion((prompt[1],), "stop" if written == self.length else "length")
 
 
-def dev_set(live: Slow, num: int) -> DevSet:
-    examples = [Example(f"train-{n}", (7, n, 8, 9), 2) for n in range(num)]
+def dev_set(live: Slow, num: int, longest: int = 9, gold: int = 2) -> DevSet:
+    examples = [Example(f"train-{n}", (7, n, *[8] * gold), 2) for n in range(num)]
     problems = [Problem(f"train-{n}", "?", f"#### {n}", str(n)) for n in range(num)]
     return DevSet(
         examples,
@@ -53,18 +72,20 @@ def dev_set(live: Slow, num: int) -> DevSet:
         lambda tokens: f"#### {tokens[0] if tokens[0] % 2 else 1000}",
         batch_size=4,
         eval_batch_size=4,
-        max_new_tokens=9,
+        max_new_tokens=longest,
         clock=lambda: live.now,
     )
 
 
-def measured(seconds: float, room: float, num: int = 64, problems: int = 100, **more: Any) -> tuple[Guard, Slow]:
+def measured(
+    seconds: float, room: float, num: int = 64, problems: int = 100, longest: int = 9, gold: int = 2, **more: Any
+) -> tuple[Guard, Slow]:
     live = Slow(seconds, **more)
-    return measure_base(dev_set(live, problems), live, num, room, lambda: False), live
+    return measure_base(dev_set(live, problems, longest, gold), live, num, room, lambda: False), live
 
 
 def test_as_many_problems_as_fit_into_the_time() -> None:
-    guard, live = measured(0.1, room=2.5)
+    guard, live = measured(0.1, room=2.81)  # 0.3 of it to see how fast it goes
     assert (guard.num_problems, live.asked) == (25, 25)
     assert guard.base is not None
     assert guard.base.verdicts == tuple(n % 2 == 1 for n in range(25))
@@ -77,12 +98,68 @@ def test_never_more_than_asked_for_or_there_are() -> None:
     assert measured(0.1, room=1e3, problems=30)[0].num_problems == 30
 
 
-def test_not_even_eight_is_said() -> None:
-    guard, live = measured(1.0, room=7.5)
+def test_not_even_eight_losses_are_said() -> None:
+    guard, live = measured(1.0, room=7.5, scoring=2.0)
     assert guard.base is None
-    assert live.now - 100 <= 7.5 + 1.0  # one token past the time at most
-    assert "8 answers of the base took longer than 7.5 s" in base_line(guard)
+    assert live.now - 100 <= 7.5 + 8.0  # one batch past the time at most
+    assert "its loss on 8 gold answers took longer than 7.5 s" in base_line(guard)
     assert guard.outcome() == {"verdict": "not measured", "reason": guard.reason}
+
+
+def test_where_eight_whole_answers_have_no_time_all_are_cut_alike() -> None:
+    """A token takes a second: whole answers 8 x 319 s. The gold answers have two tokens, so a cut at 30 is no harm."""
+    guard, live = measured(319.0, room=400.0, length=320, longest=320)
+    assert guard.by == ANSWERS
+    assert 8 <= guard.num_problems <= 12
+    assert set(live.ends) == {TIMED_TOKENS, guard.max_new_tokens}
+    assert 30 <= guard.max_new_tokens <= 50
+    assert live.now - 100 <= 400
+    after = Slow(319.0, length=320)
+    assert guard.measurement(dev_set(after, 100, 320))(after, lambda: False) is not None
+    assert after.ends == [guard.max_new_tokens]
+    assert not guard.is_an_evaluation
+    assert f"all answers cut at {guard.max_new_tokens} tokens since time is short" in base_line(guard)
+
+
+def test_a_cut_that_would_cut_gold_answers_gives_way_to_the_loss() -> None:
+    guard, live = measured(319.0, room=400.0, length=320, longest=320, gold=60, scoring=1.0)
+    assert (guard.by, guard.num_problems, guard.max_new_tokens) == (LOSS, 64, 0)
+    assert guard.base is not None
+    assert guard.base.losses == (1.0,) * 64
+    assert live.now - 100 <= 400
+    assert "answers have no time; the base's loss on 64 gold answers of the dev split is 1.000" in base_line(guard)
+    better = Slow(319.0, loss=0.5)
+    after = guard.measurement(dev_set(better, 100))(better, lambda: False)
+    assert after is not None
+    assert better.ends == []  # no answer was written
+    found = guard.against_base(after)
+    assert (found["won"], found["lost"], found["verdict"], found["by"]) == (64, 0, BETTER, LOSS)
+    assert "loss 0.500 on 64 gold answers, the base 1.000 (lower on 64, higher on 0" in event_line(
+        {"update": 30, "when": "end", **found}
+    )
+    assert guard.against_base(replace(after, losses=(math.nan,) * 64))["verdict"] == WORSE
+    seen = guard.seen(30, after, last=True)
+    assert Guard.from_json(json.loads(json.dumps(seen.as_json(), allow_nan=False))) == seen
+    assert seen.outcome()["base"] == {"problems": 64, "loss": 1.0, "seconds": guard.seconds, "by": LOSS}
+
+
+def test_a_loss_that_is_lower_on_half_of_the_rows_shows_nothing() -> None:
+    base = replace(result(*[True] * 8), losses=(1.0,) * 8)
+    found = Guard(base=base, by=LOSS).against_base(replace(base, losses=(0.5, 1.5) * 4))
+    assert (found["won"], found["lost"], found["verdict"]) == (4, 4, "not distinguishable at n = 8")
+
+
+def test_the_base_may_take_a_share_of_the_time_or_two_updates_and_never_most_of_it() -> None:
+    assert room_for_base(7200.0, 10.0) == pytest.approx(360.0)
+    assert room_for_base(600.0, 40.0) == pytest.approx(80.0)
+    assert room_for_base(300.0, 90.0) == pytest.approx(50.0)
+    assert room_for_base(0.0, 90.0) == 0.0
+
+
+def test_an_older_runs_guard_is_read() -> None:
+    values = Guard(base=result(True, False)).as_json()
+    del values["by"], values["max_new_tokens"], values["base"]["losses"]
+    assert Guard.from_json(values) == Guard(base=result(True, False))
 
 
 def test_too_few_problems_are_said_and_cost_nothing() -> None:
@@ -96,9 +173,9 @@ def test_no_time_at_all_costs_nothing() -> None:
 
 
 def test_a_round_that_ran_out_of_time_is_dropped_whole() -> None:
-    guard, live = measured(0.1, room=2.4, slower_after=10)
+    guard, live = measured(0.1, room=2.7, slower_after=10)
     assert guard.num_problems == 8
-    assert live.now - 100 <= 2.4 + 1.0
+    assert live.now - 100 <= 2.7 + 1.0
 
 
 def test_a_signal_ends_it() -> None:
@@ -195,5 +272,5 @@ def test_a_model_that_is_not_better_is_said_to_be_so_with_what_to_try() -> None:
 
 
 def test_more_time_is_advised_only_where_time_was_short() -> None:
-    assert "a longer one helps" in base_line(measured(1.0, room=7.5)[0])
+    assert "a longer one helps" in base_line(measured(1.0, room=7.5, scoring=2.0)[0])
     assert "longer" not in base_line(Guard(reason="these rows have no dev split"))

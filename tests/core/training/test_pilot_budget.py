@@ -273,3 +273,100 @@ def test_the_time_to_go_is_never_more_than_the_budget_holds() -> None:
         values["eta"] <= 60 - values["elapsed"]  # type: ignore[operator]
         for values in (event.values for event in made.events if event.name == "update")
     )
+
+
+# --- a slow machine ------------------------------------------------------------------------------------------------
+
+LOADING, SLOW = 113.0, (85.0, 93.0)
+
+
+@pytest.mark.parametrize("budget", [60, 90, 115, 150, 200, 230, 260, 300, 420, 600, 1500])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("first", [1.0, 0.8])  # a rehearsal is a little quicker than the update
+def test_a_slow_machine_passes_no_budget_by_more_than_an_update(budget: int, seed: int, first: float) -> None:
+    """Loading takes 113 s, an update 85 to 93 s, a probe 68 s, an evaluation of the guard's problems 40 s."""
+    rng = np.random.default_rng([14, seed])
+    seconds = rng.uniform(*SLOW, size=40)
+    base = DevResult(1.0, 10, {"strict": 0, "flexible": 2, "robust": 0}, 10, 5, 40.0, (True,) * 2 + (False,) * 8)
+    made = Simulation(
+        40,
+        update=lambda n: float(seconds[n - 1]),
+        rehearsed=first * SLOW[0],
+        offset=LOADING,
+        probe=68.0,
+        probe_steps=1,
+        evaluation=40.0,
+        guard=Guard(base=base),
+        results=lambda n: base,
+        save=8.0,
+        final=6.0,
+        max_time=str(budget),
+    ).run()
+    assert made.now <= max(LOADING, budget) + seconds.max() - first * SLOW[0] + 0.5
+    assert made.begun == (made.done > 0)
+    if made.begun:
+        assert made.done in made.checkpoints or made.done == 40
+    else:
+        assert made.now == LOADING
+        assert made.checkpoints == {}
+    assert made.begun == (budget >= LOADING + first * SLOW[0] + 40 * 1.25 + 8 + 6)
+
+
+def test_control_without_a_rehearsal_a_first_update_is_begun_whatever_it_takes() -> None:
+    made = Simulation(40, update=lambda n: 90.0, offset=LOADING, max_time="150").run()
+    assert (made.begun, made.now > 150 + 50) == (True, True)
+
+
+@pytest.mark.parametrize("rehearsed", [0.0, 0.7, 1.0, 3.0, 20.0])
+def test_the_warm_up_is_of_the_plan_that_is_trained(rehearsed: float) -> None:
+    """Far more was asked for than fits: the rate still rises to its peak in steps, and not in a jump."""
+    made = Simulation(100_000, rehearsed=rehearsed, save=1.0, final=1.0, max_time="120", warmup_ratio=0.05).run()
+    rates, peak = made.values("update", "rate"), TrainConfig().learning_rate
+    assert made.done > 100
+    steps = [(new - old) / peak for old, new in zip([0.0, *rates], rates, strict=False)]
+    smallest = min(event.total for event in made.pilot.events)
+    assert max(steps) <= 1 / np.ceil(0.05 * smallest) + 1e-12
+    assert 0.9 * peak < max(rates) <= peak
+    if 0.7 <= rehearsed <= 3:  # the plan is of the right size from the first update on
+        assert made.pilot.events[1].update == 0
+        assert rates[0] > 0.05 * peak
+    assert rates[-1] < 0.1 * peak
+
+
+def test_a_rehearsal_that_was_too_slow_costs_no_updates() -> None:
+    made = Simulation(50, rehearsed=30.0, max_time="70").run()
+    assert (made.done, made.orders[50]) == (50, None)
+
+
+def test_a_rehearsal_changes_no_plan_that_may_fit() -> None:
+    made = Simulation(50, rehearsed=1.9, max_time="60").run()
+    assert made.pilot.events == (PlanEvent(0, 50),)
+    assert made.values("update", "rate") == [rate_at(n, 50, TrainConfig()) for n in range(1, 51)]
+
+
+def test_a_changed_warm_up_is_replayed() -> None:
+    settings: dict[str, Any] = {"rehearsed": 1.0, "warmup_ratio": 0.2, "max_time": "60"}
+    whole = Simulation(10_000, **settings).run()
+    assert len(whole.pilot.events) > 1
+    stopped = Simulation(10_000, signal_at=7.5, **settings).run()
+    resumed = Simulation(past=stopped.checkpoints[stopped.done], offset=stopped.now, **settings)
+    same = [event for event in resumed.pilot.events if event.update < stopped.done]
+    assert [resumed.pilot.rate(n) for n in range(1, stopped.done + 1)] == stopped.values("update", "rate")
+    assert same == [event for event in whole.pilot.events if event.update < stopped.done]
+
+
+def test_the_time_to_go_has_the_models_save_when_the_budget_is_passed() -> None:
+    made = Simulation(10, update=lambda n: 1.0 if n < 6 else 30.0, final=7.0, max_time="25").run()
+    assert made.now > 25
+    last = [event.values for event in made.events if event.name == "update"][-1]
+    assert last["eta"] >= 7.0
+
+
+def test_the_guards_own_cut_is_measured_beside_an_evaluation() -> None:
+    """Answers of an evaluation are longer than those of the base were: they are not compared with them."""
+    guard = Guard(base=BASE, max_new_tokens=50)
+    made = Simulation(20, eval_steps=5, evaluation=1.0, guard=guard, results=lambda n: AFTER).run()
+    assert made.evaluated == [5, 5, 10, 15, 20, 20]
+    assert made.names("guard") == [("guard", 5), ("guard", 20)]
+    assert made.names("dev") == [("dev", 5), ("dev", 10), ("dev", 15), ("dev", 20)]
+    assert made.values("guard", "max_new_tokens") == [50, 50]

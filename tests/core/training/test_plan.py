@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from gsm8k_core.training.plan import (
     adjustments_of,
     after_failure,
     fewer_tokens,
+    planned_rate,
+    rate_at,
     replay,
 )
 from gsm8k_core.types import (
@@ -153,3 +156,44 @@ def test_the_pilot_answers_by_the_facts_of_its_run() -> None:
     retried = RunPilot(config, hooks, Past([PlanEvent(0, 100)], [1.0] * 50, adjustments=[HALF]))
     assert retried.after_failure(NAN) == asked(NAN, begun=50, adjustments=[HALF])
     assert retried.after_failure(FULL) is None  # nothing is known that could be halved
+
+
+# --- the rate -----------------------------------------------------------------------------------------------
+
+
+def plain(update: int, total: int, config: TrainConfig) -> float:
+    """The rate of a plan that nothing changes, as it always was."""
+    warmup = math.ceil(config.warmup_ratio * total)
+    if update <= warmup:
+        return config.learning_rate * update / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * max(total - update + 1, 0) / (total - warmup + 1 if warmup else total)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("ratio", [0.0, 0.03, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("total", [1, 2, 7, 50, 141, 1000])
+def test_a_plan_that_nothing_changes_has_its_rates_to_the_last_bit(schedule: Any, ratio: float, total: int) -> None:
+    config = TrainConfig(schedule=schedule, warmup_ratio=ratio, learning_rate=3e-5)
+    again = [PlanEvent(0, total), PlanEvent(min(3, total), total), PlanEvent(min(5, total), total)]
+    for update in range(1, total + 1):
+        assert rate_at(update, total, config) == plain(update, total, config)
+        assert planned_rate(update, again, config) == plain(update, total, config)
+
+
+def test_a_smaller_plan_goes_on_with_the_rise_in_its_own_steps() -> None:
+    config = TrainConfig(warmup_ratio=0.1, learning_rate=0.5)
+    events = [PlanEvent(0, 10_000), PlanEvent(3, 40)]
+    rates = [planned_rate(update, events, config) for update in range(1, 9)]
+    assert rates[:3] == [0.5 * n / 1000 for n in (1, 2, 3)]
+    assert rates[3:6] == pytest.approx([0.5 * (0.003 + n / 4) for n in (1, 2, 3)])
+    assert max(rates) <= 0.5
+
+
+def test_a_larger_plan_never_begins_the_rise_again() -> None:
+    config = TrainConfig(warmup_ratio=0.1, learning_rate=0.5)
+    events = [PlanEvent(0, 20), PlanEvent(4, 1000)]
+    rates = [planned_rate(update, events, config) for update in range(1, 101)]
+    assert rates[:4] == [rate_at(update, 20, config) for update in range(1, 5)]
+    assert rates[4:] == [0.5] * 96

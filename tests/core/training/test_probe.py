@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,15 @@ class Steered:
     """A run of ten updates of one second each; a probe takes `cost` seconds."""
 
     def __init__(
-        self, done: int = 0, cost: float = 0.0, lost_at: int = 99, until: float = 1e9, **settings: Any
+        self,
+        done: int = 0,
+        cost: float = 0.0,
+        lost_at: int = 99,
+        until: float = 1e9,
+        token: float = 0.5,  # the deadline is asked once in so many seconds
+        **settings: Any,
     ) -> None:
+        self.token = token
         self.now, self.done, self.cost, self.lost_at = float(done), done, cost, lost_at
         self.told: list[tuple[str, object]] = []
         self.seconds: list[object] = []  # of each update
@@ -111,10 +118,15 @@ class Steered:
     def _save(self, update: int, live: str) -> Path:
         return Path(str(update))
 
-    def _probe(self, update: int, live: str) -> StepEvent:
+    def _probe(self, update: int, live: str, deadline: Callable[[], bool]) -> StepEvent | None:
         assert live == "weights"
         self.probed.append(update)
-        self.now += self.cost
+        left = self.cost
+        while left > 0:
+            if deadline():
+                return None
+            self.now += min(self.token, left)
+            left -= self.token
         if update >= self.lost_at:
             raise CollapsedError("lost", update=update)
         return StepEvent("probe", {"update": update})
@@ -152,9 +164,33 @@ def test_the_probes_seconds_are_no_updates() -> None:
 
 
 def test_a_probe_leaves_the_time_that_the_end_needs() -> None:
-    made = Steered(probe_steps=2, cost=3.0, max_time="11").run()
+    made = Steered(probe_steps=2, cost=3.0, max_time="11", batch_size=1, gradient_accumulation_steps=4).run()
     assert made.probed == [2, 4]  # at 6 and 8, 12 and 14 seconds are gone with them
     assert made.now <= 12
+
+
+def test_a_first_probe_that_is_slow_ends_when_its_time_does() -> None:
+    made = Steered(probe_steps=2, cost=68.0, max_time="30").run()
+    assert made.now <= 30 + 1
+    assert [name for name, update in made.told if update == 2] == ["update", "probe_skipped"]
+    assert made.probed == [2]  # another would take as long
+
+
+def test_a_first_probe_is_not_begun_where_as_many_rows_of_an_update_have_no_time() -> None:
+    few: dict[str, Any] = {"probe_steps": 2, "cost": 0.5, "max_time": "2.7", "batch_size": 1}
+    assert Steered(**few, gradient_accumulation_steps=16).run().probed == [2]
+    assert Steered(**few, gradient_accumulation_steps=1).run().probed == []
+
+
+def test_a_probe_asks_its_deadline_before_each_row_that_is_scored() -> None:
+    asked: list[int] = []
+
+    def late() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    assert Probe(ROWS, (END,), lambda tokens: "18")(25, Model(HEALTHY), late) is None
+    assert len(asked) == 3
 
 
 def test_no_probe_after_a_signal() -> None:
