@@ -196,7 +196,17 @@ def base_of(folder: Path) -> str:
     kept = _kept_base(folder.absolute()) if was_kept or hub.looks_like_path(name) else None
     if kept and ((was_kept and (kept.parent / RUN_RECORD).is_file()) or not hub.local_path(name)):
         return str(kept)
+    if hub.looks_like_path(name) and not hub.local_path(name):
+        return _moved_base(folder.absolute()) or name
     return name
+
+
+def _moved_base(adapter: Path) -> str | None:
+    """The base of a run that was gone on with from another place; what it wrote before names the old one."""
+    runs = [folder for folder in adapter.parents[:3] if (folder / RUN_RECORD).is_file()]
+    recorded = read_json(runs[0] / RUN_RECORD).get("model") if runs else None
+    name = recorded.get("name") if isinstance(recorded, dict) else None
+    return name if isinstance(name, str) and hub.local_path(name) else None
 
 
 def _kept_base(adapter: Path) -> Path | None:

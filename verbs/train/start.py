@@ -203,6 +203,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
 
     def claim(choices: Mapping[str, Choice]) -> Run:
         run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
+        run.record(**_names(run, config, source, data))
         return run
 
     return Job(
@@ -219,6 +220,18 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         adjustments=tuple(adjustments_of(run.manifest)),
         unfinished=unfinished,
     )
+
+
+def _names(run: Run, config: TrainConfig, source: Source, data: DataSet) -> dict[str, Any]:
+    """Where model and data are today; their hashes, which were checked, stay the run's.
+
+    A model or a data set may have moved before it was gone on with, and compare and eval look for them by these names.
+    """
+    places = {"model": (config.model, source.choice.name), "data": (config.data, data.choice.name)}
+    return {
+        part: {**(run.manifest.get(part) or {}), "name": name, "source": chosen}
+        for part, (name, chosen) in places.items()
+    }
 
 
 def _newest_of(
