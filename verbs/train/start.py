@@ -29,7 +29,7 @@ from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, sum
 from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
-from gsm8k_core.training.health import PROBE_ROWS
+from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS
 from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
 from gsm8k_core.training.runs import Run, check, check_free, create, cut_metrics, default_folder, newest_stopped, reopen
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
@@ -96,6 +96,13 @@ class Job:
     def widest(self) -> int:
         """Padded tokens of the longest row."""
         return width_of(self.rows.examples)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that is read: padded, or of a dev problem with the longest answer it may get."""
+        asked = [*(example for _, example in self.rows.dev), *self.rows.probed]
+        answered = (example.num_prompt + max(self.config.eval_max_new_tokens, PROBE_TOKENS) for example in asked)
+        return max(self.widest, width_of(asked) if asked else 0, *answered, 0)
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
