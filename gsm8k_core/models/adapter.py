@@ -25,7 +25,14 @@ import numpy as np
 from gsm8k_core.config.fields import ALL_LINEAR
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.folder import RUN_RECORD, read_tensors, weight_files, write_model_folder
+from gsm8k_core.models.folder import (
+    RUN_RECORD,
+    ModelFolder,
+    read_tensors,
+    weight_files,
+    with_both_rope_keys,
+    write_model_folder,
+)
 from gsm8k_core.models.store import made_once, short_hash
 from gsm8k_core.types import DataError, UsageError
 
@@ -155,6 +162,20 @@ def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: L
     with new_folder(directory) as folder:
         save_file(arrays, str(folder / MLX_WEIGHTS), metadata={"format": "mlx"})
         write_json(folder / CONFIG, config)
+
+
+def mlx_command(base: ModelFolder, name: str, adapter: Path) -> str | None:
+    """The Python line that opens an adapter rightly in mlx-lm, where `mlx_lm.load(base, adapter_path=...)` would not.
+
+    mlx-lm takes the RoPE base from the top level of config.json alone, where transformers 5 does not write it, and an
+    absent tie_word_embeddings for true: it would compute with another base than was trained, without a word. None
+    where nothing is amiss. `name` is the reference of the base.
+    """
+    config = base.config
+    wanted = {**with_both_rope_keys(config), "tie_word_embeddings": base.tied_head}
+    read = {"rope_theta": None, "rope_scaling": None, "tie_word_embeddings": True}  # mlx-lm's, where a key is not there
+    told = {key: wanted[key] for key in read if key in wanted and wanted[key] != config.get(key, read[key])}
+    return f"mlx_lm.load({name!r}, adapter_path={str(adapter)!r}, model_config={told!r})" if told else None
 
 
 def mlx_name(name: str) -> str:
