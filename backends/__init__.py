@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gsm8k_core.models.window import refuse_longer, window_of
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
@@ -135,6 +136,15 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
             f"try --method lora{'' if name == 'mlx' else ' or --backend mlx'}"
         )
     module.check(device, dtype)
+
+
+def check_rows(name: str, config: Mapping[str, Any], longest: int) -> None:
+    """Refuse rows of `longest` tokens where the model has a shorter window, and the backend would not keep to it.
+
+    `config` is the model's config.json. Raises PreflightError. Imports the framework.
+    """
+    if not _module(name, "device").CAPABILITIES.sliding_window:
+        refuse_longer(window_of(config), longest, name)
 
 
 def left_open(own: Mapping[str, str], given: Mapping[str, str]) -> Mapping[str, str]:

@@ -213,6 +213,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
         remove_stale(directory)
         folder.mkdir()
         yield folder
+        _open_up(folder)
         _sync_tree(folder)
         os.rename(folder, directory)
         sync(directory.parent)
@@ -280,6 +281,13 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _open_up(folder: Path) -> None:
+    """Give every file the rights that the umask leaves, as the folder has them: safetensors writes its own 0600."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not WINDOWS:
+            path.chmod(folder.stat().st_mode & 0o666)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -39,6 +39,7 @@ from gsm8k_core.backend import Pilot, ignore_token
 from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, peft_name, write_adapter
 from gsm8k_core.models.folder import ModelFolder, weight_files, write_model_folder
+from gsm8k_core.models.window import refuse_longer, window_of
 from gsm8k_core.training.finite import check_fit, check_resumed, check_weights, checked_state
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -77,6 +78,7 @@ class MLXBackend:
             self.choices["blas"] = rated(BLAS, measure_gflops())
         self._folder = folder
         self._end_ids = frozenset(files.end_ids)
+        self._window = window_of(files.config)
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._masters: dict[str, mx.array] = {}  # what is trained, in float32
@@ -107,10 +109,26 @@ class MLXBackend:
                 step = self._micro_batch(config)
                 name_of = peft_name if self._spec is not None else str
                 outcome = train(
-                    step, self._masters, self._optimizer, updates, config, pilot, self, self._dtype, name_of
+                    step,
+                    self._masters,
+                    self._optimizer,
+                    self._within_window(updates),
+                    config,
+                    pilot,
+                    self,
+                    self._dtype,
+                    name_of,
                 )
             self.choices["compile"] = Choice(COMPILER.name, f"{COMPILER.reason}; {step.num_traces} shapes traced")
             return outcome
+
+    def _refuse_longer(self, longest: int) -> None:
+        refuse_longer(self._window, longest, self.name)
+
+    def _within_window(self, updates: Iterable[Update]) -> Iterator[Update]:
+        for update in updates:
+            self._refuse_longer(max(batch.tokens.shape[1] for batch in update.micro_batches))
+            yield update
 
     def _predicted_peak(self, config: TrainConfig) -> int:
         names = self.choices["dtype"].name, self.choices["device"].name
@@ -173,10 +191,12 @@ class MLXBackend:
         on_token: OnToken = ignore_token,
         keys: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
+        self._refuse_longer(max(map(len, prompts), default=0) + sampling.max_new_tokens)
         with memory_error("mlx", NO_MEMORY):
             yield from generate(self._model, prompts, sampling, self._end_ids, on_token, keys)
 
     def score(self, batch: Batch) -> FloatArray:
+        self._refuse_longer(batch.tokens.shape[1])
         with memory_error("mlx", NO_MEMORY):
             return score(self._model, batch.tokens)
 
@@ -196,6 +216,7 @@ class MLXBackend:
 
     def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         seconds = math.inf
+        self._refuse_longer(batch.tokens.shape[1])
         with memory_error("mlx", NO_MEMORY):
             self._prepare(config)
             set_working(self._model, self._masters, self._dtype)

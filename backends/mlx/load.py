@@ -15,9 +15,10 @@ from safetensors import safe_open
 
 from backends.mlx.loss import head, hidden_states
 from gsm8k_core.files import read_json
-from gsm8k_core.models.folder import ModelFolder, rope_theta, with_both_rope_keys
+from gsm8k_core.models.folder import EMBEDDING, HEAD, LOADED_FILES, ModelFolder, rope_theta, with_both_rope_keys
 from gsm8k_core.types import DataError, PreflightError
 
+_SILU_ONLY = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")  # model types whose MLP is written so there
 # Names that a Hugging Face folder may hold and the model does not need: a tied head, and saved RoPE tables.
 _SPARE = ("lm_head.weight", "rotary_emb.inv_freq")
 
@@ -33,6 +34,7 @@ def _weight_names(folder: Path) -> set[str]:
 def load(folder: Path) -> Any:
     """The model in float32, with the RoPE base and the head of its folder whichever library wrote it."""
     config = read_json(folder / "config.json")
+    _refuse_ignored(config, folder)
     # mlx-lm reads only the top-level rope_theta, and takes an absent tie_word_embeddings for true.
     settings = {**with_both_rope_keys(config), "tie_word_embeddings": ModelFolder(folder).tied_head}
     try:
@@ -47,6 +49,29 @@ def load(folder: Path) -> Any:
     cast(model, mx.float32)
     _check_loaded(model, config, folder)
     return model
+
+
+def _refuse_ignored(config: dict[str, Any], folder: Path) -> None:
+    """Refuse what mlx-lm would leave out of the model without a word. (A sliding window is the rows' matter.)"""
+    activation = config.get("hidden_act", "silu")
+    if config.get("model_type") in _SILU_ONLY and activation not in ("silu", "swish"):
+        raise PreflightError(
+            f"{folder / 'config.json'} has hidden_act {activation!r}, and mlx-lm computes silu; try --backend torch"
+        )
+    if config.get("tie_word_embeddings") and _another_head(folder):
+        raise PreflightError(
+            f"{folder} stores an lm_head that is not its embedding, though tie_word_embeddings is true, and mlx-lm "
+            "takes the embedding; try --backend torch, or set tie_word_embeddings to false"
+        )
+
+
+def _another_head(folder: Path) -> bool:
+    """Whether a head is stored beside the embedding, with other weights."""
+    found: dict[str, mx.array] = {}
+    for path in sorted(folder.glob(LOADED_FILES)):
+        arrays = mx.load(str(path))  # lazily: only what is compared is read
+        found |= {name: array for name, array in arrays.items() if name in (HEAD, f"model.{EMBEDDING}")}
+    return len(found) == 2 and not mx.array_equal(*found.values()).item()
 
 
 def cast(model: Any, dtype: mx.Dtype) -> None:

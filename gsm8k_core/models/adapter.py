@@ -27,7 +27,14 @@ from gsm8k_core.config.fields import ALL_LINEAR
 from gsm8k_core.config.stored import Size, Stored, stored
 from gsm8k_core.files import file_hash, new_folder, read_json, write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.folder import RUN_RECORD, read_tensors, weight_files, write_model_folder
+from gsm8k_core.models.folder import (
+    RUN_RECORD,
+    ModelFolder,
+    read_tensors,
+    weight_files,
+    with_both_rope_keys,
+    write_model_folder,
+)
 from gsm8k_core.models.store import made_once, short_hash
 from gsm8k_core.types import DataError, UsageError
 
@@ -178,6 +185,20 @@ def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: L
         write_json(folder / CONFIG, config)
 
 
+def mlx_command(base: ModelFolder, name: str, adapter: Path) -> str | None:
+    """The Python line that opens an adapter rightly in mlx-lm, where `mlx_lm.load(base, adapter_path=...)` would not.
+
+    mlx-lm takes the RoPE base from the top level of config.json alone, where transformers 5 does not write it, and an
+    absent tie_word_embeddings for true: it would compute with another base than was trained, without a word. None
+    where nothing is amiss. `name` is the reference of the base.
+    """
+    config = base.config
+    wanted = {**with_both_rope_keys(config), "tie_word_embeddings": base.tied_head}
+    read = {"rope_theta": None, "rope_scaling": None, "tie_word_embeddings": True}  # mlx-lm's, where a key is not there
+    told = {key: wanted[key] for key in read if key in wanted and wanted[key] != config.get(key, read[key])}
+    return f"mlx_lm.load({name!r}, adapter_path={str(adapter)!r}, model_config={told!r})" if told else None
+
+
 def mlx_name(name: str) -> str:
     """mlx-lm's name for PEFT's; the array under it is the transpose."""
     return _module(name) + next(theirs for ours, theirs in ENDINGS.items() if name.endswith(ours))
@@ -217,7 +238,17 @@ def base_of(folder: Path) -> str:
     kept = _kept_base(folder.absolute()) if was_kept or hub.looks_like_path(name) else None
     if kept and ((was_kept and (kept.parent / RUN_RECORD).is_file()) or not hub.local_path(name)):
         return str(kept)
+    if hub.looks_like_path(name) and not hub.local_path(name):
+        return _moved_base(folder.absolute()) or name
     return name
+
+
+def _moved_base(adapter: Path) -> str | None:
+    """The base of a run that was gone on with from another place; what it wrote before names the old one."""
+    runs = [folder for folder in adapter.parents[:3] if (folder / RUN_RECORD).is_file()]
+    recorded = read_json(runs[0] / RUN_RECORD).get("model") if runs else None
+    name = recorded.get("name") if isinstance(recorded, dict) else None
+    return name if isinstance(name, str) and hub.local_path(name) else None
 
 
 def _kept_base(adapter: Path) -> Path | None:

@@ -7,7 +7,7 @@ One whole problem, as GSM8K writes it, with Qwen2.5's tokenizer:
     He has 2 + 3 = <<2+3=5>>5.
     #### 5
 
-The model's own chat template makes turns of it, and these are 64 tokens. Of each, the text ("_" is a space, "↵" the
+The model's own chat template makes turns of it, and these are 63 tokens. Of each, the text ("_" is a space, "↵" the
 end of a line), the number, and the mask: 1 where the token is trained, as what should come after all before it.
 
     <|im_start|> system ↵   S  olve _step _by _step .  _The _last _line _must _be :  _#### _<  number >  <|im_end|> ↵
@@ -22,14 +22,15 @@ end of a line), the number, and the mask: 1 where the token is trained, as what 
     151644       77091     198
     0            0         0
 
-    He   _has _   2  _+  _   3  _=  _<<  2  +  3  =  5  >>   5  .↵  #### _   5  <|im_end|> ↵
-    1519 702  220 17 488 220 18 284 1115 17 10 18 28 20 2452 20 624 820  220 20 151645     198
-    1    1    1   1  1   1   1  1   1    1  1  1  1  1  1    1  1   1    1   1  1          1
+    He   _has _   2  _+  _   3  _=  _<<  2  +  3  =  5  >>   5  .↵  #### _   5  <|im_end|>
+    1519 702  220 17 488 220 18 284 1115 17 10 18 28 20 2452 20 624 820  220 20 151645
+    1    1    1   1  1   1   1  1   1    1  1  1  1  1  1    1  1   1    1   1  1
 
-So the prompt's 42 tokens are read and never trained, and the answer's 22 are, with the end of its turn among them:
-without that, a model would never learn to stop.
+So the prompt's 42 tokens are read and never trained, and the answer's 21 are, with the end of its turn as the last:
+without that, a model would never learn to stop. The line end that the template writes after it is no part of the row:
+an answer ends at the end token, and nobody asks what would come then.
 
-The row is Example("train-0", tokens=(151644, 8948, 198, ..., 151645, 198), num_prompt=42).
+The row is Example("train-0", tokens=(151644, 8948, 198, ..., 20, 151645), num_prompt=42).
 
 Training and evaluation render the same messages through the model's own chat template, so a prompt has the
 same ids in both. Shots, solved examples before the question, are an evaluation's alone.
@@ -135,7 +136,7 @@ def prompt_tokens(tokenizer: Tokenizer, problems: Sequence[Problem], shots: Shot
 
 
 def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: Iterable[int]) -> list[Example]:
-    """Training rows, whole: the answer and its end token supervised, the prompt not.
+    """Training rows, whole: the answer and its end token supervised, the prompt not; the row ends there.
 
     Raises DataError when a prompt is not a token prefix of its row, or when a row has no end token among its
     supervised ones: such a row would train the wrong thing silently.
@@ -153,8 +154,21 @@ def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: It
             raise DataError(
                 f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}"
             )
-        examples.append(Example(problem.id, tuple(row), len(prompt)))
+        examples.append(Example(problem.id, tuple(row[: _end(tokenizer, row, len(prompt), ends)]), len(prompt)))
     return examples
+
+
+def _end(tokenizer: Tokenizer, row: Sequence[int], num_prompt: int, ends: frozenset[int]) -> int:
+    """How many tokens a row has up to the one that ends the answer, itself included.
+
+    That is the last end token, or an earlier one with nothing but white space between: some templates close the turn,
+    and then the text as well. One inside of an answer ends nothing: no answer is cut.
+    """
+    places = [place for place in range(num_prompt, len(row)) if row[place] in ends]
+    last = places.pop()
+    while places and not decode(tokenizer, row[places[-1] + 1 : last]).strip():
+        last = places.pop()
+    return last + 1
 
 
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

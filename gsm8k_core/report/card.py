@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from gsm8k_core.files import write_bytes
-from gsm8k_core.report.words import Facts, between, headline, p_value, percent, points, visible, without_secrets
+from gsm8k_core.report.words import Facts, between, bounds, headline, p_value, percent, points, visible, without_secrets
 from gsm8k_core.scoring.answers import HEADLINE, RULES
 from gsm8k_core.types import DataError
 
@@ -126,7 +126,7 @@ def _body(comparison: Mapping[str, Any], name: str, facts: Facts) -> list[str]:
         f"# {escaped(name)}",
         "",
         f"**{result.title}.** {percent(result.base)} → {percent(result.trained)}, "
-        f"{points(result.difference)} points ({between(result.difference_interval)}), {p_value(result.p)}.",
+        f"{points(result.difference)} points ({bounds(result.difference_interval)}), {p_value(result.p)}.",
         "",
         f"{result.n:,} problems of {escaped(trained.get('data', 'the data'))}, {escaped(trained.get('split', 'test'))} "
         f"split. Base: {code(base.get('model', 'base'))}. {result.won:,} problems won, {result.lost:,} lost, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsm8k_core.report.words import headline
+from gsm8k_core.report.words import bound, headline
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
@@ -148,10 +148,8 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 def difference(comparison: Mapping[str, Any]) -> str:
     """How much better, in points, with the interval."""
     result = headline(comparison)
-    low, high = result.difference_interval
-    return (
-        f"the difference is {100 * result.difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
-    )
+    low, high = (bound(each, "+") for each in result.difference_interval)
+    return f"the difference is {100 * result.difference:+.1f} points (95 % interval {low} to {high})"
 
 
 def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:

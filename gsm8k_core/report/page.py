@@ -119,7 +119,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(words, name) for name in ("percent", "between", "points", "p_value", "without_secrets")
+        name: getattr(words, name) for name in ("percent", "between", "bounds", "points", "p_value", "without_secrets")
     }
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment

@@ -100,6 +100,20 @@ def between(interval: Sequence[float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def bounds(interval: Sequence[float]) -> str:
+    """Of a difference: -2.0 to 9.4, with more digits where one would make a 0 of a bound that is none.
+
+    A bound of 0 says that nothing was shown, and the verdict beside it may say that something was.
+    """
+    return " to ".join(bound(each) for each in interval).replace("-", "\N{MINUS SIGN}")
+
+
+def bound(share: float, sign: str = "") -> str:
+    """One bound of a difference in points."""
+    digits = next((digits for digits in range(1, 6) if round(100 * share, digits)), 1)
+    return f"{100 * share:{sign}.{digits}f}" if round(100 * share, digits) else f"{0.0:{sign}.1f}"
+
+
 def points(difference: float) -> str:
     """A difference of two shares in points, with its sign."""
     number = round(100 * difference, 1)

@@ -12,9 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 import backends
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.models.adapter import LoraSpec, write_mlx_adapter
+from gsm8k_core.models.adapter import LoraSpec, mlx_command, write_mlx_adapter
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import DataError, Example, Orders, PreflightError, TrainState, Update, UsageError
+from tests import tiny
 from tests.backends.conftest import FakePilot
 
 ADAPTER: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8}
@@ -109,6 +111,32 @@ def test_mlx_lm_opens_what_was_trained(
         scores.append(np.array(mx.take_along_axis(log_p, mx.array(batch.tokens[:, 1:, None]), axis=-1)[..., 0]))
     assert np.abs(scores[1] - ours).max() < LOADER_TOLERANCE
     assert np.abs(scores[0] - ours).max() > 10 * LOADER_TOLERANCE  # the control: without its adapter
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="mlx-lm is not installed here")
+def test_a_base_that_transformers_5_saved_opens_in_mlx_lm_by_the_line_that_is_said(
+    examples: list[Example], tmp_path: Path
+) -> None:
+    import mlx.core as mx
+    import mlx_lm
+
+    base = tiny.make(tmp_path / "base", "llama")
+    config = json.loads((base / "config.json").read_text())
+    assert mlx_command(ModelFolder(base), str(base), tmp_path / "adapter") is None  # with both keys nothing is amiss
+    del config["rope_theta"]
+    (base / "config.json").write_text(json.dumps(config))
+    backend = adapter("torch", base, examples, method="lora")
+    write_mlx_adapter(tmp_path / "adapter", backend.state().parameters, LoraSpec(4, 8, 0.0, (), False, 0), str(base))
+    batch, scores = pad(examples[:3]), []
+    line = mlx_command(ModelFolder(base), str(base), tmp_path / "adapter")
+    assert line is not None
+    for load in (line, f"mlx_lm.load({str(base)!r}, adapter_path={str(tmp_path / 'adapter')!r})"):
+        model, _ = eval(load, {"mlx_lm": mlx_lm})  # as a person would type it
+        logits = model(mx.array(batch.tokens)).astype(mx.float32)[:, :-1]
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        scores.append(np.array(mx.take_along_axis(log_p, mx.array(batch.tokens[:, 1:, None]), axis=-1)[..., 0]))
+    assert np.abs(scores[0] - backend.score(batch)).max() < LOADER_TOLERANCE
+    assert np.abs(scores[1] - backend.score(batch)).max() > 10 * LOADER_TOLERANCE  # as mlx-lm opens it by itself
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,34 @@ def test_the_head_is_cast_anew_outside_an_update(qwen2: Path, examples: list[Exa
         after = LossModel(model)(**arguments)
         assert loss(**arguments) == after != before
         assert not torch.equal(same_head, loss._head(model.lm_head.weight, torch.bfloat16))
+
+
+# --- the gradient's norm ----------------------------------------------------------------------------------------------
+
+
+def test_the_norm_of_an_embeddings_gradient_is_whole() -> None:
+    from backends.torch.train import global_norm
+
+    embedding = torch.randn(49_152, 576, generator=torch.Generator().manual_seed(0))
+    others = [torch.randn(576), torch.randn(()), torch.randn(3, 4, 5)]
+    exact = math.sqrt(math.fsum(float(each.double().square().sum()) for each in (embedding, *others)))
+    assert abs(global_norm([embedding, *others]).item() / exact - 1) < 1e-6  # measured 3e-8
+    control = torch.nn.utils.get_total_norm([embedding, *others]).item()
+    assert abs(control / exact - 1) > 1e-5, "torch sums in blocks by now: then Trainer's own norm would do"
+
+
+def test_a_large_gradient_is_clipped_by_that_norm(qwen2: Path, examples: list[Example]) -> None:
+    backend: Any = backends.open("torch", qwen2, "cpu", "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        clip, seen = torch.nn.utils.clip_grads_with_norm_, []
+
+        def spy(parameters: Any, limit: float, norm: torch.Tensor) -> None:
+            clip(parameters, limit, norm)
+            seen.append((limit, norm.item(), math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters))))
+
+        patch.setattr(torch.nn.utils, "clip_grads_with_norm_", spy)
+        updates = make_updates(examples, max_tokens=999, update_size=4, seed=0, num_epochs=1)
+        backend.train(list(updates)[:2], TrainConfig(max_grad_norm=0.25, batch_size=4), pilot := FakePilot())
+    for (limit, norm, clipped), stats in zip(seen, pilot.stats, strict=True):
+        assert limit == 0.25 < norm == stats.grad_norm
+        assert clipped == pytest.approx(0.25, rel=1e-4)

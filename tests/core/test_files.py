@@ -7,7 +7,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gsm8k_core import files
 from gsm8k_core.files import new_folder, read_json, sync, write_json
@@ -104,3 +106,22 @@ def test_a_file_is_synced_as_windows_needs_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files, "WINDOWS", False)
     sync(tmp_path / "folder")
     assert flags == {"file": os.O_RDWR, "folder": os.O_RDONLY}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights of POSIX")
+@pytest.mark.parametrize(("umask", "rights"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_what_safetensors_writes_has_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int, rights: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "model") as folder:
+            save_file({"w": np.zeros(3, np.float32)}, folder / "model.safetensors")
+            assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o600  # its own way
+            (folder / "more").mkdir()
+            save_file({"w": np.zeros(3, np.float32)}, folder / "more/moments.safetensors")
+            write_json(folder / "config.json", {})
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == dict.fromkeys(
+        ["model.safetensors", "moments.safetensors", "config.json"], rights
+    )

@@ -233,3 +233,16 @@ def test_reasons_do_not_blame_a_flag_for_what_the_file_says(run: Run, model: Pat
     done = run("inspect", "--config", "c.yaml")
     assert "train: you named it;" in " ".join(done.stdout.split())
     assert "--data" not in done.stdout
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="mlx's")
+def test_a_window_that_mlx_ignores_is_refused_before_anything_is_made(run: Run, data: Path, tmp_path: Path) -> None:
+    windowed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 8}
+    model = tiny.make(tmp_path / "windowed", "llama", **windowed)
+    place = ("--model", model, "--data", data, "--backend", "mlx", "--device", "cpu", "--dtype", "float32")
+    trained = run("train", *place, "--output-dir", tmp_path / "run")
+    assert (trained.returncode, "config.json has sliding_window 8, which mlx" in trained.stderr) == (3, True)
+    assert not (tmp_path / "run").exists()
+    scored = run("eval", *place, "--max-samples", "2", "--max-new-tokens", "4")
+    assert (scored.returncode, "--backend torch" in scored.stderr) == (3, True), scored.stderr
+    assert len(scored.stderr.strip().splitlines()) == 1

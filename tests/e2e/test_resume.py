@@ -15,6 +15,7 @@ from filelock import FileLock
 from safetensors.numpy import load_file
 
 import backends
+from gsm8k_core.models.adapter import base_of
 from tests import tiny
 from tests.apples import write_problems
 
@@ -267,6 +268,34 @@ def test_flags_of_the_start_may_be_repeated(run: Any, train: Any, tmp_path: Path
     again = ("--data", "auto", "--dtype", "auto", "--model", os.path.relpath(model))
     assert run("train", "--resume", str(folder), *again).returncode == 0
     assert json.loads((folder / "run.json").read_text())["config"]["model"] == str(model)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_moved_is_found_by_compare_after_the_resume(
+    run: Any, train: Any, tmp_path: Path, model: Path, data: Path, method: str
+) -> None:
+    old = shutil.copytree(model, tmp_path / "old/model"), shutil.copytree(data, tmp_path / "old/data")
+    flags = ("--model", str(old[0]), "--data", str(old[1]), "--backend", "torch", "--method", method)
+    assert train(tmp_path / "whole", *flags, *(ADAPTER if method == "lora" else ())).returncode == 0
+    folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
+    before = json.loads((folder / "run.json").read_text())
+    (tmp_path / "old").rename(tmp_path / "new")
+    new = tmp_path / "new/model", tmp_path / "new/data"
+    resumed = run("train", "--resume", str(folder), "--model", str(new[0]), "--data", str(new[1]))
+    assert resumed.returncode == 0, resumed.stderr
+    few = ("--max-samples", "2", "--max-new-tokens", "4")
+    evaluated = run("eval", "--model", str(folder), *few)
+    assert evaluated.returncode == 0, evaluated.stderr
+    advice = next(line for line in evaluated.stdout.splitlines() if line.startswith("next "))
+    compared = run(*advice.split()[3:], *few)  # next python cli.py compare ...
+    assert compared.returncode == 0, compared.stderr
+    manifest = json.loads((folder / "run.json").read_text())
+    assert [manifest[part]["name"] for part in ("model", "data")] == [str(path) for path in new]
+    assert manifest["model"]["hash"] == before["model"]["hash"]
+    assert manifest["data"]["sha256"] == before["data"]["sha256"]
+    # What was written before the move names the old place: the run knows the new one.
+    if method == "lora":
+        assert base_of(folder / "checkpoints/update-000002/model") == base_of(folder / "model") == str(new[0])
 
 
 @pytest.mark.parametrize(

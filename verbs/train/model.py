@@ -52,6 +52,7 @@ class OpenModel:
 def open_model(job: Job, context: Context) -> OpenModel:
     """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
     config = job.config
+    backends.check_rows(job.backend.name, job.source.model.config, job.longest)
     planned = None if job.batches else _plan_memory(job, context)
     if planned is not None:
         context.terminal.say(f"memory   {planned.line()}")

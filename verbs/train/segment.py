@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import remove_folder
-from gsm8k_core.models.adapter import lora_spec, write_mlx_adapter
+from gsm8k_core.models.adapter import lora_spec, mlx_command, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.terminal import MetricsFile
@@ -196,6 +196,12 @@ class Segment:
         if spec is not None:
             values, base = backend.state().parameters, self._trained_config().model
             self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
+            under = ModelFolder(self.run.base) if self.model.quantized else self.job.source.model
+            if command := mlx_command(under, base, self.run.mlx_adapter):
+                said = (
+                    f"mlx-lm does not read all of the base's config.json; {self.run.mlx_adapter} opens with {command}"
+                )
+                self.context.terminal.say(f"note     {said}")
 
     def _prepare_base(self) -> None:
         source, base = self.model.quantized, self.run.base

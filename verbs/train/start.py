@@ -29,7 +29,7 @@ from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, sum
 from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
-from gsm8k_core.training.health import PROBE_ROWS
+from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS
 from gsm8k_core.training.manifest import check_facts
 from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
 from gsm8k_core.training.runs import (
@@ -107,6 +107,13 @@ class Job:
     def widest(self) -> int:
         """Padded tokens of the longest row."""
         return width_of(self.rows.examples)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that is read: padded, or of a dev problem with the longest answer it may get."""
+        asked = [*(example for _, example in self.rows.dev), *self.rows.probed]
+        answered = (example.num_prompt + max(self.config.eval_max_new_tokens, PROBE_TOKENS) for example in asked)
+        return max(self.widest, width_of(asked) if asked else 0, *answered, 0)
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
@@ -214,6 +221,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
 
     def claim(choices: Mapping[str, Choice]) -> Run:
         run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
+        run.record(**_names(run, config, source, data))
         return run
 
     return Job(
@@ -230,6 +238,18 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         adjustments=tuple(adjustments_of(run.manifest)),
         unfinished=unfinished,
     )
+
+
+def _names(run: Run, config: TrainConfig, source: Source, data: DataSet) -> dict[str, Any]:
+    """Where model and data are today; their hashes, which were checked, stay the run's.
+
+    A model or a data set may have moved before it was gone on with, and compare and eval look for them by these names.
+    """
+    places = {"model": (config.model, source.choice.name), "data": (config.data, data.choice.name)}
+    return {
+        part: {**(run.manifest.get(part) or {}), "name": name, "source": chosen}
+        for part, (name, chosen) in places.items()
+    }
 
 
 def _newest_of(

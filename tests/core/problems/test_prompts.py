@@ -9,8 +9,10 @@ from textwrap import indent
 
 import pytest
 
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.tokenizer import Tokenizer, load_tokenizer
 from gsm8k_core.problems import prompts
+from gsm8k_core.problems.batching import rows_hash
 from gsm8k_core.problems.data import carve_dev
 from gsm8k_core.problems.prompts import (
     NO_SHOTS,
@@ -22,7 +24,8 @@ from gsm8k_core.problems.prompts import (
     messages,
     prompt_tokens,
 )
-from gsm8k_core.types import DataError, Example, Problem
+from gsm8k_core.training.runs import check
+from gsm8k_core.types import DataError, Example, Problem, UsageError
 from tests import tiny
 
 PROBLEM = Problem("train-0", "Tom has 4 apples . how many ?", "he has 2 + 2 = << 2 + 2 = 4 >> 4 . #### 4", "4")
@@ -122,6 +125,42 @@ def test_the_answer_and_the_end_token_are_supervised(folder: Path) -> None:
     assert 1 in example.tokens[example.num_prompt :]
 
 
+@pytest.mark.parametrize(
+    ("closing", "kept"),
+    [
+        ("<end> ", "<end>"),
+        ("<end> #### ", "<end>"),  # as the line end after Qwen's <|im_end|>, only that it shows here
+        ("<end> <end> ", "<end>"),  # the turn is closed, then the text: the model stops at the first
+    ],
+)
+def test_nothing_after_the_end_token_is_trained(folder: Path, closing: str, kept: str) -> None:
+    plain = make_examples(load_tokenizer(folder), [PROBLEM], [1])
+    retemplate(folder, tiny.TEMPLATE.replace(" <end> ", f" {closing}", 1))
+    tokenizer = load_tokenizer(folder)
+    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    answer = example.tokens[example.num_prompt :]
+    assert decode(tokenizer, answer) == PROBLEM.answer
+    assert list(answer[-1:]) == tokenizer.convert_tokens_to_ids([kept])
+    assert answer.count(1) == 1
+    assert answer == plain[0].tokens[plain[0].num_prompt :]
+
+
+def test_an_end_token_in_the_answer_cuts_nothing(folder: Path) -> None:
+    odd = Problem("train-0", PROBLEM.question, "he has <end> 4 . #### 4", "4")
+    (example,) = make_examples(load_tokenizer(folder), [odd], [1])
+    tokens = example.tokens[example.num_prompt :]
+    assert (tokens.count(1), tokens[-1], len(tokens)) == (2, 1, 8)
+
+
+def test_a_run_that_trained_the_line_end_is_not_gone_on_with(qwen_tokenizer: Path) -> None:
+    (example,) = make_examples(load_tokenizer(qwen_tokenizer), [SHOWN], [151645])
+    older = Example(example.id, (*example.tokens, 198), example.num_prompt)
+    assert example.tokens[-1] == 151645
+    before, now = ({"rows": rows_hash([each])} for each in (older, example))
+    with pytest.raises(UsageError, match=r"rows \(sha256\): .* -> "):
+        check(TrainConfig(), TrainConfig(), before, now, force=True)
+
+
 def test_a_template_without_an_end_token_is_refused(folder: Path) -> None:
     retemplate(folder, tiny.TEMPLATE.replace("<end>", ""))
     with pytest.raises(DataError, match="none of the end tokens"):
@@ -159,7 +198,7 @@ def test_no_template_is_refused(folder: Path) -> None:
 
 
 def test_qwen_rows_have_the_known_lengths(qwen_tokenizer: Path, gsm8k_data: Path) -> None:
-    """The known figures of the real train set, under a system turn as long as Qwen's own."""
+    """The known figures of the real train set, under a system turn as long as Qwen's own: 212.4 less the line end."""
     import numpy as np
 
     from gsm8k_core.problems.data import load_data
@@ -169,7 +208,7 @@ def test_qwen_rows_have_the_known_lengths(qwen_tokenizer: Path, gsm8k_data: Path
     examples = make_examples(tokenizer, problems, [151645])
     lengths = np.array([len(example.tokens) for example in examples])
     assert len(examples) == 7473
-    assert (round(lengths.mean(), 1), lengths.max(), int(np.median(lengths))) == (212.4, 567, 199)
+    assert (round(lengths.mean(), 1), lengths.max(), int(np.median(lengths))) == (211.4, 566, 198)
     prompts = np.array([example.num_prompt for example in examples])
     assert round(float(prompts.mean()), 1) == 88.6
     assert int((lengths > 512).sum()) == 5
@@ -200,7 +239,7 @@ def turns_of(tokenizer: Tokenizer, example: Example) -> Iterator[str]:
         if lines[0].rstrip().endswith("<|im_end|> ↵") or place + 1 == example.num_prompt:
             yield "\n".join(f"    {line.rstrip()}" for line in lines)
             lines = ["", "", ""]
-    assert lines == ["", "", ""]
+    yield "\n".join(f"    {line.rstrip()}" for line in lines)  # the last one ends without a line end
 
 
 def test_the_row_that_prompts_py_opens_with_is_what_it_makes(qwen_tokenizer: Path) -> None:

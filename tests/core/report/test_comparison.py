@@ -18,9 +18,10 @@ from gsm8k_core.report.comparison import (
     steps_rows,
     verdict,
 )
+from gsm8k_core.report.words import bound, bounds
 from gsm8k_core.scoring import diagnose
 from gsm8k_core.scoring.evaluate import make_record, summarise
-from gsm8k_core.scoring.stats import adjusted_difference, bootstrap_difference, cannot_show, smallest_effect
+from gsm8k_core.scoring.stats import adjusted_difference, cannot_show, difference_interval, smallest_effect
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Completion, Problem
 
@@ -72,7 +73,7 @@ def test_each_rule_has_its_table_its_difference_and_its_interval() -> None:
     test = made["paired_by_rule"]["strict"]
     assert (test["won"], test["lost"], test["both"], test["neither"]) == (8, 1, 1, 2)
     assert test["difference"] == pytest.approx(7 / 12)
-    assert test["interval"] == list(bootstrap_difference(8, 1, 12))
+    assert test["interval"] == list(difference_interval(8, 1, 12))
     assert test["p"] == pytest.approx(2 * 10 / 2**9)
     assert made["paired_by_rule"]["robust"]["won"] == 9
     assert list(made["paired_by_rule"]) == list(made["base"]["rules"])
@@ -143,10 +144,30 @@ def test_a_rule_that_came_later_is_counted() -> None:
 def test_the_verdict_says_which_is_better_and_by_how_much() -> None:
     made = compared(BASE, TRAINED)
     assert verdict(made) == "the trained model is better: 9 won, 1 lost, p = 0.021 by the flexible rule"
-    assert difference(made) == "the difference is +66.7 points (95 % interval +25.0 to +100.0)"
+    assert difference(made) == "the difference is +66.7 points (95 % interval +19.0 to +95.3)"
     back = compared(TRAINED, BASE)
     assert verdict(back).startswith("the base model is better: 1 won, 9 lost")
     assert difference(back).startswith("the difference is -66.7 points")
+
+
+@pytest.mark.parametrize("won", range(13))
+def test_verdict_and_interval_say_the_same_wherever_they_stand(won: int) -> None:
+    base, trained = records(*["slip"] * 12), records(*["right"] * won, *["slip"] * (12 - won))
+    made = compared(base, trained)
+    shown = won >= 6  # p = 0.03; five won and none lost have p = 0.06
+    assert verdict(made).startswith("the trained model is better" if shown else "not distinguishable")
+    for test in made["paired_by_rule"].values():
+        assert (test["interval"][0] > 0) == (test["p"] < 0.05)
+    for text in (difference(made), f"interval {bounds(made['paired']['interval'])}"):
+        low = text.partition("interval ")[2].split()[0].lstrip("+").replace("\N{MINUS SIGN}", "-")
+        assert (float(low) > 0) == shown, text
+
+
+def test_no_bound_of_a_difference_becomes_a_zero_that_is_none() -> None:
+    assert bounds((0.0002, 0.094)) == "0.02 to 9.4"
+    assert bounds((-0.0312, -0.00004)) == "\N{MINUS SIGN}3.1 to \N{MINUS SIGN}0.004"
+    assert bounds((0.0, 0.25)) == "0.0 to 25.0"
+    assert bound(-0.0, "+") == bound(1e-12, "+") == "+0.0"
 
 
 def test_what_these_problems_cannot_show_is_said_where_they_show_nothing() -> None:

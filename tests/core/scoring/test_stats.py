@@ -5,17 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from gsm8k_core.scoring.stats import (
+    BOOTSTRAP_FROM,
+    LEVEL,
     Paired,
     Spread,
     adjusted_difference,
     bootstrap_difference,
+    difference_interval,
     majority,
     mcnemar_exact,
     paired,
@@ -186,7 +191,6 @@ def test_equal_models_differ_by_chance_only() -> None:
 
 @pytest.mark.parametrize(("won", "lost", "n"), [(0, 0, 2), (0, 0, 1319), (1, 0, 1), (5, 0, 5), (0, 5, 5)])
 def test_no_interval_claims_to_be_certain(won: int, lost: int, n: int) -> None:
-    assert bootstrap_difference(won, lost, n)[0] == bootstrap_difference(won, lost, n)[1]
     same = [True] * (n - won - lost)
     result = paired([False] * won + [True] * lost + same, [True] * won + [False] * lost + same)
     assert result.interval[0] < result.interval[1]
@@ -232,7 +236,7 @@ def test_p_is_that_of_statsmodels(won: int, lost: int) -> None:
 def test_a_comparison_has_the_difference_and_its_interval() -> None:
     result = paired([False] * 40 + [True] * 60, [True] * 30 + [False] * 30 + [True] * 40)
     assert (result.won, result.lost, result.difference) == (30, 20, 0.1)
-    assert result.interval == bootstrap_difference(30, 20, 100)
+    assert result.interval == difference_interval(30, 20, 100) == adjusted_difference(30, 20, 100)
     assert result.interval[0] < 0 < 0.1 < result.interval[1]
 
 
@@ -260,14 +264,70 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap(won: int, lost: int, n:
     assert abs((oracle.high - oracle.low) / 2 - unpaired) > room or n == 20
 
 
-def test_the_interval_of_the_difference_covers_it_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(5)
-    tables = rng.multinomial(400, [0.12, 0.08, 0.80], size=400)
-    inside = [
-        low <= 0.04 <= high
-        for low, high in (bootstrap_difference(won, lost, 400, draws=1000) for won, lost, _ in tables)
-    ]
-    assert 0.91 < sum(inside) / 400 < 0.985  # 0.95 is 4 standard errors of 0.011 from either
+Interval = Callable[[int, int, int], tuple[float, float]]
+SHARES = [(d * (1 + tilt) / 2, d * (1 - tilt) / 2) for d in (0.1, 0.2, 0.4) for tilt in (0.0, 0.5)]  # of won, lost
+
+
+def coverage(interval: Interval, won: float, lost: float, n: int) -> float:
+    """The chance that the interval of n problems, each won and lost with these chances, holds won - lost.
+
+    No draws: the sum over every table of more than a billionth.
+    """
+    inside = 0.0
+    for up in range(n + 1):
+        for down in range(n - up + 1):
+            ways = math.lgamma(n + 1) - math.lgamma(up + 1) - math.lgamma(down + 1) - math.lgamma(n - up - down + 1)
+            logs = up * math.log(won) + down * math.log(lost) + (n - up - down) * math.log1p(-won - lost)
+            if (chance := math.exp(ways + logs)) > 1e-9:
+                low, high = interval(up, down, n)
+                inside += chance * (low - 1e-12 <= won - lost <= high + 1e-12)
+    return inside
+
+
+@pytest.mark.parametrize("n", [8, 16, 32, 64])
+def test_the_interval_of_few_problems_covers_the_difference_as_often_as_it_says(n: int) -> None:
+    covered = [coverage(difference_interval, *shares, n) for shares in SHARES]
+    assert min(covered) > 0.945, covered
+    if n == 64:
+        assert sum(covered) / len(covered) == pytest.approx(0.972, abs=0.005)
+
+
+def test_the_bootstrap_of_few_problems_would_not_pass() -> None:
+    quick = lru_cache(None)(lambda won, lost, n: bootstrap_difference(won, lost, n, draws=500))
+    assert coverage(quick, *SHARES[1], 32) < 0.93
+
+
+@pytest.mark.parametrize("shares", SHARES[1:3])
+def test_the_interval_of_many_problems_covers_the_difference_as_often_as_it_says(shares: tuple[float, float]) -> None:
+    tables = np.random.default_rng(5).multinomial(BOOTSTRAP_FROM, [*shares, 1 - sum(shares)], size=400)
+    true = shares[0] - shares[1]
+    found = [difference_interval(int(won), int(lost), BOOTSTRAP_FROM) for won, lost, _ in tables]
+    inside = [low - 1e-12 <= true <= high + 1e-12 for low, high in found]
+    assert 0.91 < sum(inside) / 400 < 0.985  # 3,000 draws: 0.950 to 0.966, a share of 0.03 included
+    assert difference_interval(40, 20, BOOTSTRAP_FROM) == bootstrap_difference(40, 20, BOOTSTRAP_FROM)
+    assert difference_interval(40, 20, BOOTSTRAP_FROM - 1) == adjusted_difference(40, 20, BOOTSTRAP_FROM - 1)
+
+
+def agree(won: int, lost: int, n: int) -> bool:
+    low, high = difference_interval(won, lost, n)
+    return (low > 0 or high < 0) == (mcnemar_exact(won, lost) < LEVEL)
+
+
+def test_the_interval_and_the_test_agree_in_every_table_of_up_to_32_problems() -> None:
+    tables = [(won, lost, n) for n in range(1, 33) for won in range(n + 1) for lost in range(n - won + 1)]
+    assert [table for table in tables if not agree(*table)] == []
+    # Neither alone does: the first is 4 won of 32, p = 0.125.
+    assert bootstrap_difference(4, 0, 32)[0] > 0
+    assert adjusted_difference(5, 0, 5)[0] > 0
+    assert difference_interval(5, 0, 5)[0] == 0 == difference_interval(0, 5, 5)[1]
+
+
+@pytest.mark.parametrize("n", [100, BOOTSTRAP_FROM - 1, BOOTSTRAP_FROM, 1319])
+def test_the_interval_and_the_test_agree_on_either_side_of_the_level(n: int) -> None:
+    for lost in (0, 1, 2, 5, 10, 20, 30):
+        won = next(won for won in range(lost + 1, n) if mcnemar_exact(won, lost) < LEVEL)
+        for table in ((won, lost, n), (won - 1, lost, n), (lost, won, n), (lost, won - 1, n)):
+            assert agree(*table), table
 
 
 def test_the_same_seed_is_the_same_interval_and_swapped_models_mirror_it() -> None:
