@@ -135,8 +135,13 @@ def prompt_tokens(tokenizer: Tokenizer, problems: Sequence[Problem], shots: Shot
     return [tuple(ids) for ids in _encode(tokenizer, texts)]
 
 
-def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: Iterable[int]) -> list[Example]:
+def make_examples(
+    tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: Iterable[int], whole_turn: bool = False
+) -> list[Example]:
     """Training rows, whole: the answer and its end token supervised, the prompt not; the row ends there.
+
+    With `whole_turn`, what the template writes behind the end token (a line end) is trained as well: runs begun before
+    2026-11-29 did so, and go on as they began.
 
     Raises DataError when a prompt is not a token prefix of its row, or when a row has no end token among its
     supervised ones: such a row would train the wrong thing silently.
@@ -154,7 +159,8 @@ def make_examples(tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: It
             raise DataError(
                 f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}"
             )
-        examples.append(Example(problem.id, tuple(row[: _end(tokenizer, row, len(prompt), ends)]), len(prompt)))
+        end = len(row) if whole_turn else _end(tokenizer, row, len(prompt), ends)
+        examples.append(Example(problem.id, tuple(row[:end]), len(prompt)))
     return examples
 
 

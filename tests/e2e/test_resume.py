@@ -457,3 +457,24 @@ def test_a_flag_that_would_change_nothing_is_refused(
 ) -> None:
     result = train(tmp_path / "run", "--backend", "torch", *flags)
     assert (result.returncode, said in result.stderr, "{" in result.stderr) == (2, True, False), result.stderr
+
+
+def test_a_run_goes_on_with_the_rows_that_it_began_with(
+    run: Any, train: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 2026-11-29 the line end that a template writes after the end token was trained too."""
+    turns = tmp_path / "turns"
+    shutil.copytree(model, turns)
+    settings = json.loads((turns / "tokenizer_config.json").read_text())
+    settings["chat_template"] = tiny.TEMPLATE.replace("' <end> '", "' <end> . '")
+    (turns / "tokenizer_config.json").write_text(json.dumps(settings))
+    flags = ("--backend", "torch", "--model", str(turns))
+    with monkeypatch.context() as patch:
+        patch.setattr("gsm8k_core.problems.prompts._end", lambda tokenizer, row, num_prompt, ends: len(row))
+        assert train(tmp_path / "whole", *flags, fresh=True).returncode == 0
+    folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
+    result = run("train", "--resume", str(folder))
+    assert (result.returncode, "rows     as the run began" in result.stdout) == (0, True), result.stderr
+    assert losses(folder) == losses(tmp_path / "whole")
+    assert train(tmp_path / "new", *flags, fresh=True).returncode == 0
+    assert losses(tmp_path / "new") != losses(tmp_path / "whole")

@@ -211,6 +211,8 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     source = _source_of(run, config, terminal)
     data = load_data(config.data, config.data_config, config.seed, terminal.say, splits=("train",))
     rows = _rows(config, source, data, terminal)
+    if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
+        rows = _rows_as_begun(config, source, data, run, terminal) or rows
     hashes = _hashes(source, data, rows)
     if source.folder == run.base:  # checked by its own hash; the model that it was made of may be gone
         hashes["model"] = _hashes_of(run)["model"]
@@ -385,14 +387,23 @@ def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
     }
 
 
-def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal) -> Rows:
+def _rows_as_begun(config: TrainConfig, source: Source, data: DataSet, run: Run, terminal: Terminal) -> Rows | None:
+    """The rows of a run that began when the line end after the end token was trained too; None where it did not."""
+    rows = _rows(config, source, data, terminal, whole_turn=True)
+    if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
+        return None
+    terminal.say("rows     as the run began: what its template writes after the end token is trained as well")
+    return rows
+
+
+def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal, whole_turn: bool = False) -> Rows:
     train, dev = training_rows(data.train, config.max_samples, config.annotations)
     tokenizer, ends = source.model.tokenizer, source.model.end_ids
-    examples = make_examples(tokenizer, train, ends)
+    examples = make_examples(tokenizer, train, ends, whole_turn)
     check_token_ids((example.tokens for example in examples), source.model.vocabulary)
     summary = summarise(examples, config.max_length)
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.dev_problems]
-    pairs = list(zip(asked, make_examples(tokenizer, asked, ends), strict=True)) if asked else []
-    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends) if config.probe_steps and dev else []
+    pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
+    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_steps and dev else []
     return Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)

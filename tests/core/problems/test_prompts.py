@@ -152,10 +152,12 @@ def test_an_end_token_in_the_answer_cuts_nothing(folder: Path) -> None:
     assert (tokens.count(1), tokens[-1], len(tokens)) == (2, 1, 8)
 
 
-def test_a_run_that_trained_the_line_end_is_not_gone_on_with(qwen_tokenizer: Path) -> None:
+def test_a_run_that_trained_the_line_end_has_other_rows(qwen_tokenizer: Path) -> None:
+    """It goes on with its own (tests/e2e/test_resume.py), never with these."""
     (example,) = make_examples(load_tokenizer(qwen_tokenizer), [SHOWN], [151645])
-    older = Example(example.id, (*example.tokens, 198), example.num_prompt)
+    (older,) = make_examples(load_tokenizer(qwen_tokenizer), [SHOWN], [151645], whole_turn=True)
     assert example.tokens[-1] == 151645
+    assert older == Example(example.id, (*example.tokens, 198), example.num_prompt)
     before, now = ({"rows": rows_hash([each])} for each in (older, example))
     with pytest.raises(UsageError, match=r"rows \(sha256\): .* -> "):
         check(TrainConfig(), TrainConfig(), before, now, force=True)
