@@ -1,4 +1,8 @@
-"""What a backend is. The author of a new one reads this file and nothing else.
+"""What a backend is: the author of a new one reads this file first.
+
+It is a folder backends/NAME with the files of its twins. Asked for by name, beside the class below, are: in __init__
+DARWIN (variables that a Mac's process needs before the framework starts), in device CAPABILITIES and `check`, in memory
+`device_memory`, in backend `open_backend`, and doctor as a program of its own (machine.report_in_turn).
 
 A backend turns updates into weights and prompts into tokens. It holds no schedule, no clock, no threshold
 and no file name: the pilot decides, core words the messages, the command line does the wiring.

@@ -1,6 +1,7 @@
 """What each verb of the command line does: wiring between core and a backend, one file a verb.
 
-Every file has `run(config, context) -> exit code`.
+A verb's file has `run(config, context) -> exit code`; train's is train/verb.py. What several verbs share, or one needs,
+stands beside them: demo, link, results, lm_eval_model.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
 from gsm8k_core.models.folder import ModelFolder, ModelShape, shape_of, weight_files
 from gsm8k_core.models.hub import human_size
-from gsm8k_core.types import Choice, OutOfMemoryError, StorageError
+from gsm8k_core.types import Choice, OutOfMemoryError, StorageError, first_line
 
 MARGIN = 1.15  # the prediction was within 15 % of what was measured
 TIGHT = 1.3
@@ -338,8 +338,7 @@ def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
         text = str(error)
         if not isinstance(error, MemoryError) and not any(word in text.lower() for word in words):
             raise
-        said = (text.splitlines() or ["no detail"])[0]
-        raise OutOfMemoryError(f"{framework} ran out of memory; {SMALLER} ({said})") from error
+        raise OutOfMemoryError(f"{framework} ran out of memory; {SMALLER} ({first_line(error)[:160]})") from error
 
 
 # --- the compute dtype ----------------------------------------------------------------------------------------

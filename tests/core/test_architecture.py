@@ -31,7 +31,10 @@ ORDER = (
 )
 LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 OUTSIDE = {"benchmarks", "tests"}  # no part of the product
-FRAMEWORKS = {"backends/torch": {"torch", "accelerate"}, "backends/mlx": {"mlx", "mlx_lm"}}
+FRAMEWORKS = {
+    "backends/torch": {"torch", "accelerate", "peft", "safetensors.torch"},
+    "backends/mlx": {"mlx", "mlx_lm", "safetensors.mlx"},
+}
 STRANGERS = {"backends/mlx/fast_exp.py", "backends/torch/seats.py"}  # what only one framework needs
 TABLES = {"gsm8k_core/problems/stories.py"}  # data: as long as it is
 MOST_LINES, MOST_FUNCTION_LINES = 600, 60
@@ -131,14 +134,30 @@ def outside_imports(house: House) -> list[str]:
 
 
 def framework_leaks(house: House) -> list[str]:
-    """Imports of a framework outside its own folder."""
+    """Imports of a framework outside its own folder, by statement or by name, and of that folder by its twin."""
     return [
         f"{path} imports {name}"
         for path, source in house.items()
-        for name in sorted(modules_imported(source))
+        for name in sorted(modules_imported(source) | modules_named(source))
         for folder, packages in FRAMEWORKS.items()
-        if name.split(".")[0] in packages and not path.startswith(f"{folder}/")
+        if not path.startswith(f"{folder}/")
+        and (packages & {name, *parents(name)} or (is_backend(path) and is_inside(name, folder.replace("/", "."))))
     ]
+
+
+def modules_named(source: str) -> set[str]:
+    """What is imported by a call of import_module with a text."""
+    calls = [node for node in ast.walk(parse(source)) if isinstance(node, ast.Call) and node.args]
+    named = [call.args[0] for call in calls if ast.unparse(call.func).rpartition(".")[2] == "import_module"]
+    return {node.value for node in named if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def is_backend(path: str) -> bool:
+    return any(path.startswith(f"{folder}/") for folder in FRAMEWORKS)
+
+
+def is_inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 def circles(house: House) -> list[str]:
@@ -281,6 +300,13 @@ CONTROLS: list[tuple[Callable[[House], list[str]], House, list[str]]] = [
     (framework_leaks, {ONE: "def f():\n    import torch.nn as nn"}, [f"{ONE} imports torch.nn"]),
     (framework_leaks, {"backends/torch/loss.py": "from mlx import core"}, ["backends/torch/loss.py imports mlx"]),
     (framework_leaks, {"backends/__init__.py": "import mlx_lm"}, ["backends/__init__.py imports mlx_lm"]),
+    (framework_leaks, {ONE: "from safetensors.torch import save_file"}, [f"{ONE} imports safetensors.torch"]),
+    (framework_leaks, {ONE: "importlib.import_module('torch')"}, [f"{ONE} imports torch"]),
+    (
+        framework_leaks,
+        {"backends/mlx/loss.py": "from backends.torch.cache import N"},
+        ["backends/mlx/loss.py imports backends.torch.cache"],
+    ),
     (
         circles,
         {ONE: "from gsm8k_core.scoring import two", TWO: "if TYPE_CHECKING:\n    from gsm8k_core.scoring.one import N"},

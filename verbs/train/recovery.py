@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsm8k_core.files import remove_folder
 from gsm8k_core.training.checkpoints import Checkpoint, newest
@@ -16,9 +16,6 @@ from gsm8k_core.training.plan import ADJUSTMENTS, Adjustment, Change, adjustment
 from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import DivergedError, GSM8KError, OutOfMemoryError, StorageError
 from verbs.train.start import Job
-
-if TYPE_CHECKING:
-    pass
 
 Say = Callable[[str], None]
 

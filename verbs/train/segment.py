@@ -15,6 +15,7 @@ from gsm8k_core.files import remove_folder
 from gsm8k_core.models.adapter import lora_spec, mlx_command, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.problems.prompts import decode
+from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.best import read_label, write_label
 from gsm8k_core.training.budget import slowdown
@@ -57,7 +58,7 @@ class Segment:
     model: OpenModel
     run: Run
     context: Context
-    sinks: Any
+    trackers: Trackers
     interrupted: Callable[[], bool]
     pilot: RunPilot[Any] | None = None  # from the start of its training on
     changed: bool = False  # whether it begins with a change that a failure asked for
@@ -137,7 +138,7 @@ class Segment:
 
             def emit(event: StepEvent) -> None:
                 metrics(event)
-                self.sinks.event(event)
+                self.trackers.event(event)
                 narrator(event)
 
             self.pilot = pilot = RunPilot(config, self._hooks(emit, dev, guard), self._past(guard))
@@ -259,7 +260,7 @@ class Segment:
             micro_batch_tokens=self.model.micro_batch_tokens,
             widest=job.widest,
             rehearsed=self.model.rehearsed,
-            reserve=writing + END_SECONDS * slowdown() + self.sinks.reserve,
+            reserve=writing + END_SECONDS * slowdown() + self.trackers.reserve,
             save_reserve=MOMENTS * writing,
         )
 

@@ -95,8 +95,8 @@ def _held(run: Run) -> Iterator[None]:
 
 def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]) -> dict[str, Any]:
     """Train to the end or a stop, and save the model; returns how it went, which run.json keeps."""
-    with open_trackers(job.config, run, context.terminal.say) as sinks:
-        segment = Segment(job, model, run, context, sinks, interrupted, changed=bool(context.link.killed_by))
+    with open_trackers(job.config, run, context.terminal.say) as trackers:
+        segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
         outcome, pilot = segment.train_on()
         if outcome.reason == STOP_INTERRUPTED:
             context.terminal.say("stopping: the model is being saved; another signal quits at once")

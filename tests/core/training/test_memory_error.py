@@ -15,7 +15,7 @@ WORDS = ("out of memory", "allocate")
     [
         (RuntimeError("CUDA Out Of Memory. Tried 2 GiB\nof 1 GiB"), "(CUDA Out Of Memory. Tried 2 GiB)"),
         (RuntimeError("[malloc] Unable to allocate 9 bytes."), "([malloc] Unable to allocate 9 bytes.)"),
-        (MemoryError(), "(no detail)"),  # whatever it says
+        (MemoryError(), "(MemoryError)"),  # whatever it says
     ],
 )
 def test_each_way_to_say_it_becomes_one(error: Exception, detail: str) -> None:
