@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gsm8k_core.clock import through_sleep
-from gsm8k_core.config.stored import Count, Stored
 from gsm8k_core.files import home_path, read_plain
 from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
 
@@ -54,17 +53,6 @@ class Listing:
     repo: str
     kind: Kind
     files: Mapping[str, int]  # path in the repository -> bytes
-
-
-class _File(Stored):
-    rfilename: str
-    size: Count | None = None
-
-
-class _Repository(Stored):
-    """What the Hub answers of a repository."""
-
-    siblings: list[_File]
 
 
 def is_hub_id(reference: str) -> bool:
@@ -116,9 +104,11 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
     from http.client import HTTPException  # heavy, with urllib: a tenth of a second
     from urllib.error import HTTPError
 
+    from gsm8k_core.models.repository import Repository  # it brings pydantic, which train's parent does without
+
     try:
         info = _bounded(lambda: _ask(f"api/{kind}s/{repo}?blobs=true", timeout), timeout)
-        found = _Repository.model_validate(info)
+        found = Repository.model_validate(info)
         return Listing(repo, kind, {file.rfilename: file.size or 0 for file in found.siblings})
     except HTTPError as error:
         raise _http_reason(error.code, kind) from None
