@@ -53,13 +53,13 @@ PAUSES = """
 import signal, sys
 sys.path.insert(0, {root!r})
 import cli
-from verbs.evaluate import Opened
-original = Opened.generate
+from verbs.evaluate import LoadedModel
+original = LoadedModel.generate
 def generate(self, draws, sampling):
     for number, found in enumerate(original(self, draws, sampling)):
         if number == 100: signal.pause()
         yield found
-Opened.generate = generate
+LoadedModel.generate = generate
 sys.exit(cli.main())
 """
 
