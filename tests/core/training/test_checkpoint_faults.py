@@ -343,7 +343,7 @@ def test_what_safetensors_cannot_write_is_one_clear_line(tmp_path: Path) -> None
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(limit)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CEILING)
-    assert done.stdout.startswith(f"{tmp_path}/update-000020/moments.safetensors was not written: "), done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/update-000020 was not written: File too large; "), done.stderr
     assert done.stdout.count("\n") == 1
     assert found(tmp_path).update == 10
     assert os.listdir(tmp_path) == ["update-000010"]
