@@ -120,9 +120,10 @@ def _ten_times_base(config: Config) -> Config:
 
 
 def _link(path: Path, link: Path) -> None:
+    """The same file under another name: a model folder may hold no symbolic link that leads out of it."""
     try:
-        os.symlink(path, link)
-    except OSError:  # Windows wants a right for it
+        os.link(path, link)
+    except OSError:  # another disk, or one without hard links
         shutil.copyfile(path, link)
 
 

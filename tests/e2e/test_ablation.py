@@ -78,7 +78,7 @@ def test_other_work_is_not_the_same(ablation: Any, make: Job, monkeypatch: pytes
 
     def one_less(batch: Any, device: Any) -> Any:
         arguments = to_device(batch, device)
-        return {**arguments, **{name: arguments[name][:-1] for name in ("positions_N", "targets_N")}}
+        return {**arguments, **{name: arguments[name][:-1] for name in ("positions_N", "targets_N", "weights_N")}}
 
     monkeypatch.setattr("backends.torch.train.to_device", one_less)
     found = losses(ablation, job, ablation.ALL)
