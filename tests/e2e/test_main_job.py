@@ -120,6 +120,8 @@ def test_a_signal_saves_the_model_and_exits_75(model: Path, data: Path, tmp_path
         str(data),
         "--backend",
         "torch",
+        "--dtype",
+        "float32",
         "--num-epochs",
         "1000",
         "--output-dir",

@@ -37,32 +37,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_problems(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[Any, Path]]:
-    """What `train` gave by its flags, and where the run lies: most tests begin with the very same run."""
-    return {}
+SHARED: dict[tuple[str, ...], tuple[Any, Path]] = {}  # what `train` gave by its settings, and where the run lies
 
 
 @pytest.fixture
-def train(run: Any, model: Path, data: Path, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(run: Any, model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """`train(folder, *flags)`: six updates of four rows, a checkpoint after each second.
 
-    Flags that were trained before give a copy of that run, unless `fresh`: for a test that changes more than flags.
+    With `shared`, for a test that changes nothing but flags: a copy of the run where another test had the same one.
     """
     asked = "--device cpu --dtype float32 --max-samples 24 --batch-size 2 --gradient-accumulation-steps 2"
     asked += " --num-epochs 1 --save-steps 2 --save-total-limit 9"
 
-    def start(folder: Path, *flags: str, fresh: bool = False) -> Any:
-        if fresh or flags not in trained:
-            settings = ("--model", str(model), "--data", str(data), *asked.split(), "--output-dir", str(folder))
-            result = run("train", *settings, *flags)
-            if fresh or result.returncode != 0:
-                return result
-            trained[flags] = result, tmp_path_factory.mktemp("trained") / "run"
-            shutil.copytree(folder, trained[flags][1])
+    def start(folder: Path, *flags: str, shared: bool = False) -> Any:
+        settings = ("--model", str(model), "--data", str(data), *asked.split(), *flags)
+        if shared and settings in SHARED:
+            result, kept = SHARED[settings]
+            shutil.copytree(kept, folder)
             return result
-        result, kept = trained[flags]
-        shutil.copytree(kept, folder)
+        result = run("train", *settings, "--output-dir", str(folder))
+        if shared and result.returncode == 0:
+            SHARED[settings] = result, tmp_path_factory.mktemp("shared") / "run"
+            shutil.copytree(folder, SHARED[settings][1])
         return result
 
     return start
@@ -102,7 +98,7 @@ def test_killed_and_resumed_is_unbroken_to_the_last_bit(
     run: Any, train: Any, tmp_path: Path, backend_name: str, method: str
 ) -> None:
     flags = ("--backend", backend_name, "--method", method, *(ADAPTER if method != "full" else ()))
-    assert train(tmp_path / "whole", *flags).returncode == 0
+    assert train(tmp_path / "whole", *flags, shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     result = run("train", "--resume", str(folder))
     assert result.returncode == 0, result.stderr
@@ -131,7 +127,7 @@ def test_a_run_moves_to_the_other_backend(
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(run: Any, train: Any, tmp_path: Path, backend_name: str) -> None:
-    assert train(tmp_path / "whole", "--backend", backend_name).returncode == 0
+    assert train(tmp_path / "whole", "--backend", backend_name, shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 4, tmp_path / "killed")
     path = folder / "checkpoints/update-000004/moments.safetensors"
     content = bytearray(path.read_bytes())
@@ -145,7 +141,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run: Any, train: Any, tmp
 
 
 def test_without_a_checkpoint_it_begins_again(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 0, tmp_path / "killed")
     result = run("train", "--resume", str(folder))
     assert "there is no whole checkpoint" in result.stdout
@@ -164,7 +160,7 @@ def test_without_a_checkpoint_it_begins_again(run: Any, train: Any, tmp_path: Pa
 def test_another_config_is_refused_with_the_difference(
     run: Any, train: Any, tmp_path: Path, flags: tuple[str, ...], said: str
 ) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     before = (folder / "run.json").read_text()
     result = run("train", "--resume", str(folder), *flags)
@@ -173,7 +169,7 @@ def test_another_config_is_refused_with_the_difference(
 
 
 def test_force_takes_another_split_of_the_same_update(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     split = ("--batch-size", "4", "--gradient-accumulation-steps", "1")
     assert run("train", "--resume", str(folder), *split).returncode == 2
@@ -190,7 +186,7 @@ def test_other_data_or_another_tokenizer_is_refused(
     shutil.copytree(model, own_model)
     shutil.copytree(data, own_data)
     flags = ("--model", str(own_model), "--data", str(own_data), "--backend", "torch")
-    assert train(tmp_path / "whole", *flags).returncode == 0
+    assert train(tmp_path / "whole", *flags, shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     if what == "data":
         path = own_data / "train.jsonl"
@@ -203,7 +199,7 @@ def test_other_data_or_another_tokenizer_is_refused(
 
 
 def test_a_checkpoint_of_another_run_is_refused(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     assert train(tmp_path / "other", "--backend", "torch", "--learning-rate", "0.01").returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     shutil.rmtree(folder / "checkpoints")
@@ -213,7 +209,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Any, train: Any, tmp_path: 
 
 
 def test_a_dtype_that_the_other_backend_lacks_names_the_way_on(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     manifest = json.loads((folder / "run.json").read_text())
     manifest["choices"]["dtype"]["name"] = "float16"  # as a Mac may choose
@@ -224,9 +220,9 @@ def test_a_dtype_that_the_other_backend_lacks_names_the_way_on(run: Any, train: 
 
 
 def test_a_launchers_variable_changes_no_precision(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train(tmp_path / "plain", "--backend", "torch", fresh=True).returncode == 0
+    assert train(tmp_path / "plain", "--backend", "torch").returncode == 0
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train(tmp_path / "left", "--backend", "torch", fresh=True).returncode == 0
+    assert train(tmp_path / "left", "--backend", "torch").returncode == 0
     assert losses(tmp_path / "left") == losses(tmp_path / "plain")
 
 
@@ -263,7 +259,7 @@ def test_an_adapter_can_be_trained_further(run: Any, train: Any, tmp_path: Path)
 
 
 def test_flags_of_the_start_may_be_repeated(run: Any, train: Any, tmp_path: Path, model: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     again = ("--data", "auto", "--dtype", "auto", "--model", os.path.relpath(model))
     assert run("train", "--resume", str(folder), *again).returncode == 0
@@ -343,7 +339,7 @@ def test_an_ignored_hangup_stays_ignored() -> None:
 
 
 def test_a_complete_run_has_nothing_left(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     result = run("train", "--output-dir", str(tmp_path / "whole"), "--resume")
     assert (result.returncode, "complete (6 updates); nothing is left" in result.stdout) == (0, True)
 
@@ -354,7 +350,7 @@ def test_a_folder_without_a_run_is_named(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_run_that_another_process_holds_is_refused(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     with FileLock(folder / ".lock"):
         result = run("train", "--resume", str(folder))
@@ -362,7 +358,7 @@ def test_a_run_that_another_process_holds_is_refused(run: Any, train: Any, tmp_p
 
 
 def test_a_spent_budget_asks_for_more(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     result = run("train", "--resume", str(folder), "--max-time", "1s")
     assert (result.returncode, "such as --max-time" in result.stderr) == (2, True), result.stderr
@@ -412,7 +408,7 @@ def test_qlora_keeps_its_base_and_goes_on_elsewhere(run: Any, train: Any, tmp_pa
 def test_qlora_goes_on_without_the_model_that_it_was_made_of(run: Any, train: Any, tmp_path: Path, model: Path) -> None:
     own = shutil.copytree(model, tmp_path / "model")
     flags = ("--model", str(own), "--backend", "mlx", "--method", "qlora", *ADAPTER[:4])
-    assert train(tmp_path / "whole", *flags).returncode == 0
+    assert train(tmp_path / "whole", *flags, shared=True).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     shutil.rmtree(own)
     assert run("train", "--resume", str(folder)).returncode == 0
@@ -440,7 +436,7 @@ def test_qlora_is_refused_where_it_cannot_be_trained(train: Any, tmp_path: Path)
 
 
 def test_a_complete_run_refuses_to_become_another(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "torch").returncode == 0
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
     result = run("train", "--resume", tmp_path / "whole", "--num-epochs", "5")
     assert (result.returncode, "num_epochs: 1 -> 5" in result.stderr) == (2, True), result.stderr
 
@@ -471,10 +467,10 @@ def test_a_run_goes_on_with_the_rows_that_it_began_with(
     flags = ("--backend", "torch", "--model", str(turns))
     with monkeypatch.context() as patch:
         patch.setattr("gsm8k_core.problems.prompts._end", lambda tokenizer, row, num_prompt, ends: len(row))
-        assert train(tmp_path / "whole", *flags, fresh=True).returncode == 0
+        assert train(tmp_path / "whole", *flags).returncode == 0
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     result = run("train", "--resume", str(folder))
     assert (result.returncode, "rows     as the run began" in result.stdout) == (0, True), result.stderr
     assert losses(folder) == losses(tmp_path / "whole")
-    assert train(tmp_path / "new", *flags, fresh=True).returncode == 0
+    assert train(tmp_path / "new", *flags).returncode == 0
     assert losses(tmp_path / "new") != losses(tmp_path / "whole")

@@ -75,7 +75,7 @@ def test_a_run_whose_record_has_no_end_is_a_damaged_one(kind: str, run: Run, tmp
 
 @pytest.mark.parametrize("name", ["records.jsonl", "key.json", ".lock"])
 def test_an_evaluation_writes_into_no_pipe(name: str, run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    asked = ("eval", "--model", model, "--data", data, "--backend", "torch", "--max-samples", "2")
+    asked = ("eval", "--model", model, "--data", data, "--backend", "torch", "--dtype", "float32", "--max-samples", "2")
     asked = (*asked, "--max-new-tokens", "4", "--output-dir", tmp_path / "out")
     assert run(*asked).returncode == 0
     (records,) = (tmp_path / "out").rglob("records.jsonl")

@@ -136,6 +136,14 @@ def test_a_checkpoints_facts_are_typed(place: tuple[str | int, ...], value: Any)
         own_error(lambda: check_facts(Path("checkpoint.json"), facts, events))
 
 
+@pytest.mark.parametrize("key", ["a\nb", "x" * 5000])
+def test_a_strangers_key_stays_in_one_short_line(key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_facts(Path("checkpoint.json"), {"config": {}, "hashes": {key: 3}}, [])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
 WANTED = {("test-0", 0): Request(Problem("test-0", "How many?", "#### 1", "1"), 0)}  # what else it says is not believed
 
 

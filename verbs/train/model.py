@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,22 @@ def open_model(job: Job, context: Context) -> OpenModel:
 
 
 def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal: Terminal) -> None:
-    """Time the smallest micro-batch of the next update, so that the run knows what one takes before it begins one.
+    """Time the micro-batch of the next update's shortest rows, so that no update is begun of which nothing is known.
 
     `elapsed` gives the seconds of the whole run. Nothing is rehearsed when the budget is gone.
     """
     update, left = next(job.updates(model.micro_batch_tokens), None), job.config.budget_seconds - elapsed()
     if update is None or left <= 0:
         return
-    batch, before = min(update.micro_batches, key=lambda one: one.tokens.size), elapsed()
+    batch, before = update.micro_batches[-1], elapsed()  # the longest rows stand first
     try:
         seconds = model.backend.rehearse(batch, job.config, lambda: elapsed() - before > REHEARSAL * left)
     except OutOfMemoryError as error:  # the first update will find the same, and be halved
         terminal.say(f"memory   no micro-batch could be timed: {error}")
         return
     model.rehearsed = seconds / batch.tokens.size
-    model.update_seconds = model.rehearsed * update.num_tokens
+    tokens = islice(job.tokens(model.micro_batch_tokens), job.done, job.done + 1)
+    model.update_seconds = model.rehearsed * sum(tokens)
 
 
 def check_time(job: Job, model: OpenModel, elapsed: float) -> None:
