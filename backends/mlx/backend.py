@@ -216,8 +216,8 @@ class MLXBackend:
 
     def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         seconds = math.inf
-        self._refuse_longer(batch.tokens.shape[1])
         with memory_error("mlx", NO_MEMORY):
+            self._refuse_longer(batch.tokens.shape[1])
             self._prepare(config)
             set_working(self._model, self._masters, self._dtype)
             step = self._micro_batch(config)
