@@ -110,7 +110,7 @@ def try_template(folder: Path) -> str:
             text = render(template, read(folder / "tokenizer_config.json"))
         except (MemoryError, TooLarge):
             raise
-        except Exception:
+        except Exception:  # jinja2 raises many kinds; transformers' own rendering, which follows, says what is wrong
             continue
     return text
 

@@ -274,9 +274,9 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (OSError(errno.EIO, "Input/output error", "/x/.model.12-0123abcd.tmp/a"), 7, "/x/model/a cannot be read or"),
         (OSError(errno.EIO, "Input/output error"), 7, "(Input/output error); check the disk"),
         (
-            PermissionError(errno.EACCES, "Permission denied", "/root/.cache"),
+            PermissionError(errno.EACCES, "Permission denied", "/home/ann/.cache"),
             7,
-            "/root/.cache cannot be read or written",
+            "/home/ann/.cache cannot be read or written",
         ),
         (OSError(errno.ENAMETOOLONG, "File name too long", "y" * 9000), 2, "is longer than a path may be"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), 7, "set TMPDIR"),
