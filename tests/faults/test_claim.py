@@ -53,7 +53,7 @@ def test_a_kill_at_any_point_of_the_first_claim_leaves_a_free_folder_or_a_run(tm
             runs.create(folder, {"config": {}}).release()
             ways["free"] += 1
         assert sorted(os.listdir(folder)) == [".lock", "logs", "run.json"]
-    assert ways["free"] > 1
+    assert ways["free"] > 5 // KILL_EVERY
     assert ways["a run"] > 0
 
 
@@ -172,7 +172,7 @@ def test_what_a_kill_leaves_is_gone_as_soon_as_the_run_is_held_again(tmp_path: P
         runs.reopen(folder).release()
         assert named(folder) <= named(whole), at
         shutil.rmtree(folder)
-    assert left > 3
+    assert left > 20 // KILL_EVERY
 
 
 def test_strangers_and_links_stay(tmp_path: Path) -> None:
