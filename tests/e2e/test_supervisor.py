@@ -84,12 +84,11 @@ def manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "run.json").read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_a_killed_child_is_followed_by_one_with_half_the_tokens(
-    start: Start, tmp_path: Path, backend_name: str, number: signal.Signals
+    start: Start, tmp_path: Path, backend_name: str
 ) -> None:
-    if number == signal.SIGABRT and backend_name == "mlx":
-        pytest.skip("one backend shows that the signal's name is read")
+    # The signal's name is read, whichever it is: each backend shows it with another one.
+    number = signal.SIGABRT if backend_name == "torch" else signal.SIGKILL
     out = tmp_path / "out"
     before = time.time()
     flags = ("--backend", backend_name, "--num-epochs", "15", "--micro-batch-tokens", "1024", "--json")

@@ -24,7 +24,7 @@ from tests.faults.kill_driver import arm
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
-KILL_EVERY = int(os.environ.get("KILL_EVERY", "2"))  # `make faults` kills at every file call
+KILL_EVERY = int(os.environ.get("KILL_EVERY", "5"))  # `make faults` kills at every file call
 
 
 def dies(work: Callable[[], object], at: int) -> bool:
