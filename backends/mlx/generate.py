@@ -1,8 +1,8 @@
 """Decoding in MLX: one loop over a batch whose places are filled again as soon as rows end.
 
 The prompts' common beginning is read once. The longest prompts come first: the keys reach their full size at the
-start, and what is left alone at the end is short. Greedy picks stay on the device, and the next step is launched
-before the host looks at them; a row that has ended is seen one step late, and its last token is thrown away.
+start, and what is left alone at the end is short. Picks stay on the device, and the next step is launched before the
+host looks at them; a row that has ended is seen one step late, and its last token is thrown away.
 
 Axes: B rows, T tokens, V vocabulary, H hidden.
 """
@@ -19,12 +19,14 @@ import numpy as np
 
 from backends.mlx import fast_exp
 from backends.mlx.cache import PromptLayer, Slots, causal
-from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
+from backends.mlx.loss import chunk_rows, head, hidden_states, logsumexp, raw_head
+from backends.mlx.sampling import draw
 from gsm8k_core.problems.batching import shared_length
-from gsm8k_core.scoring.sampling import draw_rows
+from gsm8k_core.scoring.sampling import uniforms
 from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, FinishReason, OnToken, Sampling
 
+AHEAD = 1  # steps that are launched before the host looks at the one before
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
 
@@ -66,13 +68,11 @@ class _Decoder:
 
     def run(self) -> Iterator[tuple[int, Completion]]:
         flying: deque[_Picks] = deque()
-        # Drawing needs the logits on the host, so nothing can be launched before.
-        ahead = 1 if self._sampling.temperature == 0 else 0
         while self._active or self._waiting or flying:
             flying.extend(self._turn_over())
             if self._active:
                 flying.append(self._step())
-            while len(flying) > (ahead if self._active else 0):
+            while len(flying) > (AHEAD if self._active else 0):
                 yield from self._land(flying.popleft())
 
     def _turn_over(self) -> Iterator[_Picks]:
@@ -131,14 +131,14 @@ class _Decoder:
         return picks
 
     def _pick(self, hidden_BH: mx.array, rows: list[_Row]) -> _Picks:
-        """The rows' next tokens: the likeliest ones, on the device, or drawn on the host."""
+        """The rows' next tokens, likeliest or drawn, on the device."""
         logits_BV = raw_head(self._model, hidden_BH)
-        picks = _Picks(rows, mx.argmax(logits_BV, axis=-1).astype(mx.int32), logits_BV.max(axis=-1))
-        if self._sampling.temperature > 0:
-            _check_finite(picks)
-            keys, positions = [row.key for row in rows], [row.launched for row in rows]
-            drawn = draw_rows(np.array(logits_BV.astype(mx.float32)), self._sampling, keys, positions)
-            picks = picks._replace(tokens_B=mx.array(drawn, mx.int32))
+        if self._sampling.temperature == 0:
+            tokens_B = mx.argmax(logits_BV, axis=-1).astype(mx.int32)
+        else:
+            u_B3 = uniforms(self._sampling.seed, [row.key for row in rows], [row.launched for row in rows])
+            tokens_B = draw(logits_BV, self._sampling, mx.array(u_B3))
+        picks = _Picks(rows, tokens_B, logits_BV.max(axis=-1))
         for row in rows:
             row.launched += 1
         mx.async_eval(picks.tokens_B, picks.largest_B)
@@ -180,13 +180,29 @@ def generate(
         yield from _Decoder(model, rows, sampling, end_ids, on_token).run()
 
 
-def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """See Backend.score: log p(tokens[:, 1:]) in nats, (B, T-1) float32; one row at a time."""
+def score(
+    model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]], most_tokens: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.score: as many rows at once as hold `most_tokens`, and of their logits as many as a loss holds."""
     model.eval()
-    rows = []
-    for row in tokens_BT:
-        tokens_1T = mx.array(row[None])
-        logits_TV = head(model, hidden_states(model, tokens_1T)[0, :-1])
-        picked = mx.take_along_axis(logits_TV, tokens_1T[0, 1:, None], axis=-1)[:, 0]
-        rows.append(np.array(picked - logsumexp(logits_TV)))
-    return np.stack(rows).astype(np.float32)
+    rows = max(1, most_tokens // tokens_BT.shape[1])
+    parts = [_score(model, tokens_BT[at : at + rows]) for at in range(0, len(tokens_BT), rows)]
+    return np.concatenate(parts)
+
+
+def _score(model: Any, tokens_RT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    hidden_RTH = hidden_states(model, mx.array(tokens_RT))[:, :-1]
+    hidden_NH, targets_N = hidden_RTH.reshape(-1, hidden_RTH.shape[-1]), mx.array(tokens_RT[:, 1:].reshape(-1))
+    found, size = [], chunk_rows(model)
+    for start in range(0, targets_N.size, size):
+        logits_CV = head(model, hidden_NH[start : start + size])
+        picked_C1 = mx.take_along_axis(logits_CV, targets_N[start : start + size, None], axis=-1)
+        found.append(np.array(picked_C1[:, 0] - logsumexp(logits_CV)))  # computed here: the next logits take their room
+    return np.concatenate(found).astype(np.float32).reshape(len(tokens_RT), -1)
+
+
+def odds(model: Any, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.odds."""
+    model.eval()
+    logits_V = head(model, hidden_states(model, mx.array([list(tokens)]))[0, -1])
+    return np.array(logits_V - logsumexp(logits_V)).astype(np.float32)

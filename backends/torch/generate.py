@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from backends.torch.cache import ATTENTION, SeatCache
+from backends.torch.loss import chunk_rows, has_plain_head
+from backends.torch.sampling import draw
 from backends.torch.seats import Seat, Seats
 from gsm8k_core.problems.batching import shared_length
-from gsm8k_core.scoring.sampling import draw_rows
+from gsm8k_core.scoring.sampling import uniforms
 from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
 
@@ -111,13 +113,14 @@ class _Decoder:
 
 def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) -> list[int]:
     """The next token of each row. Raises DivergedError where a row's logits are not finite."""
-    largest_B, tokens_B = logits_BV.max(dim=-1)
-    if not torch.isfinite(largest_B).all():
-        raise logits_not_finite()
     if sampling.temperature == 0:
-        return [int(token) for token in tokens_B.tolist()]
-    positions = [len(seat.written) for seat in seats]
-    return draw_rows(logits_BV.float().cpu().numpy(), sampling, [seat.key for seat in seats], positions)
+        largest_B, tokens_B = logits_BV.max(dim=-1)
+        if not torch.isfinite(largest_B).all():
+            raise logits_not_finite()
+    else:
+        u_B3 = uniforms(sampling.seed, [seat.key for seat in seats], [len(seat.written) for seat in seats])
+        tokens_B = draw(logits_BV, sampling, torch.from_numpy(u_B3).to(logits_BV.device))
+    return [int(token) for token in tokens_B.tolist()]
 
 
 def generate(
@@ -148,13 +151,43 @@ def generate(
         decoder.reorder(seats.order(), seats.taken)
 
 
-def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """See Backend.score: log p(tokens[:, 1:]) in nats, (B, T-1) float32; one row at a time."""
-    rows = []
-    with torch.no_grad():
-        for row in tokens_BT:
-            tokens_1T = torch.from_numpy(row[None]).to(model.device, torch.long)
-            logits_TV = model(input_ids=tokens_1T, use_cache=False).logits[0, :-1].float()
-            picked = logits_TV.gather(-1, tokens_1T[0, 1:, None])[:, 0]
-            rows.append((picked - logits_TV.logsumexp(dim=-1)).cpu().numpy())
-    return np.stack(rows).astype(np.float32)
+@torch.no_grad()
+def score(
+    model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]], most_tokens: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.score: as many rows at once as hold `most_tokens`, and of their logits as many as a loss holds."""
+    num_rows, width = tokens_BT.shape
+    is_plain = has_plain_head(model)
+    rows = max(1, most_tokens // width) if is_plain else 1
+    parts = (
+        torch.from_numpy(tokens_BT[at : at + rows]).to(model.device, torch.long) for at in range(0, num_rows, rows)
+    )
+    return np.concatenate([_score(model, tokens_RT, is_plain).float().cpu().numpy() for tokens_RT in parts])
+
+
+def _score(model: Any, tokens_RT: torch.Tensor, is_plain: bool) -> torch.Tensor:
+    targets_N = tokens_RT[:, 1:].flatten()
+    if not is_plain:  # what stands behind its head is the model's own to compute: all logits of one row
+        return _picked(model(input_ids=tokens_RT, use_cache=False).logits[:, :-1].flatten(0, 1), targets_N)[None]
+    hidden_NH = model.get_decoder()(input_ids=tokens_RT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    weight_VH = model.get_output_embeddings().weight
+    size = chunk_rows(len(weight_VH))
+    chunks = zip(hidden_NH.split(size), targets_N.split(size), strict=True)
+    return torch.cat([_picked(hidden_CH @ weight_VH.T, targets_C) for hidden_CH, targets_C in chunks]).view(
+        len(tokens_RT), -1
+    )
+
+
+def _picked(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """log p of each target, (N,) float32."""
+    logits_NV = logits_NV.float()
+    return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+
+
+@torch.no_grad()
+def odds(model: Any, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.odds."""
+    tokens_1T = torch.tensor([list(tokens)], device=model.device)
+    logits_V = model(input_ids=tokens_1T, use_cache=False, logits_to_keep=1).logits[0, -1]
+    found: np.ndarray[Any, np.dtype[np.float32]] = logits_V.float().log_softmax(dim=-1).cpu().numpy()
+    return found
