@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from backends.torch.cache import ATTENTION, SeatCache
 from backends.torch.loss import chunk_rows, has_plain_head
 from backends.torch.sampling import draw
-from backends.torch.seats import Seat, Seats
+from backends.torch.seats import Arrivals, Seat, Seats
 from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import uniforms
 from gsm8k_core.training.finite import logits_not_finite
@@ -33,6 +34,14 @@ def _attention(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """A prompt that was read, for those who wait with the same: its keys, in a cache of one row, and its logits."""
+
+    decoder: _Decoder
+    logits_V: torch.Tensor
 
 
 class _Decoder:
@@ -91,10 +100,10 @@ class _Decoder:
 
     @torch.no_grad()
     def step(self, seats: Sequence[Seat]) -> torch.Tensor:
-        """Read each seat's last token; the next logits, (B, V)."""
+        """Read a token of each seat; the next logits, (B, V)."""
         cached, device = [seat.num_cached for seat in seats], self._model.device
         positions_B1 = torch.tensor(cached, device=device)[:, None]
-        tokens_B1 = torch.tensor([seat.written[-1] for seat in seats], device=device)[:, None]
+        tokens_B1 = torch.tensor([seat.written[seat.num_read] for seat in seats], device=device)[:, None]
         width = self._cache.at_step(cached, positions_B1[:, 0])
         with _attention(self._model, self._attention):
             return self._model(
@@ -105,6 +114,10 @@ class _Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
+
+    def copy(self, source: _Decoder, old: int, row: int, width: int) -> None:
+        """See SeatCache.copy."""
+        self._cache.copy(source._cache, old, row, width)
 
     def reorder(self, order: Sequence[int], seats: Sequence[Seat]) -> None:
         """See SeatCache.reorder; `seats` are those in the new order."""
@@ -123,6 +136,41 @@ def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) ->
     return [int(token) for token in tokens_B.tolist()]
 
 
+class _Reception:
+    """Those who arrive get their prompts' keys in their rows: each prompt is read once, for all who have it."""
+
+    def __init__(self, model: Any, decoder: _Decoder, prompts: Sequence[Sequence[int]]) -> None:
+        self._model, self._decoder, self._shared = model, decoder, shared_length(prompts)
+        self._prefix = _Decoder(model, 1) if self._shared else None
+        if self._prefix is not None:
+            self._prefix.prefill(slice(0, 1), [prompts[0][: self._shared]])
+        self._kept: _Kept | None = None
+
+    def admit(self, arrived: Arrivals, first: int, keeps: bool) -> torch.Tensor:
+        """Fill the rows from `first` on; the logits after each prompt, (B, V). `keeps`: see Seats."""
+        parts = []
+        if arrived.read:
+            rows = slice(first, first + len(arrived.read))
+            prompts = [seat.prompt for seat in arrived.read]
+            parts.append(self._decoder.prefill(rows, prompts, self._prefix, self._shared))
+        for row, (seat, source) in enumerate(
+            zip(arrived.copied, arrived.sources, strict=True), first + len(arrived.read)
+        ):
+            if source is not None:
+                self._decoder.copy(self._decoder, first + source, row, len(seat.prompt))
+                parts.append(parts[0][source : source + 1])
+            elif self._kept is not None:
+                self._decoder.copy(self._kept.decoder, 0, row, len(seat.prompt))
+                parts.append(self._kept.logits_V[None])
+        if arrived.keep is not None:
+            self._kept = _Kept(_Decoder(self._model, 1), parts[0][arrived.keep].clone())
+            width = len(arrived.read[arrived.keep].prompt)
+            self._kept.decoder.copy(self._decoder, first + arrived.keep, 0, width)
+        elif not keeps:
+            self._kept = None
+        return torch.cat(parts)
+
+
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -135,19 +183,16 @@ def generate(
     if not prompts:
         return
     seats = Seats(prompts, sampling, end_ids, on_token, keys)
-    decoder, shared = _Decoder(model, min(sampling.batch_size, len(prompts))), shared_length(prompts)
-    prefix = _Decoder(model, 1) if shared else None
-    if prefix is not None:
-        prefix.prefill(slice(0, 1), [prompts[0][:shared]])
+    decoder = _Decoder(model, min(sampling.batch_size, len(prompts)))
+    reception = _Reception(model, decoder, prompts)
     while seats:
         first = len(seats.taken)
         if first:
             yield from seats.write(0, _pick(decoder.step(seats.taken), sampling, seats.taken))
-        while arrived := seats.arrivals():
-            rows = slice(first, first + len(arrived))
-            logits_BV = decoder.prefill(rows, [seat.prompt for seat in arrived], prefix, shared)
-            yield from seats.write(first, _pick(logits_BV, sampling, arrived))
-            first = rows.stop
+        while (arrived := seats.arrivals()).seats:
+            logits_BV = reception.admit(arrived, first, seats.keeps)
+            yield from seats.write(first, _pick(logits_BV, sampling, arrived.seats))
+            first += len(arrived.seats)
         decoder.reorder(seats.order(), seats.taken)
 
 
