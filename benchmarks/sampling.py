@@ -44,13 +44,13 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # the latter whe
 clock = CLOCKS["wall"]
 
 
-def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> Seconds:
-    """Each run's figures, round by round; one round before them is not counted."""
+def interleaved(runs: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> Seconds:
+    """Each run's figures, round by round; the rounds before them are not counted."""
     found: Seconds = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for number in range(warm_up + rounds):
         for name, run in runs.items():
             figure = run()
-            if number:
+            if number >= warm_up:
                 found[name].append(figure)
     return found
 
@@ -152,6 +152,7 @@ def decode(name: str, rounds: int, model: str) -> None:
 
 def share(name: str, rounds: int, model: str) -> None:
     decoding = Decoding(name, model)
+    decoding.rate([(1, 2, 3)], Sampling(2, 1))  # what a first call makes
     prompts = [(prompt * 3)[:90] for prompt in decoding.prompts[:8] for _ in range(8)]
     sampling = Sampling(120, ROWS, temperature=0.8)
     owner: Any = importlib.import_module("backends.torch.seats" if name == "torch" else "backends.mlx.generate")
@@ -167,7 +168,7 @@ def share(name: str, rounds: int, model: str) -> None:
         finally:
             owner.first_alike = ours
 
-    found = interleaved({"read for each answer": one_by_one, "read once": together}, rounds)
+    found = interleaved({"read for each answer": one_by_one, "read once": together}, rounds, warm_up=0)  # long runs
     table(f"{name}, {model}, 8 prompts of 90 tokens, 8 answers of 120 each", "s", found, "read once", 1)
 
 
