@@ -241,7 +241,7 @@ class Piece:
 def pieces(tokenizer: Tokenizer, example: Example) -> list[Piece]:
     """A row as it is trained: nothing is left out, special tokens keep their names."""
     marked = [
-        (place >= example.num_prompt, _is_special(tokenizer, token), token)
+        (place >= example.num_prompt and place not in example.forced, _is_special(tokenizer, token), token)
         for place, token in enumerate(example.tokens)
     ]
     return [
