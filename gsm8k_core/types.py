@@ -30,6 +30,7 @@ SHOWN_ROWS = 4  # ids in one line of an error
 OnToken = Callable[[int, int], None]  # called with (index of the prompt, token) as each token is written
 FinishReason = Literal["stop", "length", "complete"]  # an end token, --max-new-tokens, or Sampling.complete
 Complete = Callable[[Sequence[int]], bool]  # asked with an answer's tokens so far after each: nothing is to follow
+Force = Callable[[Sequence[int]], Sequence[int]]  # an answer's tokens so far -> those that come next, or none: draw
 
 EXIT_OK = 0
 EXIT_STOPPED = 75
@@ -200,7 +201,11 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn; the end token is not counted. Temperature 0 is greedy."""
+    """How completions are drawn; the end token is not counted. Temperature 0 is greedy.
+
+    What `force` gives is written whatever the model says, one token after the other: each counts, and may end the
+    answer, as a drawn one does. It is asked on the host, never in the middle of what it gave.
+    """
 
     max_new_tokens: int
     batch_size: int  # prompts decoded together; changes speed and memory, not the text
@@ -209,6 +214,7 @@ class Sampling:
     top_k: int = 0  # 0: all
     seed: int = 0
     complete: Complete | None = None  # end an answer there, too
+    force: Force | None = None  # asked after each token, and after the last of those it gave; what it gives is written
 
     def ended(self, written: Sequence[int]) -> FinishReason | None:
         """Why an answer of these tokens, none of them an end token, goes no further; None where it does."""
@@ -223,6 +229,8 @@ class Completion:
 
     tokens: tuple[int, ...]
     finish_reason: FinishReason
+    end_token: int | None = None  # the end token that was written, by the model or by Sampling.force; None without one
+    forced: tuple[int, ...] = ()  # which of `tokens`, by place, Sampling.force wrote; the model drew the others
 
 
 @dataclass(frozen=True, slots=True)
