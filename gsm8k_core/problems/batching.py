@@ -55,8 +55,13 @@ def pad(examples: Sequence[Example]) -> Batch:
     return Batch(tokens, labels, rows=tuple(example.id for example in examples))
 
 
+def padded_width(num_tokens: int) -> int:
+    """T of a micro-batch whose longest row has so many tokens."""
+    return math.ceil(num_tokens / PAD_MULTIPLE) * PAD_MULTIPLE
+
+
 def _width(example: Example) -> int:
-    return math.ceil(len(example.tokens) / PAD_MULTIPLE) * PAD_MULTIPLE
+    return padded_width(len(example.tokens))
 
 
 def width_of(examples: Sequence[Example]) -> int:

@@ -30,7 +30,6 @@ MOST_ROUNDS = 2  # that are chosen; more pay little (ReST-EM), and may be asked 
 FIRST_ANSWERS = 64  # that say how fast the model answers, and how often it is verified
 WARM_BELOW = 0.10  # of the base's answers are verified: below, it learns the form from human rows first
 CANNOT_PAY_BELOW = 0.03  # and below this after that
-READABLE_BELOW = 0.30  # of the right answers hold a step that can be read: below, the number alone decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """What its folder is called under rollouts/."""
-        return f"round-{self.round}" if self.round else "warm"
+        """warm, sample-1, train-1, ..."""
+        return f"{self.kind}-{self.round}" if self.round else self.kind
 
 
 def phases(rounds: int, warm: bool) -> list[Phase]:

@@ -120,6 +120,13 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
     terminal.result({"run": str(folder), "model": str(model), "next": follow, **result})
 
 
+def say_stopped(folder: Path, terminal: Terminal) -> None:
+    """A signal came while the model was answering, or learning only to answer: what is there is on the disk."""
+    terminal.say(f"stopped by a signal before the last training; all answers so far are in {folder}")
+    terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder)])}")
+    terminal.result({"run": str(folder), "model": None, "reason": STOP_INTERRUPTED})
+
+
 def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal) -> None:
     """Where the trained model was not better: that, and what to try."""
     config, found = job.config, (result.get("guard") or {})
