@@ -232,6 +232,12 @@ class Completion:
     end_token: int | None = None  # the end token that was written, by the model or by Sampling.force; None without one
     forced: tuple[int, ...] = ()  # which of `tokens`, by place, Sampling.force wrote; the model drew the others
 
+    @property
+    def num_forced_runs(self) -> int:
+        """How often Sampling.force gave something: its tokens that stand together are one."""
+        places = set(self.forced)
+        return sum(place - 1 not in places for place in places)
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:

@@ -24,16 +24,18 @@ from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import EPS, AnswerPair, compare
 from gsm8k_core.problems.data import is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
-from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, prompt_tokens
+from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, encode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.report.comparison import show_scores
 from gsm8k_core.scoring.answers import HEADLINE, AnswerLine
+from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.scoring.diagnose import breakdown
 from gsm8k_core.scoring.evaluate import (
     ANSWER_LINE,
     STOP_RULE,
     Key,
     Request,
+    calculated,
     completion_of,
     evaluate,
     problems_hash,
@@ -95,8 +97,17 @@ class LoadedModel:
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
         """How a backend is to draw under a key."""
         size = batch_size or key.batch_size
-        complete = AnswerLine(partial(decode, self.tokenizer)) if key.stop == ANSWER_LINE else None
-        return Sampling(key.max_new_tokens, size, key.temperature, key.top_p, key.top_k, key.seed, complete)
+        text = partial(decode, self.tokenizer)
+        return Sampling(
+            key.max_new_tokens,
+            size,
+            key.temperature,
+            key.top_p,
+            key.top_k,
+            key.seed,
+            complete=AnswerLine(text) if key.stop == ANSWER_LINE else None,
+            force=Calculator(partial(encode, self.tokenizer), text) if key.calculator else None,
+        )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """The answers that are wanted, as they finish."""
@@ -271,6 +282,7 @@ def open_model(
         seed=config.sample_seed,
         samples=config.samples,
         stop=ANSWER_LINE if config.stop_at_answer else STOP_RULE,
+        calculator=config.calculator,
     )
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
@@ -301,6 +313,7 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     summary |= {"backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"max_new_tokens": key.max_new_tokens, "prompt": key.prompt, "stop_rule": key.stop}
     summary |= {"sampling": {name: getattr(key, name) for name in ("temperature", "top_p", "top_k", "seed")}}
+    summary |= {"calculator": calculated(records) if key.calculator else None}
     summary |= {"records": str(path), "reused": reused}
     summary |= {"choices": {name: asdict(chosen) for name, chosen in opened.choices.items()}}
     write_json(path.parent / "summary.json", summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import backends
@@ -16,8 +17,9 @@ from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations
-from gsm8k_core.problems.prompts import decode, prompt_tokens
+from gsm8k_core.problems.prompts import decode, encode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
+from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
@@ -130,8 +132,15 @@ class Answers:
     def answer(self, questions: Sequence[str], prompts: Sequence[Sequence[int]]) -> list[dict[str, object]]:
         """The answers as JSON, in the questions' order; shown on the way."""
         config = self.config
+        text = partial(decode, self.tokenizer)
         sampling = Sampling(
-            config.max_new_tokens, config.eval_batch_size, config.temperature, config.top_p, config.top_k, config.seed
+            config.max_new_tokens,
+            config.eval_batch_size,
+            config.temperature,
+            config.top_p,
+            config.top_k,
+            config.seed,
+            force=Calculator(partial(encode, self.tokenizer), text) if config.calculator else None,
         )
         stream = len(questions) == 1 and not config.json_
         writer = _Writer(self.tokenizer, config.annotations == "hide")
@@ -158,7 +167,7 @@ class Answers:
             "completion": text,
             "finish_reason": completion.finish_reason,
             "tokens": len(completion.tokens),
-        }
+        } | ({"calculated": completion.num_forced_runs} if self.config.calculator else {})
 
     def _show(self, result: Mapping[str, object]) -> None:
         cut = f"\n{self._cut()}" if result["finish_reason"] == "length" else ""

@@ -79,6 +79,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "rule": HEADLINE_RULE,
         "accuracy": score[0] if score else None,
         "n": score[1] if score else None,
+        "calculator": score[2] if score else None,
     }
     return made
 
@@ -102,8 +103,11 @@ def _is_alive(manifest: Mapping[str, Any]) -> bool:
         return True
 
 
-def _accuracy(folder: Path, base_hash: object) -> tuple[float, int] | None:
-    """The trained model's: from the comparison, else from its evaluation over the most problems."""
+def _accuracy(folder: Path, base_hash: object) -> tuple[float, int, bool] | None:
+    """The trained model's: from the comparison, else from its evaluation over the most problems, by itself if it can.
+
+    Last, whether it is one with calculator.
+    """
     compared = _score(_at(_read(folder / COMPARISON), "trained"))
     if compared:
         return compared
@@ -112,15 +116,15 @@ def _accuracy(folder: Path, base_hash: object) -> tuple[float, int] | None:
         summary = _read(path)
         of_base = summary.get("hash") == base_hash
         if not of_base and not OTHERS & set(Path(str(summary.get("model"))).parts) and (score := _score(summary)):
-            found.append((score[1], path.stat().st_mtime, score))
-    return max(found)[2] if found else None
+            found.append((not score[2], score[1], path.stat().st_mtime, score))
+    return max(found)[-1] if found else None
 
 
-def _score(summary: object) -> tuple[float, int] | None:
+def _score(summary: object) -> tuple[float, int, bool] | None:
     if not isinstance(summary, dict):
         return None
     accuracy, n = _number(_at(summary, "rules", HEADLINE_RULE, "accuracy")), _whole(summary.get("n"))
-    return (accuracy, n) if accuracy is not None and n is not None else None
+    return (accuracy, n, bool(_at(summary, "calculator"))) if accuracy is not None and n is not None else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -193,6 +197,8 @@ def _below(run: Mapping[str, Any]) -> list[str]:
     parts = [f"{_last_part(run['model'])} on {_last_part(run['data'])}", run["backend"], _minute(run["started"])]
     if run["seconds"] is not None:
         parts.append(clock(run["seconds"]))
+    if run["calculator"]:
+        parts.append("accuracy with calculator")
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
     return [printable(text) for text in (", ".join(filter(None, parts)), *ending)]
 

@@ -23,6 +23,14 @@ SlowRules = Annotated[
     bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
 ]
 
+UseCalculator = Annotated[
+    bool,
+    Field(
+        description="where an answer says <<48/2=, a calculator writes 24>>, not the model; "
+        "scores are then said to be with calculator"
+    ),
+]
+
 
 class ScoreSettings(DataSettings, DrawSettings):
     """Which problems are answered, and how."""
@@ -47,6 +55,7 @@ class ScoreSettings(DataSettings, DrawSettings):
     stop_at_answer: Annotated[
         bool, Field(description="end an answer after its whole #### line as well; faster, and other texts than without")
     ] = False
+    calculator: UseCalculator = False
     slow_rules: SlowRules = False
     output_dir: Annotated[
         OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
@@ -101,6 +110,7 @@ class GenerateConfig(BackendSettings, DrawSettings):
     annotations: Annotated[Literal["show", "hide"], Field(description="GSM8K's <<48/2=24>> marks in the answers")] = (
         "show"
     )
+    calculator: UseCalculator = False
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
     seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
     eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64

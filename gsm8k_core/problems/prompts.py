@@ -124,15 +124,15 @@ def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Se
     return str(text)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    # The template already holds the special tokens.
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, and no special ones: a chat template already holds them."""
     return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
 def prompt_tokens(tokenizer: Tokenizer, problems: Sequence[Problem], shots: Shots = NO_SHOTS) -> list[tuple[int, ...]]:
     """The prompt of each problem, up to and with the start of the assistant's turn."""
     texts = [_render(tokenizer, problem, False, shots.before(problem)) for problem in problems]
-    return [tuple(ids) for ids in _encode(tokenizer, texts)]
+    return [tuple(ids) for ids in encode(tokenizer, texts)]
 
 
 def make_examples(
@@ -147,7 +147,7 @@ def make_examples(
     supervised ones: such a row would train the wrong thing silently.
     """
     ends = frozenset(end_ids)
-    rows = _encode(tokenizer, [_render(tokenizer, p, True) for p in problems])
+    rows = encode(tokenizer, [_render(tokenizer, p, True) for p in problems])
     examples = []
     for problem, prompt, row in zip(problems, prompt_tokens(tokenizer, problems), rows, strict=True):
         if not prompt or tuple(row[: len(prompt)]) != prompt:

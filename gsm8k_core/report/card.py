@@ -10,7 +10,19 @@ from typing import Any
 import yaml
 
 from gsm8k_core.files import write_bytes
-from gsm8k_core.report.words import Facts, between, bounds, headline, p_value, percent, points, visible, without_secrets
+from gsm8k_core.report.words import (
+    Facts,
+    between,
+    bounds,
+    calculator_line,
+    headline,
+    how,
+    p_value,
+    percent,
+    points,
+    visible,
+    without_secrets,
+)
 from gsm8k_core.scoring.answers import HEADLINE, RULES
 from gsm8k_core.types import DataError
 
@@ -106,7 +118,7 @@ def _metric(rule: str, score: Mapping[str, Any], summary: Mapping[str, Any]) -> 
     interval = [round(bound, 4) for bound in score["interval"]]
     return {
         "type": "exact_match",
-        "name": f"{name}, {rule} rule{version}",
+        "name": f"{name}{how(summary)}, {rule} rule{version}",
         "value": round(score["accuracy"], 4),
         "verified": False,
         "args": {"rule": rule, "correct": score["correct"], "of": summary["n"], "interval": interval} | votes,
@@ -161,8 +173,10 @@ def _results(comparison: Mapping[str, Any]) -> list[str]:
         ]
         for rule, new in _ordered(trained)
     ]
+    note = [f"{which}: {line}" for which in ("Base", "Trained") if (line := calculator_line(comparison[which.lower()]))]
+    notes = ["With calculator. " + " ".join(escaped(line) for line in note), ""] if note else []
     columns = ["rule", "base (95 % interval)", "trained (95 % interval)", "points", "won", "lost", "p"]
-    return ["## Results", "", *_table(columns, rows)]
+    return ["## Results", "", *notes, *_table(columns, rows)]
 
 
 def _endings(comparison: Mapping[str, Any]) -> list[str]:

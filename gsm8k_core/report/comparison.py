@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsm8k_core.report.words import bound, headline
+from gsm8k_core.report.words import bound, calculator_line, headline, how
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
@@ -97,8 +97,9 @@ def show_scores(terminal: Terminal, summary: Mapping[str, Any], found: Mapping[s
     """One model's tables; `found` is its breakdown."""
     rules = summary["rules"]
     rows = [[name, str(rules[name]["correct"]), accuracy(rules[name])] for name in rules]
-    terminal.table(["rule", "correct", "accuracy (95 % interval)"], rows)
+    terminal.table(["rule", "correct", f"accuracy{how(summary)} (95 % interval)"], rows)
     terminal.say(_endings(summary))
+    _show_calculator(terminal, summary)
     _show_held_out(terminal, summary)
     _show_samples(terminal, summary)
     show_disagreements(terminal, summary["disagreements"], "answer")
@@ -123,6 +124,11 @@ def _endings(summary: Mapping[str, Any]) -> str:
     )
 
 
+def _show_calculator(terminal: Terminal, summary: Mapping[str, Any]) -> None:
+    if line := calculator_line(summary):
+        terminal.say(line)
+
+
 def _show_held_out(terminal: Terminal, summary: Mapping[str, Any]) -> None:
     apart = summary.get("held_out_templates")
     if apart:
@@ -140,9 +146,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     """What the paired test says, in words."""
     result = headline(comparison)
     counts = f"{result.won} won, {result.lost} lost, p = {result.p:.2g} by the {result.rule} rule"
-    if result.better == "neither":
-        return f"not distinguishable at n = {result.n}: {counts}"
-    return f"the {result.better} model is better: {counts}"
+    return f"{result.title[0].lower()}{result.title[1:]}: {counts}"
 
 
 def difference(comparison: Mapping[str, Any]) -> str:
@@ -159,9 +163,11 @@ def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
         [name, accuracy(base[name]), accuracy(trained[name]), f"{100 * test['difference']:+.1f}", _p(test["p"])]
         for name, test in tests.items()
     ]
-    terminal.table(["rule", "base", "trained", "points", "p"], rows)
+    columns = [f"{which}{how(comparison[which])}" for which in ("base", "trained")]
+    terminal.table(["rule", *columns, "points", "p"], rows)
     for which in ("base", "trained"):
         terminal.say(f"{which}: {_endings(comparison[which])}")
+        _show_calculator(terminal, comparison[which])
         _show_held_out(terminal, comparison[which])
         _show_samples(terminal, comparison[which])
     _show_breakdowns(terminal, {which: comparison["breakdown"][which] for which in ("base", "trained")})

@@ -29,6 +29,7 @@ from gsm8k_core.types import DataError
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_TEXT = 8000  # characters of one answer that are shown; records.jsonl holds all
 LONGEST_ANSWER = 48  # of an extracted answer
+_FILTERS = ("percent", "between", "bounds", "points", "p_value", "without_secrets", "calculator_line")
 ENDINGS = {"stop": "ended by itself", "length": "cut", "complete": "ended at its #### line"}
 
 Record = Mapping[str, Any]
@@ -118,9 +119,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        name: getattr(words, name) for name in ("percent", "between", "bounds", "points", "p_value", "without_secrets")
-    }
+    environment.filters |= {name: getattr(words, name) for name in _FILTERS}
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment
 
@@ -151,6 +150,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Column], result: Headl
         "rule": rule,
         "n": models[0].summary["n"],
         "votes": models[0].summary.get("samples", 1),
+        "how": words.how(models[0].summary),
         "rules": rules,
         "rule_rows": _rule_rows(comparison, models, rules),
         "scale": charts.scale(intervals),

@@ -53,6 +53,7 @@ class Headline:
     both: int
     neither: int
     p: float
+    how: str = ""  # said behind the verdict
 
     @property
     def better(self) -> str:
@@ -64,8 +65,8 @@ class Headline:
     @property
     def title(self) -> str:
         if self.better == "neither":
-            return f"Not distinguishable at n = {self.n:,}"
-        return f"The {self.better} model is better"
+            return f"Not distinguishable at n = {self.n:,}{self.how}"
+        return f"The {self.better} model is better{self.how}"
 
 
 def headline(comparison: Mapping[str, Any]) -> Headline:
@@ -87,7 +88,24 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
         test["both"],
         test["neither"],
         test["p"],
+        how(comparison["base"]),
     )
+
+
+def how(summary: Mapping[str, Any]) -> str:
+    """What is said wherever a score is told that the model did not reach by itself."""
+    return ", with calculator" if summary.get("calculator") else ""
+
+
+def calculator_line(summary: Mapping[str, Any]) -> str:
+    """What the calculator did in one model's answers, as a sentence; empty where it was not asked for."""
+    found = summary.get("calculator")
+    if not found:
+        return ""
+    if not found["results"]:
+        return "The calculator wrote nothing: no answer holds an expression such as <<48/2= that it reads."
+    what = "1 result" if found["results"] == 1 else f"{found['results']:,} results"
+    return f"The calculator wrote {what}, in {found['answers']:,} of {found['of']:,} answers."
 
 
 def percent(share: float) -> str:

@@ -22,7 +22,7 @@ import pydantic
 from gsm8k_core.config.stored import Count, Seconds, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, write_bytes
 from gsm8k_core.rollouts.wave import Ask
-from gsm8k_core.scoring.verify import Mode, Verdict, verify
+from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.types import Completion, DataError, FinishReason, Problem, StorageError
 
 KEY, RECORDS, SELECTED, ROUND = "key.json", "records.jsonl", "selected.jsonl", "round.json"
@@ -39,7 +39,7 @@ class Rollout:
     completion: Completion
     text: str
     seconds: float  # of the whole run, when it ended
-    verdict: Verdict  # with its steps
+    verdict: Verification  # with its steps
 
     @property
     def ask(self) -> Ask:

@@ -1,8 +1,8 @@
 """Problems + a `generate` function -> a record per answer -> accuracy under every rule.
 
 Records are appended as completions finish. A stopped evaluation goes on where it was, a finished one is
-reused; both only under the same key. Of a record that is reused only the tokens are believed: they are decoded and
-graded again.
+reused; both only under the same key. Of a record that is reused only the tokens are believed, and which of them the
+calculator wrote: they are decoded and graded again.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Request:
 Generate = Callable[[Sequence[Request]], Iterator[tuple[int, Completion]]]
 Decode = Callable[[Sequence[int]], str]
 Name = tuple[str, int]  # problem id, sample
+TokenId = Annotated[int, pydantic.Field(ge=0, lt=1 << 31)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Key:
     samples: int = 1
     repeat: int = 0  # greedy only: the same again, to see whether it is the same
     stop: str = STOP_RULE
+    calculator: bool = False
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -100,13 +102,15 @@ def make_record(problem: Problem, completion: Completion, text: str, sample: int
         "tokens": len(completion.tokens),
         "token_ids": list(completion.tokens),
         "finish_reason": completion.finish_reason,
+        "end_token": completion.end_token,
+        "forced": list(completion.forced),
     }
     return record | {"diagnosis": diagnosis_json(record)}
 
 
 def completion_of(record: Mapping[str, Any]) -> Completion:
     """What was generated for a record."""
-    return Completion(tuple(record["token_ids"]), record["finish_reason"])
+    return Completion(tuple(record["token_ids"]), record["finish_reason"], record["end_token"], tuple(record["forced"]))
 
 
 @contextmanager
@@ -131,8 +135,17 @@ class _Record(Stored):
 
     id: str
     sample: Count
-    token_ids: list[Annotated[int, pydantic.Field(ge=0, lt=1 << 31)]]
+    token_ids: list[TokenId]
     finish_reason: FinishReason
+    end_token: TokenId | None
+    forced: list[Count]
+
+    @property
+    def completion(self) -> Completion:
+        """Raises ValueError where a forced token is none of the answer's."""
+        if any(place >= len(self.token_ids) for place in self.forced):
+            raise ValueError("a forced token beyond the answer's end")
+        return Completion(tuple(self.token_ids), self.finish_reason, self.end_token, tuple(self.forced))
 
 
 def _read_records(path: Path, wanted: Mapping[Name, Request], decode: Decode, say: Say) -> dict[Name, dict[str, Any]]:
@@ -147,7 +160,7 @@ def _read_records(path: Path, wanted: Mapping[Name, Request], decode: Decode, sa
             kept = stored(_Record, row, f"{path}:{number}", "remove the file to evaluate again")
             request = wanted.get((kept.id, kept.sample))
             if request is not None:
-                completion = Completion(tuple(kept.token_ids), kept.finish_reason)
+                completion = kept.completion
                 record = make_record(request.problem, completion, decode(completion.tokens), request.sample)
                 changed += record != row
                 records[request.problem.id, request.sample] = record
@@ -198,6 +211,12 @@ def evaluate(
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
     return [records[name] for name in requests], path, reused
+
+
+def calculated(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What the calculator did: in how many answers it wrote a result, and how many results."""
+    counts = [completion_of(record).num_forced_runs for record in records]
+    return {"results": sum(counts), "answers": sum(map(bool, counts)), "of": len(records)}
 
 
 def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) -> dict[str, Any]:

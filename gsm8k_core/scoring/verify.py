@@ -35,7 +35,7 @@ _DIGIT = re.compile(r"[0-9]")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """What was found of one answer; `reason` says why it is refused, in plain words, and is empty where it is not."""
 
     verified: bool
@@ -45,12 +45,12 @@ class Verdict:
     gold_right: bool  # the first three conditions hold, whatever the steps are
 
 
-def verify(text: str, finish_reason: FinishReason, gold: str, mode: Mode = "steps") -> Verdict:
+def verify(text: str, finish_reason: FinishReason, gold: str, mode: Mode = "steps") -> Verification:
     """The verdict on one answer. `gold` is a plain number or GSM8K's answer text; DataError for neither."""
     claims = tuple(find_claims(text))
     wrong_end = _UNENDED.get(finish_reason, "") or _wrong_end(text, gold)
     reason = wrong_end or (_wrong_step(claims) if mode == "steps" else "")
-    return Verdict(not reason, reason, chain(claims), claims, not wrong_end)
+    return Verification(not reason, reason, chain(claims), claims, not wrong_end)
 
 
 def chain(claims: Iterable[Claim]) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def chain(claims: Iterable[Claim]) -> tuple[str, ...]:
     return tuple(expression for expression, _ in groupby("".join(claim.expression.split()) for claim in claims))
 
 
-def choose_mode(verdicts: Iterable[Verdict]) -> Choice:
+def choose_mode(verdicts: Iterable[Verification]) -> Choice:
     """`steps`, or `gold` where fewer than READABLE of the gold-right answers hold a claim; the reason counts them."""
     right = [verdict for verdict in verdicts if verdict.gold_right]
     readable = sum(bool(verdict.claims) for verdict in right)

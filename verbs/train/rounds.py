@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import file_hash, read_json, remove_folder, write_bytes, write_json
 from gsm8k_core.problems.batching import rows_hash
-from gsm8k_core.problems.prompts import PROMPT_NAME, decode
+from gsm8k_core.problems.prompts import PROMPT_NAME, decode, encode
 from gsm8k_core.rollouts.progress import BASE, PROGRESS, ROUNDS, Progress, Timed, folder_of
 from gsm8k_core.rollouts.record import KEY, RECORDS, ROUND, SELECTED, Rollout, read_records
 from gsm8k_core.rollouts.round import Block, Round
@@ -33,6 +34,7 @@ from gsm8k_core.rollouts.schedule import (
 from gsm8k_core.rollouts.selection import Candidate, Chain, Mixed, choose, mix, own_row
 from gsm8k_core.rollouts.tally import Tally, tally
 from gsm8k_core.rollouts.wave import Ask
+from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.scoring.verify import Mode, choose_mode, verify
 from gsm8k_core.tracking.feed import Trackers
@@ -89,7 +91,6 @@ class Rounds:
     context: Context
     trackers: Trackers
     interrupted: Callable[[], bool]
-    force: Any = None  # Sampling.force, where the calculator is used
     weights: str = FIRST  # which the model holds now
     answers: dict[int, list[Rollout]] = field(default_factory=dict)  # of each round that was sampled
     progress: Progress = field(default_factory=Progress)
@@ -170,6 +171,10 @@ class Rounds:
         reason = f"--calculator {asked}"
         if asked == "auto":
             asked, reason = ("on", "the rows have << >> marks") if marked else ("off", "no row has << >> marks")
+            try:
+                self._calculator()
+            except DataError as error:
+                asked, reason = "off", str(error)
         self._decide("calculator", Choice(asked, reason))
 
     def _decide_warm_start(self) -> None:
@@ -348,10 +353,14 @@ class Rounds:
             self._together,
             config.sample_temperature,
             seed=config.seed,
-            force=self.force if self.progress.decided("calculator") == "on" else None,
+            force=self._calculator() if self.progress.decided("calculator") == "on" else None,
         )
         wanted = [prompts[ask.id] for ask in block]
         return self.model.backend.generate(wanted, sampling, on_token, [ask.key for ask in block])
+
+    def _calculator(self) -> Calculator:
+        tokenizer = self.job.source.model.tokenizer
+        return Calculator(partial(encode, tokenizer), partial(decode, tokenizer))
 
     def _blocks(self, sampled: Round, known: Sequence[Rollout], earlier: Sequence[Rollout]) -> Iterator[Block]:
         """The blocks of a round, with a line for the person while they come."""

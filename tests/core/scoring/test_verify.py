@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from gsm8k_core.scoring.answers import grade
-from gsm8k_core.scoring.verify import Mode, Verdict, choose_mode, verify
+from gsm8k_core.scoring.verify import Mode, Verification, choose_mode, verify
 from gsm8k_core.types import DataError, FinishReason
 
 RIGHT = "She sells 48/2 = <<48/2=24>>24.\nIn all 48 + 24 = <<48+24=72>>72.\n#### 72"
 
 
-def of(text: str, finish: FinishReason = "stop", gold: str = "72", mode: Mode = "steps") -> Verdict:
+def of(text: str, finish: FinishReason = "stop", gold: str = "72", mode: Mode = "steps") -> Verification:
     return verify(text, finish, gold, mode)
 
 
