@@ -73,6 +73,8 @@ class Round:
                     yield Block(number, len(wanted), tuple(answers), whole)
                     if not whole:
                         return
+            if appender is None:  # all of it was there, and a torn line may follow
+                appender = Appender(self.path, self.answers)
         finally:
             if appender is not None:
                 appender.close()
