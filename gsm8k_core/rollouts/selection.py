@@ -12,30 +12,23 @@ ids for one answer in fifty. A forced token is read and never trained, as the mo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
-from gsm8k_core.types import Completion, Example
+from gsm8k_core.rollouts.record import Rollout
+from gsm8k_core.scoring.verify import Mode
+from gsm8k_core.types import Example
 
 Chain: TypeAlias = tuple[str, ...]
 # own-first: human rows only for problems without a kept answer of the model's own.
 Mixed: TypeAlias = Literal["own", "own-first", "both"]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A verified answer that may be kept."""
-
-    id: str  # of the problem
-    sample: int
-    chain: Chain  # the equations, in order; of an answer without any, its text alone
-    completion: Completion
-
-    def pairs(self) -> frozenset[tuple[int, int]]:
-        """The neighbouring tokens that it holds."""
-        return frozenset(pairwise(self.completion.tokens))
+def pairs(rollout: Rollout) -> frozenset[tuple[int, int]]:
+    """The neighbouring tokens that an answer holds."""
+    return frozenset(pairwise(rollout.completion.tokens))
 
 
 def distance(one: frozenset[tuple[int, int]], other: frozenset[tuple[int, int]]) -> float:
@@ -44,33 +37,62 @@ def distance(one: frozenset[tuple[int, int]], other: frozenset[tuple[int, int]])
     return 1 - len(one & other) / either if either else 0.0
 
 
-def choose(candidates: Sequence[Candidate], keep: int, known: Collection[Chain] = ()) -> list[Candidate]:
+def choose(candidates: Sequence[Rollout], keep: int, known: Collection[Chain] = ()) -> list[Rollout]:
     """The answers to one problem that are kept, at most `keep`, in the order in which they are taken.
 
     None has a chain of `known` (the human answer's, where that is trained as well).
     """
     left = [each for each in candidates if each.chain not in known]
-    taken: list[Candidate] = []
+    held = {each.sample: pairs(each) for each in left}
+    taken: list[Rollout] = []
     near: dict[int, float] = {}  # sample -> its distance from the nearest answer that is taken
-    pairs = {each.sample: each.pairs() for each in left}
     while left and len(taken) < keep:
         best = max(left, key=lambda each: near.get(each.sample, 0.0))  # the first of several
         taken.append(best)
         left = [each for each in left if each.chain != best.chain]
         for each in left:
-            apart = distance(pairs[each.sample], pairs[best.sample])
+            apart = distance(held[each.sample], held[best.sample])
             near[each.sample] = min(near.get(each.sample, 1.0), apart)
     return taken
 
 
-def own_row(candidate: Candidate, prompt: Sequence[int]) -> Example:
+def kept_of(
+    answers: Iterable[Rollout],
+    keep: int,
+    mode: Mode,
+    fits: Callable[[Rollout], bool],
+    known: Mapping[str, Chain],
+) -> dict[str, list[Rollout]]:
+    """Problem -> its answers that are kept, of all that are verified and that `fits` lets pass.
+
+    They are taken in the order of their samples, so that the order in which a batch gave them changes nothing.
+    `known` holds the chain of a problem whose human answer is trained as well.
+    """
+    found: dict[str, list[Rollout]] = {}
+    for each in sorted(answers, key=lambda one: one.sample):
+        if each.verified(mode) and fits(each):
+            found.setdefault(each.problem.id, []).append(each)
+    return {name: choose(verified, keep, [known[name]] if name in known else []) for name, verified in found.items()}
+
+
+def own_row(rollout: Rollout, prompt: Sequence[int]) -> Example:
     """The answer as a training row. Raises ValueError for one that did not end by itself: it teaches no end."""
-    completion = candidate.completion
+    completion, name = rollout.completion, rollout.problem.id
     if completion.end_token is None:
-        raise ValueError(f"{candidate.id}, sample {candidate.sample}: it has no end token")
+        raise ValueError(f"{name}, sample {rollout.sample}: it has no end token")
     tokens = (*prompt, *completion.tokens, completion.end_token)
     forced = tuple(len(prompt) + place for place in completion.forced)
-    return Example(f"{candidate.id}/own-{candidate.sample}", tokens, len(prompt), forced)
+    return Example(f"{name}/own-{rollout.sample}", tokens, len(prompt), forced)
+
+
+def as_lines(kept: Mapping[str, Sequence[Rollout]]) -> bytes:
+    """selected.jsonl."""
+    rows = (each for found in kept.values() for each in found)
+    values = (
+        {"id": each.problem.id, "sample": each.sample, "chain": list(each.chain), "completion": each.text}
+        for each in rows
+    )
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
 def mix(

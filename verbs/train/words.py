@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.rollouts.tally import Tally
+from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
 from gsm8k_core.training import measure
 from gsm8k_core.training.pilot import STOP_BUDGET, STOP_INTERRUPTED
@@ -90,6 +92,20 @@ class Narrator:
 
     def _epochs(self, total: int) -> str:
         return f"{total * self._job.config.num_epochs / self._job.total:.1f} epochs"
+
+
+def round_line(counts: Tally) -> str:
+    """A round of sampling, when it is done."""
+    rate = "no wave was asked to its end"
+    if counts.rate is not None and counts.interval is not None:
+        low, high = (100 * bound for bound in counts.interval)
+        rate = f"one answer solves {percent(counts.rate)} [{low:.1f}, {high:.1f}]"
+    return (
+        f"round {counts.round}  {counted(counts.answered, 'answer')} to {counted(counts.asked, 'problem')}: "
+        f"{counts.verified:,} verified, {counts.kept:,} kept, {counts.new_chains:,} of them with equations that the "
+        f"human answers lack; {counts.wrong_step:,} right with a wrong step; {rate}; {counted(counts.tokens, 'token')} in "
+        f"{clock(counts.seconds)}"
+    )
 
 
 def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[str, Any], terminal: Terminal) -> None:

@@ -112,7 +112,7 @@ def test_a_line_that_no_run_writes_is_refused(tmp_path: Path, change: dict[str, 
 def test_a_line_that_is_no_record_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(f"{line}\n")
-    with pytest.raises(DataError, match="records.jsonl:1"):
+    with pytest.raises(DataError, match=r"records\.jsonl:1"):
         read(path)
 
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 
 from gsm8k_core.problems.batching import pad, rows_hash
-from gsm8k_core.rollouts.selection import Candidate, choose, distance, mix, own_row
+from gsm8k_core.rollouts.record import Rollout
+from gsm8k_core.rollouts.selection import choose, distance, kept_of, mix, own_row, pairs
+from gsm8k_core.scoring.verify import Verification
 from gsm8k_core.types import IGNORE_INDEX, Completion, Example
+from tests.core.rollouts.script import problem
 
 
-def candidate(sample: int, chain: str, tokens: tuple[int, ...], end: int | None = 1) -> Candidate:
-    return Candidate("train-7", sample, (chain,), Completion(tokens, "stop", end))
+def candidate(
+    sample: int, chain: str, tokens: tuple[int, ...], end: int | None = 1, forced: tuple[int, ...] = ()
+) -> Rollout:
+    """A verified answer."""
+    verdict = Verification(True, "", (chain,), (), gold_right=True)
+    return Rollout(problem("train-7"), sample, Completion(tokens, "stop", end, forced), "", 0.0, verdict)
 
 
 SAME = (5, 6, 7, 8)
@@ -18,7 +25,7 @@ NEAR = (5, 6, 7, 9)
 FAR = (20, 21, 22, 23)
 
 
-def samples(chosen: list[Candidate]) -> list[int]:
+def samples(chosen: list[Rollout]) -> list[int]:
     return [each.sample for each in chosen]
 
 
@@ -42,8 +49,17 @@ def test_a_chain_that_is_trained_already_is_not_kept() -> None:
     assert samples(choose(given, 4, known=[("2+3",)])) == [1]
 
 
+def test_what_is_kept_does_not_depend_on_the_order_in_which_answers_ended() -> None:
+    given = [candidate(0, "2+3", SAME), candidate(1, "3+2", NEAR), candidate(2, "3+2", FAR), candidate(3, "1+4", FAR)]
+    wanted = kept_of(given, 2, "steps", lambda each: True, {})
+    assert samples(wanted["train-7"]) == [0, 2]
+    assert kept_of(given[::-1], 2, "steps", lambda each: True, {}) == wanted
+    assert samples(kept_of(given, 2, "steps", lambda each: each.sample > 0, {})["train-7"]) == [1, 3]
+    assert samples(kept_of(given, 2, "steps", lambda each: True, {"train-7": ("3+2",)})["train-7"]) == [0, 3]
+
+
 def test_the_distance_is_of_the_pairs_that_are_shared() -> None:
-    one, near, far = (candidate(0, "", tokens).pairs() for tokens in (SAME, NEAR, FAR))
+    one, near, far = (pairs(candidate(0, "", tokens)) for tokens in (SAME, NEAR, FAR))
     assert distance(one, one) == 0
     assert distance(one, near) == pytest.approx(1 - 2 / 4)
     assert distance(one, far) == 1
@@ -51,7 +67,7 @@ def test_the_distance_is_of_the_pairs_that_are_shared() -> None:
 
 
 def test_a_row_is_the_ids_as_sampled_with_the_end_token_that_was_drawn() -> None:
-    answer = Candidate("train-7", 5, ("2+3",), Completion((10, 11, 12, 13), "stop", 2, forced=(1, 2)))
+    answer = candidate(5, "2+3", (10, 11, 12, 13), end=2, forced=(1, 2))
     row = own_row(answer, (3, 4, 5))
     assert row == Example("train-7/own-5", (3, 4, 5, 10, 11, 12, 13, 2), 3, (4, 5))
     assert row.num_targets == 3
