@@ -96,14 +96,14 @@ class Narrator:
 
 def round_line(counts: Tally) -> str:
     """A round of sampling, when it is done."""
-    rate = "no wave was asked to its end"
+    rate, tokens = "no wave was asked to its end", counted(counts.tokens, "token")
     if counts.rate is not None and counts.interval is not None:
         low, high = (100 * bound for bound in counts.interval)
         rate = f"one answer solves {percent(counts.rate)} [{low:.1f}, {high:.1f}]"
     return (
         f"round {counts.round}  {counted(counts.answered, 'answer')} to {counted(counts.asked, 'problem')}: "
         f"{counts.verified:,} verified, {counts.kept:,} kept, {counts.new_chains:,} of them with equations that the "
-        f"human answers lack; {counts.wrong_step:,} right with a wrong step; {rate}; {counted(counts.tokens, 'token')} in "
+        f"human answers lack; {counts.wrong_step:,} right with a wrong step; {rate}; {tokens} in "
         f"{clock(counts.seconds)}"
     )
 
