@@ -21,7 +21,7 @@ from gsm8k_core.training.best import read_label, write_label
 from gsm8k_core.training.budget import slowdown
 from gsm8k_core.training.checkpoints import newest, prune, write
 from gsm8k_core.training.health import Probe
-from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, room_for_base
+from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, recipe_line, room_for_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.runs import Run
@@ -132,6 +132,8 @@ class Segment:
         say_plan(job, self.run.folder, terminal)
         dev = self._dev_set()
         guard = self._guard(dev)
+        if config.recipe == "sft" and not job.done and (line := recipe_line(guard)):
+            terminal.say(line)
         metrics = MetricsFile(self.run.metrics)
         with terminal.progress("update", job.events[-1].total) as steps:
             narrator = Narrator(job, steps, terminal)

@@ -149,6 +149,13 @@ def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal
     if found.get("end") is None or found["verdict"] == measure.BETTER:
         return
     terminal.say(measure.end_line(found["verdict"], config.model, str(model)))
-    terminal.say(
-        measure.advice(found["verdict"], adapter=config.uses_adapter, rate=config.learning_rate, budget=config.max_time)
+    base = found["base"]
+    said = measure.advice(
+        found["verdict"],
+        adapter=config.uses_adapter,
+        rate=config.learning_rate,
+        budget=config.max_time,
+        own=config.recipe == "rft",
+        solved=(base["correct"], base["problems"]) if "correct" in base else None,
     )
+    terminal.say(said)
