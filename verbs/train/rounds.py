@@ -35,6 +35,7 @@ from gsm8k_core.scoring.verify import Mode, choose_mode, verify
 from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
+from gsm8k_core.training.memory import answers_at_once
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
 from gsm8k_core.training.plan import adjustments_of
 from gsm8k_core.training.runs import Run, cut_metrics
@@ -161,9 +162,17 @@ class Rounds:
                 calculator = Choice("off", why)
         self._decide("calculator", calculator)
         self.sampler.calculator = self.progress.decided("calculator") == "on"
-        self.sampler.together = progress.together or TOGETHER
+        self._decide("together", self._together())
+        self.sampler.together = progress.together or int(self.progress.decided("together") or TOGETHER)
         if self.context.link.killed_by and progress.phase and not progress.phase.name.startswith("train"):
             self._halve("the process was killed")
+
+    def _together(self) -> Choice:
+        """How many answers the memory has room for at once."""
+        planned, dtype = self.model.plan, self.model.choices["dtype"].name
+        if planned is None:
+            return Choice(str(TOGETHER), "answers at once; of this model's sizes nothing is known")
+        return answers_at_once(planned, self.config, dtype, self.job.longest_sampled, TOGETHER)
 
     def _decide_warm_start(self) -> None:
         if self.progress.decided("warm") is None:

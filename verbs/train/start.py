@@ -121,8 +121,13 @@ class Job:
         """Tokens of the longest row that is read: padded, or of a dev problem with the longest answer it may get."""
         asked = [*(example for _, example in self.rows.dev), *self.rows.probed]
         answered = (example.num_prompt + max(self.config.eval_max_new_tokens, PROBE_TOKENS) for example in asked)
-        sampled = (len(prompt) + self.config.sample_max_new_tokens for _, prompt in self.rows.asked)
-        return max(self.widest, width_of(asked) if asked else 0, *answered, *sampled, 0)
+        return max(self.widest, width_of(asked) if asked else 0, *answered, self.longest_sampled)
+
+    @property
+    def longest_sampled(self) -> int:
+        """Tokens of the longest answer that may be sampled, with its prompt; 0 where none is."""
+        prompts = [len(prompt) for _, prompt in self.rows.asked]
+        return max(prompts) + self.config.sample_max_new_tokens if prompts else 0
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""

@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.rollouts.schedule import phases, share
 from gsm8k_core.rollouts.tally import Tally
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
@@ -92,6 +94,20 @@ class Narrator:
 
     def _epochs(self, total: int) -> str:
         return f"{total * self._job.config.num_epochs / self._job.total:.1f} epochs"
+
+
+def phases_line(config: TrainConfig, left: float, problems: int) -> str:
+    """What an rft run will do with the `left` seconds; the guards and the save are taken out of them when they came."""
+    rounds = 1 if config.rounds == "auto" else int(config.rounds)
+    plans = {"on": [True], "off": [False], "auto": [False, True]}[config.warm_start]
+    said = []
+    for warm in plans:
+        parts = [f"{phase.name} {clock(left * float(share(phase, rounds, warm)))}" for phase in phases(rounds, warm)]
+        said.append(", ".join(["guard", *parts, "guard and save"]))
+    few = f"; with the warm start that a base needs whose answers are seldom verified: {said[1]}" if said[1:] else ""
+    two = "; two rounds where each has time for 1,000 problems, or all" if config.rounds == "auto" else ""
+    asked = f"{counted(problems, 'problem')}, at most {counted(config.samples, 'answer')} each a round"
+    return f"phases   {asked}; at most: {said[0]}{few}{two}"
 
 
 def round_line(counts: Tally) -> str:
