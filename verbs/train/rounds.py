@@ -291,6 +291,8 @@ class Rounds:
                     if self.progress.decided("rounds") is None:
                         self._decide_rounds(block.answers, timed.began)
                         timed = self._with_rounds_known(timed)
+                    if number == 1 and not self._pays():
+                        return
                     self.sampler.until = self._sampling_end(number, timed)
                 return
             except OutOfMemoryError as error:
