@@ -12,7 +12,7 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
 import backends
 from benchmarks.job import TextsJob
 from gsm8k_core.files import write_json
-from gsm8k_core.parity.texts import EPS, AnswerPair, compare
+from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.types import Completion, Sampling
 
 
@@ -32,7 +32,7 @@ def main(path: Path) -> None:
                 zip(job.prompts, job.completions[job.reference], texts, strict=True)
             )
         ]
-        found[name] = compare(answers, backend.score, sampling, job.end_ids, EPS[job.dtype])
+        found[name] = compare(answers, backend, sampling, job.end_ids, job.dtype)
     write_json(job.out, found)
 
 

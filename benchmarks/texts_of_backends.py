@@ -18,7 +18,7 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
 
 import backends
 from gsm8k_core.models.find import resolve_model
-from gsm8k_core.parity.texts import EPS, AnswerPair, compare
+from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.problems.prompts import prompt_tokens
 from gsm8k_core.scoring.evaluate import completion_of
 from gsm8k_core.types import Problem, Sampling
@@ -46,7 +46,7 @@ def main() -> int:
     ]
     backend = backends.open("torch", source.folder, "cpu", "float32")
     most = max(len(answer.reference.tokens) for answer in answers)
-    found = compare(answers, backend.score, Sampling(most, 1), source.model.end_ids, EPS["float32"])
+    found = compare(answers, backend, Sampling(most, 1), source.model.end_ids, "float32")
     print(json.dumps(found, indent=1))
     return int(found["beyond_eps"] > 0)
 

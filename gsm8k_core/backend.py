@@ -92,6 +92,10 @@ class Weights(Protocol):
         """log p(tokens[:, 1:]) in nats, (B, T-1) float32; the value at padding means nothing."""
         ...
 
+    def odds(self, tokens: Sequence[int]) -> FloatArray:
+        """log p of every token that may follow `tokens`, in nats, (V,) float32."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist.
 

@@ -21,7 +21,7 @@ from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
 from gsm8k_core.models.tokenizer import Tokenizer
-from gsm8k_core.parity.texts import EPS, AnswerPair, compare
+from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.problems.data import is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
 from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, encode, prompt_tokens
@@ -53,6 +53,7 @@ from verbs.demo import banner
 from verbs.results import Provenance, write_one
 
 NUM_CHECKED = 32  # problems that --check-batching answers again
+UNITS = {"nats": "nats", "share": "of the odds"}  # how far two answers are apart where they part
 MOST_PLACES = 8  # that are shown; summary.json has all
 SAMPLED_ONLY = ("samples", "top_p", "top_k", "sample_seed")
 TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
@@ -347,13 +348,7 @@ def check_batching(opened: LoadedModel, answers: Sequence[Mapping[str, Any]], te
     for index, request in enumerate(requests):
         name = request.problem.id
         pairs.append(AnswerPair(name, opened.prompts[name], request.key, alone[index], together[name]))
-    result = compare(
-        pairs,
-        opened.backend.score,
-        opened.sampling(opened.key),
-        opened.source.model.end_ids,
-        EPS[opened.key.dtype],
-    )
+    result = compare(pairs, opened.backend, opened.sampling(opened.key), opened.source.model.end_ids, opened.key.dtype)
     terminal.say(batching_line(result))
     return result
 
@@ -365,9 +360,10 @@ def batching_line(result: Mapping[str, Any]) -> str:
         return line
     shown = [f"{place['id']} at token {place['position']} ({place['gap']:.1e})" for place in result["places"]]
     more = f", and {len(shown) - MOST_PLACES} more" if len(shown) > MOST_PLACES else ""
+    eps = f"{result['eps']:.0e} {UNITS[result['unit']]}"
     return (
-        f"{line}; {result['within_eps']} part where the two tokens are within {result['eps']:.0e} nats, as rounding "
-        f"may do, and {result['beyond_eps']} where they are not: {', '.join(shown[:MOST_PLACES])}{more}"
+        f"{line}; {result['within_eps']} part where the two tokens are within {eps}, as rounding may do, and "
+        f"{result['beyond_eps']} where they are not: {', '.join(shown[:MOST_PLACES])}{more}"
     )
 
 

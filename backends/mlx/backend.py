@@ -20,7 +20,7 @@ from backends.mlx import BLAS, COMPILER, memory
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx
 from backends.mlx.device import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype, has_gpu, measure_gflops, rated
 from backends.mlx.fast_exp import whole_array_ops
-from backends.mlx.generate import generate, score
+from backends.mlx.generate import generate, odds, score
 from backends.mlx.load import cast, load, to_dtype
 from backends.mlx.loss import target_positions
 from backends.mlx.train import (
@@ -198,7 +198,12 @@ class MLXBackend:
     def score(self, batch: Batch) -> FloatArray:
         self._refuse_longer(batch.tokens.shape[1])
         with memory_error("mlx", NO_MEMORY):
-            return score(self._model, batch.tokens)
+            return score(self._model, batch.tokens, int(self.micro_batch_tokens.name))
+
+    def odds(self, tokens: Sequence[int]) -> FloatArray:
+        self._refuse_longer(len(tokens))
+        with memory_error("mlx", NO_MEMORY):
+            return odds(self._model, tokens)
 
     def save(self, directory: Path) -> None:
         if self._spec is not None:

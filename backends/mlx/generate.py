@@ -1,8 +1,8 @@
 """Decoding in MLX: one loop over a batch whose places are filled again as soon as rows end.
 
 The prompts' common beginning is read once. The longest prompts come first: the keys reach their full size at the
-start, and what is left alone at the end is short. Greedy picks stay on the device, and the next step is launched
-before the host looks at them; a row that has ended is seen one step late, and its last token is thrown away.
+start, and what is left alone at the end is short. Picks stay on the device, and the next step is launched before the
+host looks at them; a row that has ended is seen one step late, and its last token is thrown away.
 
 Axes: B rows, T tokens, V vocabulary, H hidden.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -19,25 +19,39 @@ import numpy as np
 
 from backends.mlx import fast_exp
 from backends.mlx.cache import PromptLayer, Slots, causal
-from backends.mlx.loss import head, hidden_states, logsumexp, raw_head
-from gsm8k_core.problems.batching import shared_length
-from gsm8k_core.scoring.sampling import draw_rows
+from backends.mlx.loss import chunk_rows, head, hidden_states, logsumexp, raw_head
+from backends.mlx.sampling import draw
+from gsm8k_core.problems.batching import first_alike, shared_length
+from gsm8k_core.scoring.sampling import uniforms
+from gsm8k_core.scoring.writing import Writing
 from gsm8k_core.training.finite import logits_not_finite
-from gsm8k_core.types import Completion, FinishReason, OnToken, Sampling
+from gsm8k_core.types import Completion, OnToken, Sampling
 
+AHEAD = 1  # steps that are launched before the host looks at the one before
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
+class _Row(Writing):
     """One prompt on its way."""
 
-    index: int
-    key: int
-    prompt: Sequence[int]
     launched: int = 0  # tokens asked of the device, those that the host has not seen included
-    written: list[int] = field(default_factory=list)
+    landed: int = 0  # of them, those that the host has seen
     done: bool = False
+
+    @property
+    def forced_input(self) -> int | None:
+        """What the next step reads, where it was forced; else it is what the device picked last."""
+        place = self.launched - 1
+        return self.written[place] if place < len(self.written) and place in self.forced else None
+
+
+class _Reading(NamedTuple):
+    """Prompts that were read together: the keys of each in a row, and the state behind it."""
+
+    prompts: list[int]  # each one's `alike`
+    layers: list[PromptLayer]
+    last_BH: mx.array
 
 
 class _Picks(NamedTuple):
@@ -56,7 +70,9 @@ class _Decoder:
         self._is_fast = fast_exp.has_fast_body(model)
         self._body = fast_exp.fast_body(model) if self._is_fast else model.model
         self._dtype = model.layers[0].input_layernorm.weight.dtype
-        self._waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.index)))
+        # Those with the same prompt follow each other.
+        self._waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.alike, row.index)))
+        self._reading: _Reading | None = None  # the last one, while rows wait whose prompt is in it
         self._active: list[_Row] = []
         self._num_places = min(sampling.batch_size, len(rows))
         self._num_shared = shared_length([row.prompt for row in rows])
@@ -66,13 +82,11 @@ class _Decoder:
 
     def run(self) -> Iterator[tuple[int, Completion]]:
         flying: deque[_Picks] = deque()
-        # Drawing needs the logits on the host, so nothing can be launched before.
-        ahead = 1 if self._sampling.temperature == 0 else 0
         while self._active or self._waiting or flying:
             flying.extend(self._turn_over())
             if self._active:
                 flying.append(self._step())
-            while len(flying) > (ahead if self._active else 0):
+            while len(flying) > (AHEAD if self._active else 0):
                 yield from self._land(flying.popleft())
 
     def _turn_over(self) -> Iterator[_Picks]:
@@ -90,24 +104,37 @@ class _Decoder:
                 self._inputs_B[hole] = self._inputs_B[len(self._active)]
 
     def _admit(self, rows: list[_Row], places: list[int]) -> Iterator[_Picks]:
-        """Read the rows' prompts, some at a time, and give each its place. Both in the order of length."""
+        """Read the rows' prompts, some at a time and each once, and give each row its place, in the order of length."""
         while rows:
-            longest = len(rows[0].prompt) - self._num_shared
-            size = max(1, READ_TOKENS // longest)
-            group, rows, taken, places = rows[:size], rows[size:], places[:size], places[size:]
-            yield self._begin(group, taken)
+            if self._reading is None or rows[0].alike not in self._reading.prompts:
+                self._reading = self._read_some(rows)
+            known = self._reading.prompts
+            size = next((number for number, row in enumerate(rows) if row.alike not in known), len(rows))
+            yield self._begin(rows[:size], places[:size], self._reading)
+            rows, places = rows[size:], places[size:]
+        if self._reading is not None and not (self._waiting and self._waiting[0].alike in self._reading.prompts):
+            self._reading = None
 
-    def _begin(self, rows: list[_Row], places: list[int]) -> _Picks:
-        own = [row.prompt[self._num_shared :] for row in rows]
+    def _read_some(self, rows: list[_Row]) -> _Reading:
+        """The prompts of the first rows, as many as are read together."""
+        first = {row.alike: row for row in reversed(rows)}  # of each prompt its first row
+        unread = [row for row in rows if first[row.alike] is row]
+        longest = len(unread[0].prompt) - self._num_shared
+        unread = unread[: max(1, READ_TOKENS // longest)]
+        own = [row.prompt[self._num_shared :] for row in unread]
         hidden_BTH, layers = self._read(own, self._prefix)
         last_BH = hidden_BTH[mx.arange(len(own)), mx.array([len(tokens) - 1 for tokens in own])]
-        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
-            self._slots.put(place, layers, number, len(own[number]))
+        return _Reading([row.alike for row in unread], layers, last_BH)
+
+    def _begin(self, rows: list[_Row], places: list[int], reading: _Reading) -> _Picks:
+        numbers = [reading.prompts.index(row.alike) for row in rows]
+        for number, row, place in zip(numbers, rows, places, strict=True):
+            self._slots.put(place, reading.layers, number, len(row.prompt) - self._num_shared)
             if place < len(self._active):
                 self._active[place] = row
             else:
                 self._active.append(row)
-        picks = self._pick(last_BH, rows)
+        picks = self._pick(reading.last_BH[mx.array(numbers)], rows)
         self._inputs_B[mx.array(places)] = picks.tokens_B
         return picks
 
@@ -124,6 +151,9 @@ class _Decoder:
 
     def _step(self) -> _Picks:
         num_rows = len(self._active)
+        forced = {place: row.forced_input for place, row in enumerate(self._active) if row.forced_input is not None}
+        if forced:
+            self._inputs_B[mx.array(list(forced))] = mx.array(list(forced.values()), mx.int32)
         self._slots.begin_step(num_rows, self._dtype)
         hidden_B1H = self._body(self._inputs_B[:num_rows, None], self._slots.layers)
         picks = self._pick(hidden_B1H[:, 0], list(self._active))
@@ -131,14 +161,14 @@ class _Decoder:
         return picks
 
     def _pick(self, hidden_BH: mx.array, rows: list[_Row]) -> _Picks:
-        """The rows' next tokens: the likeliest ones, on the device, or drawn on the host."""
+        """The rows' next tokens, likeliest or drawn, on the device."""
         logits_BV = raw_head(self._model, hidden_BH)
-        picks = _Picks(rows, mx.argmax(logits_BV, axis=-1).astype(mx.int32), logits_BV.max(axis=-1))
-        if self._sampling.temperature > 0:
-            _check_finite(picks)
-            keys, positions = [row.key for row in rows], [row.launched for row in rows]
-            drawn = draw_rows(np.array(logits_BV.astype(mx.float32)), self._sampling, keys, positions)
-            picks = picks._replace(tokens_B=mx.array(drawn, mx.int32))
+        if self._sampling.temperature == 0:
+            tokens_B = mx.argmax(logits_BV, axis=-1).astype(mx.int32)
+        else:
+            u_B3 = uniforms(self._sampling.seed, [row.key for row in rows], [row.launched for row in rows])
+            tokens_B = draw(logits_BV, self._sampling, mx.array(u_B3))
+        picks = _Picks(rows, tokens_B, logits_BV.max(axis=-1))
         for row in rows:
             row.launched += 1
         mx.async_eval(picks.tokens_B, picks.largest_B)
@@ -148,16 +178,13 @@ class _Decoder:
         """The host learns tokens; yields the rows that end with them."""
         _check_finite(picks)
         for row, token in zip(picks.rows, picks.tokens_B.tolist(), strict=True):
-            if row.done:
-                continue
-            reason: FinishReason | None = "stop"
-            if token not in self._end_ids:
-                row.written.append(token)
-                self._on_token(row.index, token)
-                reason = self._sampling.ended(row.written)
-            if reason is not None:
+            row.landed += 1
+            if row.done or row.landed <= len(row.written):
+                continue  # one too many, or its place was forced before it was seen
+            done = row.write(token, self._sampling, self._end_ids, self._on_token)
+            if done is not None:
                 row.done = True
-                yield row.index, Completion(tuple(row.written), reason)
+                yield row.index, done
 
 
 def _check_finite(picks: _Picks) -> None:
@@ -175,18 +202,38 @@ def generate(
 ) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate."""
     model.eval()
-    rows = [_Row(index, index if keys is None else keys[index], prompt) for index, prompt in enumerate(prompts)]
+    alike = first_alike(prompts)
+    rows = [
+        _Row(index, index if keys is None else keys[index], prompt, alike[index])
+        for index, prompt in enumerate(prompts)
+    ]
     if rows:
         yield from _Decoder(model, rows, sampling, end_ids, on_token).run()
 
 
-def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """See Backend.score: log p(tokens[:, 1:]) in nats, (B, T-1) float32; one row at a time."""
+def score(
+    model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]], most_tokens: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.score: as many rows at once as hold `most_tokens`, and of their logits as many as a loss holds."""
     model.eval()
-    rows = []
-    for row in tokens_BT:
-        tokens_1T = mx.array(row[None])
-        logits_TV = head(model, hidden_states(model, tokens_1T)[0, :-1])
-        picked = mx.take_along_axis(logits_TV, tokens_1T[0, 1:, None], axis=-1)[:, 0]
-        rows.append(np.array(picked - logsumexp(logits_TV)))
-    return np.stack(rows).astype(np.float32)
+    rows = max(1, most_tokens // tokens_BT.shape[1])
+    parts = [_score(model, tokens_BT[at : at + rows]) for at in range(0, len(tokens_BT), rows)]
+    return np.concatenate(parts)
+
+
+def _score(model: Any, tokens_RT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    hidden_RTH = hidden_states(model, mx.array(tokens_RT))[:, :-1]
+    hidden_NH, targets_N = hidden_RTH.reshape(-1, hidden_RTH.shape[-1]), mx.array(tokens_RT[:, 1:].reshape(-1))
+    found, size = [], chunk_rows(model)
+    for start in range(0, targets_N.size, size):
+        logits_CV = head(model, hidden_NH[start : start + size])
+        picked_C1 = mx.take_along_axis(logits_CV, targets_N[start : start + size, None], axis=-1)
+        found.append(np.array(picked_C1[:, 0] - logsumexp(logits_CV)))  # computed here: the next logits take their room
+    return np.concatenate(found).astype(np.float32).reshape(len(tokens_RT), -1)
+
+
+def odds(model: Any, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.odds."""
+    model.eval()
+    logits_V = head(model, hidden_states(model, mx.array([list(tokens)]))[0, -1])
+    return np.array(logits_V - logsumexp(logits_V)).astype(np.float32)

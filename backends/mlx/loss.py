@@ -60,6 +60,11 @@ def logsumexp(logits: mx.array) -> mx.array:
     return mx.logsumexp(mx.logsumexp(logits.reshape(*logits.shape[:-1], -1, BLOCK), axis=-1), axis=-1)
 
 
+def chunk_rows(model: Any) -> int:
+    """Positions whose float32 logits are there at one time, where no gradient is."""
+    return max(FROZEN_CHUNK_BYTES // (4 * getattr(model, "lm_head", model.model.embed_tokens).weight.shape[0]), 1)
+
+
 def target_positions(batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
     """Rows of the flattened (B*T, H) states that predict a target, the targets (N,), and their weights.
 

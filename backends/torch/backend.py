@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from backends.torch import memory
 from backends.torch.adapter import add_adapter, cast_frozen
 from backends.torch.device import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype, devices_here
-from backends.torch.generate import generate, score
+from backends.torch.generate import generate, odds, score
 from backends.torch.load import load
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
@@ -203,7 +203,11 @@ class TorchBackend:
 
     def score(self, batch: Batch) -> FloatArray:
         with memory_error("torch", NO_MEMORY):
-            return score(self._compute_model(), batch.tokens)
+            return score(self._compute_model(), batch.tokens, int(self.micro_batch_tokens.name))
+
+    def odds(self, tokens: Sequence[int]) -> FloatArray:
+        with memory_error("torch", NO_MEMORY):
+            return odds(self._compute_model(), tokens)
 
     def save(self, directory: Path) -> None:
         if self._spec is not None:

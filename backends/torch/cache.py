@@ -115,13 +115,18 @@ class SeatCache(transformers.Cache):
     def reorder(self, order: Sequence[int], cached: Sequence[int]) -> None:
         """Row i becomes the old row `order[i]`, which is i or higher, with its `cached[i]` positions."""
         for row, old in enumerate(order):
-            if row == old:
-                continue
-            (target, to, _), (source, of, _) = (next(self._parts(slice(at, at + 1))) for at in (row, old))
-            target.fit(max(cached[row], target.size))
-            for into, pair in zip(target.layers, source.layers, strict=True):
-                for block, moved in zip(into, pair, strict=True):
-                    block[to, :, : cached[row]] = moved[of, :, : cached[row]]
+            if row != old:
+                self.copy(self, old, row, cached[row])
+
+    def copy(self, source: SeatCache, old: int, row: int, width: int) -> None:
+        """Row `row` becomes row `old` of `source`, with its first `width` positions."""
+        (group, to, _), (other, of, _) = (
+            next(each._parts(slice(at, at + 1))) for each, at in ((self, row), (source, old))
+        )
+        group.fit(max(width, group.size))
+        for layer, pair in enumerate(other.layers):
+            for block, copied in zip(group.layer(layer, pair), pair, strict=True):
+                block[to, :, :width] = copied[of, :, :width]
 
 
 def decode_attention(

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from backends.torch.cache import ATTENTION, SeatCache
-from backends.torch.seats import Seat, Seats
+from backends.torch.loss import chunk_rows, has_plain_head
+from backends.torch.sampling import draw
+from backends.torch.seats import Arrivals, Seat, Seats
 from gsm8k_core.problems.batching import shared_length
-from gsm8k_core.scoring.sampling import draw_rows
+from gsm8k_core.scoring.sampling import uniforms
 from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
 
@@ -31,6 +34,14 @@ def _attention(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """A prompt that was read, for those who wait with the same: its keys, in a cache of one row, and its logits."""
+
+    decoder: _Decoder
+    logits_V: torch.Tensor
 
 
 class _Decoder:
@@ -89,10 +100,10 @@ class _Decoder:
 
     @torch.no_grad()
     def step(self, seats: Sequence[Seat]) -> torch.Tensor:
-        """Read each seat's last token; the next logits, (B, V)."""
+        """Read a token of each seat; the next logits, (B, V)."""
         cached, device = [seat.num_cached for seat in seats], self._model.device
         positions_B1 = torch.tensor(cached, device=device)[:, None]
-        tokens_B1 = torch.tensor([seat.written[-1] for seat in seats], device=device)[:, None]
+        tokens_B1 = torch.tensor([seat.written[seat.num_read] for seat in seats], device=device)[:, None]
         width = self._cache.at_step(cached, positions_B1[:, 0])
         with _attention(self._model, self._attention):
             return self._model(
@@ -104,6 +115,10 @@ class _Decoder:
                 logits_to_keep=1,
             ).logits[:, -1]
 
+    def copy(self, source: _Decoder, old: int, row: int, width: int) -> None:
+        """See SeatCache.copy."""
+        self._cache.copy(source._cache, old, row, width)
+
     def reorder(self, order: Sequence[int], seats: Sequence[Seat]) -> None:
         """See SeatCache.reorder; `seats` are those in the new order."""
         self._cache.reorder(order, [seat.num_cached for seat in seats])
@@ -111,13 +126,49 @@ class _Decoder:
 
 def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) -> list[int]:
     """The next token of each row. Raises DivergedError where a row's logits are not finite."""
-    largest_B, tokens_B = logits_BV.max(dim=-1)
-    if not torch.isfinite(largest_B).all():
-        raise logits_not_finite()
     if sampling.temperature == 0:
-        return [int(token) for token in tokens_B.tolist()]
-    positions = [len(seat.written) for seat in seats]
-    return draw_rows(logits_BV.float().cpu().numpy(), sampling, [seat.key for seat in seats], positions)
+        largest_B, tokens_B = logits_BV.max(dim=-1)
+        if not torch.isfinite(largest_B).all():
+            raise logits_not_finite()
+    else:
+        u_B3 = uniforms(sampling.seed, [seat.key for seat in seats], [len(seat.written) for seat in seats])
+        tokens_B = draw(logits_BV, sampling, torch.from_numpy(u_B3).to(logits_BV.device))
+    return [int(token) for token in tokens_B.tolist()]
+
+
+class _Reception:
+    """Those who arrive get their prompts' keys in their rows: each prompt is read once, for all who have it."""
+
+    def __init__(self, model: Any, decoder: _Decoder, prompts: Sequence[Sequence[int]]) -> None:
+        self._model, self._decoder, self._shared = model, decoder, shared_length(prompts)
+        self._prefix = _Decoder(model, 1) if self._shared else None
+        if self._prefix is not None:
+            self._prefix.prefill(slice(0, 1), [prompts[0][: self._shared]])
+        self._kept: _Kept | None = None
+
+    def admit(self, arrived: Arrivals, first: int, keeps: bool) -> torch.Tensor:
+        """Fill the rows from `first` on; the logits after each prompt, (B, V). `keeps`: see Seats."""
+        parts = []
+        if arrived.read:
+            rows = slice(first, first + len(arrived.read))
+            prompts = [seat.prompt for seat in arrived.read]
+            parts.append(self._decoder.prefill(rows, prompts, self._prefix, self._shared))
+        for row, (seat, source) in enumerate(
+            zip(arrived.copied, arrived.sources, strict=True), first + len(arrived.read)
+        ):
+            if source is not None:
+                self._decoder.copy(self._decoder, first + source, row, len(seat.prompt))
+                parts.append(parts[0][source : source + 1])
+            elif self._kept is not None:
+                self._decoder.copy(self._kept.decoder, 0, row, len(seat.prompt))
+                parts.append(self._kept.logits_V[None])
+        if arrived.keep is not None:
+            self._kept = _Kept(_Decoder(self._model, 1), parts[0][arrived.keep].clone())
+            width = len(arrived.read[arrived.keep].prompt)
+            self._kept.decoder.copy(self._decoder, first + arrived.keep, 0, width)
+        elif not keeps:
+            self._kept = None
+        return torch.cat(parts)
 
 
 def generate(
@@ -132,29 +183,56 @@ def generate(
     if not prompts:
         return
     seats = Seats(prompts, sampling, end_ids, on_token, keys)
-    decoder, shared = _Decoder(model, min(sampling.batch_size, len(prompts))), shared_length(prompts)
-    prefix = _Decoder(model, 1) if shared else None
-    if prefix is not None:
-        prefix.prefill(slice(0, 1), [prompts[0][:shared]])
+    decoder = _Decoder(model, min(sampling.batch_size, len(prompts)))
+    reception = _Reception(model, decoder, prompts)
     while seats:
         first = len(seats.taken)
         if first:
             yield from seats.write(0, _pick(decoder.step(seats.taken), sampling, seats.taken))
-        while arrived := seats.arrivals():
-            rows = slice(first, first + len(arrived))
-            logits_BV = decoder.prefill(rows, [seat.prompt for seat in arrived], prefix, shared)
-            yield from seats.write(first, _pick(logits_BV, sampling, arrived))
-            first = rows.stop
+        while (arrived := seats.arrivals()).seats:
+            logits_BV = reception.admit(arrived, first, seats.keeps)
+            yield from seats.write(first, _pick(logits_BV, sampling, arrived.seats))
+            first += len(arrived.seats)
         decoder.reorder(seats.order(), seats.taken)
 
 
-def score(model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """See Backend.score: log p(tokens[:, 1:]) in nats, (B, T-1) float32; one row at a time."""
-    rows = []
-    with torch.no_grad():
-        for row in tokens_BT:
-            tokens_1T = torch.from_numpy(row[None]).to(model.device, torch.long)
-            logits_TV = model(input_ids=tokens_1T, use_cache=False).logits[0, :-1].float()
-            picked = logits_TV.gather(-1, tokens_1T[0, 1:, None])[:, 0]
-            rows.append((picked - logits_TV.logsumexp(dim=-1)).cpu().numpy())
-    return np.stack(rows).astype(np.float32)
+@torch.no_grad()
+def score(
+    model: Any, tokens_BT: np.ndarray[Any, np.dtype[np.int32]], most_tokens: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.score: as many rows at once as hold `most_tokens`, and of their logits as many as a loss holds."""
+    num_rows, width = tokens_BT.shape
+    is_plain = has_plain_head(model)
+    rows = max(1, most_tokens // width) if is_plain else 1
+    parts = (
+        torch.from_numpy(tokens_BT[at : at + rows]).to(model.device, torch.long) for at in range(0, num_rows, rows)
+    )
+    return np.concatenate([_score(model, tokens_RT, is_plain).float().cpu().numpy() for tokens_RT in parts])
+
+
+def _score(model: Any, tokens_RT: torch.Tensor, is_plain: bool) -> torch.Tensor:
+    targets_N = tokens_RT[:, 1:].flatten()
+    if not is_plain:  # what stands behind its head is the model's own to compute: all logits of one row
+        return _picked(model(input_ids=tokens_RT, use_cache=False).logits[:, :-1].flatten(0, 1), targets_N)[None]
+    hidden_NH = model.get_decoder()(input_ids=tokens_RT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    weight_VH = model.get_output_embeddings().weight
+    size = chunk_rows(len(weight_VH))
+    chunks = zip(hidden_NH.split(size), targets_N.split(size), strict=True)
+    return torch.cat([_picked(hidden_CH @ weight_VH.T, targets_C) for hidden_CH, targets_C in chunks]).view(
+        len(tokens_RT), -1
+    )
+
+
+def _picked(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """log p of each target, (N,) float32."""
+    logits_NV = logits_NV.float()
+    return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+
+
+@torch.no_grad()
+def odds(model: Any, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """See Backend.odds."""
+    tokens_1T = torch.tensor([list(tokens)], device=model.device)
+    logits_V = model(input_ids=tokens_1T, use_cache=False, logits_to_keep=1).logits[0, -1]
+    found: np.ndarray[Any, np.dtype[np.float32]] = logits_V.float().log_softmax(dim=-1).cpu().numpy()
+    return found

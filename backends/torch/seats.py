@@ -1,35 +1,52 @@
 """Who sits where while prompts are decoded together: a batch of seats that are taken again as answers end.
 
-A backend computes, this keeps the books. One turn is: `arrivals` sit down and are prefilled, a token is written to
-each seat, who is done leaves, and `order` says which old seat each seat now has. A text depends on its own prompt and
-key alone, so none of this changes a text; it changes how much of the machine's work is for nothing.
+A backend computes, this keeps the books. One turn is: `arrivals` sit down, and each of their prompts is read once, a
+token is written to each seat, who is done leaves, and `order` says which old seat each seat now has. A text depends on
+its own prompt and key alone, so none of this changes a text; it changes how much of the machine's work is for nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from gsm8k_core.problems.batching import first_alike
+from gsm8k_core.scoring.writing import Writing
 from gsm8k_core.types import Completion, OnToken, Sampling
 
 GROUP = 16  # neighbours of about one length: what reads cached positions group by group reads few for nothing
 AT_ONCE = 8  # prompts that are prefilled together at most: little padding, and the first token comes early
 
 
-@dataclass(slots=True)
-class Seat:
-    """One prompt that is being answered."""
+@dataclass(slots=True, eq=False)
+class Seat(Writing):
+    """One prompt that is being answered, and how much of its answer is in the cache."""
 
-    index: int  # into the prompts
-    key: int  # of the noise
-    prompt: Sequence[int]
-    written: list[int] = field(default_factory=list)
+    num_read: int = 0  # written tokens that a step has read; several may be forced at once, and are read one a step
 
     @property
     def num_cached(self) -> int:
-        """Positions before the token that is fed next: the prompt and all written tokens but the last."""
-        return len(self.prompt) + len(self.written) - 1
+        """Positions before the token that is read next."""
+        return len(self.prompt) + self.num_read
+
+
+@dataclass(slots=True, eq=False)
+class Arrivals:
+    """Who sits down: first those whose prompts are read, behind them those with the prompt of one before.
+
+    `sources` says of each of the latter whose: a number in `read`, or None for the prompt that was kept last time.
+    `keep` is the number in `read` of the prompt that more are waiting with, if any.
+    """
+
+    read: list[Seat]
+    copied: list[Seat]
+    sources: list[int | None]
+    keep: int | None = None
+
+    @property
+    def seats(self) -> list[Seat]:
+        return self.read + self.copied
 
 
 class Seats:
@@ -43,43 +60,65 @@ class Seats:
         on_token: OnToken,
         keys: Sequence[int] | None = None,
     ) -> None:
+        alike = first_alike(prompts)
         # Similar lengths together: little padding in a prefill, and the answers of one kind end together.
-        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-        self._waiting = deque(Seat(index, index if keys is None else keys[index], prompts[index]) for index in order)
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), alike[index], index))
+        self._waiting = deque(
+            Seat(index, index if keys is None else keys[index], prompts[index], alike[index]) for index in order
+        )
         self._sampling, self._end_ids, self._on_token = sampling, end_ids, on_token
         self.taken: list[Seat] = []  # in the order of the batch's rows
         self._filling = True
+        self._kept: int | None = None  # `alike` of the prompt that is kept
         self._done: set[int] = set()  # rows of `taken` whose answer has ended
 
     def __bool__(self) -> bool:
         return bool(self.taken or self._waiting)
 
-    def arrivals(self) -> list[Seat]:
-        """Prompts that sit down now, after those in `taken`; ask until there are none.
+    @property
+    def keeps(self) -> bool:
+        """Whether a prompt is kept for those who wait with it: one at most, as those follow each other."""
+        return self._kept is not None
+
+    def arrivals(self) -> Arrivals:
+        """Those who sit down now, after those in `taken`; ask until there are none.
 
         There are none while too few seats are free to be worth a prefill.
         """
         free = self._sampling.batch_size - len(self.taken)
+        new = Arrivals([], [], [])
         if free < self._sampling.batch_size // GROUP and not self._filling:
-            return []
-        new = [self._waiting.popleft() for _ in range(min(free, AT_ONCE, len(self._waiting)))]
-        self._filling = bool(new)
-        self.taken += new
+            return new
+        last = self._kept
+        while self._waiting and len(new.seats) < free:
+            if self._waiting[0].alike == last:
+                new.copied.append(self._waiting.popleft())
+                new.sources.append(len(new.read) - 1 if new.read else None)
+            elif len(new.read) < AT_ONCE:
+                new.read.append(self._waiting.popleft())
+                last = new.read[-1].alike
+            else:
+                break
+        self._filling = bool(new.seats)
+        self.taken += new.seats
+        self._kept = last if self._waiting and self._waiting[0].alike == last else None
+        new.keep = len(new.read) - 1 if self.keeps and new.read else None
         return new
 
     def write(self, first: int, tokens: Sequence[int]) -> Iterator[tuple[int, Completion]]:
-        """Give a token to each row from `first` on; yields (index, completion) of the answers that this ends."""
+        """Give what was drawn to each row from `first` on; yields (index, completion) of the answers that this ends.
+
+        Rows are those of a step, which has read one more token of each, or those whose prompts were just read.
+        """
         for row, token in enumerate(tokens, start=first):
             seat = self.taken[row]
-            if token in self._end_ids:
+            seat.num_read += bool(seat.written)
+            if seat.num_read < len(seat.written):
+                continue  # forced tokens are still to be read
+            done = seat.write(token, self._sampling, self._end_ids, self._on_token)
+            if done is not None:
                 self._done.add(row)
-                yield seat.index, Completion(tuple(seat.written), "stop")
-                continue
-            seat.written.append(token)
-            self._on_token(seat.index, token)
-            if reason := self._sampling.ended(seat.written):
-                self._done.add(row)
-                yield seat.index, Completion(tuple(seat.written), reason)
+                yield seat.index, done
 
     def order(self) -> list[int]:
         """Let those leave whose answer has ended: the old row of each row that is now taken.

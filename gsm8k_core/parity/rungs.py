@@ -249,7 +249,7 @@ def parted(model: Weights, bench: Bench, right: Texts, found: Texts) -> list[Dif
     pairs = [
         AnswerPair(str(index), prompt, index, right[index], found[index]) for index, prompt in enumerate(bench.prompts)
     ]
-    return differences(pairs, model.score, Sampling(bench.max_new_tokens, 1), ModelFolder(bench.folder).end_ids)
+    return differences(pairs, model, Sampling(bench.max_new_tokens, 1), ModelFolder(bench.folder).end_ids)
 
 
 def _texts(variant: str, bench: Bench, found: list[Difference], control: list[Difference]) -> Measurement:

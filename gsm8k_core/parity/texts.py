@@ -2,26 +2,24 @@
 is below eps; counted and listed.
 
 The gap is log p(its own token) - log p(the other's), from `score`. What the reference rejected is at most its second,
-so its top-2 gap is no larger. A sampled token is the argmax of logit / temperature + noise: there the noise of both
-tokens, times the temperature, is added, and the gap is again how far the logits must move. A token at the edge of
-top-k or top-p can part texts at a larger gap; such a place is listed as beyond eps.
+so its top-2 gap is no larger. Of a drawn token the gap is how far the reference's u lies from where the other token
+is drawn (sampling.moved), a share of what u draws from. A token at the edge of top-k or top-p can part texts at a
+larger gap; such a place is listed as beyond eps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gsm8k_core.scoring.sampling import noise
+from gsm8k_core.scoring.sampling import moved
 from gsm8k_core.types import IGNORE_INDEX, Batch, Completion, Sampling
 
 if TYPE_CHECKING:
-    from gsm8k_core.types import FloatArray
-
-Score = Callable[[Batch], "FloatArray"]
+    from gsm8k_core.backend import Weights
 
 # Nats, by compute dtype; ten times what was measured at most, on a CPU, batches of 24 and 64 against one by one.
 # float32: no text of 2,000 (tiny models, both backends) and 24 (SmolLM2-135M, torch) parted; there a top-2 log p moved
@@ -44,7 +42,10 @@ class AnswerPair:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where two answers part. `gap` in nats: how much likelier the reference finds its own token, or the other's."""
+    """Where two answers part. `gap`: how much likelier the reference finds its own token, or the other's, in nats.
+
+    Of drawn answers: the share by which its u would have to move.
+    """
 
     id: str
     position: int  # tokens that both share
@@ -62,27 +63,41 @@ def first_difference(ours: Sequence[int | None], theirs: Sequence[int | None]) -
 
 
 def differences(
-    pairs: Iterable[AnswerPair], score: Score, sampling: Sampling, end_ids: Sequence[int]
+    pairs: Iterable[AnswerPair], reference: Weights, sampling: Sampling, end_ids: Sequence[int]
 ) -> list[Difference]:
-    """Every place where two texts part, by the log-probabilities of `score`."""
+    """Every place where two texts part, by what the reference finds likely there."""
     found = []
     for pair in pairs:
         ours, theirs = closed(pair.reference), closed(pair.other)
         at = first_difference(ours, theirs)
         if at is not None:
-            chances = [
-                _chance(pair, at, end_ids if token is None else (token,), score, sampling)
-                for token in (ours[at], theirs[at])
-            ]
-            found.append(Difference(pair.id, at, abs(chances[0] - chances[1])))
+            own, other = (end_ids if token is None else (token,) for token in (ours[at], theirs[at]))
+            prefix = [*pair.prompt, *pair.reference.tokens[:at]]
+            if sampling.temperature > 0:
+                odds_V = reference.odds(prefix)
+                gap = min(moved(odds_V, sampling, pair.key, at, token) for token in other)
+            else:
+                gap = abs(_chance(prefix, own, reference) - _chance(prefix, other, reference))
+            found.append(Difference(pair.id, at, gap))
     return found
 
 
+def eps_of(dtype: str, sampling: Sampling) -> float:
+    """How far two backends may be apart where texts part: nats, or a share where they are drawn.
+
+    Two logits that move by d each close a gap of 2 d, and move a share c by up to 2 d c (1 - c) / temperature.
+    """
+    return EPS[dtype] / 4 / sampling.temperature if sampling.temperature > 0 else EPS[dtype]
+
+
 def compare(
-    pairs: Sequence[AnswerPair], score: Score, sampling: Sampling, end_ids: Sequence[int], eps: float
+    pairs: Sequence[AnswerPair], reference: Weights, sampling: Sampling, end_ids: Sequence[int], dtype: str
 ) -> dict[str, Any]:
-    """How many texts are equal, and every place where two part."""
-    places = [{**asdict(found), "within": found.gap < eps} for found in differences(pairs, score, sampling, end_ids)]
+    """How many texts are equal, and every place where two part; `dtype` is that which they were computed in."""
+    eps = eps_of(dtype, sampling)
+    places = [
+        {**asdict(found), "within": found.gap < eps} for found in differences(pairs, reference, sampling, end_ids)
+    ]
     within = sum(place["within"] for place in places)
     return {
         "problems": len(pairs),
@@ -90,16 +105,12 @@ def compare(
         "within_eps": within,
         "beyond_eps": len(places) - within,
         "eps": eps,
+        "unit": "share" if sampling.temperature > 0 else "nats",
         "places": places,
     }
 
 
-def _chance(pair: AnswerPair, at: int, tokens: Sequence[int], score: Score, sampling: Sampling) -> float:
-    """log p of the likeliest of `tokens` at a place of the reference's text, with its noise where it was drawn."""
-    prefix = [*pair.prompt, *pair.reference.tokens[:at]]
+def _chance(prefix: Sequence[int], tokens: Sequence[int], reference: Weights) -> float:
+    """log p of the likeliest of `tokens` behind `prefix`."""
     rows = np.array([[*prefix, token] for token in tokens], dtype=np.int32)
-    chances = score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].astype(np.float64)
-    if sampling.temperature > 0:
-        noise_V = noise(sampling, pair.key, at, max(tokens) + 1)
-        chances = chances + sampling.temperature * noise_V[list(tokens)]
-    return float(chances.max())
+    return float(reference.score(Batch(rows, np.full_like(rows, IGNORE_INDEX)))[:, -1].max())

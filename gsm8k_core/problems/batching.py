@@ -169,3 +169,9 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     shortest = min(map(len, prompts))
     same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
     return sum(1 for _ in takewhile(bool, islice(same, shortest - 1)))
+
+
+def first_alike(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Of each prompt, the index of the first that is the same token by token: its own, where none is before it."""
+    first: dict[tuple[int, ...], int] = {}
+    return [first.setdefault(tuple(prompt), index) for index, prompt in enumerate(prompts)]

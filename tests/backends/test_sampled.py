@@ -10,7 +10,7 @@ import pytest
 
 import backends
 from gsm8k_core.models.folder import ModelFolder
-from gsm8k_core.parity.texts import EPS, AnswerPair, compare
+from gsm8k_core.parity.texts import AnswerPair, compare, eps_of
 from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import Completion, Example, Sampling
 
@@ -78,7 +78,7 @@ def test_equal_texts_pass_and_a_changed_token_does_not(
 
     def compared(others: dict[int, Completion]) -> dict[str, Any]:
         pairs = [AnswerPair(f"test-{n}", prompts[n], noise_key(f"test-{n}", 0), alone[n], others[n]) for n in range(9)]
-        return compare(pairs, backend.score, sampling, ModelFolder(qwen2).end_ids, EPS["float32"])
+        return compare(pairs, backend, sampling, ModelFolder(qwen2).end_ids, "float32")
 
     assert compared(together)["beyond_eps"] == 0
     changed = {
@@ -88,4 +88,4 @@ def test_equal_texts_pass_and_a_changed_token_does_not(
     found = compared(changed)
     assert found["equal"] < 5
     assert found["beyond_eps"] == 9 - found["equal"]
-    assert min(place["gap"] for place in found["places"]) > 10 * EPS["float32"]
+    assert min(place["gap"] for place in found["places"]) > 10 * eps_of("float32", sampling)

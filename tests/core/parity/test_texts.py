@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from gsm8k_core.parity.texts import AnswerPair, closed, compare, first_difference
-from gsm8k_core.scoring.sampling import noise
+from gsm8k_core.parity.texts import EPS, AnswerPair, closed, compare, eps_of, first_difference
+from gsm8k_core.scoring.sampling import uniforms
 from gsm8k_core.types import Batch, Completion, Sampling
 
 END = 1
 CHANCES = {5: -1.0, 6: -1.00005, 7: -3.0, END: -1.2}
 
 
-def score(batch: Batch) -> np.ndarray:
-    """log p that depends on the token alone."""
-    return np.array([[CHANCES.get(int(token), -9.0) for token in row[1:]] for row in batch.tokens], dtype=np.float32)
+class Reference:
+    """Log-probabilities that depend on the token alone."""
+
+    def score(self, batch: Batch) -> np.ndarray:
+        return np.array(
+            [[CHANCES.get(int(token), -9.0) for token in row[1:]] for row in batch.tokens], dtype=np.float32
+        )
+
+    def odds(self, tokens: Sequence[int]) -> np.ndarray:
+        return np.array([CHANCES.get(token, -9.0) for token in range(10)], dtype=np.float32)
 
 
 def answer(reference: Completion, other: Completion) -> AnswerPair:
@@ -24,7 +33,8 @@ def answer(reference: Completion, other: Completion) -> AnswerPair:
 
 def found(reference: tuple[int, ...], other: tuple[int, ...], **changes: object) -> dict[str, object]:
     sampling = Sampling(8, 1, **changes)  # type: ignore[arg-type]
-    return compare([answer(Completion(reference, "stop"), Completion(other, "stop"))], score, sampling, (END, 0), 1e-3)
+    pairs = [answer(Completion(reference, "stop"), Completion(other, "stop"))]
+    return compare(pairs, Reference(), sampling, (END, 0), "float32")  # type: ignore[arg-type]
 
 
 def test_equal_tokens_are_equal() -> None:
@@ -52,7 +62,12 @@ def test_an_end_is_a_token_too_the_likeliest_of_them() -> None:
     assert first_difference(closed(Completion((7,), "length")), closed(Completion((7,), "stop"))) is None
 
 
-def test_a_drawn_token_is_weighed_with_its_noise() -> None:
+def test_a_drawn_token_is_weighed_by_how_far_its_u_lies_from_the_other() -> None:
     (place,) = found((7, 5), (7, 7), temperature=2.0, seed=4)["places"]  # type: ignore[misc]
-    noise_V = noise(Sampling(8, 1, 2.0, seed=4), 11, 1, 8)
-    assert place["gap"] == pytest.approx(abs(2.0 + 2.0 * (noise_V[5] - noise_V[7])))
+    odds_V = Reference().odds(())
+    weights_V = np.exp(odds_V.astype(np.float64) / 2)
+    bounds = np.cumsum(weights_V) / weights_V.sum()
+    u = uniforms(4, [11], [1])[0, 2]
+    assert not bounds[6] <= u < bounds[7]
+    assert place["gap"] == pytest.approx(max(bounds[6] - u, u - bounds[7]))
+    assert eps_of("float32", Sampling(8, 1, temperature=2.0)) == pytest.approx(EPS["float32"] / 8)
