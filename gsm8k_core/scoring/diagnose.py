@@ -5,7 +5,7 @@ Categories, the first that holds: correct (the robust rule's verdict), degenerat
 wrong_last_line (no slip, and the last claim's result is the gold, yet another number was answered), other_wrong.
 The signs stand beside the category: a correct answer can hold a slip, a cut one can loop.
 
-Limits: a slip is what calculator.find_claims can read; in 0.1 % of GSM8K's own claims it calls loose writing wrong. A
+Limits: a slip is what claims.find_claims can read; in 0.1 % of GSM8K's own claims it calls loose writing wrong. A
 wrong plan (the right sum of the wrong numbers) is other_wrong. A loop whose text changes in each round, by a
 counter, is seen only where most of its word 4-grams stay the same. Token 0 (Qwen2.5's `!`) is the argmax of logits that
 are all NaN; our backends end with an error that names such logits, but completions that were made elsewhere hold it.
@@ -22,7 +22,8 @@ from fractions import Fraction
 from typing import Any
 
 from gsm8k_core.problems.gold import gold_of
-from gsm8k_core.scoring.calculator import Claim, find_claims, written
+from gsm8k_core.scoring.calculator import written
+from gsm8k_core.scoring.claims import Claim, find_claims
 from gsm8k_core.scoring.stats import percent, wilson
 
 CATEGORIES = {

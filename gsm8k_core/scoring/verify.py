@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import Literal
 
 from gsm8k_core.problems.gold import checked_number, gold_of, marked_number, plain_decimal
-from gsm8k_core.scoring.calculator import Claim, find_claims
+from gsm8k_core.scoring.claims import Claim, find_claims
 from gsm8k_core.scoring.published import MARKED, harness_equal
 from gsm8k_core.types import Choice, FinishReason
 
@@ -55,7 +55,7 @@ def verify(text: str, finish_reason: FinishReason, gold: str, mode: Mode = "step
 
 def chain(claims: Iterable[Claim]) -> tuple[str, ...]:
     """The steps of an answer. `48/2 = <<48/2=24>>24` is one step, and so is one that is repeated at once."""
-    return tuple(expression for expression, _ in groupby("".join(claim.expression.split()) for claim in claims))
+    return tuple(expression for expression, _ in groupby(claim.plain for claim in claims))
 
 
 def choose_mode(verdicts: Iterable[Verification]) -> Choice:

@@ -183,6 +183,7 @@ def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
         "eval-step": scores(1319, 0.8, hash="x", model="runs/deeper/second/checkpoints/update-000002"),
         "eval-few": scores(20, 0.7, hash="y", model="runs/deeper/second"),
         "eval-more": scores(200, 0.25, hash="y", model="runs/deeper/second"),
+        "eval-calculator": scores(1319, 0.6, hash="y", model="runs/deeper/second", calculator={"results": 9}),
         "eval-bad": {"n": True, "rules": []},
     }.items():
         (second / "logs" / name).mkdir()
@@ -201,6 +202,17 @@ def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
     started = (NOW + datetime.timedelta(minutes=1)).astimezone().strftime("%Y-%m-%d %H:%M")
     assert table[2] == f"  Qwen2.5-0.5B-Instruct on gsm8k, mlx, {started}, 23 s"  # no outcome: up to its last update
     assert [each["seconds"] for each in found] == [23.0, 23.0]
+
+
+def test_runs_say_where_a_score_is_one_with_calculator(run: Run, tmp_path: Path) -> None:
+    made = make_run(tmp_path / "runs/first")
+    found = {"results": 9, "answers": 3, "of": 200}
+    (made / "model_comparison.json").write_text(json.dumps({"trained": scores(200, 0.355, calculator=found)}))
+    done = run("runs")
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stdout.split()).endswith("23 s, accuracy with calculator")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert json.loads(run("runs", "--json").stdout)["runs"][0]["calculator"] is True
 
 
 def test_runs_that_ended_badly_are_shown(run: Run, tmp_path: Path) -> None:

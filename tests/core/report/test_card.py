@@ -55,6 +55,14 @@ def test_the_hub_reads_the_results() -> None:
     assert data["datasets"] == ["openai/gsm8k"]
 
 
+def test_a_score_with_calculator_is_told_as_one() -> None:
+    card = make_card(comparison(calculator={"results": 9, "answers": 4, "of": 100}), "mine")
+    (first, *_) = front(card)["model-index"][0]["results"][0]["metrics"]
+    assert ", with calculator, " in first["name"]
+    assert "With calculator. Base: The calculator wrote 9 results, in 4 of 100 answers." in card
+    assert "alculator" not in make_card(comparison(calculator=None), "mine")
+
+
 def test_other_data_is_not_called_gsm8k() -> None:
     meta = front(make_card(comparison(data="generated", model="runs/../x y"), "mine"))
     (result,) = meta["model-index"][0]["results"]

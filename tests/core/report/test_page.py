@@ -101,6 +101,16 @@ def data_of(text: str) -> Any:
     return json.loads(Read(text).inline["script"][1])
 
 
+def test_a_score_with_calculator_is_told_as_one() -> None:
+    found = {"results": 1234, "answers": 4, "of": 5}
+    text = Read(page.render_page(*compared("rrww-", "rwrrw", calculator=found))).text
+    assert "with calculator" in text
+    assert "Trained: The calculator wrote 1,234 results, in 4 of 5 answers." in text
+    one = page.render_page({"base": summary(records("rw"), calculator=found)}, records("rw"))
+    assert "50.0\u00a0% right, with calculator" in Read(one).text or "50.0 % right, with calculator" in Read(one).text
+    assert "alculator" not in Read(rendered()).text
+
+
 # --- safety ---------------------------------------------------------------------------------------------------------
 
 

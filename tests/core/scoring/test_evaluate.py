@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.report.comparison import make_comparison, verdict
-from gsm8k_core.scoring.evaluate import Generate, Key, Request, completion_of, summarise
+from gsm8k_core.scoring.evaluate import Generate, Key, Request, calculated, completion_of, summarise
 from gsm8k_core.scoring.evaluate import evaluate as evaluate_with
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
@@ -47,6 +47,25 @@ def test_records_come_back_in_the_order_of_the_problems(tmp_path: Path) -> None:
     assert [record["id"] for record in records] == [problem.id for problem in PROBLEMS]
     assert [record["rules"]["strict"]["correct"] for record in records] == [True] * 4 + [False] * 2
     assert (reused, len(path.read_text().splitlines())) == (0, 6)
+
+
+def test_what_the_calculator_wrote_is_counted_and_no_answer_without_it_is_reused(tmp_path: Path) -> None:
+    def forcing(requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        for index in range(len(requests)):
+            places = ((1, 2, 5), (), (0,))[index % 3]
+            yield index, Completion((1, 2, 3, 4, 5, 6), "stop", end_token=9, forced=places)
+
+    evaluate(PROBLEMS, Model(), KEY, tmp_path)
+    key = replace(KEY, calculator=True)
+    records, _, reused = evaluate(PROBLEMS, forcing, key, tmp_path)
+    assert (reused, calculated(records)) == (0, {"results": 6, "answers": 4, "of": 6})
+    assert completion_of(records[0]) == Completion((1, 2, 3, 4, 5, 6), "stop", 9, (1, 2, 5))
+    again, path, reused = evaluate(PROBLEMS, Model(), key, tmp_path)
+    assert (reused, again) == (6, records)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"forced": [6]}) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"records\.jsonl:1: damaged record"):
+        evaluate(PROBLEMS, Model(), key, tmp_path)
 
 
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_score(tmp_path: Path) -> None:
