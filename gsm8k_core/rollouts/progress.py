@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
+import pydantic
 from pydantic import Field
 
 from gsm8k_core.config.stored import Count, Seconds, Stored
@@ -15,6 +17,15 @@ PROGRESS = "rft"  # the manifest's key
 ROUNDS = "rollouts"  # the manifest's key of the rounds' counts
 BASE = "base"  # the base's first answers, which say whether it needs a warm start
 Name = Annotated[str, Field(pattern=r"^(base|warm|(sample|train)-[0-9]{1,2})$")]
+# What each decision may be.
+DECIDED = {
+    "rounds": "[1-9]",
+    "together": "[1-9][0-9]{0,3}",
+    "verify": "steps|gold",
+    "warm": "on|off",
+    "calculator": "on|off",
+    "pays": "yes|no",
+}
 Words = Annotated[str, Field(max_length=100_000)]
 
 
@@ -39,6 +50,14 @@ class StoredProgress(Stored):
     elapsed: Seconds
     together: Annotated[int, Field(ge=1, le=4096)] | None = None
     updates: dict[Name, Count] = Field(default_factory=dict)
+
+    @pydantic.field_validator("decisions")
+    @classmethod
+    def _known(cls, decisions: dict[str, _Decision]) -> dict[str, _Decision]:
+        for name, decision in decisions.items():
+            if not re.fullmatch(DECIDED.get(name, ".*"), decision.name, re.DOTALL):
+                raise ValueError(f"{name} cannot be {decision.name[:40]!r}")
+        return decisions
 
 
 def folder_of(name: str) -> str:

@@ -28,6 +28,7 @@ LAST = 2  # shares of the last round's training; each other has one
 ENOUGH_PROBLEMS = 1000  # that each of two rounds has to have time for, or all
 MOST_ROUNDS = 2  # that are chosen; more pay little (ReST-EM), and may be asked for
 FIRST_ANSWERS = 64  # that say how fast the model answers, and how often it is verified
+FEWEST_RIGHT = 5  # of them with the gold number, to say whether steps can be read
 WARM_BELOW = 0.10  # of the base's answers are verified: below, it learns the form from human rows first
 CANNOT_PAY_BELOW = 0.03  # and below this after that
 

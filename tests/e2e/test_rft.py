@@ -98,12 +98,13 @@ def learned(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 # --- what is kept ---------------------------------------------------------------------------------------------
 
-STEP = re.compile(r"(\d+(?: [-+*/] \d+)+) = (\d+)")
+UNIT = "(?: [a-z]+)?"  # 2 apples + 3 = 5
+STEP = re.compile(rf"(\d+{UNIT}(?: [-+*/] \d+{UNIT})+) = (\d+)")
 
 
 def value(expression: str) -> float:
     """From left to right, products first: a second reading, with nothing of the product's."""
-    words = expression.split()
+    words = [word for word in expression.split() if not word.isalpha()]
     terms, sign = [0.0], 1
     for place, word in enumerate(words):
         if word in "+-":
@@ -125,8 +126,7 @@ def is_right(row: dict[str, Any], end_id: int) -> bool:
     found = STEP.findall(row["completion"])
     return (
         row["end_token"] == end_id
-        and "####" not in after
-        and after.split() == [row["gold"]]
+        and after.replace("####", "").split() == [row["gold"]]  # `#### #### 5` is one line, too
         and bool(found)
         and all(value(expression) == int(stated) for expression, stated in found)
         and steps != ""
@@ -141,6 +141,7 @@ def test_the_second_check_can_fail() -> None:
         {"completion": "2 + 3 = 5 #### 6"},
         {"completion": "#### 5"},
         {"completion": "2 + 3 = 5 #### 5 #### 5"},
+        {"completion": "2 each + 3 more = 6 #### 5"},
         {"end_token": None},
     ):
         assert not is_right(row | change, tiny.END_ID), change

@@ -20,6 +20,7 @@ from gsm8k_core.rollouts.progress import BASE, PROGRESS, ROUNDS, Progress, Timed
 from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Rollout
 from gsm8k_core.rollouts.round import Round
 from gsm8k_core.rollouts.schedule import (
+    FEWEST_RIGHT,
     FIRST_ANSWERS,
     Phase,
     cannot_pay,
@@ -148,9 +149,8 @@ class Rounds:
     def _decide_what_is_asked_for(self) -> None:
         """What the flags say, and the calculator, which the rows decide; after a kill, how many answers at once."""
         config, progress = self.config, self.progress
-        for name, asked in (("rounds", config.rounds), ("verify", config.verify), ("warm", config.warm_start)):
+        for name, flag, asked in (("rounds", "rounds", config.rounds), ("warm", "warm-start", config.warm_start)):
             if asked != "auto":
-                flag = "warm-start" if name == "warm" else name
                 self._decide(name, Choice(asked, f"--{flag} {asked}"))
         calculator = Choice(config.calculator, f"--calculator {config.calculator}")
         if calculator.name == "auto":
@@ -177,18 +177,29 @@ class Rounds:
     def _decide_warm_start(self) -> None:
         if self.progress.decided("warm") is None:
             answers = self._base_answers()
-            right, tried = sum(each.verified(self._mode) for each in answers), len(answers)
+            mode = self._mode_by(answers)
+            checked: Mode = "gold" if mode.name == "gold" else "steps"
+            right, tried = sum(each.verified(checked) for each in answers), len(answers)
             said = f"{right} of the base's first {counted(tried, 'answer')} are verified"
             if needs_warm_start(right, tried):
-                choice = Choice("on", f"{said}; the human answers first, for a quarter of the time")
+                self._decide("warm", Choice("on", f"{said}; the human answers first, for a quarter of the time"))
             else:
-                choice = Choice("off", f"{said}; it can learn from its own answers")
-            self._decide("warm", choice)
+                self._decide("verify", mode)  # of a model that learns the form first, its own answers decide
+                self._decide("warm", Choice("off", f"{said}; it can learn from its own answers"))
         base, first, timed = self.run.rollouts / BASE, self._folder("sample-1"), self.progress.phase
         if not self._warm and base.is_dir() and not first.exists():  # they are the first answers of round 1
             base.rename(first)
             if timed is not None and timed.name == BASE:
                 self._record(replace(self.progress, phase=replace(timed, name="sample-1")))
+
+    def _mode_by(self, answers: Sequence[Rollout]) -> Choice:
+        """By what a first block's answers are verified: as asked for, or as their right ones can be read."""
+        if (asked := self.config.verify) != "auto":
+            return Choice(asked, f"--verify {asked}")
+        right = sum(each.verdict.gold_right for each in answers)
+        if right < FEWEST_RIGHT:
+            return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
+        return choose_mode(each.verdict for each in answers)
 
     def _decide_rounds(self, answers: Sequence[Rollout], began: float) -> None:
         each = (answers[-1].seconds - began) / len(answers) if answers else 0.0
@@ -255,9 +266,7 @@ class Rounds:
         found = next(self.sampler.blocks(self.model.backend, 1, folder / RECORDS, []), None)
         if self.interrupted():
             raise Interrupted
-        answers = found[1] if found else []
-        self._decide("verify", choose_mode(each.verdict for each in answers))
-        return answers
+        return found[1] if found else []
 
     def _sample(self, number: int) -> None:
         """Round `number`, to its end; its answers, from the disk where they are there."""
@@ -287,7 +296,7 @@ class Rounds:
                     self.answers[number] = answers
                     if self.interrupted():
                         return
-                    self._decide("verify", choose_mode(each.verdict for each in block.answers))
+                    self._decide("verify", self._mode_by(block.answers))
                     if self.progress.decided("rounds") is None:
                         self._decide_rounds(block.answers, timed.began)
                         timed = self._with_rounds_known(timed)
@@ -424,7 +433,8 @@ class Rounds:
         self.context.terminal.say(f"{phase.name:<8} {counted(len(rows), 'row')}, until {clock(timed.end)} of the run")
         values = {"max_time": f"{timed.end:.3f}", "guard_problems": 0, "eval_steps": 0}
         job = self._opened(rows, run, self.config.model_copy(update=values), None)
-        segment = self._segment_of(job, run)
+        # A tracker knows one curve: that of the model which is kept.
+        segment = replace(self._segment_of(job, run), trackers=Trackers([]))
         outcome, pilot = segment.train_on()
         self.model, self.weights = segment.model, phase.name
         if outcome.reason == STOP_INTERRUPTED:

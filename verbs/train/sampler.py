@@ -16,7 +16,7 @@ from gsm8k_core.rollouts.round import Block, Round
 from gsm8k_core.rollouts.wave import Ask
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.scoring.verify import Mode
-from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.tracking.terminal import Terminal, clock
 from gsm8k_core.types import Completion, DataError, OnToken, Problem, Sampling
 from verbs.train.start import Job
 
@@ -103,21 +103,25 @@ class Sampler:
             self._late,
         )
         began, tokens, right, waves = self.elapsed(), 0, 0, config.samples
-        with self.terminal.progress("answer", len(self.problems) * waves) as steps:
+        most, new = len(self.problems) * waves, 0  # answers of the round, and those of this process
+        with self.terminal.progress("answer", most) as steps:
 
             def heard(rollout: Rollout) -> None:
-                nonlocal tokens, right
-                tokens += len(rollout.completion.tokens)
+                nonlocal tokens, right, new
+                new, tokens = new + 1, tokens + len(rollout.completion.tokens)
                 right += rollout.verified(self.mode())
-                rate = tokens / max(self.elapsed() - began, 1e-9)
-                steps.advance(f"{right:,} verified, {rate:,.0f} tokens/s", done=len(sampled.answers))
+                now, done = self.elapsed(), len(sampled.answers)
+                left = min((most - done) * (now - began) / new, max(self.until - now, 0.0))
+                rate = tokens / max(now - began, 1e-9)
+                steps.advance(f"{right:,} verified, {rate:,.0f} tokens/s, {clock(left)} to go at most", done=done)
 
             sampled.heard = heard
             before, wave = 0, 1  # answers of the waves before
             for block in sampled.sample(known, earlier):
                 if block.wave != wave:
                     before, wave = len(sampled.answers) - len(block.answers), block.wave
-                steps.resize(before + (waves - wave + 1) * block.of)  # at most: each later wave asks no more
+                most = before + (waves - wave + 1) * block.of  # each later wave asks no more
+                steps.resize(most)
                 yield block, sampled.answers
 
     def _generate(self, backend: Backend, block: Sequence[Ask], on_token: OnToken) -> Iterator[tuple[int, Completion]]:

@@ -15,6 +15,7 @@ from gsm8k_core.clock import kept_awake
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.rollouts.progress import ROUNDS
 from gsm8k_core.tracking.feed import open_trackers
 from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
 from gsm8k_core.training.runs import Run
@@ -70,6 +71,8 @@ def run(config: TrainConfig, context: Context) -> int:
     if result is None:
         say_stopped(claimed.folder, context.terminal)
         return EXIT_STOPPED
+    if rounds := claimed.manifest.get(ROUNDS):
+        result |= {"rounds": rounds}
     say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydantic
 import pytest
 
 from gsm8k_core.rollouts.progress import Progress, StoredProgress, Timed, folder_of
@@ -65,3 +66,13 @@ def test_a_round_has_one_folder_for_its_answers_and_its_training() -> None:
         "round-2",
         "round-2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", "0"), ("rounds", "x"), ("together", "-1"), ("verify", "magic"), ("warm", ""), ("pays", "y\n")],
+)
+def test_a_decision_that_no_run_takes_is_refused(name: str, value: str) -> None:
+    values = Progress().with_decision(name, Choice(value, "why")).as_json()
+    with pytest.raises(pydantic.ValidationError, match=f"{name} cannot be"):
+        StoredProgress.model_validate(values)
