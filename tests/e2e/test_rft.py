@@ -93,7 +93,7 @@ def train(model: Path, data: Path, folder: Path, *flags: str) -> Trained:
 def learned(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run long enough to learn something."""
     folder = tmp_path_factory.mktemp("rft") / "learned"
-    return train(model, data, folder, "--backend", "torch", "--num-epochs", "30", "--save-steps", "0")
+    return train(model, data, folder, "--backend", "torch", "--num-epochs", "24", "--save-steps", "0")
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------
