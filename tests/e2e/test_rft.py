@@ -7,7 +7,8 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gsm8k_core.rollouts.record import Appender, Rollout
 from gsm8k_core.training import checkpoints
 from tests import tiny
 from tests.e2e.conftest import Run
-from verbs.train import segment
+from verbs.train import segment, verb
 
 FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
 RATIONALES, SAMPLES, KEEP = 30, 3, 2
@@ -93,7 +94,7 @@ def train(model: Path, data: Path, folder: Path, *flags: str) -> Trained:
 def learned(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run long enough to learn something."""
     folder = tmp_path_factory.mktemp("rft") / "learned"
-    return train(model, data, folder, "--backend", "torch", "--num-epochs", "24", "--save-steps", "0")
+    return train(model, data, folder, "--backend", "torch", "--num-epochs", "40", "--save-steps", "0")
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------
@@ -292,6 +293,69 @@ def test_a_run_goes_on_with_the_other_backend(broken: Trained, tmp_path: Path) -
     kept = again.lines(2, "selected")
     records = {(row["id"], row["sample"]): row for number in (1, 2) for row in again.lines(number)}
     assert all(is_right(records[row["id"], row["sample"]], tiny.END_ID) for row in kept)
+
+
+def test_a_signal_while_the_model_answers_stops_the_run_and_it_goes_on(
+    broken: Trained, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, answers, append = tmp_path / "stopped", [0], Appender.__call__
+    shutil.copytree(broken.killed["answer-70"], folder)
+
+    def counted(self: Appender, rollout: Rollout) -> None:
+        append(self, rollout)
+        answers[0] += 1
+
+    @contextmanager
+    def signalled() -> Iterator[Callable[[], bool]]:
+        yield lambda: answers[0] >= 20
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Appender, "__call__", counted)
+        patch.setattr(verb, "stopping", signalled)
+        done = run("train", "--resume", folder)
+    assert done.returncode == 75, done.stderr
+    assert f"train --resume {folder}" in done.stdout
+    stopped = Trained(folder)
+    assert (stopped.manifest["status"], stopped.manifest["outcome"]["reason"]) == ("stopped", "interrupted")
+    assert len(stopped.lines(1)) == 64 + 20  # a whole block, and what had ended of the next one
+    assert run("train", "--resume", folder).returncode == 0
+    assert texts(stopped) == texts(broken)
+
+
+def test_a_base_that_is_often_right_learns_from_itself_and_keeps_its_first_answers(
+    learned: Trained, data: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*SETTINGS, "--num-epochs", "1", "--save-steps", "0", "--backend", "torch", "--data", str(data)]
+    flags += ["--model", str(learned.folder / "model"), "--warm-start", "auto", "--rounds", "1"]
+    append, answers, copies = Appender.__call__, [0], [tmp_path / "at-30", tmp_path / "at-100"]
+
+    def appended(self: Appender, rollout: Rollout) -> None:
+        append(self, rollout)
+        answers[0] += 1
+        if answers[0] in (30, 100):
+            shutil.copytree(tmp_path / "own", copies[answers[0] == 100])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Appender, "__call__", appended)
+        done = run("train", *flags, "--output-dir", tmp_path / "own")
+    assert done.returncode == 0, done.stderr
+    own = Trained(tmp_path / "own")
+    assert own.manifest["rft"]["decisions"]["warm"]["name"] == "off"
+    assert own.manifest["trained"]["mix"] == "own-first"
+    assert sorted(path.name for path in own.folder.glob("rollouts/*")) == ["round-1"]
+    rows = own.lines(1)
+    assert {row["id"] for row in rows[:64]} < {row["id"] for row in rows if row["sample"] == 0}
+    kept = own.lines(1, "selected")
+    human = [each.id for each in carve_dev(read_jsonl(data / "train.jsonl", "train"))[0][:RATIONALES]]
+    missing = set(human) - {row["id"] for row in kept}
+    assert own.manifest["trained"]["rows"] == len(kept) + len(missing)
+    assert own.manifest["rollouts"][0]["seconds"] > 0
+    for copy in copies:
+        again = Trained(copy)
+        assert run("train", "--resume", copy).returncode == 0
+        assert [{**row, "seconds": 0} for row in again.lines(1)] == [{**row, "seconds": 0} for row in rows]
+        assert again.manifest["trained"] == own.manifest["trained"]
+        assert all(np.array_equal(again.weights[name], own.weights[name]) for name in own.weights)
 
 
 def test_answers_of_other_weights_are_refused(broken: Trained, tmp_path: Path, run: Run) -> None:

@@ -263,10 +263,10 @@ class Rounds:
         timed, folder = self._begin(Phase("sample", 1), BASE), self.run.phase(BASE).folder
         self.sampler.check_key(folder, self._hash_of(FIRST))
         self.sampler.until = timed.end
-        found = next(self.sampler.blocks(self.model.backend, 1, folder / RECORDS, []), None)
+        answers = self.sampler.first_block(self.model.backend, folder / RECORDS)
         if self.interrupted():
             raise Interrupted
-        return found[1] if found else []
+        return answers
 
     def _sample(self, number: int) -> None:
         """Round `number`, to its end; its answers, from the disk where they are there."""

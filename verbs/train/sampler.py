@@ -13,6 +13,7 @@ from gsm8k_core.files import read_json, write_json
 from gsm8k_core.problems.prompts import PROMPT_NAME, decode, encode
 from gsm8k_core.rollouts.record import KEY, Rollout, read_records
 from gsm8k_core.rollouts.round import Block, Round
+from gsm8k_core.rollouts.schedule import FIRST_ANSWERS
 from gsm8k_core.rollouts.wave import Ask
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.scoring.verify import Mode
@@ -84,10 +85,19 @@ class Sampler:
             name = next(name for name in [*key, *known] if known.get(name) != key.get(name))
             raise DataError(f"{folder} holds answers of other {name}; remove {folder} to sample that round again")
 
+    def first_block(self, backend: Backend, path: Path) -> list[Rollout]:
+        """The answers to the first block of round 1."""
+        first = min(FIRST_ANSWERS, len(self.problems))
+        found = next(self.blocks(backend, 1, path, [], most=first), None)
+        return found[1] if found else []
+
     def blocks(
-        self, backend: Backend, number: int, path: Path, earlier: Sequence[Rollout]
+        self, backend: Backend, number: int, path: Path, earlier: Sequence[Rollout], most: int | None = None
     ) -> Iterator[tuple[Block, list[Rollout]]]:
-        """Round `number`: each block, and all answers of the round so far. What is in `path` already comes first."""
+        """Round `number`: each block, and all answers of the round so far. What is in `path` already comes first.
+
+        `most`: so many answers are looked at, at most; else all of the round.
+        """
         config, known = self.job.config, self.read(path)
         sampled = Round(
             number,
@@ -103,7 +113,7 @@ class Sampler:
             self._late,
         )
         began, tokens, right, waves = self.elapsed(), 0, 0, config.samples
-        most, new = len(self.problems) * waves, 0  # answers of the round, and those of this process
+        new, most = 0, most or len(self.problems) * waves  # answers of this process, and of the round
         with self.terminal.progress("answer", most) as steps:
 
             def heard(rollout: Rollout) -> None:
