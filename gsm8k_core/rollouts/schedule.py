@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias
 Kind: TypeAlias = Literal["warm", "sample", "train"]
 
 WARM = Fraction(1, 4)  # of all that is divided
+FIRST_BLOCK = Fraction(1, 8)  # of all that is divided, at most, for the answers that decide about a warm start
 SAMPLING = Fraction(1, 2)  # of the rounds' time
 LAST = 2  # shares of the last round's training; each other has one
 ENOUGH_PROBLEMS = 1000  # that each of two rounds has to have time for, or all
@@ -68,6 +69,11 @@ def end_of(phase: Phase, rounds: int, warm: bool, now: float, end: float) -> flo
     planned = phases(rounds, warm)
     to_come = sum(share(each, rounds, warm) for each in planned[planned.index(phase) :])
     return now + max(end - now, 0.0) * float(share(phase, rounds, warm) / to_come)
+
+
+def end_of_first_block(now: float, end: float) -> float:
+    """When the base's first answers have to be there, in seconds of the run."""
+    return now + max(end - now, 0.0) * float(FIRST_BLOCK)
 
 
 def longer_sampling(end: float, last: float, training: float) -> float:

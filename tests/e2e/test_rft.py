@@ -24,7 +24,7 @@ from gsm8k_core.rollouts.record import Appender, Rollout
 from gsm8k_core.training import checkpoints
 from tests import tiny
 from tests.e2e.conftest import Run
-from verbs.train import segment, verb
+from verbs.train import rounds, segment, verb
 
 FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
 RATIONALES, SAMPLES, KEEP = 30, 3, 2
@@ -397,3 +397,16 @@ def test_where_sampling_cannot_pay_the_warm_start_goes_on(run: Run, model: Path,
     assert manifest["trained"]["rows"] == RATIONALES
     assert manifest["outcome"]["reason"] == "done"
     assert load_file(folder / "model/model.safetensors")
+
+
+def test_a_warm_start_without_time_is_passed_over(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    """Its share of the time holds no update; the last training, which has all that is left, does some."""
+    asked = ("--model", model, "--data", data, "--output-dir", tmp_path / "hasty", "--backend", "torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "end_of", lambda phase, number, warm, now, end: now if phase.kind == "warm" else end)
+        done = run("train", *SETTINGS, *asked, "--num-epochs", "1", "--samples", "1")
+    assert done.returncode == 0, done.stderr
+    assert "warm     passed over: --max-time " in done.stdout
+    manifest = json.loads((tmp_path / "hasty/run.json").read_text())
+    assert manifest["rft"]["updates"]["warm"] == 0
+    assert manifest["outcome"]["updates"] == 2

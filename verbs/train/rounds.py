@@ -25,6 +25,7 @@ from gsm8k_core.rollouts.schedule import (
     Phase,
     cannot_pay,
     end_of,
+    end_of_first_block,
     longer_sampling,
     needs_warm_start,
     rounds_that_fit,
@@ -40,7 +41,16 @@ from gsm8k_core.training.memory import answers_at_once
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
 from gsm8k_core.training.plan import adjustments_of
 from gsm8k_core.training.runs import Run, cut_metrics
-from gsm8k_core.types import Choice, DataError, Example, Orders, OutOfMemoryError, StepEvent, UpdateStats
+from gsm8k_core.types import (
+    Choice,
+    DataError,
+    Example,
+    Orders,
+    OutOfMemoryError,
+    PreflightError,
+    StepEvent,
+    UpdateStats,
+)
 from verbs import Context, as_json
 from verbs.train.model import OpenModel, open_model, rehearse
 from verbs.train.sampler import TOGETHER, Sampler
@@ -114,6 +124,8 @@ class Rounds:
             if number >= self._rounds:
                 return self._last(self._rows())
             self._train(Phase("train", number), self._rows())
+            if not self.progress.updates[f"train-{number}"]:  # no time: nothing new could answer
+                return self._last(self._rows())
             number += 1
 
     # --- what is decided --------------------------------------------------------------------------------------
@@ -179,8 +191,9 @@ class Rounds:
             answers = self._base_answers()
             mode = self._mode_by(answers)
             checked: Mode = "gold" if mode.name == "gold" else "steps"
-            right, tried = sum(each.verified(checked) for each in answers), len(answers)
-            said = f"{right} of the base's first {counted(tried, 'answer')} are verified"
+            right, tried = sum(each.verified(checked) for each in answers), self.sampler.num_first
+            late = f" ({len(answers)} of them had time to end)" if len(answers) < tried else ""
+            said = f"{right} of the base's first {counted(tried, 'answer')} are verified{late}"
             if needs_warm_start(right, tried):
                 self._decide("warm", Choice("on", f"{said}; the human answers first, for a quarter of the time"))
             else:
@@ -190,7 +203,8 @@ class Rounds:
         if not self._warm and base.is_dir() and not first.exists():  # they are the first answers of round 1
             base.rename(first)
             if timed is not None and timed.name == BASE:
-                self._record(replace(self.progress, phase=replace(timed, name="sample-1")))
+                end = end_of(Phase("sample", 1), self._rounds, False, timed.began, self._end)
+                self._record(replace(self.progress, phase=replace(timed, name="sample-1", end=end)))
 
     def _mode_by(self, answers: Sequence[Rollout]) -> Choice:
         """By what a first block's answers are verified: as asked for, or as their right ones can be read."""
@@ -234,7 +248,10 @@ class Rounds:
         known = self.progress.phase
         if known is not None and known.name == name and known.budget == budget:
             return known
-        end = end_of(phase, max(self._rounds, phase.round), self._warm, now, self._end)
+        if name == BASE:
+            end = end_of_first_block(now, self._end)
+        else:
+            end = end_of(phase, max(self._rounds, phase.round), self._warm, now, self._end)
         began = known.began if known is not None and known.name == name else now
         self._record(replace(self.progress, phase=Timed(name, began, end, budget)))
         assert self.progress.phase is not None
@@ -271,7 +288,7 @@ class Rounds:
     def _sample(self, number: int) -> None:
         """Round `number`, to its end; its answers, from the disk where they are there."""
         name = f"sample-{number}"
-        weights = f"train-{number - 1}" if number > 1 else "warm" if self._warm else FIRST
+        weights = f"train-{number - 1}" if number > 1 else "warm" if self.progress.updates.get("warm") else FIRST
         if name in self.progress.done:
             self.answers[number] = self.sampler.read(self._folder(name) / RECORDS)
             return
@@ -435,7 +452,12 @@ class Rounds:
         job = self._opened(rows, run, self.config.model_copy(update=values), None)
         # A tracker knows one curve: that of the model which is kept.
         segment = replace(self._segment_of(job, run), trackers=Trackers([]))
-        outcome, pilot = segment.train_on()
+        try:
+            outcome, pilot = segment.train_on()
+        except PreflightError as error:  # what follows may have time all the same
+            self.context.terminal.say(f"{phase.name:<8} passed over: {str(error).split(':')[0]}")
+            self._record(self.progress.with_done(phase.name, 0))
+            return
         self.model, self.weights = segment.model, phase.name
         if outcome.reason == STOP_INTERRUPTED:
             raise Interrupted
@@ -446,6 +468,7 @@ class Rounds:
     def _last(self, rows: Sequence[Example], from_warm: bool = False) -> Segment:
         """The last training; `from_warm`: the warm start goes on, on the human rows."""
         self._begin(Phase("train", self._rounds))
+        from_warm = from_warm and self.progress.updates["warm"] > 0
         mixed = "the human answers, on from the warm start" if from_warm else f"{self._mix} answers"
         self.context.terminal.say(f"train    {counted(len(rows), 'row')}: {mixed}")
         warm = self._with_guard(self._checkpoint("warm")) if from_warm else None

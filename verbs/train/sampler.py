@@ -85,10 +85,14 @@ class Sampler:
             name = next(name for name in [*key, *known] if known.get(name) != key.get(name))
             raise DataError(f"{folder} holds answers of other {name}; remove {folder} to sample that round again")
 
+    @property
+    def num_first(self) -> int:
+        """Answers that the first block of a round asks for."""
+        return min(FIRST_ANSWERS, len(self.problems))
+
     def first_block(self, backend: Backend, path: Path) -> list[Rollout]:
         """The answers to the first block of round 1."""
-        first = min(FIRST_ANSWERS, len(self.problems))
-        found = next(self.blocks(backend, 1, path, [], most=first), None)
+        found = next(self.blocks(backend, 1, path, [], most=self.num_first), None)
         return found[1] if found else []
 
     def blocks(

@@ -10,6 +10,7 @@ from gsm8k_core.rollouts.schedule import (
     Phase,
     cannot_pay,
     end_of,
+    end_of_first_block,
     longer_sampling,
     needs_warm_start,
     phases,
@@ -60,6 +61,11 @@ def test_each_end_lies_in_the_budget_and_what_is_left_passes_on(rounds: int, war
 
 def test_a_phase_without_time_ends_at_once() -> None:
     assert end_of(Phase("sample", 1), 1, warm=False, now=1001.0, end=1000.0) == 1001.0
+
+
+def test_the_answers_that_decide_about_a_warm_start_take_an_eighth_at_most() -> None:
+    assert end_of_first_block(200.0, 1000.0) == 300.0
+    assert end_of_first_block(1001.0, 1000.0) == 1001.0
 
 
 def test_the_last_sampling_goes_on_while_training_has_time_to_spare() -> None:
