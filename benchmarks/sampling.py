@@ -31,7 +31,7 @@ from gsm8k_core.scoring.sampling import uniforms
 from gsm8k_core.types import Sampling
 
 ROWS = 64
-TOKENS = 12  # behind a first one, in decode
+TOKENS = 10  # of each row, in decode
 KINDS = {
     "greedy": {"temperature": 0.0},
     "temperature 1": {"temperature": 1.0},
@@ -140,7 +140,7 @@ class Decoding:
 
 def decode(name: str, rounds: int, model: str) -> None:
     decoding = Decoding(name, model)
-    prompts = [prompt[:40] for prompt in decoding.prompts]
+    prompts = [prompt[:12] for prompt in decoding.prompts]
 
     def run(values: dict[str, float]) -> Callable[[], float]:
         sampling = Sampling(TOKENS, ROWS, **values)  # type: ignore[arg-type]
