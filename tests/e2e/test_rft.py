@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,14 @@ from safetensors.numpy import load_file
 
 import backends
 import cli
+from gsm8k_core.problems.batching import pad
 from gsm8k_core.problems.data import carve_dev, read_jsonl
 from gsm8k_core.rollouts.record import Appender, Rollout
 from gsm8k_core.training import checkpoints
+from gsm8k_core.types import IGNORE_INDEX, Example
 from tests import tiny
 from tests.e2e.conftest import Run
-from verbs.train import rounds, segment, verb
+from verbs.train import rounds, sampler, segment, verb
 
 FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
 RATIONALES, SAMPLES, KEEP = 30, 3, 2
@@ -410,3 +412,69 @@ def test_a_warm_start_without_time_is_passed_over(run: Run, model: Path, data: P
     manifest = json.loads((tmp_path / "hasty/run.json").read_text())
     assert manifest["rft"]["updates"]["warm"] == 0
     assert manifest["outcome"]["updates"] == 2
+
+
+class Spaced:
+    """The calculator for a tokenizer that has blanks between all words."""
+
+    def __init__(self, encode: Callable[..., list[list[int]]], decode: Callable[[Sequence[int]], str]) -> None:
+        self._encode, self._decode = encode, decode
+
+    def __call__(self, tokens: Sequence[int]) -> Sequence[int]:
+        found = re.search(r"<< (\d+(?: [-+*] \d+)*) =$", self._decode(tokens))
+        return self._encode([f"{value(found[1]):.0f} >>"])[0] if found else ()
+
+
+def test_the_calculator_writes_results_that_are_read_and_not_trained(run: Run, model: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "question": f"Tom has {a} apples and buys {b} more .",
+            "answer": f"<< {a} + {b} = {a + b} >> {a + b}\n#### {a + b}",
+        }
+        for a in range(2, 9)
+        for b in range(2, 11 - a)
+    ]
+    (tmp_path / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained, own_row = list[Example](), rounds.own_row
+    asked = ("--model", model, "--data", tmp_path / "marked.jsonl", "--output-dir", tmp_path / "marked")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def made(rollout: Rollout, prompt: Sequence[int]) -> Example:
+            trained.append(own_row(rollout, prompt))
+            return trained[-1]
+
+        patch.setattr(rounds, "own_row", made)
+        patch.setattr(sampler, "Calculator", Spaced)
+        flags = ("--backend", "torch", "--num-epochs", "40", "--rounds", "1", "--mix", "own", "--rationales", "12")
+        done = run("train", *SETTINGS, *asked, *flags)
+    assert done.returncode == 0, done.stderr
+    marked = Trained(tmp_path / "marked")
+    assert marked.manifest["rft"]["decisions"]["calculator"]["name"] == "on"
+    assert marked.manifest["rollouts"][0]["forced_tokens"] > 0
+    wrong = 0
+    for row in marked.lines(1):
+        for expression, stated in re.findall(r"<< (\d+(?: [-+*] \d+)*) = (\d+) >>", row["completion"]):
+            wrong += value(expression) != int(stated)
+    assert wrong == 0
+    forced = [row for row in trained if row.forced]
+    assert forced
+    for row in forced:
+        labels = pad([row]).labels[0]
+        assert (labels[list(row.forced)] == IGNORE_INDEX).all()
+        assert (labels[row.num_prompt : len(row.tokens)] != IGNORE_INDEX).sum() == row.num_targets
+        assert row.tokens[-1] == tiny.END_ID
+
+
+def test_a_tokenizer_that_cannot_write_results_leaves_the_calculator_off(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "marked.jsonl").write_text(
+        (data / "train.jsonl").read_text().replace('"answer": "', '"answer": "<< 2 + 3 = 5 >> ')
+    )
+    asked = ("--model", model, "--data", "marked.jsonl", "--output-dir", tmp_path / "off", "--backend", "torch")
+    done = run("train", *SETTINGS, *asked, "--num-epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "calculator off: this tokenizer cannot write" in done.stdout
+    done = run("train", *SETTINGS, *asked[:-3], tmp_path / "on", "--num-epochs", "1", "--calculator", "on")
+    assert done.returncode == 2
+    assert "--calculator on: this tokenizer cannot write" in done.stderr

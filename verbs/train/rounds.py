@@ -50,6 +50,7 @@ from gsm8k_core.types import (
     PreflightError,
     StepEvent,
     UpdateStats,
+    UsageError,
 )
 from verbs import Context, as_json
 from verbs.train.model import OpenModel, open_model, rehearse
@@ -170,8 +171,10 @@ class Rounds:
             calculator = (
                 Choice("on", "the rows have << >> marks") if marked else Choice("off", "no row has << >> marks")
             )
-            if marked and (why := self.sampler.can_calculate()):
+            if marked and (why := self.sampler.cannot_calculate()):
                 calculator = Choice("off", why)
+        elif calculator.name == "on" and (why := self.sampler.cannot_calculate()):
+            raise UsageError(f"--calculator on: {why}; leave it out, or --calculator off")
         self._decide("calculator", calculator)
         self.sampler.calculator = self.progress.decided("calculator") == "on"
         self._decide("together", self._together())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,8 @@ from gsm8k_core.tracking.terminal import Terminal, clock
 from gsm8k_core.types import Completion, DataError, OnToken, Problem, Sampling
 from verbs.train.start import Job
 
+BEGUN = re.compile(r"[^<]*<<[^<>=\n]*=")  # of an answer, all before its first result
+MOST_TRIED = 200
 TOGETHER = 64  # answers decoded at once; half of it where memory is short, and so on
 
 
@@ -49,10 +52,14 @@ class Sampler:
         every, limit = list(self.problems.values()), self.job.config.rationales
         return every if limit < 0 else every[:limit]
 
-    def can_calculate(self) -> str:
-        """Nothing, or why the tokenizer cannot write a result behind `<<48/2=`."""
+    def cannot_calculate(self) -> str:
+        """Nothing, or why the tokenizer cannot write a result where the rows have one."""
+        begun = [BEGUN.match(problem.answer) for problem in self.explained]
+        texts = [found[0] for found in begun if found][:MOST_TRIED]
         try:
-            self._calculator()
+            calculator = self._calculator()
+            for tokens in encode(self.job.source.model.tokenizer, texts):
+                calculator(tokens)
         except DataError as error:
             return str(error)
         return ""

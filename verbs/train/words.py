@@ -113,6 +113,8 @@ def phases_line(config: TrainConfig, left: float, problems: int) -> str:
 def round_line(counts: Tally) -> str:
     """A round of sampling, when it is done."""
     rate, tokens = "no wave was asked to its end", counted(counts.tokens, "token")
+    if counts.forced_tokens:
+        tokens += f", {counts.forced_tokens:,} of them by the calculator,"
     if counts.rate is not None and counts.interval is not None:
         low, high = (100 * bound for bound in counts.interval)
         rate = f"one answer solves {percent(counts.rate)} [{low:.1f}, {high:.1f}]"
