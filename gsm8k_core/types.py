@@ -123,16 +123,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A tokenised training row: `tokens[:num_prompt]` is the prompt, the rest is supervised."""
+    """A tokenised training row: `tokens[:num_prompt]` is the prompt, the rest is supervised, but for `forced`."""
 
     id: str
     tokens: tuple[int, ...]
     num_prompt: int
+    # Positions in `tokens`, behind the prompt, that the model never chose: they are read and never trained.
+    forced: tuple[int, ...] = ()
 
     @property
     def num_targets(self) -> int:
         """Supervised tokens. The first token of a row is never a target; a prompt is never empty."""
-        return len(self.tokens) - self.num_prompt
+        return len(self.tokens) - self.num_prompt - len(self.forced)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +151,7 @@ class Batch:
     """A micro-batch, right-padded."""
 
     tokens: IntArray  # (B, T) int32
-    labels: IntArray  # (B, T) int32, unshifted; IGNORE_INDEX on prompt and padding
+    labels: IntArray  # (B, T) int32, unshifted; IGNORE_INDEX on prompt, forced tokens and padding
     weights: FloatArray | None = None  # (B, T) float32 per target; None = 1
     rows: tuple[str, ...] = ()  # Example ids, where they are known
 

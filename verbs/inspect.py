@@ -29,6 +29,7 @@ from gsm8k_core.problems.rows import (
 from gsm8k_core.tracking.terminal import Terminal, counted, printable
 from gsm8k_core.types import EXIT_OK, Choice, DataError, Example, GSM8KError, Problem
 from verbs import Context
+from verbs.own_answers import show_run
 
 WIDTH = 80
 STYLES = {  # (trained, special) -> colours
@@ -54,6 +55,8 @@ class Subject:
 def run(config: InspectConfig, context: Context) -> int:
     """The verb."""
     terminal = context.terminal
+    if config.run is not None:
+        return show_run(config.run, config.show, terminal)
     found = _find(config, context)
     tokenizer = found.source.model.tokenizer
     every = make_examples(tokenizer, [*found.problems, *found.others], found.source.model.end_ids)

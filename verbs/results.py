@@ -17,6 +17,7 @@ from gsm8k_core.report.comparison import diagnosis_rows, steps_rows
 from gsm8k_core.report.curves import METRICS, Curve, read_curves
 from gsm8k_core.report.page import write_page
 from gsm8k_core.report.words import Facts
+from gsm8k_core.rollouts.progress import ROUNDS
 from gsm8k_core.scoring.evaluate import problems_hash, summarise
 from gsm8k_core.training.runs import code_hash, known_manifest, versions
 from gsm8k_core.types import DataError, Problem
@@ -59,6 +60,7 @@ class Provenance:
             versions=versions(),
             hashes={"problems": problems_hash(self.problems), "this code": code_hash()},
             reproduce=[trained, again] if trained else [again],
+            rounds=known_manifest(self.run).get(ROUNDS, ()) if self.run else (),
         )
 
     def curves(self, say: Say) -> dict[str, Curve] | None:

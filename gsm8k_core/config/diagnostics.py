@@ -50,7 +50,17 @@ class InspectConfig(ProblemSettings, RowSettings):
     ] = "auto"
     split: Annotated[Literal["train", "test"], Field(description="which problems")] = "train"
     max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
-    show: Annotated[int, Field(ge=0, description="rows to show, the first ones, masked and trained tokens apart")] = 3
+    show: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="rows to show, the first ones, masked and trained tokens apart; with --run, so many answers "
+            "that were kept and so many that were refused, of each round",
+        ),
+    ] = 3
+    run: Annotated[
+        OptionalPath, Field(description="a run of train --recipe rft: show what it kept of its own answers, and why")
+    ] = None
 
 
 class DoctorConfig(Settings):

@@ -68,6 +68,17 @@ Tokens = Annotated[
     str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_tokens), tyro.conf.arg(metavar="auto|INT")
 ]
 
+
+def _checked_rounds(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[1-9]", text):
+        raise ValueError("must be auto, or a whole number from 1 to 9")
+    return text
+
+
+Rounds = Annotated[
+    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_rounds), tyro.conf.arg(metavar="auto|INT")
+]
+
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
 

@@ -19,6 +19,7 @@ from gsm8k_core.config.fields import (
     Duration,
     Modules,
     OptionalPath,
+    Rounds,
     RowSettings,
     Tokens,
     Trackers,
@@ -28,6 +29,9 @@ from gsm8k_core.config.fields import (
 )
 
 MethodName = Literal["full", "lora", "dora", "qlora"]
+# What `--recipe rft` alone reads.
+SAMPLED = ("samples", "sample_temperature", "sample_max_new_tokens", "calculator")
+OF_RFT = (*SAMPLED, "rounds", "keep", "mix", "warm_start", "verify")
 
 
 # What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
@@ -57,6 +61,61 @@ class TrainConfig(DataSettings, RowSettings):
             f"model; demo: {DEMO_FLAGS}"
         ),
     ] = "auto"
+    recipe: Annotated[
+        Literal["sft", "rft"],
+        Field(
+            description="sft trains on the human answers; rft samples the model's own answers, keeps those that are "
+            "verified (right number, no wrong step) and trains on them: docs/methods.md"
+        ),
+    ] = "sft"
+    samples: Annotated[int, Field(gt=0, le=256, description="rft: answers to a problem in a round, at most")] = 4
+    sample_temperature: Annotated[float, Field(gt=0, le=10, description="rft: temperature of the sampled answers")] = (
+        0.8
+    )
+    sample_max_new_tokens: Annotated[int, Field(gt=0, description="rft: longest sampled answer, in tokens")] = 320
+    rounds: Annotated[
+        Rounds,
+        Field(
+            description="rft: rounds of sampling and training, each from the first weights on all that was kept so "
+            "far; auto: 2 where each has time for 1,000 problems or all, else 1"
+        ),
+    ] = "auto"
+    keep: Annotated[int, Field(gt=0, le=256, description="rft: answers kept a problem, each with other equations")] = 4
+    mix: Annotated[
+        Literal["auto", "own", "both"],
+        Field(
+            description="rft: train on own answers alone, or on the human ones as well; auto: after a warm start both, "
+            "else human ones only where no own one was kept"
+        ),
+    ] = "auto"
+    warm_start: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="rft: sft on the human answers first, for a quarter of the time; auto: where fewer than 10 % "
+            "of the model's answers are verified"
+        ),
+    ] = "auto"
+    calculator: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="rft: while sampling, write the result of each <<48/2=; it is read and never trained; auto: "
+            "where the training rows have such marks"
+        ),
+    ] = "auto"
+    verify: Annotated[
+        Literal["auto", "steps", "gold"],
+        Field(
+            description="rft: keep an answer whose number and steps are right, or whose number is; auto: steps, unless "
+            "fewer than 30 % of the right answers hold a step that can be read"
+        ),
+    ] = "auto"
+    rationales: Annotated[
+        Count,
+        Field(
+            description="training rows that come with their steps, the first ones; of the others only the number is "
+            "used, which rft alone can; -1: all"
+        ),
+    ] = -1
     max_samples: Annotated[Count, Field(description="training rows to use, the first ones; -1: all")] = 1500
     batch_size: Annotated[
         int, Field(gt=0, description="so many rows of --max-length fit into memory at once; see --micro-batch-tokens")

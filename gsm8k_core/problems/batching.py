@@ -24,10 +24,12 @@ OVERHEAD_TOKENS = 64  # what a micro-batch costs beside its tokens, in tokens: 6
 
 
 def rows_hash(examples: Sequence[Example]) -> str:
-    """sha256 over ids, tokens and prompt lengths: the data as the model sees it."""
+    """sha256 over ids, tokens, prompt lengths and forced positions: the data as the model sees it."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.id}:{example.num_prompt}:".encode())
+        if example.forced:  # a row without any has the hash that it always had
+            digest.update(f"{example.forced}:".encode())
         digest.update(np.asarray(example.tokens, dtype="<i4").tobytes())
     return digest.hexdigest()
 
@@ -38,7 +40,10 @@ def num_updates(num_rows: int, update_size: int, num_epochs: int) -> int:
 
 
 def pad(examples: Sequence[Example]) -> Batch:
-    """One micro-batch of shape (B, T), right-padded to a multiple of PAD_MULTIPLE."""
+    """One micro-batch of shape (B, T), right-padded to a multiple of PAD_MULTIPLE.
+
+    A forced token is no target, as the prompt's are none: with a weight of 0 it would count in the loss's divisor.
+    """
     width = width_of(examples)
     tokens = np.full((len(examples), width), PAD_ID, dtype=np.int32)
     labels = np.full((len(examples), width), IGNORE_INDEX, dtype=np.int32)
@@ -46,11 +51,17 @@ def pad(examples: Sequence[Example]) -> Batch:
         end = len(example.tokens)
         tokens[row, :end] = example.tokens
         labels[row, example.num_prompt : end] = example.tokens[example.num_prompt :]
+        labels[row, list(example.forced)] = IGNORE_INDEX
     return Batch(tokens, labels, rows=tuple(example.id for example in examples))
 
 
+def padded_width(num_tokens: int) -> int:
+    """T of a micro-batch whose longest row has so many tokens."""
+    return math.ceil(num_tokens / PAD_MULTIPLE) * PAD_MULTIPLE
+
+
 def _width(example: Example) -> int:
-    return math.ceil(len(example.tokens) / PAD_MULTIPLE) * PAD_MULTIPLE
+    return padded_width(len(example.tokens))
 
 
 def width_of(examples: Sequence[Example]) -> int:

@@ -95,7 +95,13 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
 # --- what a model can read ------------------------------------------------------------------------------------
 
 
-def check_context(prompts: Iterable[Sequence[int]], limit: int | None, max_new_tokens: int, shots: int = 0) -> None:
+def check_context(
+    prompts: Iterable[Sequence[int]],
+    limit: int | None,
+    max_new_tokens: int,
+    shots: int = 0,
+    named: str = "--max-new-tokens",
+) -> None:
     """Raises DataError for a prompt that leaves the model no room for an answer; it reads `limit` tokens (None: any).
 
     UsageError for an answer that may be longer than all that the model reads: what it writes there means nothing.
@@ -103,7 +109,7 @@ def check_context(prompts: Iterable[Sequence[int]], limit: int | None, max_new_t
     if limit is None:
         return
     if max_new_tokens > limit:
-        raise UsageError(f"--max-new-tokens {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
+        raise UsageError(f"{named} {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
     longest = max((len(prompt) for prompt in prompts), default=0)
     if longest >= limit:
         what = (
@@ -241,7 +247,7 @@ class Piece:
 def pieces(tokenizer: Tokenizer, example: Example) -> list[Piece]:
     """A row as it is trained: nothing is left out, special tokens keep their names."""
     marked = [
-        (place >= example.num_prompt, _is_special(tokenizer, token), token)
+        (place >= example.num_prompt and place not in example.forced, _is_special(tokenizer, token), token)
         for place, token in enumerate(example.tokens)
     ]
     return [

@@ -34,6 +34,7 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version
     hashes: Mapping[str, str] = field(default_factory=dict)  # "base model" -> sha256
     reproduce: Sequence[str] = ()  # shell lines, in order
+    rounds: Sequence[Mapping[str, Any]] = ()  # of the run's own answers: rollouts.tally.Tally.as_json()
 
 
 @dataclass(frozen=True, slots=True)

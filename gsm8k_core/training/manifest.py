@@ -9,6 +9,8 @@ from typing import Annotated, Any, get_args
 from pydantic import Field
 
 from gsm8k_core.config.stored import Count, Seconds, Stored, stored
+from gsm8k_core.rollouts.progress import StoredProgress
+from gsm8k_core.rollouts.tally import StoredTally
 from gsm8k_core.training.plan import Adjusted
 
 ADVICE = "bring the file back, or start a new run"
@@ -97,6 +99,8 @@ class _Manifest(Stored):
     guard: _Guard | None = None
     adjustments: list[_Adjustment] = Field(default_factory=list)
     segments: list[dict[str, Any]] = Field(default_factory=list)
+    rft: StoredProgress | None = None
+    rollouts: list[StoredTally] = Field(default_factory=list)
 
 
 class _BestFact(Stored):

@@ -236,6 +236,31 @@ def plan(
     return Plan(model, need(tokens), lowered, memory, widest, moments)
 
 
+def sampling_bytes(shape: ModelShape, dtype: str, answers: int, tokens: int) -> int:
+    """What so many answers take that are decoded at once, of at most `tokens` tokens, their prompts counted in.
+
+    Keys and values of every position, and the logits of one step three times in float32.
+    """
+    size = 4 if dtype == "float32" else 2
+    keys = 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * size
+    return answers * (keys + 3 * 4 * shape.vocabulary)
+
+
+def answers_at_once(plan: Plan, config: TrainConfig, dtype: str, tokens: int, wanted: int) -> Choice:
+    """How many answers to sample at once: `wanted`, or half, and so on, until they fit beside the training's states."""
+    model, free = plan.model, plan.memory.free
+    there = plan.memory.costs.process + _weights(model, config, 4 if dtype == "float32" else 2) + plan.moments
+
+    def need(answers: int) -> int:
+        return there + sampling_bytes(model.shape, dtype, answers, tokens)
+
+    answers = wanted
+    while answers > 1 and need(answers) * MARGIN > free:
+        answers //= 2
+    why = f"{wanted} would take about {human_size(need(wanted))}: " if answers < wanted else ""
+    return Choice(str(answers), f"{why}about {human_size(need(answers))} of {human_size(free)} while sampling")
+
+
 def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, widest: int) -> str:
     """What to type so that it fits, with what it would take; else all that may help."""
     if config.resume:

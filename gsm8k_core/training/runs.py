@@ -8,6 +8,7 @@ base/           qlora only: the 4-bit model that the adapter belongs to
 best/           the model with the best dev accuracy (--eval-steps); best.json in it says which one it is
 checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
+rollouts/       --recipe rft: a folder a round, with its sampled answers, and the checkpoints of a training in between
 
 A run that goes on may differ in some settings from what it began with; every one of TrainConfig is in one class:
 
@@ -56,7 +57,8 @@ from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = RUN_RECORD
-PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs")
+ROLLOUTS = "rollouts"
+PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs", ROLLOUTS)
 WRITTEN = re.compile(
     r"(run\.json|metrics\.jsonl|base|(model|mlx-adapter|best)(\.new)?)"
 )  # under a temporary name first
@@ -122,9 +124,32 @@ def code_hash(root: Path = SOURCE) -> str:
 class Run:
     """A claimed run folder."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], hold: Hold | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], hold: Hold | None = None, whole: Run | None = None
+    ) -> None:
         self.folder, self.manifest = folder, manifest
         self._hold = hold  # as long as this object lives
+        self._whole = whole
+
+    def phase(self, name: str) -> Run:
+        """A phase's own folder under rollouts/, as a run's: its checkpoints, events and changes are not the run's."""
+        folder = self.rollouts / name
+        self.check_held()
+        refuse_links(self.rollouts, folder, *(folder / part for part in PARTS))
+        make_folder(folder, parents=True)
+        run = Run(folder, read_manifest(folder) or {}, self._hold, self)
+        check_manifest(folder / MANIFEST, run.manifest)
+        _tidy(run)
+        return run
+
+    @property
+    def whole(self) -> Run:
+        """The run that a person knows; of a phase, the one that it belongs to."""
+        return self._whole or self
+
+    @property
+    def rollouts(self) -> Path:
+        return self.folder / ROLLOUTS
 
     @property
     def model(self) -> Path:
@@ -179,15 +204,15 @@ class Run:
         """
         if self._hold is None or self._hold.stands:
             return
-        now = self._hold.now()
+        now, known = self._hold.now(), self.whole.folder
         if now is None:
             raise StorageError(
-                f"{self.folder} was removed while the run went on, with all that it had saved: nothing is left of its "
+                f"{known} was removed while the run went on, with all that it had saved: nothing is left of its "
                 "weights; start it again, with a new --output-dir"
             )
-        what = "lost its lock" if now == self.folder.resolve() else f"was moved to {now}"
+        what = "lost its lock" if now == known.resolve() else f"was moved to {now}"
         raise StorageError(
-            f"{self.folder} {what} while the run went on, and nothing more is written; {_weights_in(now)}; "
+            f"{known} {what} while the run went on, and nothing more is written; {_weights_in(now)}; "
             f"go on with: python cli.py train --resume {now}"
         )
 
@@ -430,6 +455,17 @@ FIXED: Final = frozenset(
         "lora_alpha",
         "lora_dropout",
         "target_modules",
+        "recipe",
+        "samples",
+        "sample_temperature",
+        "sample_max_new_tokens",
+        "rounds",
+        "keep",
+        "mix",
+        "warm_start",
+        "calculator",
+        "verify",
+        "rationales",
     }
 )
 

@@ -22,6 +22,7 @@ ORDER = (
     ("gsm8k_core.models",),
     ("gsm8k_core.problems",),
     ("gsm8k_core.scoring", "gsm8k_core.auto"),
+    ("gsm8k_core.rollouts",),
     ("gsm8k_core.training",),
     ("gsm8k_core.tracking", "gsm8k_core.parity", "gsm8k_core.machine"),
     ("gsm8k_core.report",),

@@ -230,7 +230,9 @@ def stopped(run: Run, model: Path, data: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "logs", "model", "metrics.jsonl", "run.json", "best", "base"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "logs", "model", "metrics.jsonl", "run.json", "best", "base", "rollouts"]
+)
 def test_a_link_in_a_run_is_refused_and_nothing_outside_is_touched(
     name: str, run: Run, stopped: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import LoraSpec, base_of, read_deltas, write_adapter
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.store import cache_folder
+from gsm8k_core.rollouts.progress import PROGRESS, Progress
+from gsm8k_core.rollouts.record import as_line, judged, last_seconds, read_records
 from gsm8k_core.scoring.evaluate import Request, _read_records, make_record
 from gsm8k_core.training.manifest import check_facts
 from gsm8k_core.training.runs import known_manifest, reopen
@@ -50,6 +52,28 @@ MANIFEST: dict[str, Any] = {
     "guard": GUARD,
     "adjustments": [{"what": "rate", "update": 2, "value": 0.5, "why": "loss nan"}],
     "segments": [{"started": "x"}],
+    "rft": {
+        "done": ["warm"],
+        "decisions": {"rounds": {"name": "2", "reason": "asked for"}},
+        "phase": {"name": "sample-1", "began": 1.0, "end": 9.5, "budget": 60.0},
+        "elapsed": 2.5,
+        "together": 32,
+        "updates": {"warm": 9},
+    },
+    "rollouts": [
+        {
+            **dict.fromkeys(("asked", "answered", "verified", "gold_right", "wrong_step", "kept", "new_chains"), 3),
+            "round": 1,
+            "tokens": 90,
+            "forced_tokens": 4,
+            "seconds": 2.5,
+            "solved": 1,
+            "of": 2,
+            "rate": 0.5,
+            "interval": [0.1, 0.9],
+            "refused": {"wrong number": 2},
+        }
+    ],
 }
 FACTS = {"config": {}, "hashes": {"model": "0"}, "best": {"update": 2, "result": RESULT}, "guard": GUARD}
 EVENTS = [{"update": 0, "total": 6, "rate_factor": 1.0}]
@@ -95,6 +119,7 @@ def test_a_manifest_is_typed(place: tuple[str | int, ...], value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run.json").write_text(json.dumps(changed(MANIFEST, place, value)))
         own_error(lambda: known_manifest(Path(folder)))
+        own_error(lambda: Progress.from_json(known_manifest(Path(folder)).get(PROGRESS)))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +131,10 @@ def test_a_manifest_is_typed(place: tuple[str | int, ...], value: Any) -> None:
         (("adjustments", 0, "what"), "rm", "adjustments.0.what"),
         (("guard", "base", "num_problems"), 0, "guard.base.num_problems"),
         (("hashes", "model"), None, "hashes.model must be a text (got nothing)"),
+        (("rft", "phase", "name"), "../x", "rft.phase.name"),
+        (("rft", "together"), 0, "rft.together"),
+        (("rft", "decisions", "rounds", "name"), "x", "rft.decisions rounds cannot be 'x'"),
+        (("rollouts", 0, "rate"), 1.5, "rollouts.0.rate"),
     ],
 )
 def test_a_run_with_another_record_is_refused_with_the_key(place: Any, value: Any, says: str, tmp_path: Path) -> None:
@@ -154,6 +183,19 @@ def test_a_record_is_typed(place: tuple[str | int, ...], value: Any) -> None:
         path = Path(folder) / "records.jsonl"
         path.write_text(json.dumps(changed(RECORD, place, value)) + "\n")
         own_error(lambda: _read_records(path, WANTED, str, print))
+
+
+ROLLOUT = json.loads(as_line(judged(PROBLEM, 1, Completion((1, 2), "stop", 3, (1,)), str, 2.5)))
+
+
+@FUZZ
+@given(st.sampled_from(sorted(places(ROLLOUT), key=str)), JSON | HUGE)
+def test_a_sampled_answer_is_typed(place: tuple[str | int, ...], value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        path.write_text(json.dumps(changed(ROLLOUT, place, value)) + "\n")
+        own_error(lambda: read_records(path, {"test-0": PROBLEM}, str, vocabulary=99))
+        assert last_seconds(path) >= 0
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.problems.batching import fullest
 from gsm8k_core.tracking.terminal import clock, counted
+from gsm8k_core.training.memory import answers_at_once
 from gsm8k_core.types import EXIT_OK, StorageError, UsageError
 from verbs import Context, as_json, say_choices
 from verbs.train.model import OpenModel, open_model
 from verbs.train.room import room_of
+from verbs.train.sampler import TOGETHER
 from verbs.train.start import Job, new_job
+from verbs.train.words import phases_line
 
 
 def dry_run(config: TrainConfig, context: Context) -> int:
@@ -32,6 +35,12 @@ def dry_run(config: TrainConfig, context: Context) -> int:
     moments = model.plan.moments if model.plan else 0
     terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments are added")
     terminal.say(rehearsal.line(time, job.config))
+    if job.config.recipe == "rft":
+        if model.plan is not None:
+            dtype = model.choices["dtype"].name
+            at_once = answers_at_once(model.plan, job.config, dtype, job.longest_sampled, TOGETHER)
+            terminal.say(f"together {at_once.name}: {at_once.reason}")
+        terminal.say(phases_line(job.config, time["budget"] - time["loading"], len(job.rows.asked)))
     terminal.say(f"disk     {room.line()}")
     terminal.say("dry run  nothing was trained, and no folder was made")
     terminal.result(

@@ -44,14 +44,15 @@ def check_room(job: Job, terminal: Terminal) -> None:
 
 def out_of_room(error: StorageError, job: Job, run: Run) -> NoReturn:
     """Raise `error` with what was kept, what to free, and how to go on."""
+    known = run.whole.folder
     room, found = room_of(job), newest(run.checkpoints, lambda damaged: None)
     kept = f"kept: {found.folder}" if found else "there is no checkpoint yet"
     others = [path for path in run.checkpoints.glob("update-*") if found and path != found.folder]
     older = f" ({counted(len(others), 'older checkpoint')} there: {human_size(_size_of(others))})" if others else ""
     raise StorageError(
         f"{error}; {kept}; {room.folder} has {human_size(room.free)} free, and the model with a checkpoint takes "
-        f"{human_size(room.least)}: free the difference{older}, or move {run.folder} to another disk, then go on with: "
-        f"python cli.py train --resume {run.folder}"
+        f"{human_size(room.least)}: free the difference{older}, or move {known} to another disk, then go on with: "
+        f"python cli.py train --resume {known}"
     ) from error
 
 

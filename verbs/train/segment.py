@@ -21,7 +21,7 @@ from gsm8k_core.training.best import read_label, write_label
 from gsm8k_core.training.budget import slowdown
 from gsm8k_core.training.checkpoints import newest, prune, write
 from gsm8k_core.training.health import Probe
-from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, room_for_base
+from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, recipe_line, room_for_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.runs import Run
@@ -132,6 +132,8 @@ class Segment:
         say_plan(job, self.run.folder, terminal)
         dev = self._dev_set()
         guard = self._guard(dev)
+        if config.recipe == "sft" and not job.done and (line := recipe_line(guard)):
+            terminal.say(line)
         metrics = MetricsFile(self.run.metrics)
         with terminal.progress("update", job.events[-1].total) as steps:
             narrator = Narrator(job, steps, terminal)
@@ -151,7 +153,7 @@ class Segment:
                 spent = self._spent(pilot)
                 self._record_plan(pilot)
                 updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
-                outcome = self.model.backend.train(updates, self._trained_config(), pilot, state)
+                outcome = self.model.backend.train(updates, self.trained_config(), pilot, state)
                 if spent:
                     outcome = Outcome("done" if job.done >= job.total else STOP_BUDGET, job.done)
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
@@ -177,7 +179,8 @@ class Segment:
             return False
         if not job.done:
             left = (
-                f"{self.run.folder} has the settings of the run and no weights (--resume {self.run.folder} begins it)"
+                f"{self.run.whole.folder} has what the run made so far and no weights "
+                f"(--resume {self.run.whole.folder} goes on with it)"
             )
             raise PreflightError(no_time(job, self.elapsed(), self.model.update_seconds, left))
         return True
@@ -187,7 +190,9 @@ class Segment:
         found = self.model.backend.choices
         changed = {name: choice for name, choice in found.items() if self.model.choices.get(name) != choice}
         say_choices(self.context.terminal, changed)
-        self.run.record(choices={**self.run.manifest["choices"], **as_json(changed)}, memory=self.model.memory())
+        self.run.record(
+            choices={**self.run.manifest.get("choices", {}), **as_json(changed)}, memory=self.model.memory()
+        )
 
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
@@ -195,7 +200,7 @@ class Segment:
         self.run.sync_metrics()
         self.run.replace(self.run.model, backend.save)
         if spec is not None:
-            values, base = backend.state().parameters, self._trained_config().model
+            values, base = backend.state().parameters, self.trained_config().model
             self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
             under = ModelFolder(self.run.base) if self.model.quantized else self.job.source.model
             if command := mlx_command(under, base, self.run.mlx_adapter):
@@ -203,6 +208,16 @@ class Segment:
                     f"mlx-lm does not read all of the base's config.json; {self.run.mlx_adapter} opens with {command}"
                 )
                 self.context.terminal.say(f"note     {said}")
+
+    def guard_now(self) -> Guard:
+        """What the base showed, before what comes before this segment's training."""
+        return self._guard(self._dev_set())
+
+    def keep_last(self, update: int) -> None:
+        """A checkpoint of the weights after `update`, the last one, unless there is one."""
+        found = newest(self.run.checkpoints, self.context.terminal.say)
+        if found is None or found.update != update:
+            self._save(update, self.model.backend)
 
     def _prepare_base(self) -> None:
         source, base = self.model.quantized, self.run.base
@@ -213,7 +228,7 @@ class Segment:
             copy_model_folder(source, base)
             self.run.record(base={"hash": ModelFolder(base).hash, "made_by": "mlx-lm", "folder": base.name})
 
-    def _trained_config(self) -> TrainConfig:
+    def trained_config(self) -> TrainConfig:
         """The settings, with the name that an adapter gives its base and with the micro-batches that were chosen."""
         base = str(self.run.base.resolve()) if self.model.quantized else self.job.config.model
         return self.job.config.model_copy(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import backends
 from gsm8k_core.auto import AUTO, Pair, choose_pair
 from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
-from gsm8k_core.config.train import TrainConfig, with_profile
+from gsm8k_core.config.train import OF_RFT, TrainConfig, with_profile
+from gsm8k_core.files import refuse_links
 from gsm8k_core.models.adapter import lora_spec, target_modules
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.models.folder import ModelFolder
@@ -20,12 +21,15 @@ from gsm8k_core.problems.batching import (
     make_updates,
     num_updates,
     padded_tokens,
+    padded_width,
     rows_hash,
     width_of,
 )
 from gsm8k_core.problems.data import DataSet, load_data, training_rows
-from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples
-from gsm8k_core.problems.rows import Preflight, check_token_ids, keep_whole, summarise
+from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples, prompt_tokens
+from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, summarise
+from gsm8k_core.rollouts.progress import PROGRESS, Progress, folder_of
+from gsm8k_core.rollouts.record import RECORDS, last_seconds
 from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
@@ -59,6 +63,10 @@ class Rows:
     probed: list[Example]  # dev rows, too: those that a probe looks at
     num_dev: int
     preflight: Preflight
+    # --recipe rft alone: the problems that are asked, with their prompts' tokens, and how many tokens the longest row
+    # may have that an own answer becomes.
+    asked: list[tuple[Problem, tuple[int, ...]]] = field(default_factory=list)
+    longest_own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +113,21 @@ class Job:
 
     @property
     def widest(self) -> int:
-        """Padded tokens of the longest row."""
-        return width_of(self.rows.examples)
+        """Padded tokens of the longest row; of a recipe that makes rows, of the longest that it may make."""
+        return max(width_of(self.rows.examples), padded_width(self.rows.longest_own))
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row that is read: padded, or of a dev problem with the longest answer it may get."""
         asked = [*(example for _, example in self.rows.dev), *self.rows.probed]
         answered = (example.num_prompt + max(self.config.eval_max_new_tokens, PROBE_TOKENS) for example in asked)
-        return max(self.widest, width_of(asked) if asked else 0, *answered, 0)
+        return max(self.widest, width_of(asked) if asked else 0, *answered, self.longest_sampled)
+
+    @property
+    def longest_sampled(self) -> int:
+        """Tokens of the longest answer that may be sampled, with its prompt; 0 where none is."""
+        prompts = [len(prompt) for _, prompt in self.rows.asked]
+        return max(prompts) + self.config.sample_max_new_tokens if prompts else 0
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
@@ -188,6 +202,8 @@ def _refuse_idle(config: TrainConfig, context: Context) -> None:
     if config.force:
         raise UsageError("--force is for --resume; leave it out for a new run")
     idle = sorted({"lora_rank", "lora_alpha", "lora_dropout", "target_modules"} & context.explicit)
+    if config.recipe == "sft" and (idle_rft := [name for name in OF_RFT if name in context.explicit]):
+        raise UsageError(f"{flag(idle_rft[0])} is for rejection sampling; add --recipe rft, or leave it out")
     if idle and not config.uses_adapter:
         raise UsageError(f"{flag(idle[0])} is for an adapter, and --method full trains the model; add --method lora")
 
@@ -219,7 +235,9 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     for difference in check(recorded, config, _hashes_of(run), hashes, config.force):
         terminal.say(f"force    {difference}")
     unfinished = run.manifest.get("status") in ("running", "failed")
-    checkpoint = _newest_of(run, config, hashes, unfinished, context)
+    # Which phase an rft run goes on with is found out when its model is there.
+    checkpoint = newest_of(run, config, hashes, unfinished, context) if config.recipe == "sft" else None
+    seconds = _seconds_of_phases(run, terminal.say) if config.recipe == "rft" else 0.0
 
     def claim(choices: Mapping[str, Choice]) -> Run:
         run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
@@ -236,7 +254,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         "it is the run's own",
         run,
         checkpoint,
-        seconds=checkpoint.elapsed if checkpoint else 0.0,
+        seconds=checkpoint.elapsed if checkpoint else seconds,
         adjustments=tuple(adjustments_of(run.manifest)),
         unfinished=unfinished,
     )
@@ -254,7 +272,18 @@ def _names(run: Run, config: TrainConfig, source: Source, data: DataSet) -> dict
     }
 
 
-def _newest_of(
+def _seconds_of_phases(run: Run, say: Callable[[str], None]) -> float:
+    """What an rft run took so far, as the phase that it stood in says."""
+    progress = Progress.from_json(run.manifest.get(PROGRESS))
+    if progress.phase is None:
+        return progress.elapsed
+    own = run.rollouts / folder_of(progress.phase.name)
+    refuse_links(run.rollouts, own, own / RECORDS, own / "checkpoints")
+    checkpoints = [newest(folder / "checkpoints", say) for folder in (own, run.folder)]
+    return max(progress.elapsed, last_seconds(own / RECORDS), *(each.elapsed for each in checkpoints if each))
+
+
+def newest_of(
     run: Run, config: TrainConfig, hashes: Mapping[str, str], unfinished: bool, context: Context
 ) -> Checkpoint | None:
     """The checkpoint to go on from, said; what metrics.jsonl holds beyond it is cut. None: from the beginning."""
@@ -399,11 +428,23 @@ def _rows_as_begun(config: TrainConfig, source: Source, data: DataSet, run: Run,
 def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal, whole_turn: bool = False) -> Rows:
     train, dev = training_rows(data.train, config.max_samples, config.annotations)
     tokenizer, ends = source.model.tokenizer, source.model.end_ids
-    examples = make_examples(tokenizer, train, ends, whole_turn)
+    explained = train if config.rationales < 0 else train[: config.rationales]
+    examples = make_examples(tokenizer, explained, ends, whole_turn)
     check_token_ids((example.tokens for example in examples), source.model.vocabulary)
     summary = summarise(examples, config.max_length)
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
     probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_steps and dev else []
-    return Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)
+    rows = Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)
+    return _with_asked(rows, config, source, train) if config.recipe == "rft" else rows
+
+
+def _with_asked(rows: Rows, config: TrainConfig, source: Source, problems: Sequence[Problem]) -> Rows:
+    """The rows, and the problems that rejection sampling asks; those of the dev split are not among them."""
+    prompts = prompt_tokens(source.model.tokenizer, problems)
+    check_token_ids(prompts, source.model.vocabulary)
+    longest = config.sample_max_new_tokens
+    check_context(prompts, source.model.context, longest, named="--sample-max-new-tokens")
+    own = min(max(map(len, prompts)) + longest + 1, config.max_length)
+    return replace(rows, asked=list(zip(problems, prompts, strict=True)), longest_own=own)

@@ -15,6 +15,7 @@ from gsm8k_core.clock import kept_awake
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.rollouts.progress import ROUNDS
 from gsm8k_core.tracking.feed import open_trackers
 from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
 from gsm8k_core.training.runs import Run
@@ -32,10 +33,11 @@ from verbs.train.dry_run import dry_run
 from verbs.train.model import OpenModel, check_time, open_model, rehearse
 from verbs.train.recovery import note_killed
 from verbs.train.room import check_room
+from verbs.train.rounds import Interrupted, Rounds
 from verbs.train.segment import Segment
 from verbs.train.signals import stopping
 from verbs.train.start import Job, new_job, resumed_job
-from verbs.train.words import say_outcome
+from verbs.train.words import say_outcome, say_stopped
 
 
 def run(config: TrainConfig, context: Context) -> int:
@@ -55,14 +57,22 @@ def run(config: TrainConfig, context: Context) -> int:
         say_choices(context.terminal, model.choices)
         elapsed = partial(_elapsed, job, context)
         rehearse(job, model, elapsed, context.terminal)
-        check_time(job, model, elapsed())
+        if job.config.recipe == "sft" or job.run is None:  # of rft, the phase that is at hand knows
+            check_time(job, model, elapsed())
         claimed = job.claim(model.choices)
         flags = _repeated(job.config)
         link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
         if link.killed_by:
             job = note_killed(job, claimed, model.micro_batch_tokens, link.killed_by)
+            if job.config.recipe == "rft":  # which opens its model again
+                job = replace(job, batches=model.choices["batches"])
         with _held(claimed):
             result = _train(job, model, claimed, context, lambda: stopped() or link.parent_is_gone())
+    if result is None:
+        say_stopped(claimed.folder, context.terminal)
+        return EXIT_STOPPED
+    if rounds := claimed.manifest.get(ROUNDS):
+        result |= {"rounds": rounds}
     say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)
@@ -93,10 +103,22 @@ def _held(run: Run) -> Iterator[None]:
         run.release()
 
 
-def _train(job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]) -> dict[str, Any]:
-    """Train to the end or a stop, and save the model; returns how it went, which run.json keeps."""
+def _train(
+    job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Train to the end or a stop, and save the model; returns how it went, which run.json keeps.
+
+    None where a signal came before the last training, so that there is no model yet.
+    """
     with open_trackers(job.config, run, context.terminal.say) as trackers:
-        segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
+        if job.config.recipe == "rft":
+            try:
+                segment = Rounds(job, model, run, context, trackers, interrupted).last()
+            except Interrupted:
+                run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+                return None
+        else:
+            segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
         outcome, pilot = segment.train_on()
         if outcome.reason == STOP_INTERRUPTED:
             context.terminal.say("stopping: the model is being saved; another signal quits at once")

@@ -6,7 +6,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.rollouts.schedule import phases, share
+from gsm8k_core.rollouts.tally import Tally
+from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
 from gsm8k_core.training import measure
 from gsm8k_core.training.pilot import STOP_BUDGET, STOP_INTERRUPTED
@@ -92,6 +96,36 @@ class Narrator:
         return f"{total * self._job.config.num_epochs / self._job.total:.1f} epochs"
 
 
+def phases_line(config: TrainConfig, left: float, problems: int) -> str:
+    """What an rft run will do with the `left` seconds; the guards and the save are taken out of them when they came."""
+    rounds = 1 if config.rounds == "auto" else int(config.rounds)
+    plans = {"on": [True], "off": [False], "auto": [False, True]}[config.warm_start]
+    said = []
+    for warm in plans:
+        parts = [f"{phase.name} {clock(left * float(share(phase, rounds, warm)))}" for phase in phases(rounds, warm)]
+        said.append(", ".join(["guard", *parts, "guard and save"]))
+    few = f"; with the warm start that a base needs whose answers are seldom verified: {said[1]}" if said[1:] else ""
+    two = "; two rounds where each has time for 1,000 problems, or all" if config.rounds == "auto" else ""
+    asked = f"{counted(problems, 'problem')}, at most {counted(config.samples, 'answer')} each a round"
+    return f"phases   {asked}; at most: {said[0]}{few}{two}"
+
+
+def round_line(counts: Tally) -> str:
+    """A round of sampling, when it is done."""
+    rate, tokens = "no wave was asked to its end", counted(counts.tokens, "token")
+    if counts.forced_tokens:
+        tokens += f", {counts.forced_tokens:,} of them by the calculator,"
+    if counts.rate is not None and counts.interval is not None:
+        low, high = (100 * bound for bound in counts.interval)
+        rate = f"one answer solves {percent(counts.rate)} [{low:.1f}, {high:.1f}]"
+    return (
+        f"round {counts.round}  {counted(counts.answered, 'answer')} to {counted(counts.asked, 'problem')}: "
+        f"{counts.verified:,} verified, {counts.kept:,} kept, {counts.new_chains:,} of them with equations that the "
+        f"human answers lack; {counts.wrong_step:,} right with a wrong step; {rate}; {tokens} in "
+        f"{clock(counts.seconds)}"
+    )
+
+
 def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[str, Any], terminal: Terminal) -> None:
     """How it ended, what was left, and what to type next."""
     why = {
@@ -120,12 +154,26 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
     terminal.result({"run": str(folder), "model": str(model), "next": follow, **result})
 
 
+def say_stopped(folder: Path, terminal: Terminal) -> None:
+    """A signal came while the model was answering, or learning only to answer: what is there is on the disk."""
+    terminal.say(f"stopped by a signal before the last training; all answers so far are in {folder}")
+    terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder)])}")
+    terminal.result({"run": str(folder), "model": None, "reason": STOP_INTERRUPTED})
+
+
 def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal) -> None:
     """Where the trained model was not better: that, and what to try."""
     config, found = job.config, (result.get("guard") or {})
     if found.get("end") is None or found["verdict"] == measure.BETTER:
         return
     terminal.say(measure.end_line(found["verdict"], config.model, str(model)))
-    terminal.say(
-        measure.advice(found["verdict"], adapter=config.uses_adapter, rate=config.learning_rate, budget=config.max_time)
+    base = found["base"]
+    said = measure.advice(
+        found["verdict"],
+        adapter=config.uses_adapter,
+        rate=config.learning_rate,
+        budget=config.max_time,
+        own=config.recipe == "rft",
+        solved=(base["correct"], base["problems"]) if "correct" in base else None,
     )
+    terminal.say(said)

@@ -356,3 +356,14 @@ def test_the_file_is_written_whole(tmp_path: Path) -> None:
     page.write_page(tmp_path / "report.html", comparison, old, new)
     assert "café ⟨U+D800⟩" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_run_of_own_answers_shows_its_rounds() -> None:
+    counts = {"round": 1, "asked": 1300, "answered": 5200, "verified": 700, "kept": 610, "new_chains": 44}
+    counts |= {"wrong_step": 12, "tokens": 610_000, "rate": 0.125, "interval": [0.108, 0.144]}
+    second = counts | {"round": 2, "kept": 0, "rate": None, "interval": None}
+    found = Read(rendered(facts=Facts(rounds=[counts, second])))
+    assert "#own" in [attributes.get("href") for tag, attributes in found.elements if tag == "a"]
+    assert "11,3005,200700610441212.5 %10.8 to 14.4610,0001,000 a kept row" in found.text  # cells have no space between
+    assert "21,3005,200700044" in found.text
+    assert "Own answers" not in Read(rendered(facts=Facts())).text

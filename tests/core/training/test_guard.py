@@ -25,6 +25,7 @@ from gsm8k_core.training.measure import (
     end_line,
     event_line,
     measure_base,
+    recipe_line,
     room_for_base,
     verdict,
 )
@@ -266,9 +267,27 @@ def test_a_model_that_is_not_better_is_said_to_be_so_with_what_to_try() -> None:
     tries = advice(WORSE, adapter=False, rate=3e-5, budget="2h")
     assert "--learning-rate 1e-05" in tries
     assert "--method lora" in tries
-    assert "own style" in tries
+    assert "--recipe rft" in tries
     assert "--method lora" not in advice(WORSE, adapter=True, rate=3e-4, budget="2h")
     assert "more --guard-problems" in advice("not distinguishable at n = 9", adapter=True, rate=3e-4, budget="2h")
+
+
+def test_a_base_that_solves_a_tenth_is_shown_the_other_recipe() -> None:
+    def guard(right: int, by: str = ANSWERS) -> Guard:
+        verdicts = tuple(place < right for place in range(64))
+        return Guard(DevResult(1.0, 640, {}, 64, 64, 1.0, verdicts, (1.0,) * 64), by=by)
+
+    assert recipe_line(guard(6)) == ""
+    assert "the base solves 7 of 64 by itself" in recipe_line(guard(7))
+    assert "--recipe rft" in recipe_line(guard(7))
+    assert recipe_line(guard(64, LOSS)) == ""
+    assert recipe_line(Guard(reason="off")) == ""
+    again = advice(WORSE, adapter=False, rate=3e-5, budget="2h", solved=(23, 64))
+    assert "--recipe rft" in again
+    assert "the base solves 23 of 64 dev problems by itself" in again
+    own = advice(WORSE, adapter=False, rate=3e-5, budget="2h", own=True, solved=(23, 64))
+    assert "--recipe rft" not in own
+    assert "more --samples" in own
 
 
 def test_more_time_is_advised_only_where_time_was_short() -> None:

@@ -12,10 +12,12 @@ from gsm8k_core.training.memory import (
     Costs,
     DeviceMemory,
     Model,
+    answers_at_once,
     container_limits,
     model_of,
     plan,
     predict,
+    sampling_bytes,
     system_memory,
 )
 from gsm8k_core.types import Choice, OutOfMemoryError
@@ -145,3 +147,28 @@ def test_version_1_of_the_control_groups_is_read_too(tmp_path: Path) -> None:
     assert list(container_limits(tmp_path / "fs", own)) == [(2000, 500)]
     (folder / "memory.limit_in_bytes").write_text("9223372036854771712")
     assert list(container_limits(tmp_path / "fs", own)) == []
+
+
+def test_answers_at_once_are_halved_until_they_fit() -> None:
+    config, found = TrainConfig(), model()
+    shape = found.shape
+    # Of SmolLM2's keys and values: 30 layers, 3 heads of 64, both of them, float32.
+    assert sampling_bytes(shape, "float32", 1, 500) == 30 * 3 * 64 * 2 * 500 * 4 + 3 * 4 * 49152
+    assert sampling_bytes(shape, "bfloat16", 64, 500) < sampling_bytes(shape, "float32", 64, 500)
+    roomy = plan(found, config, "float32", memory(16), Choice("1024", "fast"), 512, asked=False)
+    assert answers_at_once(roomy, config, "float32", 500, 64).name == "64"
+    there = 4 * found.num_parameters + roomy.moments
+    tight = plan(
+        found,
+        config,
+        "float32",
+        memory(1.2 * (there + sampling_bytes(shape, "float32", 16, 500)) / GB, 16),
+        Choice("1024", "fast"),
+        512,
+        asked=False,
+    )
+    chosen = answers_at_once(tight, config, "float32", 500, 64)
+    assert chosen.name == "16"
+    assert chosen.reason.startswith("64 would take about")
+    least = plan(found, config, "float32", memory(0.1, 16), Choice("1024", "fast"), 512, asked=False)
+    assert answers_at_once(least, config, "float32", 500, 64).name == "1"

@@ -68,6 +68,17 @@ OTHER: dict[str, object] = {
     "lora_alpha": 8.0,
     "lora_dropout": 0.1,
     "target_modules": "q_proj",
+    "recipe": "rft",
+    "samples": 9,
+    "sample_temperature": 0.5,
+    "sample_max_new_tokens": 99,
+    "rounds": "2",
+    "keep": 9,
+    "mix": "own",
+    "warm_start": "on",
+    "calculator": "off",
+    "verify": "gold",
+    "rationales": 9,
 }
 
 

@@ -1,0 +1,1 @@
+"""A model's own answers to train problems: which are asked for, which are kept, and what becomes a training row."""

@@ -1,0 +1,127 @@
+"""Where a run of `--recipe rft` stands, and what it decided: kept in run.json, so that it goes on as it was planned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from gsm8k_core.config.stored import Count, Seconds, Stored
+from gsm8k_core.types import Choice
+
+PROGRESS = "rft"  # the manifest's key
+ROUNDS = "rollouts"  # the manifest's key of the rounds' counts
+BASE = "base"  # the base's first answers, which say whether it needs a warm start
+Name = Annotated[str, Field(pattern=r"^(base|warm|(sample|train)-[0-9]{1,2})$")]
+# What each decision may be.
+DECIDED = {
+    "rounds": "[1-9]",
+    "together": "[1-9][0-9]{0,3}",
+    "verify": "steps|gold",
+    "warm": "on|off",
+    "calculator": "on|off",
+    "pays": "yes|no",
+}
+Words = Annotated[str, Field(max_length=100_000)]
+
+
+class _Decision(Stored):
+    name: Words
+    reason: Words
+
+
+class _Phase(Stored):
+    name: Name
+    began: Seconds
+    end: Seconds
+    budget: Seconds
+
+
+class StoredProgress(Stored):
+    """A Progress in run.json, typed."""
+
+    done: list[Name]
+    decisions: dict[Words, _Decision]
+    phase: _Phase | None
+    elapsed: Seconds
+    together: Annotated[int, Field(ge=1, le=4096)] | None = None
+    updates: dict[Name, Count] = Field(default_factory=dict)
+
+    @pydantic.field_validator("decisions")
+    @classmethod
+    def _known(cls, decisions: dict[str, _Decision]) -> dict[str, _Decision]:
+        for name, decision in decisions.items():
+            if not re.fullmatch(DECIDED.get(name, ".*"), decision.name, re.DOTALL):
+                raise ValueError(f"{name} cannot be {decision.name[:40]!r}")
+        return decisions
+
+
+def folder_of(name: str) -> str:
+    """Of a phase, under rollouts/: a round's sampling and training share one."""
+    kind, _, number = name.partition("-")
+    return f"round-{number}" if number else kind
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """The phase that was begun last: from when to when, in seconds of the run, under which --max-time."""
+
+    name: str
+    began: float
+    end: float
+    budget: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is done, and what was decided, each with its reason."""
+
+    done: tuple[str, ...] = ()  # base, warm, sample-1, train-1, ...
+    decisions: Mapping[str, Choice] = field(default_factory=dict)
+    phase: Timed | None = None
+    elapsed: float = 0.0  # seconds of the run when this was written
+    together: int | None = None  # answers decoded at once, where memory was short for more
+    updates: Mapping[str, int] = field(default_factory=dict)  # of each training phase that is done
+
+    def decided(self, name: str) -> str | None:
+        """What was decided; None where that is still to come."""
+        return self.decisions[name].name if name in self.decisions else None
+
+    def with_decision(self, name: str, choice: Choice) -> Progress:
+        return replace(self, decisions={**self.decisions, name: choice})
+
+    def with_done(self, name: str, updates: int | None = None) -> Progress:
+        more = {} if updates is None else {name: updates}
+        return replace(self, done=(*self.done, name), phase=None, updates={**self.updates, **more})
+
+    def as_json(self) -> dict[str, Any]:
+        """For run.json."""
+        decisions = {name: asdict(choice) for name, choice in self.decisions.items()}
+        return {
+            "done": list(self.done),
+            "decisions": decisions,
+            "phase": self.phase and asdict(self.phase),
+            "elapsed": self.elapsed,
+            "together": self.together,
+            "updates": dict(self.updates),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> Progress:
+        """Of a manifest that was checked; a run that has just begun has none."""
+        if not values:
+            return cls()
+        phase = values["phase"] and Timed(**{name: values["phase"][name] for name in Timed.__slots__})
+        decisions = {name: Choice(each["name"], each["reason"]) for name, each in values["decisions"].items()}
+        return cls(
+            tuple(values["done"]),
+            decisions,
+            phase,
+            values["elapsed"],
+            values.get("together"),
+            values.get("updates", {}),
+        )

@@ -1,0 +1,186 @@
+"""The answers of a round on disk: one line each, written as it ends, judged anew whenever it is read.
+
+RUN/rollouts/round-1/
+    key.json         what decides the answers: the weights that gave them, the problems, how they were drawn
+    records.jsonl    one answer a line, in the order in which they ended
+    selected.jsonl   the answers that were kept, for a person; written when the round has been sampled
+    round.json       its counts (tally.py); its being there says that no answer is to follow
+
+Of a line that is read again only what was drawn is believed: the text is decoded and the verdict made anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated
+
+import pydantic
+
+from gsm8k_core.config.stored import Count, Seconds, Stored, stored
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, write_bytes
+from gsm8k_core.rollouts.wave import Ask
+from gsm8k_core.scoring.verify import Mode, Verification, verify
+from gsm8k_core.types import Completion, DataError, FinishReason, Problem, StorageError
+
+KEY, RECORDS, SELECTED, ROUND = "key.json", "records.jsonl", "selected.jsonl", "round.json"
+AGAIN = "remove its folder to sample that round again"
+Token = Annotated[int, pydantic.Field(ge=0, lt=1 << 31)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer, judged."""
+
+    problem: Problem
+    sample: int
+    completion: Completion
+    text: str
+    seconds: float  # of the whole run, when it ended
+    verdict: Verification  # with its steps
+
+    @property
+    def ask(self) -> Ask:
+        """The request that it answers."""
+        return Ask(self.problem.id, self.sample)
+
+    def verified(self, mode: Mode) -> bool:
+        """Whether it may be trained on; `gold`: whatever its steps are."""
+        return self.verdict.verified if mode == "steps" else self.verdict.gold_right
+
+    def refusal(self, mode: Mode) -> str:
+        """Why not, in plain words; nothing where it may be."""
+        return "" if self.verified(mode) else self.verdict.reason
+
+    @property
+    def wrong_step(self) -> bool:
+        """Whether its number is right and one of its steps is not."""
+        return self.verdict.gold_right and any(not claim.right for claim in self.verdict.claims)
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """Its equations; of an answer without any, its words."""
+        return self.verdict.chain or (" ".join(self.text.split()),)
+
+
+class _Line(Stored):
+    """What of a line of records.jsonl is used again."""
+
+    id: str
+    sample: Count
+    token_ids: list[Token]
+    end_token: Token | None
+    forced: list[Count]
+    finish_reason: FinishReason
+    seconds: Seconds
+
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def judged(problem: Problem, sample: int, completion: Completion, decode: Decode, seconds: float) -> Rollout:
+    """An answer with its text and its verdict."""
+    text = decode(completion.tokens)
+    verdict = verify(text, completion.finish_reason, problem.answer)
+    return Rollout(problem, sample, completion, text, seconds, verdict)
+
+
+def as_line(rollout: Rollout) -> bytes:
+    """A line of records.jsonl; what a person reads, and what is used again."""
+    completion, verdict = rollout.completion, rollout.verdict
+    values = {
+        "id": rollout.problem.id,
+        "sample": rollout.sample,
+        "question": rollout.problem.question,
+        "gold": rollout.problem.gold,
+        "completion": rollout.text,
+        "verified": verdict.verified,
+        "reason": verdict.reason,
+        "gold_right": verdict.gold_right,
+        "chain": list(verdict.chain),
+        "token_ids": list(completion.tokens),
+        "end_token": completion.end_token,
+        "forced": list(completion.forced),
+        "finish_reason": completion.finish_reason,
+        "seconds": round(rollout.seconds, 3),
+    }
+    return (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def read_records(path: Path, problems: Mapping[str, Problem], decode: Decode, vocabulary: int) -> list[Rollout]:
+    """The answers of a round, in the order in which they ended; a torn last line is left out.
+
+    Raises DataError for a line that no run writes: of an unknown problem, a token that the model does not have.
+    """
+    content = read_plain(path, MAX_LINES_BYTES) if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    found: dict[Ask, Rollout] = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            row = stored(_Line, json.loads(line), where, AGAIN)
+        except (ValueError, RecursionError):
+            raise DataError(f"{where}: damaged record; {AGAIN}") from None
+        _check_row(row, where, problems, vocabulary)
+        completion = Completion(tuple(row.token_ids), row.finish_reason, row.end_token, tuple(row.forced))
+        rollout = judged(problems[row.id], row.sample, completion, decode, row.seconds)
+        if rollout.ask in found:
+            raise DataError(f"{where}: {row.id}, sample {row.sample} is there twice; {AGAIN}")
+        found[rollout.ask] = rollout
+    return list(found.values())
+
+
+def last_seconds(path: Path) -> float:
+    """When the last answer ended, in seconds of the run; 0 where there is none that can be read."""
+    try:
+        lines = read_plain(path, MAX_LINES_BYTES).splitlines()
+    except FileNotFoundError:
+        return 0.0
+    for line in reversed(lines):
+        try:
+            return stored(_Line, json.loads(line), path, AGAIN).seconds
+        except (ValueError, RecursionError, DataError):
+            continue  # torn, where a kill came; a damaged one is said when the round is read
+    return 0.0
+
+
+def _check_row(row: _Line, where: str, problems: Mapping[str, Problem], vocabulary: int) -> None:
+    if row.id not in problems:
+        raise DataError(f"{where}: {row.id} is no problem of this run; {AGAIN}")
+    ids = row.token_ids if row.end_token is None else [*row.token_ids, row.end_token]
+    if max(ids, default=0) >= vocabulary:
+        raise DataError(f"{where}: token {max(ids)}, and the model knows only {vocabulary}; {AGAIN}")
+    if row.forced != sorted(set(row.forced)) or max(row.forced, default=-1) >= len(row.token_ids):
+        raise DataError(f"{where}: forced places that the answer does not have; {AGAIN}")
+
+
+class Appender:
+    """records.jsonl, open at its end: an answer is on the disk's way before the next one is asked about."""
+
+    def __init__(self, path: Path, kept: Iterable[Rollout]) -> None:
+        """Begins with `kept`, and nothing else. Raises StorageError."""
+        content = b"".join(map(as_line, kept))
+        if not path.exists() or read_plain(path, MAX_LINES_BYTES) != content:
+            write_bytes(path, content)
+        self._path = path
+        try:
+            self._file: IO[bytes] = path.open("ab")
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+    def __call__(self, rollout: Rollout) -> None:
+        try:
+            self._file.write(as_line(rollout))
+            self._file.flush()
+        except OSError as error:
+            raise _not_written(self._path, error) from error
+
+    def close(self) -> None:
+        """Each line was flushed when it was written."""
+        self._file.close()
+
+
+def _not_written(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be written ({error.strerror}); free some space, then --resume the run")

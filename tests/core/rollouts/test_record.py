@@ -1,0 +1,122 @@
+"""Records: what was drawn is believed, and nothing else; what no run writes is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsm8k_core.rollouts.record import Appender, Rollout, as_line, judged, last_seconds, read_records
+from gsm8k_core.types import Completion, DataError
+from tests.core.rollouts.script import END, NO_STEP, OTHER, RIGHT, WRONG, WRONG_STEP, decode, encode, problem
+
+PROBLEM = problem("train-3")
+PROBLEMS = {"train-3": PROBLEM}
+
+
+def rollout(text: str, sample: int = 0, finish: Any = "stop", forced: tuple[int, ...] = ()) -> Rollout:
+    completion = Completion(encode(text), finish, END if finish == "stop" else None, forced)
+    return judged(PROBLEM, sample, completion, decode, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "steps", "gold", "wrong_step"),
+    [
+        (RIGHT, "stop", True, True, False),
+        (OTHER, "stop", True, True, False),
+        (WRONG, "stop", False, False, False),
+        (WRONG_STEP, "stop", False, True, True),
+        (NO_STEP, "stop", False, True, False),
+        (RIGHT, "length", False, False, False),
+    ],
+)
+def test_an_answer_is_judged_by_its_steps_or_by_its_number(
+    text: str, finish: str, steps: bool, gold: bool, wrong_step: bool
+) -> None:
+    found = rollout(text, finish=finish)
+    assert (found.verified("steps"), found.verified("gold"), found.wrong_step) == (steps, gold, wrong_step)
+    assert bool(found.refusal("steps")) == (not steps)
+    assert bool(found.refusal("gold")) == (not gold)
+
+
+def test_an_answer_without_equations_has_its_words_as_chain() -> None:
+    assert rollout(NO_STEP).chain == ("Five. #### 5",)
+    assert rollout(RIGHT).chain == ("2+3",)
+
+
+def write(path: Path, *rollouts: Rollout) -> Path:
+    appender = Appender(path, [])
+    for each in rollouts:
+        appender(each)
+    appender.close()
+    return path
+
+
+def read(path: Path) -> list[Rollout]:
+    return read_records(path, PROBLEMS, decode, vocabulary=200)
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    wanted = [rollout(RIGHT, 0, forced=(8, 9)), rollout(WRONG, 1), rollout(OTHER, 2, "length")]
+    path = write(tmp_path / "records.jsonl", *wanted)
+    assert read(path) == wanted
+    assert last_seconds(path) == 2.5
+    assert read(tmp_path / "none.jsonl") == []
+    assert last_seconds(tmp_path / "none.jsonl") == 0
+
+
+def test_a_line_that_says_otherwise_than_its_tokens_is_judged_anew(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", rollout(WRONG))
+    row = json.loads(path.read_text()) | {"verified": True, "reason": "", "completion": RIGHT, "gold": "6"}
+    path.write_text(json.dumps(row) + "\n")
+    assert read(path) == [rollout(WRONG)]
+    assert not read(path)[0].verified("gold")
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", rollout(RIGHT))
+    with path.open("ab") as file:
+        file.write(as_line(rollout(OTHER, 1))[:40])
+    assert read(path) == [rollout(RIGHT)]
+    assert last_seconds(path) == 2.5
+    Appender(path, read(path)).close()
+    assert path.read_bytes() == as_line(rollout(RIGHT))
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"id": "train-4"}, "train-4 is no problem of this run"),
+    ({"token_ids": [5, 200]}, "token 200, and the model knows only 200"),
+    ({"end_token": 999}, "token 999"),
+    ({"token_ids": [-1]}, "must be greater than or equal to 0"),
+    ({"forced": [99]}, "forced places"),
+    ({"forced": [1, 1]}, "forced places"),
+    ({"sample": "0"}, "sample must be a whole number"),
+    ({"seconds": -1.0}, "seconds"),
+    ({"finish_reason": "magic"}, "finish_reason"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BAD)
+def test_a_line_that_no_run_writes_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = write(tmp_path / "records.jsonl", rollout(RIGHT))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
+    with pytest.raises(DataError, match=said) as caught:
+        read(path)
+    assert f"{path}:1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["[]", "{", "[" * 100_000, "\x00", "null"])
+def test_a_line_that_is_no_record_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"records\.jsonl:1"):
+        read(path)
+
+
+def test_the_same_answer_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "records.jsonl", rollout(RIGHT), rollout(WRONG))
+    with pytest.raises(DataError, match="there twice"):
+        read(path)

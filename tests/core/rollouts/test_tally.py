@@ -1,0 +1,78 @@
+"""A round's counts against a count by hand, and what run.json accepts of them."""
+
+from __future__ import annotations
+
+import pydantic
+import pytest
+
+from gsm8k_core.rollouts.progress import Progress, StoredProgress, Timed, folder_of
+from gsm8k_core.rollouts.record import Rollout, judged
+from gsm8k_core.rollouts.tally import StoredTally, tally
+from gsm8k_core.types import Choice, Completion
+from tests.core.rollouts.script import END, NO_STEP, OTHER, RIGHT, WRONG, WRONG_STEP, decode, encode, problem
+
+TEXTS = [(RIGHT, WRONG), (WRONG_STEP, OTHER), (NO_STEP, NO_STEP), (WRONG, WRONG)]
+
+
+def answers() -> list[Rollout]:
+    made = []
+    for number, texts in enumerate(TEXTS):
+        for sample, text in enumerate(texts):
+            completion = Completion(encode(text), "stop", END, (1,) if sample else ())
+            made.append(judged(problem(f"train-{number}"), sample, completion, decode, 3.0))
+    return made
+
+
+def test_a_round_is_counted() -> None:
+    every = answers()
+    kept = [every[0], every[3]]
+    found = tally(1, every, [each for each in every if each.sample == 0], kept, {"train-0": ("2+3",)}, "steps", 9.0)
+    assert (found.asked, found.answered, found.verified, found.kept) == (4, 8, 2, 2)
+    assert (found.gold_right, found.wrong_step, found.new_chains) == (5, 1, 1)
+    assert found.tokens == sum(len(text) for texts in TEXTS for text in texts)
+    assert found.forced_tokens == 4
+    assert (found.solved, found.of, found.rate) == (1, 4, 0.25)
+    assert found.interval == pytest.approx((0.0456, 0.6994), abs=1e-4)  # Wilson, 1 of 4
+    assert found.refused == {"wrong number": 3, "no readable step": 2, "a wrong step": 1}
+    StoredTally.model_validate(found.as_json())
+
+
+def test_by_number_alone_more_is_verified() -> None:
+    every = answers()
+    found = tally(1, every, [], [], {}, "gold", 9.0)
+    assert found.verified == found.gold_right == 5
+    assert found.refused == {"wrong number": 3}
+    assert found.rate is None
+    assert found.interval is None
+    StoredTally.model_validate(found.as_json())
+
+
+def test_progress_comes_back_from_json() -> None:
+    progress = Progress().with_decision("warm", Choice("on", "few")).with_done("warm", updates=7)
+    assert Progress.from_json(progress.as_json()) == progress
+    begun = Progress(phase=Timed("sample-1", 1.0, 2.0, 600.0), elapsed=1.5, together=32)
+    assert Progress.from_json(begun.as_json()) == begun
+    for each in (progress, begun):
+        StoredProgress.model_validate(each.as_json())
+    assert Progress.from_json(None) == Progress()
+    assert progress.decided("warm") == "on"
+    assert progress.decided("rounds") is None
+
+
+def test_a_round_has_one_folder_for_its_answers_and_its_training() -> None:
+    assert [folder_of(name) for name in ("base", "warm", "sample-2", "train-2")] == [
+        "base",
+        "warm",
+        "round-2",
+        "round-2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", "0"), ("rounds", "x"), ("together", "-1"), ("verify", "magic"), ("warm", ""), ("pays", "y\n")],
+)
+def test_a_decision_that_no_run_takes_is_refused(name: str, value: str) -> None:
+    values = Progress().with_decision(name, Choice(value, "why")).as_json()
+    with pytest.raises(pydantic.ValidationError, match=f"{name} cannot be"):
+        StoredProgress.model_validate(values)

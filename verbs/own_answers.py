@@ -1,0 +1,152 @@
+"""`inspect --run`: how many of a run's own answers were kept, why the others were refused, and some of each to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from gsm8k_core.config.stored import Count, Stored, stored
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links
+from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress, folder_of
+from gsm8k_core.rollouts.record import AGAIN, RECORDS, SELECTED
+from gsm8k_core.scoring.stats import percent
+from gsm8k_core.scoring.verify import Mode, Verification, verify
+from gsm8k_core.tracking.terminal import Terminal, clock, printable
+from gsm8k_core.training.runs import known_manifest
+from gsm8k_core.types import EXIT_OK, DataError, FinishReason, UsageError
+
+WIDTH = 80
+MOST_REASONS = 8  # kinds of refusal that are shown; run.json has all
+RIGHT, WRONG, KEPT, REFUSED = "green", "bold red", "bold black on green", "bold white on red"
+
+
+class _Shown(Stored):
+    """What of a line of records.jsonl is shown."""
+
+    id: str
+    sample: Count
+    question: str
+    gold: str
+    completion: str
+    finish_reason: FinishReason
+
+
+class _Selected(Stored):
+    """A line of selected.jsonl."""
+
+    id: str
+    sample: Count
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer with its verdict, made anew of its text."""
+
+    row: _Shown
+    verdict: Verification
+    label: str  # kept, or why not
+    kept: bool
+
+
+def show_run(folder: Path, show: int, terminal: Terminal) -> int:
+    """The verb. Raises UsageError for a run without answers of its own, DataError for files that no run writes."""
+    manifest = known_manifest(folder)
+    progress, rounds = Progress.from_json(manifest.get(PROGRESS)), manifest.get(ROUNDS, [])
+    if not rounds:
+        raise UsageError(
+            f"{folder} holds no round of a model's own answers; give the folder of a run of train --recipe rft whose "
+            "first round is done (python cli.py runs lists runs)"
+        )
+    for name, choice in progress.decisions.items():
+        terminal.say(f"{name:<8} {choice.name}: {choice.reason}", WIDTH)
+    terminal.say("")
+    _table(rounds, terminal)
+    _reasons(rounds, terminal)
+    mode: Mode = "gold" if progress.decided("verify") == "gold" else "steps"
+    for counts in rounds:
+        if show:
+            _show_round(folder / "rollouts", int(counts["round"]), mode, show, terminal)
+    decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
+    terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds})
+    return EXIT_OK
+
+
+def _table(rounds: Sequence[Mapping[str, Any]], terminal: Terminal) -> None:
+    columns = ["round", "asked", "answers", "verified", "kept", "new", "slips", "solves", "tokens/row", "time"]
+    rows = []
+    for each in rounds:
+        cost = f"{each['tokens'] / each['kept']:,.0f}" if each["kept"] else "-"
+        solves = "-" if each["rate"] is None else percent(each["rate"])
+        names = ("round", "asked", "answered", "verified", "kept", "new_chains", "wrong_step")
+        rows.append([*(f"{each[name]:,}" for name in names), solves, cost, clock(each["seconds"])])
+    terminal.table(columns, rows)
+    terminal.say(
+        "solves: one answer to each problem; new: kept with equations that the human answer lacks; slips: the number "
+        "is right, a step is not; tokens/row: written for each kept one",
+        WIDTH,
+    )
+
+
+def _reasons(rounds: Sequence[Mapping[str, Any]], terminal: Terminal) -> None:
+    found: dict[str, int] = {}
+    for each in rounds:
+        for reason, count in each["refused"].items():
+            found[reason] = found.get(reason, 0) + count
+    if found:
+        ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        terminal.say("")
+        terminal.table(["refused", "answers"], [[name, f"{count:,}"] for name, count in ordered[:MOST_REASONS]])
+
+
+def _show_round(rollouts: Path, number: int, mode: Mode, show: int, terminal: Terminal) -> None:
+    folder = rollouts / folder_of(f"sample-{number}")
+    refuse_links(rollouts, folder, folder / RECORDS, folder / SELECTED)
+    coloured = terminal.console.color_system is not None and not terminal.console.no_color
+    selected = {(row.id, row.sample) for row in _lines(folder / SELECTED, _Selected)}
+    left = {True: show, False: show}
+    for row in _lines(folder / RECORDS, _Shown):
+        answer = _judged(row, selected, mode)
+        if left[answer.kept]:
+            left[answer.kept] -= 1
+            _show(answer, number, coloured, terminal)
+        if not any(left.values()):
+            return
+
+
+def _lines(path: Path, kind: type[Any]) -> Iterator[Any]:
+    try:
+        content = read_plain(path, MAX_LINES_BYTES)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from None
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            yield stored(kind, json.loads(line), f"{path}:{number}", AGAIN)
+        except (ValueError, RecursionError):
+            raise DataError(f"{path}:{number}: damaged record; {AGAIN}") from None
+
+
+def _judged(row: _Shown, selected: set[tuple[str, int]], mode: Mode) -> _Answer:
+    verdict = verify(row.completion, row.finish_reason, row.gold, mode)
+    if (row.id, row.sample) in selected:
+        return _Answer(row, verdict, "kept", kept=True)
+    reason = verdict.reason or "verified, and not kept: another answer has the same equations, or there were enough"
+    return _Answer(row, verdict, reason, kept=False)
+
+
+def _show(answer: _Answer, number: int, coloured: bool, terminal: Terminal) -> None:
+    row = answer.row
+    terminal.say(f"\n{row.id}, round {number}, sample {row.sample}, gold {row.gold}: {row.question}", WIDTH)
+    text = Text(printable(row.completion))
+    if coloured:
+        for claim in answer.verdict.claims:
+            text.stylize(RIGHT if claim.right else WRONG, claim.start, claim.start + len(claim.expression))
+    label = Text(printable(answer.label), KEPT if answer.kept else REFUSED) if coloured else Text(f"[{answer.label}]")
+    with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
+        terminal.console.print(text, soft_wrap=False)
+        terminal.console.print(label, soft_wrap=False)

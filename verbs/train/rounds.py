@@ -1,0 +1,486 @@
+"""`train --recipe rft`: rounds of sampling and training, down to the last training, which is then as any other.
+
+Between the base's guard and that one lie the phases of gsm8k_core/rollouts/schedule.py. Each is told to run.json when
+it begins, with its end, and when it is done; what it made is on the disk before that. So a run that goes on repeats no
+more than a block of answers, or the updates since a checkpoint, and comes to the same rows. A training in between is a
+Segment of its own, in the folder of its round; its checkpoint goes when the answers of its weights are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import file_hash, remove_folder, write_bytes, write_json
+from gsm8k_core.problems.batching import rows_hash
+from gsm8k_core.rollouts.progress import BASE, PROGRESS, ROUNDS, Progress, Timed, folder_of
+from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Rollout
+from gsm8k_core.rollouts.round import Round
+from gsm8k_core.rollouts.schedule import (
+    FEWEST_RIGHT,
+    FIRST_ANSWERS,
+    Phase,
+    cannot_pay,
+    end_of,
+    end_of_first_block,
+    longer_sampling,
+    needs_warm_start,
+    rounds_that_fit,
+    tokens_a_row,
+)
+from gsm8k_core.rollouts.selection import Chain, Mixed, as_lines, kept_of, mix, own_row
+from gsm8k_core.rollouts.tally import Tally, tally
+from gsm8k_core.scoring.verify import Mode, choose_mode, verify
+from gsm8k_core.tracking.feed import Trackers
+from gsm8k_core.tracking.terminal import MetricsFile, clock, counted
+from gsm8k_core.training.checkpoints import Checkpoint, newest
+from gsm8k_core.training.memory import answers_at_once
+from gsm8k_core.training.pilot import STOP_INTERRUPTED
+from gsm8k_core.training.plan import adjustments_of
+from gsm8k_core.training.runs import Run, cut_metrics
+from gsm8k_core.types import (
+    Choice,
+    DataError,
+    Example,
+    Orders,
+    OutOfMemoryError,
+    PreflightError,
+    StepEvent,
+    UpdateStats,
+    UsageError,
+)
+from verbs import Context, as_json
+from verbs.train.model import OpenModel, open_model, rehearse
+from verbs.train.sampler import TOGETHER, Sampler
+from verbs.train.segment import Segment
+from verbs.train.start import Job, newest_of
+from verbs.train.words import round_line
+
+SPARE = 1.25  # times what the training of a round's rows, or the guard's answers, are thought to take
+FIRST = "first"  # the weights that the run began with
+
+
+class Interrupted(BaseException):
+    """A signal came before the last training: the run is as it stands on the disk, and has no model yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unasked:
+    """The pilot of no update: weights are set, and nothing is trained."""
+
+    def rate(self, update: int) -> float:
+        return 0.0
+
+    def after(self, stats: UpdateStats, live: Any) -> Orders:
+        raise AssertionError("there is no update")
+
+
+@dataclass(slots=True)
+class Rounds:
+    """All phases before the last training."""
+
+    job: Job
+    model: OpenModel
+    run: Run
+    context: Context
+    trackers: Trackers
+    interrupted: Callable[[], bool]
+    weights: str = FIRST  # which the model holds now: those, or a training phase's name
+    answers: dict[int, list[Rollout]] = field(default_factory=dict)  # of each round
+    after: float = 0.0  # seconds that are kept for what follows the phases
+    pace: float = 0.0  # seconds that a padded token of an update takes, by the newest rehearsal
+    chains: dict[str, Chain] = field(default_factory=dict)  # of the human answers, by problem
+    progress: Progress = field(init=False)
+    sampler: Sampler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress.from_json(self.run.manifest.get(PROGRESS))
+        self.sampler = Sampler(self.job, self.context.terminal, self.elapsed, self.interrupted, lambda: self._mode)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's settings."""
+        return self.job.config
+
+    def elapsed(self) -> float:
+        """Seconds of the whole run."""
+        return self.job.seconds + self.context.elapsed()
+
+    def last(self) -> Segment:
+        """Do every phase, and give the last training. Raises Interrupted."""
+        guard = self._segment_of(self.job, self.run).guard_now()
+        self.after, self.pace = SPARE * guard.seconds, self.model.rehearsed
+        self._decide_what_is_asked_for()
+        self._decide_warm_start()
+        if self._warm:
+            self._train(Phase("warm", 0), self.job.rows.examples)
+        number = 1
+        while True:
+            self._sample(number)
+            if number == 1 and not self._pays():
+                return self._last(self.job.rows.examples, from_warm=True)
+            if number >= self._rounds:
+                return self._last(self._rows())
+            self._train(Phase("train", number), self._rows())
+            if not self.progress.updates[f"train-{number}"]:  # no time: nothing new could answer
+                return self._last(self._rows())
+            number += 1
+
+    # --- what is decided --------------------------------------------------------------------------------------
+
+    def _decide(self, name: str, choice: Choice) -> None:
+        """Note a decision, and say it; one that was taken before stays."""
+        if self.progress.decided(name) is None:
+            self._record(self.progress.with_decision(name, choice))
+            self.context.terminal.say(f"{name:<8} {choice.name}: {choice.reason}")
+
+    def _record(self, progress: Progress) -> None:
+        self.progress = replace(progress, elapsed=self.elapsed())
+        self.run.record(**{PROGRESS: self.progress.as_json()})
+
+    @property
+    def _warm(self) -> bool:
+        return self.progress.decided("warm") == "on"
+
+    @property
+    def _rounds(self) -> int:
+        return int(self.progress.decided("rounds") or 1)
+
+    @property
+    def _mode(self) -> Mode:
+        return "gold" if self.progress.decided("verify") == "gold" else "steps"
+
+    @property
+    def _mix(self) -> Mixed:
+        if self.config.mix != "auto":
+            return self.config.mix
+        return "both" if self._warm else "own-first"
+
+    def _decide_what_is_asked_for(self) -> None:
+        """What the flags say, and the calculator, which the rows decide; after a kill, how many answers at once."""
+        config, progress = self.config, self.progress
+        for name, flag, asked in (("rounds", "rounds", config.rounds), ("warm", "warm-start", config.warm_start)):
+            if asked != "auto":
+                self._decide(name, Choice(asked, f"--{flag} {asked}"))
+        calculator = Choice(config.calculator, f"--calculator {config.calculator}")
+        if calculator.name == "auto":
+            marked = any("<<" in problem.answer for problem in self.sampler.explained)
+            calculator = (
+                Choice("on", "the rows have << >> marks") if marked else Choice("off", "no row has << >> marks")
+            )
+            if marked and (why := self.sampler.cannot_calculate()):
+                calculator = Choice("off", why)
+        elif calculator.name == "on" and (why := self.sampler.cannot_calculate()):
+            raise UsageError(f"--calculator on: {why}; leave it out, or --calculator off")
+        self._decide("calculator", calculator)
+        self.sampler.calculator = self.progress.decided("calculator") == "on"
+        self._decide("together", self._together())
+        self.sampler.together = progress.together or int(self.progress.decided("together") or TOGETHER)
+        if self.context.link.killed_by and progress.phase and not progress.phase.name.startswith("train"):
+            self._halve("the process was killed")
+
+    def _together(self) -> Choice:
+        """How many answers the memory has room for at once."""
+        planned, dtype = self.model.plan, self.model.choices["dtype"].name
+        if planned is None:
+            return Choice(str(TOGETHER), "answers at once; of this model's sizes nothing is known")
+        return answers_at_once(planned, self.config, dtype, self.job.longest_sampled, TOGETHER)
+
+    def _decide_warm_start(self) -> None:
+        if self.progress.decided("warm") is None:
+            answers = self._base_answers()
+            mode = self._mode_by(answers)
+            checked: Mode = "gold" if mode.name == "gold" else "steps"
+            right, tried = sum(each.verified(checked) for each in answers), self.sampler.num_first
+            late = f" ({len(answers)} of them had time to end)" if len(answers) < tried else ""
+            said = f"{right} of the base's first {counted(tried, 'answer')} are verified{late}"
+            if needs_warm_start(right, tried):
+                self._decide("warm", Choice("on", f"{said}; the human answers first, for a quarter of the time"))
+            else:
+                self._decide("verify", mode)  # of a model that learns the form first, its own answers decide
+                self._decide("warm", Choice("off", f"{said}; it can learn from its own answers"))
+        base, first, timed = self.run.rollouts / BASE, self._folder("sample-1"), self.progress.phase
+        if not self._warm and base.is_dir() and not first.exists():  # they are the first answers of round 1
+            base.rename(first)
+            if timed is not None and timed.name == BASE:
+                end = end_of(Phase("sample", 1), self._rounds, False, timed.began, self._end)
+                self._record(replace(self.progress, phase=replace(timed, name="sample-1", end=end)))
+
+    def _mode_by(self, answers: Sequence[Rollout]) -> Choice:
+        """By what a first block's answers are verified: as asked for, or as their right ones can be read."""
+        if (asked := self.config.verify) != "auto":
+            return Choice(asked, f"--verify {asked}")
+        right = sum(each.verdict.gold_right for each in answers)
+        if right < FEWEST_RIGHT:
+            return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
+        return choose_mode(each.verdict for each in answers)
+
+    def _decide_rounds(self, answers: Sequence[Rollout], began: float) -> None:
+        each = (answers[-1].seconds - began) / len(answers) if answers else 0.0
+        left = self._end - began
+        number = rounds_that_fit(left, each, len(self.sampler.problems)) if answers else 1
+        self._decide("rounds", Choice(str(number), f"an answer takes {each:.2f} s, and there are {clock(left)}"))
+
+    def _pays(self) -> bool:
+        """Whether the warm model answers well enough; decided once."""
+        if self._warm:
+            first = self.answers[1][:FIRST_ANSWERS]
+            right = sum(each.verified(self._mode) for each in first)
+            cost = tokens_a_row([len(each.completion.tokens) for each in first], right)
+            said = f"{right} of the first {counted(len(first), 'answer')} are verified: "
+            said += f"a kept row costs {cost:,.0f} tokens" if cost else "no row could be kept"
+            if cannot_pay(right, len(first)):
+                self._decide("pays", Choice("no", f"rft cannot pay here, {said}; going on with sft"))
+            else:
+                self._decide("pays", Choice("yes", said))
+        return self.progress.decided("pays") != "no"
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    @property
+    def _end(self) -> float:
+        """When the last training has to be done, in seconds of the run."""
+        return self.config.budget_seconds - self.after
+
+    def _begin(self, phase: Phase, name: str = "") -> Timed:
+        """The phase's time: as it was recorded, where the run has the same --max-time."""
+        name, now, budget = name or phase.name, self.elapsed(), self.config.budget_seconds
+        known = self.progress.phase
+        if known is not None and known.name == name and known.budget == budget:
+            return known
+        if name == BASE:
+            end = end_of_first_block(now, self._end)
+        else:
+            end = end_of(phase, max(self._rounds, phase.round), self._warm, now, self._end)
+        began = known.began if known is not None and known.name == name else now
+        self._record(replace(self.progress, phase=Timed(name, began, end, budget)))
+        assert self.progress.phase is not None
+        return self.progress.phase
+
+    def _with_rounds_known(self, timed: Timed) -> Timed:
+        """The time of a first sampling that began when the number of rounds was not decided."""
+        end = end_of(Phase("sample", 1), self._rounds, self._warm, timed.began, self._end)
+        self._record(replace(self.progress, phase=replace(timed, end=end)))
+        return replace(timed, end=end)
+
+    def _sampling_end(self, number: int, timed: Timed) -> float:
+        """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it."""
+        if number < self._rounds or not self.pace:
+            return timed.end
+        tokens = sum(len(row.tokens) for row in self._rows())
+        return longer_sampling(timed.end, self._end, SPARE * self.config.num_epochs * tokens * self.pace)
+
+    # --- sampling ---------------------------------------------------------------------------------------------
+
+    def _folder(self, name: str) -> Path:
+        return self.run.rollouts / folder_of(name)
+
+    def _base_answers(self) -> list[Rollout]:
+        """The base's answers to the first block of round 1."""
+        timed, folder = self._begin(Phase("sample", 1), BASE), self.run.phase(BASE).folder
+        self.sampler.check_key(folder, self._hash_of(FIRST))
+        self.sampler.until = timed.end
+        answers = self.sampler.first_block(self.model.backend, folder / RECORDS)
+        if self.interrupted():
+            raise Interrupted
+        return answers
+
+    def _sample(self, number: int) -> None:
+        """Round `number`, to its end; its answers, from the disk where they are there."""
+        name = f"sample-{number}"
+        weights = f"train-{number - 1}" if number > 1 else "warm" if self.progress.updates.get("warm") else FIRST
+        if name in self.progress.done:
+            self.answers[number] = self.sampler.read(self._folder(name) / RECORDS)
+            return
+        folder = self.run.phase(folder_of(name)).folder
+        self._hold(weights)
+        self.sampler.check_key(folder, self._hash_of(weights))
+        timed = self._begin(Phase("sample", number))
+        self._answer(number, folder / RECORDS, timed)
+        if self.interrupted():
+            raise Interrupted
+        self._close(number, folder, timed)
+        if weights != FIRST and self._pays():  # else the warm start itself goes on
+            remove_folder(self.run.phase(folder_of(weights)).checkpoints)
+
+    def _answer(self, number: int, path: Path, timed: Timed) -> None:
+        """Ask until all is asked or the time is over; with half as many at once where memory runs out."""
+        earlier = [each for known in self.answers.values() for each in known]
+        while True:
+            self.sampler.until = timed.end
+            try:
+                for block, answers in self.sampler.blocks(self.model.backend, number, path, earlier):
+                    self.answers[number] = answers
+                    if self.interrupted():
+                        return
+                    self._decide("verify", self._mode_by(block.answers))
+                    if self.progress.decided("rounds") is None:
+                        self._decide_rounds(block.answers, timed.began)
+                        timed = self._with_rounds_known(timed)
+                    if number == 1 and not self._pays():
+                        return
+                    self.sampler.until = self._sampling_end(number, timed)
+                return
+            except OutOfMemoryError as error:
+                if self.sampler.together == 1:
+                    raise
+                self._halve(str(error))
+
+    def _halve(self, why: str) -> None:
+        self.sampler.together = max(self.sampler.together // 2, 1)
+        self._record(replace(self.progress, together=self.sampler.together))
+        self.context.terminal.say(
+            f"memory   {why}\n{'':9}going on with {counted(self.sampler.together, 'answer')} at once"
+        )
+
+    def _close(self, number: int, folder: Path, timed: Timed) -> None:
+        """The round's counts and its kept answers on the disk; then it is done."""
+        kept, answers, samples = self._kept(), self.answers[number], self.config.samples
+        ours = [each for found in kept.values() for each in found if each.sample // samples == number - 1]
+        first = [each for each in answers if each.sample == (number - 1) * samples]
+        if len(first) < len(self.sampler.problems):
+            first = first[: Round.in_whole_blocks(len(first))]
+        counts = tally(number, answers, first, ours, self._human_chains(), self._mode, self.elapsed() - timed.began)
+        write_bytes(folder / SELECTED, as_lines(kept))
+        write_json(folder / ROUND, counts.as_json())
+        others = [each for each in self.run.manifest.get(ROUNDS, ()) if each["round"] != number]
+        self.run.record(**{ROUNDS: [*others, counts.as_json()]})
+        self._record(self.progress.with_done(f"sample-{number}"))
+        self._tell(counts)
+
+    def _tell(self, counts: Tally) -> None:
+        self.context.terminal.say(round_line(counts))
+        event = StepEvent("round", {**counts.as_json(), "elapsed": self.elapsed()})
+        self.trackers.event(event)
+        metrics = MetricsFile(self.run.metrics)
+        try:
+            metrics(event)
+        finally:
+            metrics.close()
+
+    # --- what is kept -----------------------------------------------------------------------------------------
+
+    def _human_chains(self) -> dict[str, Chain]:
+        if not self.chains:
+            for problem in self.sampler.explained:
+                self.chains[problem.id] = verify(problem.answer, "stop", problem.answer).chain
+        return self.chains
+
+    def _kept(self) -> dict[str, list[Rollout]]:
+        """The answers of all rounds so far that are kept, by problem."""
+        prompts, limit = self.sampler.prompts, self.config.max_length
+
+        def fits(each: Rollout) -> bool:
+            return len(prompts[each.problem.id]) + len(each.completion.tokens) < limit
+
+        answers = [each for number in sorted(self.answers) for each in self.answers[number]]
+        known = self._human_chains() if self._mix == "both" else {}
+        return kept_of(answers, self.config.keep, self._mode, fits, known)
+
+    def _rows(self) -> list[Example]:
+        """The training rows of all that was kept so far; the human ones where nothing was."""
+        prompts, human = self.sampler.prompts, {example.id: example for example in self.job.rows.examples}
+        own = {name: [own_row(each, prompts[name]) for each in kept] for name, kept in self._kept().items()}
+        return mix(self._mix, list(prompts), own, human) or self.job.rows.examples
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        """The weights that a training in between ended with."""
+        folder, wanted = self.run.phase(folder_of(name)).checkpoints, self.progress.updates.get(name)
+        checkpoint = newest(folder, self.context.terminal.say)
+        if checkpoint is None or checkpoint.update != wanted:
+            raise DataError(f"{folder} has no whole checkpoint of update {wanted}; bring it back, or start a new run")
+        return checkpoint
+
+    def _hash_of(self, weights: str) -> str:
+        if weights == FIRST:
+            return self.job.hashes["model"]
+        checkpoint = self._checkpoint(weights)
+        return "+".join(file_hash(checkpoint.folder / name) for name in checkpoint.weights)
+
+    def _hold(self, weights: str) -> None:
+        """Let the model hold these weights, whatever it held before."""
+        if weights == self.weights:
+            return
+        self._open(self.job)
+        if weights != FIRST:
+            config, state = self._segment_of(self.job, self.run).trained_config(), self._checkpoint(weights).state()
+            self.model.backend.train(iter(()), config, _Unasked(), state)
+        self.weights = weights
+
+    def _segment_of(self, job: Job, run: Run) -> Segment:
+        return Segment(job, self.model, run, self.context, self.trackers, self.interrupted)
+
+    def _open(self, job: Job) -> None:
+        """The model again, with the weights that the run began with."""
+        self.model.backend.close()
+        dtype = {"dtype": self.model.choices["dtype"].name}
+        self.model = open_model(replace(job, config=job.config.model_copy(update=dtype)), self.context)
+        self.weights = FIRST
+
+    def _opened(self, rows: Sequence[Example], run: Run, config: TrainConfig, checkpoint: Checkpoint | None) -> Job:
+        """A training on `rows` in the folder of `run`, its model opened for it and rehearsed."""
+        hashes = {**self.job.hashes, "trained": rows_hash(rows)}
+        unfinished = run is not self.run or self.job.unfinished
+        if run.checkpoints.is_dir():
+            checkpoint = newest_of(run, config, hashes, unfinished, self.context) or checkpoint
+        else:
+            cut_metrics(run.metrics, 0)  # a kill came before the first checkpoint
+        job = replace(
+            self.job,
+            config=config,
+            rows=replace(self.job.rows, examples=list(rows), longest_own=0),
+            hashes=hashes,
+            run=run,
+            checkpoint=checkpoint,
+            adjustments=tuple(adjustments_of(run.manifest)),
+            unfinished=unfinished,
+        )
+        self._open(job)
+        rehearse(job, self.model, self.elapsed, self.context.terminal)
+        self.pace = self.model.rehearsed or self.pace
+        return job
+
+    def _train(self, phase: Phase, rows: Sequence[Example]) -> None:
+        """A training whose model only samples; its last checkpoint is kept for that."""
+        if phase.name in self.progress.done:
+            return
+        timed, run = self._begin(phase), self.run.phase(folder_of(phase.name))
+        self.context.terminal.say(f"{phase.name:<8} {counted(len(rows), 'row')}, until {clock(timed.end)} of the run")
+        values = {"max_time": f"{timed.end:.3f}", "guard_problems": 0, "eval_steps": 0}
+        job = self._opened(rows, run, self.config.model_copy(update=values), None)
+        # A tracker knows one curve: that of the model which is kept.
+        segment = replace(self._segment_of(job, run), trackers=Trackers([]))
+        try:
+            outcome, pilot = segment.train_on()
+        except PreflightError as error:  # what follows may have time all the same
+            self.context.terminal.say(f"{phase.name:<8} passed over: {str(error).split(':')[0]}")
+            self._record(self.progress.with_done(phase.name, 0))
+            return
+        self.model, self.weights = segment.model, phase.name
+        if outcome.reason == STOP_INTERRUPTED:
+            raise Interrupted
+        updates = len(pilot.losses)
+        segment.keep_last(updates)
+        self._record(self.progress.with_done(phase.name, updates))
+
+    def _last(self, rows: Sequence[Example], from_warm: bool = False) -> Segment:
+        """The last training; `from_warm`: the warm start goes on, on the human rows."""
+        self._begin(Phase("train", self._rounds))
+        from_warm = from_warm and self.progress.updates["warm"] > 0
+        mixed = "the human answers, on from the warm start" if from_warm else f"{self._mix} answers"
+        self.context.terminal.say(f"train    {counted(len(rows), 'row')}: {mixed}")
+        warm = self._with_guard(self._checkpoint("warm")) if from_warm else None
+        job = self._opened(rows, self.run, self.config, warm)
+        trained = {"rows": len(rows), "sha256": job.hashes["trained"], "mix": self._mix}
+        self.run.record(choices=as_json(self.model.choices), trained=trained)
+        return self._segment_of(job, self.run)
+
+    def _with_guard(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A checkpoint of the warm start, with what the base showed before it."""
+        facts: Mapping[str, Any] = {**checkpoint.facts, "guard": self.run.manifest.get("guard")}
+        return replace(checkpoint, facts=facts)

@@ -1,0 +1,168 @@
+"""The problems of a run put to its model, whichever weights that holds: block by block, with a line for the person."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from gsm8k_core.backend import Backend
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import read_json, write_json
+from gsm8k_core.problems.prompts import PROMPT_NAME, decode, encode
+from gsm8k_core.rollouts.record import KEY, Rollout, read_records
+from gsm8k_core.rollouts.round import Block, Round
+from gsm8k_core.rollouts.schedule import FIRST_ANSWERS
+from gsm8k_core.rollouts.wave import Ask
+from gsm8k_core.scoring.calculator import Calculator
+from gsm8k_core.scoring.verify import Mode
+from gsm8k_core.tracking.terminal import Terminal, clock
+from gsm8k_core.types import Completion, DataError, OnToken, Problem, Sampling
+from verbs.train.start import Job
+
+BEGUN = re.compile(r"[^<]*<<[^<>=\n]*=")  # of an answer, all before its first result
+MOST_TRIED = 200
+TOGETHER = 64  # answers decoded at once; half of it where memory is short, and so on
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Asks problems; `until` ends it, in seconds of the run."""
+
+    job: Job
+    terminal: Terminal
+    elapsed: Callable[[], float]
+    interrupted: Callable[[], bool]
+    mode: Callable[[], Mode]
+    together: int = TOGETHER
+    calculator: bool = False
+    until: float = 0.0
+    problems: Mapping[str, Problem] = field(init=False)
+    prompts: Mapping[str, tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.problems = {problem.id: problem for problem, _ in self.job.rows.asked}
+        self.prompts = {problem.id: prompt for problem, prompt in self.job.rows.asked}
+
+    @property
+    def explained(self) -> list[Problem]:
+        """The problems that come with their rationale, the first ones."""
+        every, limit = list(self.problems.values()), self.job.config.rationales
+        return every if limit < 0 else every[:limit]
+
+    def cannot_calculate(self) -> str:
+        """Nothing, or why the tokenizer cannot write a result where the rows have one."""
+        begun = [BEGUN.match(problem.answer) for problem in self.explained]
+        texts = [found[0] for found in begun if found][:MOST_TRIED]
+        try:
+            calculator = self._calculator()
+            for tokens in encode(self.job.source.model.tokenizer, texts):
+                calculator(tokens)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def read(self, path: Path) -> list[Rollout]:
+        """The answers in a records.jsonl. Raises DataError."""
+        return read_records(path, self.problems, self._decode, self.job.source.model.vocabulary)
+
+    def check_key(self, folder: Path, weights: str) -> None:
+        """What decides the answers of a folder: noted before the first, and the same whenever they are read.
+
+        `weights` is the hash of those that answer. Raises DataError.
+        """
+        config = self.job.config
+        key = {
+            "weights": weights,
+            "data": self.job.hashes["data"],
+            "tokenizer": self.job.hashes["tokenizer"],
+            "prompt": PROMPT_NAME,
+            "temperature": config.sample_temperature,
+            "max_new_tokens": config.sample_max_new_tokens,
+            "samples": config.samples,
+            "seed": config.seed,
+            "calculator": self.calculator,
+        }
+        path = folder / KEY
+        if not path.exists():
+            write_json(path, key)
+        elif (known := read_json(path)) != key:
+            name = next(name for name in [*key, *known] if known.get(name) != key.get(name))
+            raise DataError(f"{folder} holds answers of other {name}; remove {folder} to sample that round again")
+
+    @property
+    def num_first(self) -> int:
+        """Answers that the first block of a round asks for."""
+        return min(FIRST_ANSWERS, len(self.problems))
+
+    def first_block(self, backend: Backend, path: Path) -> list[Rollout]:
+        """The answers to the first block of round 1."""
+        found = next(self.blocks(backend, 1, path, [], most=self.num_first), None)
+        return found[1] if found else []
+
+    def blocks(
+        self, backend: Backend, number: int, path: Path, earlier: Sequence[Rollout], most: int | None = None
+    ) -> Iterator[tuple[Block, list[Rollout]]]:
+        """Round `number`: each block, and all answers of the round so far. What is in `path` already comes first.
+
+        `most`: so many answers are looked at, at most; else all of the round.
+        """
+        config, known = self.job.config, self.read(path)
+        sampled = Round(
+            number,
+            self.problems,
+            path,
+            partial(self._generate, backend),
+            self._decode,
+            config.samples,
+            config.keep,
+            config.seed,
+            self.mode,
+            self.elapsed,
+            self._late,
+        )
+        began, tokens, right, waves = self.elapsed(), 0, 0, config.samples
+        new, most = 0, most or len(self.problems) * waves  # answers of this process, and of the round
+        with self.terminal.progress("answer", most) as steps:
+
+            def heard(rollout: Rollout) -> None:
+                nonlocal tokens, right, new
+                new, tokens = new + 1, tokens + len(rollout.completion.tokens)
+                right += rollout.verified(self.mode())
+                now, done = self.elapsed(), len(sampled.answers)
+                left = min((most - done) * (now - began) / new, max(self.until - now, 0.0))
+                rate = tokens / max(now - began, 1e-9)
+                steps.advance(f"{right:,} verified, {rate:,.0f} tokens/s, {clock(left)} to go at most", done=done)
+
+            sampled.heard = heard
+            before, wave = 0, 1  # answers of the waves before
+            for block in sampled.sample(known, earlier):
+                if block.wave != wave:
+                    before, wave = len(sampled.answers) - len(block.answers), block.wave
+                most = before + (waves - wave + 1) * block.of  # each later wave asks no more
+                steps.resize(most)
+                yield block, sampled.answers
+
+    def _generate(self, backend: Backend, block: Sequence[Ask], on_token: OnToken) -> Iterator[tuple[int, Completion]]:
+        sampling = _sampling(self.job.config, self.together, self._calculator() if self.calculator else None)
+        prompts = [self.prompts[ask.id] for ask in block]
+        return backend.generate(prompts, sampling, on_token, [ask.key for ask in block])
+
+    def _calculator(self) -> Calculator:
+        return Calculator(partial(encode, self.job.source.model.tokenizer), self._decode)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return decode(self.job.source.model.tokenizer, tokens)
+
+    def _late(self) -> bool:
+        """Asked after each token."""
+        return self.interrupted() or self.elapsed() >= self.until
+
+
+def _sampling(config: TrainConfig, together: int, calculator: Calculator | None) -> Sampling:
+    """Top-k and top-p cut nothing: what is trained on is drawn from the model itself."""
+    return Sampling(
+        config.sample_max_new_tokens, together, config.sample_temperature, seed=config.seed, force=calculator
+    )
