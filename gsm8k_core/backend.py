@@ -83,13 +83,23 @@ class Weights(Protocol):
         """Complete each prompt; yields (index into `prompts`, completion) as they finish, in any order.
 
         A completion ends before the first of the model's end tokens, or after `max_new_tokens`. `on_token` is
-        called with (index, token) for each token as it is written. With a temperature, tokens are drawn by
-        gsm8k_core.scoring.sampling; `keys` holds each prompt's key there, by default its index.
+        called with (index, token) for each token as it is written. With a temperature, tokens are drawn on the device
+        as gsm8k_core.scoring.sampling says in words; `keys` holds each prompt's key there, by default its index.
+
+        `sampling.force` is asked as gsm8k_core.scoring.writing says. The model reads what was forced as if it had
+        drawn it, in the steps of the batch that runs; what it draws in those places meanwhile counts for nothing.
+        Prompts that are the same, token by token, are read once, however many there are and whatever their keys; what
+        is kept of one is dropped when no more wait with it. None of this changes a text. Raises DivergedError where
+        logits are not finite.
         """
         ...
 
     def score(self, batch: Batch) -> FloatArray:
-        """log p(tokens[:, 1:]) in nats, (B, T-1) float32; the value at padding means nothing."""
+        """log p(tokens[:, 1:]) in nats, (B, T-1) float32; the value at padding means nothing.
+
+        Whole micro-batches are read together, as many padded tokens as `micro_batch_tokens`, and one row at the least.
+        Of their logits as many are there at a time as the loss holds.
+        """
         ...
 
     def odds(self, tokens: Sequence[int]) -> FloatArray:

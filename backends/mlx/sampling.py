@@ -11,7 +11,7 @@ from backends.mlx import fast_exp
 from gsm8k_core.scoring.sampling import COLDEST, FAN
 from gsm8k_core.types import Sampling
 
-CPU_WEIGHTS = 2**18  # computed at once on a CPU: 1 MB stays in its cache; a GPU takes all rows at once
+CPU_WEIGHTS = 2**16  # computed at once on a CPU, one row at the least; a GPU takes all rows at once
 
 
 def draw(logits_BV: mx.array, sampling: Sampling, uniforms_B3: mx.array) -> mx.array:

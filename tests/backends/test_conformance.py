@@ -192,8 +192,10 @@ def test_weights_that_are_nan_are_named_and_not_answered(backend_name: str, tmp_
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][:] = np.nan
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    with pytest.raises(DivergedError, match="not finite"):
-        list(open_it(backend_name, folder).generate([[4, 5, 6]], Sampling(3, 1)))
+    backend = open_it(backend_name, folder)
+    for more in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 1.0, "top_k": 3}):
+        with pytest.raises(DivergedError, match="not finite"):
+            list(backend.generate([[4, 5, 6]], Sampling(3, 1, **more)))
 
 
 def test_untied_heads_are_trained_and_saved(backend_name: str, tmp_path: Path, examples: list[Example]) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from gsm8k_core.scoring.sampling import draw, moved, uniforms, weights
 from gsm8k_core.types import Sampling
 
-ALMOST = 2e-6  # a share of a draw's odds: what float32 moves a boundary by. Measured: 3.2e-7 at most
+ALMOST = 2e-6  # a share of a draw's odds: 64 roundings of float32 are 4e-6 at worst. Of 5,616 draws none differed
 SETTINGS = [
     {"temperature": 1.0},
     {"temperature": 0.7},
