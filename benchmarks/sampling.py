@@ -2,7 +2,7 @@
 
     draw    milliseconds a token to pick from logits of 64 rows, greedy beside drawn, at two sizes of vocabulary
     decode  tokens a second of a whole step at 64 rows, drawn over greedy
-    share   eight answers to each of eight prompts of 90 tokens, each prompt read once, over each read eight times
+    share   eight answers to each of some prompts of 90 tokens, each prompt read once, over each read eight times
     force   three tokens behind 150 cached ones read together, beside one a step among 64 rows (torch)
 
 All kinds take turns in one process; a figure is the median of the rounds, a ratio that of the rounds' ratios.
@@ -44,13 +44,13 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # the latter whe
 clock = CLOCKS["wall"]
 
 
-def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> Seconds:
-    """Each run's figures, round by round; one round before them is not counted."""
+def interleaved(runs: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> Seconds:
+    """Each run's figures, round by round; the rounds before them are not counted."""
     found: Seconds = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for number in range(warm_up + rounds):
         for name, run in runs.items():
             figure = run()
-            if number:
+            if number >= warm_up:
                 found[name].append(figure)
     return found
 
@@ -150,9 +150,10 @@ def decode(name: str, rounds: int, model: str) -> None:
     table(f"{name}, {model}, {ROWS} rows", "tokens/s", found, "greedy", 1)
 
 
-def share(name: str, rounds: int, model: str) -> None:
+def share(name: str, rounds: int, model: str, num_prompts: int) -> None:
     decoding = Decoding(name, model)
-    prompts = [(prompt * 3)[:90] for prompt in decoding.prompts[:8] for _ in range(8)]
+    decoding.rate([(1, 2, 3)], Sampling(2, 1))  # what a first call makes
+    prompts = [(prompt * 3)[:90] for prompt in decoding.prompts[:num_prompts] for _ in range(8)]
     sampling = Sampling(120, ROWS, temperature=0.8)
     owner: Any = importlib.import_module("backends.torch.seats" if name == "torch" else "backends.mlx.generate")
     ours = owner.first_alike
@@ -167,8 +168,8 @@ def share(name: str, rounds: int, model: str) -> None:
         finally:
             owner.first_alike = ours
 
-    found = interleaved({"read for each answer": one_by_one, "read once": together}, rounds)
-    table(f"{name}, {model}, 8 prompts of 90 tokens, 8 answers of 120 each", "s", found, "read once", 1)
+    found = interleaved({"read for each answer": one_by_one, "read once": together}, rounds, warm_up=0)  # long runs
+    table(f"{name}, {model}, {num_prompts} prompts of 90 tokens, 8 answers of 120 each", "s", found, "read once", 1)
 
 
 def force(rounds: int, model: str) -> None:
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--backend", action="append", choices=sorted(backends.PROVIDERS))
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=8, help="in share; eight answers to each")
     parser.add_argument("--clock", default="wall", choices=sorted(CLOCKS))
     options = parser.parse_args()
     global clock
@@ -222,7 +224,10 @@ def main() -> None:
         force(options.rounds, options.model)
     else:
         for name in names:
-            {"decode": decode, "share": share}[options.what](name, options.rounds, options.model)
+            if options.what == "decode":
+                decode(name, options.rounds, options.model)
+            else:
+                share(name, options.rounds, options.model, options.prompts)
 
 
 if __name__ == "__main__":

@@ -224,12 +224,13 @@ def score(
 def _score(model: Any, tokens_RT: np.ndarray[Any, np.dtype[np.int32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
     hidden_RTH = hidden_states(model, mx.array(tokens_RT))[:, :-1]
     hidden_NH, targets_N = hidden_RTH.reshape(-1, hidden_RTH.shape[-1]), mx.array(tokens_RT[:, 1:].reshape(-1))
-    found, size = [], chunk_rows(model)
+    found_N, size = np.empty(targets_N.size, np.float32), chunk_rows(model)
     for start in range(0, targets_N.size, size):
-        logits_CV = head(model, hidden_NH[start : start + size])
-        picked_C1 = mx.take_along_axis(logits_CV, targets_N[start : start + size, None], axis=-1)
-        found.append(np.array(picked_C1[:, 0] - logsumexp(logits_CV)))  # computed here: the next logits take their room
-    return np.concatenate(found).astype(np.float32).reshape(len(tokens_RT), -1)
+        part = slice(start, start + size)
+        logits_CV = head(model, hidden_NH[part])
+        picked_C1 = mx.take_along_axis(logits_CV, targets_N[part, None], axis=-1)
+        found_N[part] = np.array(picked_C1[:, 0] - logsumexp(logits_CV))  # computed here: the next take their room
+    return found_N.reshape(len(tokens_RT), tokens_RT.shape[1] - 1)
 
 
 def odds(model: Any, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -159,7 +159,7 @@ class _Reception:
             if source is not None:
                 self._decoder.copy(self._decoder, first + source, row, len(seat.prompt))
                 parts.append(parts[0][source : source + 1])
-            elif self._kept is not None:
+            else:
                 self._decoder.copy(self._kept.decoder, 0, row, len(seat.prompt))
                 parts.append(self._kept.logits_V[None])
         if arrived.keep is not None:
@@ -218,9 +218,8 @@ def _score(model: Any, tokens_RT: torch.Tensor, is_plain: bool) -> torch.Tensor:
     weight_VH = model.get_output_embeddings().weight
     size = chunk_rows(len(weight_VH))
     chunks = zip(hidden_NH.split(size), targets_N.split(size), strict=True)
-    return torch.cat([_picked(hidden_CH @ weight_VH.T, targets_C) for hidden_CH, targets_C in chunks]).view(
-        len(tokens_RT), -1
-    )
+    found = [_picked(hidden_CH @ weight_VH.T, targets_C) for hidden_CH, targets_C in chunks]
+    return torch.cat(found).view(len(tokens_RT), tokens_RT.shape[1] - 1)
 
 
 def _picked(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

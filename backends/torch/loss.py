@@ -210,16 +210,18 @@ def has_plain_head(model: Any) -> bool:
     head, body = model.get_output_embeddings(), model.get_decoder()
     if type(head) is not nn.Linear or head.bias is not None:
         return False
-    loud_H = torch.linspace(-LOUD, LOUD, head.in_features, device=head.weight.device)
+    weight_VH = head.weight
+    loud_H = torch.linspace(-LOUD, LOUD, head.in_features, device=weight_VH.device).to(weight_VH.dtype)
     token_BT = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
     before = vars(body).get("forward")
     body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=loud_H.expand(1, 1, -1))
     try:
         with torch.no_grad():
             logits_V = model(input_ids=token_BT, use_cache=False).logits[0, 0]
-            right_V = head.weight @ loud_H
+            right_V = weight_VH @ loud_H
     finally:
         del body.forward
         if before is not None:
             body.forward = before
-    return bool((logits_V - right_V).abs().max() <= 1e-3 * right_V.abs().max())
+    rounding = max(1e-3, 4 * torch.finfo(weight_VH.dtype).eps)
+    return bool((logits_V - right_V).abs().max() <= rounding * right_V.abs().max())

@@ -93,8 +93,8 @@ def draw(logits_V: FloatArray, sampling: Sampling, key: int, position: int) -> i
 def moved(logits_V: FloatArray, sampling: Sampling, key: int, position: int, other: int) -> float:
     """How far a u has to move, as a share of the weights that it draws from, for `other` to be drawn here instead.
 
-    0 where it is drawn anyway. When no logit moves by more than d nats, no boundary moves by more than d / 2, but where
-    a token enters or leaves what top-k and top-p keep.
+    0 where it is drawn anyway. When no logit moves by more than d nats, no boundary moves by more than d / 2 over the
+    temperature, but where a token enters or leaves what top-k and top-p keep.
     """
     place, below = 0, FAN**STEPS
     for sums_PN, u in _steps(logits_V, sampling, key, position):

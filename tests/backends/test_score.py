@@ -62,6 +62,8 @@ def test_logits_are_there_a_few_at_a_time(
     assert np.abs(backend.score(batch) - right).max() < CLOSE
     assert max(sizes) == 7
     assert sum(sizes) == right.size
+    empty = Batch(batch.tokens[:, :1], batch.labels[:, :1])
+    assert backend.score(empty).shape == (9, 0)
     # So many rows at once as the device is fast with: of rows too long for two, one.
     widths: list[int] = []
     score_part = module._score
@@ -70,6 +72,21 @@ def test_logits_are_there_a_few_at_a_time(
     )
     module.score(backend._model, batch.tokens, 2 * batch.tokens.shape[1] + 1)
     assert widths == [2, 2, 2, 2, 1]
+
+
+def test_half_precision_is_scored_together_too(
+    backend_name: str, qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = pad(examples[:9])
+    module = importlib.import_module(f"backends.{backend_name}.generate")
+    rows: list[int] = []
+    score_part = module._score
+    monkeypatch.setattr(
+        module, "_score", lambda model, tokens, *more: rows.append(len(tokens)) or score_part(model, tokens, *more)
+    )
+    half, whole = (backends.open(backend_name, qwen2, "cpu", dtype).score(batch) for dtype in ("bfloat16", "float32"))
+    assert rows == [9, 9]
+    assert 0 < np.abs(half - whole).max() < 0.2
 
 
 def test_what_stands_behind_a_head_is_computed_by_the_model_itself(tmp_path: Path, examples: list[Example]) -> None:

@@ -77,3 +77,12 @@ def test_control_a_prompt_of_another_is_seen(
     )
     wrong = dict(backend.generate(prompts, HOT))
     assert sum(wrong[index] != right[index] for index in right) > 5
+
+
+def test_one_prompt_many_times(backend_name: str, qwen2: Path, examples: list[Example]) -> None:
+    """All of it but the last token is then the beginning that all share."""
+    backend, prompt = backends.open(backend_name, qwen2, "cpu", "float32"), examples[0].tokens[:9]
+    together = dict(backend.generate([prompt] * 9, replace(HOT, batch_size=4)))
+    for index in (0, 3, 8):
+        assert together[index] == dict(backend.generate([prompt], HOT, keys=[index]))[0]
+    assert len({completion.tokens for completion in together.values()}) > 5
