@@ -360,3 +360,22 @@ def test_the_training_command_gives_back_the_runs_settings(tmp_path: Path) -> No
     assert cli.parse(shlex.split(line)[2:])[0] == config.model_copy(update={"resume": ""})
     (tmp_path / "run.json").write_text("{}")
     assert training_command(tmp_path) is None
+
+
+def test_an_evaluation_with_calculator_is_another_one(run: Run, model: Path, data: Path) -> None:
+    """The tiny model writes no `<<`, so the texts are the same; they are answered anew all the same, and it is said."""
+    arguments = ("eval", "--model", model, "--data", data, "--max-samples", 3, "--max-new-tokens", 6, "--json")
+    plain, calculated = (json.loads(run(*arguments, *more).stdout) for more in ((), ("--calculator",)))
+    assert (plain["calculator"], calculated["calculator"]) == (None, {"results": 0, "answers": 0, "of": 3})
+    assert calculated["reused"] == 0
+    texts = [
+        [json.loads(line)["completion"] for line in Path(each["records"]).read_text().splitlines()]
+        for each in (plain, calculated)
+    ]
+    assert texts[0] == texts[1]
+    assert "with calculator" in Path(calculated["page"]).read_text(encoding="utf-8")
+    assert "with calculator" not in Path(plain["page"]).read_text(encoding="utf-8")
+    asked = json.loads(
+        run("generate", "how many", "--model", model, "--max-new-tokens", 6, "--calculator", "--json").stdout
+    )
+    assert asked["answers"][0]["calculated"] == 0
