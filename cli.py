@@ -257,6 +257,10 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     asked = _asked(verb, rest, flags)
     path = _config_path(rest)
     from_file = _settle_alternatives(model, asked, _read_file(verb, model, path) if path else {})
+    if isinstance(name := from_file.get("backend"), str) and "backend" not in asked:
+        import backends  # here, not above: which there are is its to say, and `--help` must not import it
+
+        backends.check_name(name, f"--config {path}: backend")
     config = _tyro(model, _checked(model, from_file, path), rest, f"python cli.py {verb}")
     return config, frozenset(asked | set(from_file))
 

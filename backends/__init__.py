@@ -95,10 +95,10 @@ def choose(machine: Machine) -> Choice:
     return Choice("mlx", f"Apple Silicon with macOS {machine.macos[0]}.{machine.macos[1]} and mlx installed")
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError for a backend that does not exist."""
+def check_name(name: str, place: str = "--backend") -> None:
+    """Raises UsageError for a backend that does not exist; `place` is where it was asked for."""
     if name not in ("auto", *PROVIDERS):
-        raise UsageError(f"--backend {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
+        raise UsageError(f"{place} {name} does not exist (there are auto, {', '.join(sorted(PROVIDERS))}); try auto")
 
 
 def resolve(name: str) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -89,6 +90,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _param(name: str) -> object:
     missing = pytest.mark.skipif(not installed(name), reason=f"backend {name} is not installed here")
     return pytest.param(name, marks=missing)
+
+
+@pytest.fixture(scope="session")
+def frameworks() -> None:
+    """Every backend is imported, and the garbage collector leaves what that made alone.
+
+    Trainer and `Backend.close` collect garbage: 0.4 s each, as long as the frameworks' own objects are looked through.
+    """
+    for name in filter(installed, PROVIDERS):
+        importlib.import_module(f"backends.{name}.backend")
+    gc.collect()
+    gc.freeze()
 
 
 def _folder_from(variable: str, holds: str) -> Path:

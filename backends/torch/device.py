@@ -13,6 +13,7 @@ CAPABILITIES = Capabilities(
 )
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5
+SMALL = 256  # a product of this size comes first: where bfloat16 is emulated, four of the full one take 10 s
 MICRO_BATCH = {
     "cpu": Choice("640", "on a CPU a few rows fill the cores, and more take memory"),
     "cuda": Choice("8192", "a GPU needs many tokens at once; an estimate, not a measurement"),
@@ -67,7 +68,9 @@ def choose_dtype(asked: str, device: str) -> Choice:
         return Choice("bfloat16", "this GPU supports it") if fast else Choice("float32", "this GPU has no bfloat16")
     if device == "mps":
         return Choice("float32", "float16 gives NaN on MPS, and bfloat16 is not faster on M1 and M2")
-    single, half = measure_gflops(torch.float32), measure_gflops(torch.bfloat16)
+    single, half = measure_gflops(torch.float32), measure_gflops(torch.bfloat16, size=SMALL)
+    if half > single / 4:  # a small product may run at less than its best, but not at a quarter of it
+        half = measure_gflops(torch.bfloat16)
     rates = (
         f"matrix products run at {half:.0f} GFLOPS in bfloat16 and {single:.0f} in float32; "
         f"bfloat16 is taken from {FASTER} times on"

@@ -22,7 +22,7 @@ from gsm8k_core.models.folder import (
 )
 from gsm8k_core.models.quantized import dequantized_folder, is_quantized, widths
 from gsm8k_core.models.tokenizer import TOKENIZER_FILES
-from gsm8k_core.types import Choice, DataError
+from gsm8k_core.types import Choice, DataError, GSM8KError
 
 MAX_ADAPTERS = 8  # one on another
 SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
@@ -134,14 +134,26 @@ def _holds_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", CONFIG))
 
 
+def _opens(model: Path) -> bool:
+    if not _holds_model(model):
+        return False
+    if (model / CONFIG).is_file():  # an adapter: what it needs besides is asked when it is given
+        return True
+    try:
+        ModelFolder(model).check()
+    except GSM8KError:
+        return False
+    return True
+
+
 def _instead(reference: str, folder: Path) -> str:
     """What to do about a run that has no model yet, or a checkpoint that lost it."""
     if (folder / CHECKPOINT_RECORD).is_file():
         return "give another checkpoint, or its run folder"
     kept = [path.parent for path in folder.glob(f"checkpoints/update-*/{CHECKPOINT_RECORD}")]
-    # By the numbers in their names, update-NNNNNN and update-NNNNNN-2; what is in them is checked when one is given.
+    # By the numbers in their names, update-NNNNNN and update-NNNNNN-2. One that would be refused is not recommended.
     order = sorted(kept, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
-    newest = next((path for path in reversed(order) if _holds_model(path / "model")), None)
+    newest = next((path for path in reversed(order) if _opens(path / "model")), None)
     if newest is None:
         return "train it first"
     place = Path(reference) / "checkpoints" / newest.name

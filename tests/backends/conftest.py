@@ -10,6 +10,11 @@ from gsm8k_core.types import Example, Orders, UpdateStats
 from tests import tiny
 
 
+@pytest.fixture(scope="session", autouse=True)
+def imported(frameworks: None) -> None:
+    """Each test here opens a backend."""
+
+
 @pytest.fixture(scope="session", params=list(tiny.KINDS))
 def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2 (RoPE base 1e4) and a tiny Llama (1e5)."""

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OURS = {"backends", "benchmarks", "cli", "docs", "gsm8k_core", "tests", "verbs"}
+OURS = {"backends", "benchmarks", "cli", "docs", "gsm8k_core", "lock", "tests", "verbs"}
 DISTRIBUTIONS = {"markdown_it": "markdown-it-py", "yaml": "pyyaml"}  # where the name to import is another one
 ASKED_FOR_BY_NAME = {"playwright"}  # the Makefile installs it, for tests/page alone
 
@@ -75,4 +75,4 @@ def test_a_package_that_only_the_tests_have_is_found_in_the_product() -> None:
 
 def test_what_the_makefile_installs_by_name_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert all(f"$(PIP) {name}" in makefile for name in ASKED_FOR_BY_NAME)
+    assert all(f"$(LOCKED) {name}" in makefile for name in ASKED_FOR_BY_NAME)

@@ -69,11 +69,12 @@ def test_a_backend_that_does_not_exist_is_refused_before_anything_is_read(
 ) -> None:
     """By flag or by file, and the names that exist come from one list. A model that is not there is not looked for."""
     (tmp_path / "jax.yaml").write_text("backend: jax\n")
-    for asked in (["--backend", "jax"], ["--config", str(tmp_path / "jax.yaml")]):
+    file = tmp_path / "jax.yaml"
+    for asked, place in ((["--backend", "jax"], "--backend"), (["--config", str(file)], f"--config {file}: backend")):
         model = [] if verb == "compare" else ["--model", "./nowhere"]
         assert cli.main([verb, *asked, *model]) == UsageError.exit_code
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"--backend jax does not exist (there are auto, {', '.join(sorted(backends.PROVIDERS))})" in line
+        assert f"{place} jax does not exist (there are auto, {', '.join(sorted(backends.PROVIDERS))})" in line
 
 
 @pytest.mark.parametrize("verb", OF_A_BACKEND)

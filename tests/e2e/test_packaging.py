@@ -110,7 +110,7 @@ def make(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedP
     found = shutil.which("make")
     if found is None:
         pytest.skip("make is not installed")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "hashes.txt", "lock.py"):
         if not (folder / name).exists():
             shutil.copy(ROOT / name, folder)
     return subprocess.run(
@@ -157,7 +157,7 @@ def test_make_takes_the_python_it_is_given_or_none(tmp_path: Path) -> None:
 FAKE_PYTHON = """
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit;;
-    "-m pip") echo "$@" >> pip.log; [ ! -e no-network ]; exit;;
+    "-m pip" | "lock.py install") echo "$@" >> pip.log; [ ! -e no-network ]; exit;;
 esac
 """
 

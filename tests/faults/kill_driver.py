@@ -4,6 +4,12 @@
 
 Then it does the same at each write point of one save (`--every 20`: each twentieth; 0: none).
 
+    python tests/faults/kill_driver.py --backend torch --sweep 1 --method lora
+
+kills a run of two updates before every file call in its folder, from the claim to the end, `best/` and an adapter's
+copy
+for the other library included; `--sweep 10` before each tenth.
+
 The run is the real one, `cli.py train` on a tiny model with evaluations and checkpoints, in a process forked after the
 imports: half a second instead of four. The parent kills it; a block of shared memory, which outlives the killed, says
 in which phase it was and which checkpoints were complete. After a kill, `train --resume` has to end with the same
@@ -28,7 +34,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +80,9 @@ FLAGS = (
     "8",
 )
 WHOLE = "whole"  # the folder of the unbroken run
+# For a sweep, where each kill costs a run: two updates, a checkpoint, `best/` and a dev evaluation after each.
+SHORT = ("--max-samples", "8", "--save-steps", "1", "--eval-steps", "1", "--guard-problems", "0")
+ADAPTER = ("--method", "lora", "--lora-rank", "4", "--lora-alpha", "8")
 
 
 class Board:
@@ -148,8 +158,14 @@ class Bench:
     folder: Path
     backend: str
     board: Board
+    more: tuple[str, ...] = ()  # flags that win over FLAGS
 
-    def start(self, arguments: list[str], at_save: Callable[[int], None] = lambda update: None) -> int:
+    def start(
+        self,
+        arguments: list[str],
+        at_save: Callable[[int], None] = lambda update: None,
+        before: Callable[[], None] = lambda: None,
+    ) -> int:
         """`cli.py ARGUMENTS` in a forked process; returns its number."""
         self.board.clear()
         pid = os.fork()
@@ -158,12 +174,14 @@ class Bench:
             os.dup2(log, 1)
             os.dup2(log, 2)
             watch(self.board, at_save)
+            before()
             os._exit(cli.main(arguments))
         return pid
 
     def train(self, target: Path) -> list[str]:
         where = ["--model", self.folder / "tiny", "--data", self.folder / "data", "--output-dir", target]
-        return ["train", "--backend", self.backend, *map(str, where), *FLAGS]
+        kept = [pair for pair in batched(FLAGS) if pair[0] not in self.more]
+        return ["train", "--backend", self.backend, *map(str, where), *chain(*kept), *self.more]
 
     def finish(self, arguments: list[str]) -> tuple[int, str]:
         """Runs to the end; the exit code and what was said."""
@@ -174,6 +192,11 @@ class Bench:
             os.waitpid(pid, 0)
             raise SystemExit(f"{arguments} did not end in {CEILING} s")
         return os.waitstatus_to_exitcode(status), (self.folder / "log").read_text()
+
+
+def batched(flags: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Flag and value, two by two."""
+    return list(zip(flags[::2], flags[1::2], strict=True))
 
 
 def ended(pid: int, seconds: float) -> int | None:
@@ -206,7 +229,7 @@ def result_of(folder: Path) -> dict[str, Any]:
         "best": (manifest.get("best"), manifest["outcome"].get("best", {}).get("update")),
         "status": manifest["status"],
     }
-    for name in ("model", "best"):
+    for name in ("model", "best", "mlx-adapter"):
         for path in sorted((folder / name).glob("*.safetensors")):
             kept[f"{name}/{path.name}"] = path.read_bytes()
     return kept
@@ -309,9 +332,17 @@ def spread(bench: Bench, kills: int, in_save: int, seed: int) -> dict[str, Any]:
 # --- each write point -------------------------------------------------------------------------------------------------
 
 
-def arm(at: int) -> None:
-    """Dies before the nth thing that this process does to the disk from now on, or after the nth fsync."""
+def arm(at: int, folder: Path | None = None) -> None:
+    """Dies before the nth thing that this process does to the disk from now on, or after the nth fsync.
+
+    With a folder, only what is done to something in it counts, or to what is named by a relative path or a descriptor.
+    """
     seen = 0
+
+    def inside(event: str, given: tuple[object, ...]) -> bool:
+        names = given[:2] if event == "os.rename" else given[:1]
+        paths = [str(path) for path in names if isinstance(path, (str, Path))]
+        return folder is None or any(not os.path.isabs(path) or path.startswith(str(folder)) for path in paths)
 
     def point(*_: object) -> None:
         nonlocal seen
@@ -326,7 +357,7 @@ def arm(at: int) -> None:
         point()
 
     os.fsync = sync  # type: ignore[assignment]
-    sys.addaudithook(lambda event, given: event in AUDITED and point())
+    sys.addaudithook(lambda event, given: event in AUDITED and inside(event, given) and point())
 
 
 def points(bench: Bench, every: int) -> dict[str, Any]:
@@ -354,6 +385,41 @@ def points(bench: Bench, every: int) -> dict[str, Any]:
     return {"write points": killed, "every": every, "wrong": wrong, "seconds": round(time.monotonic() - begin, 1)}
 
 
+def sweep(bench: Bench, every: int) -> dict[str, Any]:
+    """Kills before file call 1, 1 + every, ... of a whole run, until one gets through; then the run is gone on with.
+
+    A folder that was not claimed yet is free: the same command begins there again.
+    """
+    whole = unbroken(bench)[0]
+    ways: Counter[str] = Counter()
+    wrong, begin = [], time.monotonic()
+    target = bench.folder / "run"
+    for at in range(1, 100_000, every):
+        shutil.rmtree(target, ignore_errors=True)
+        pid = bench.start(bench.train(target), before=lambda at=at: arm(at, target))  # type: ignore[misc]
+        status = ended(pid, CEILING)
+        assert status is not None, at
+        if not os.WIFSIGNALED(status):
+            assert os.waitstatus_to_exitcode(status) == 0, (bench.folder / "log").read_text()
+            break
+        saved = bench.board.read()[2]
+        manifest = target / "run.json"
+        claimed = manifest.is_file() and manifest.stat().st_size > 0
+        found = faults_of(bench, target, saved, whole) if claimed else faults_of_new(bench, target, whole)
+        ways["resumed" if claimed else "free"] += 1
+        if found:
+            wrong.append({"call": at, "saved": saved, "wrong": found})
+    return {**ways, "calls": at - 1, "every": every, "wrong": wrong, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def faults_of_new(bench: Bench, target: Path, whole: dict[str, Any]) -> list[str]:
+    """What is wrong after the same command was given again."""
+    code, said = bench.finish(bench.train(target))
+    if code:
+        return [f"the same command ended with {code}: {said[-400:]}"]
+    return [name for name, value in result_of(target).items() if value != whole.get(name)]
+
+
 def state_at(run: Path, update: int) -> Any:
     checkpoints = run.parent / f"checkpoint-{update}"
     checkpoints.mkdir()
@@ -370,6 +436,8 @@ def main() -> int:
     parser.add_argument("--in-save", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="of the write points of a save; 0: none")
+    parser.add_argument("--sweep", type=int, default=0, help="kill before every nth file call of a short run")
+    parser.add_argument("--method", choices=("full", "lora"), default="full", help="of the sweep")
     asked = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     importlib.import_module(f"backends.{asked.backend}.backend")
@@ -378,6 +446,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         bench = Bench(Path(scratch), asked.backend, Board())
         prepare(bench.folder)
+        if asked.sweep:
+            bench = replace(bench, more=SHORT + (ADAPTER if asked.method == "lora" else ()))
+            found = sweep(bench, asked.sweep)
+            print(json.dumps({"backend": asked.backend, "method": asked.method, **found}))
+            return 1 if found["wrong"] else 0
         result = {"backend": asked.backend, "in time": spread(bench, asked.kills, asked.in_save, asked.seed)}
         if asked.every:
             result["in a save"] = points(bench, asked.every)

@@ -338,3 +338,16 @@ def test_a_run_without_a_model_names_its_newest_checkpoint(caches: Path) -> None
     )
     with pytest.raises(DataError, match=message):
         resolve(run)
+
+
+def test_a_checkpoint_that_would_be_refused_is_not_recommended(caches: Path) -> None:
+    checkpoints = caches / "run/checkpoints"
+    for name in ("update-000005", "update-000010"):
+        tiny.make(checkpoints / name / "model")
+        (checkpoints / name / "checkpoint.json").write_text("{}")
+    (caches / "run/run.json").write_text('{"status": "stopped"}')
+    with pytest.raises(DataError, match=r"give its newest checkpoint, .*update-000010, or"):
+        resolve(caches / "run")
+    (checkpoints / "update-000010/model/model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"give its newest checkpoint, .*update-000005, or"):
+        resolve(caches / "run")
