@@ -396,7 +396,8 @@ def test_where_sampling_cannot_pay_the_warm_start_goes_on(run: Run, model: Path,
     assert len((folder / "rollouts/round-1/records.jsonl").read_text().splitlines()) == 64  # no more is asked then
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["rft"]["decisions"]["pays"]["name"] == "no"
-    assert manifest["trained"]["rows"] == RATIONALES
+    assert (manifest["trained"]["rows"], manifest["trained"]["own"]) == (RATIONALES, 0)
+    assert "human answers alone, on from the warm start" in done.stdout
     assert manifest["outcome"]["reason"] == "done"
     assert load_file(folder / "model/model.safetensors")
 

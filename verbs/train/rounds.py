@@ -291,11 +291,12 @@ class Rounds:
     def _sample(self, number: int) -> None:
         """Round `number`, to its end; its answers, from the disk where they are there."""
         name = f"sample-{number}"
+        folder = self.run.phase(folder_of(name)).folder
         weights = f"train-{number - 1}" if number > 1 else "warm" if self.progress.updates.get("warm") else FIRST
         if name in self.progress.done:
-            self.answers[number] = self.sampler.read(self._folder(name) / RECORDS)
+            self.answers[number] = self.sampler.read(folder / RECORDS)
+            self._drop(weights)
             return
-        folder = self.run.phase(folder_of(name)).folder
         self._hold(weights)
         self.sampler.check_key(folder, self._hash_of(weights))
         timed = self._begin(Phase("sample", number))
@@ -303,8 +304,14 @@ class Rounds:
         if self.interrupted():
             raise Interrupted
         self._close(number, folder, timed)
-        if weights != FIRST and self._pays():  # else the warm start itself goes on
-            remove_folder(self.run.phase(folder_of(weights)).checkpoints)
+        self._drop(weights)
+
+    def _drop(self, weights: str) -> None:
+        """Weights that have answered go, unless the warm start itself goes on."""
+        if weights != FIRST and self._pays():
+            folder = self.run.phase(folder_of(weights)).checkpoints
+            if folder.is_dir():
+                remove_folder(folder)
 
     def _answer(self, number: int, path: Path, timed: Timed) -> None:
         """Ask until all is asked or the time is over; with half as many at once where memory runs out."""
@@ -472,11 +479,16 @@ class Rounds:
         """The last training; `from_warm`: the warm start goes on, on the human rows."""
         self._begin(Phase("train", self._rounds))
         from_warm = from_warm and self.progress.updates["warm"] > 0
-        mixed = "the human answers, on from the warm start" if from_warm else f"{self._mix} answers"
+        own = sum("/own-" in row.id for row in rows)
+        mixed = f"{own:,} answers of its own and {len(rows) - own:,} human ones"
+        if not own:
+            mixed = (
+                f"human answers alone{', on from the warm start' if from_warm else ', since none of its own was kept'}"
+            )
         self.context.terminal.say(f"train    {counted(len(rows), 'row')}: {mixed}")
         warm = self._with_guard(self._checkpoint("warm")) if from_warm else None
         job = self._opened(rows, self.run, self.config, warm)
-        trained = {"rows": len(rows), "sha256": job.hashes["trained"], "mix": self._mix}
+        trained = {"rows": len(rows), "own": own, "sha256": job.hashes["trained"], "mix": self._mix}
         self.run.record(choices=as_json(self.model.choices), trained=trained)
         return self._segment_of(job, self.run)
 
