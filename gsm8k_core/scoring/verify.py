@@ -78,6 +78,8 @@ def _wrong_end(text: str, gold: str) -> str:
         return f"{_counted(len(marked))} ####"
     if marked[0] != lines[-1]:
         return "#### is not the last line"
+    if marked[0].count("####") > 1:
+        return "#### twice in one line"
     found = MARKED.search(marked[0])
     if found is None or not _DIGIT.search(found[1]):
         return "no number after ####"

@@ -28,6 +28,7 @@ def test_a_right_answer_is_verified_with_its_chain() -> None:
         ("48 + 24 = 72", "no line ####"),
         ("#### 72\n48 + 24 = 72\n#### 72", "two lines ####"),
         ("48 + 24 = 72\n#### 72\nSo it is.", "#### is not the last line"),
+        ("48 + 24 = 72 #### #### 72", "#### twice in one line"),
         ("48 + 24 = 72\n#### seventy-two", "no number after ####"),
         ("48 + 24 = 72\n####72", "no number after ####"),
         ("48 + 24 = 72\n#### .", "no number after ####"),
