@@ -226,6 +226,7 @@ def _apply(sign: str, left: Fraction, right: Fraction) -> Fraction:
 
 # --- in place of the model --------------------------------------------------------------------------------------------
 
+NO_NUMBER = "?"
 NEAR = 16  # tokens that are decoded first: most annotations are open for fewer
 FAR = MAX_LENGTH + NEAR  # and at most: none is shorter than a character, but for halves of one
 # An annotation that is open, up to its one equals sign; what shares a token with that sign stands behind it.
@@ -277,6 +278,7 @@ class Calculator:
             rest = _rest(result_of(found[1]), found[2])
         except CalculatorError:
             return ()
+        # Begun as another number, it would stay wrong whatever came: closed at once, `<<1+3=->>` claims nothing.
         return self._encoded(found[0], f"{rest}>>", tail, text)
 
     def _encoded(self, opened: str, rest: str, tail: list[int], text: str) -> Sequence[int]:
@@ -292,9 +294,9 @@ class Calculator:
 def _rest(result: str, begun: str) -> str:
     """What is left of a result that the token with the equals sign has begun: `=-`, `=$`, `=(`.
 
-    CalculatorError where it began as another one.
+    Nothing where it began as another one; behind digits, which are a number already, a word that makes it none.
     """
     own = begun.lstrip(" $(")
     if not result.startswith(own):
-        raise CalculatorError(f"{begun} is not how {result} begins")
+        return NO_NUMBER if any(character.isdecimal() for character in own) else ""
     return result[len(own) :] + ")" * begun.count("(")

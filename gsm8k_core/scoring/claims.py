@@ -41,6 +41,7 @@ class Claim:
     expression: str  # as it is written, without annotations
     stated: str
     plain: str  # the expression without blanks, units and marks; the calculator reads it
+    is_step: bool  # an operator is in it: <<18=18>> says nothing, though 18 = 19 is wrong
     value: Fraction  # what the expression is
     result: Fraction  # what the text says it is
     right: bool
@@ -121,8 +122,7 @@ def _in_run(run: _Run, text: str, indent: int, rounded: set[str]) -> Iterator[Cl
             before, unsure = _after_lead(before, run, text, indent)
             doubtful |= unsure
         right = _expression_after(parts[number + 1])
-        has_operator = any(one.symbol in VALUES and two.symbol not in (*VALUES, "(") for one, two in pairwise(before))
-        if not right or not has_operator:  # -5 = -5 claims nothing
+        if not right or not _has_operator(before):  # -5 = -5 claims nothing
             continue
         claim = _claim("text", text, before, right, sign)
         left_over = parts[number + 1][len(right) : len(right) + 1]
@@ -337,14 +337,28 @@ def _claim(
     expression, stated = text[start : left[-1].end], text[right[0].start : end]
     result = whole if whole == value else lead  # 2/4 = 1/2, but 3 + 4 = 7 - 2 = 5
     places = len(next(token.text for token in right if token.symbol == "0").partition(".")[2])
-    percent = any(token.symbol == "%" for token in (*left, *right))
-    is_right = _is_right(value, result, places, sign == "~", percent)
-    return Claim(kind, start, end, expression, stated, _plain(left), value, result, is_right)
+    is_right = _is_right(value, result, places, sign == "~", _is_of_hundred(left, right))
+    return Claim(kind, start, end, expression, stated, _plain(left), _has_operator(left), value, result, is_right)
+
+
+def _is_of_hundred(left: Sequence[Token], right: Sequence[Token]) -> bool:
+    """Whether a result may be a share told in hundredths: 6/25 = 24%, 100% - 20% = 80, 6/25 * 100% = 24.
+
+    80 * 25% = 2000 is none.
+    """
+    marks, numbers = (sum(token.symbol == symbol for token in left) for symbol in ("%", "0"))
+    whole = any((one.text, two.symbol) == ("100", "%") for one, two in pairwise(left))
+    return any(token.symbol == "%" for token in right) or marks == numbers or whole
 
 
 def _plain(found: Sequence[Token]) -> str:
     """The tokens without blanks, commas and words: 16-3, 20%*50; × and x are *."""
     return "".join({"0": token.text.replace(",", ""), "x": "*"}.get(token.symbol, token.symbol) for token in found)
+
+
+def _has_operator(found: Sequence[Token]) -> bool:
+    """Whether something is computed: a sign before a number is none."""
+    return any(one.symbol in VALUES and two.symbol not in (*VALUES, "(") for one, two in pairwise(found))
 
 
 def _lead(right: list[Token]) -> list[Token]:
@@ -354,13 +368,13 @@ def _lead(right: list[Token]) -> list[Token]:
     return right[:end] if right[first].symbol == "0" else right
 
 
-def _is_right(value: Fraction, result: Fraction, places: int, roughly: bool, percent: bool) -> bool:
+def _is_right(value: Fraction, result: Fraction, places: int, roughly: bool, of_hundred: bool) -> bool:
     """Whether `result` is `value`, or `value` rounded up or down to as many decimals.
 
     A whole number must be equal, but for a value without an end such as 100/3, and behind `≈`, where 1 % is allowed.
-    Where a percent sign stands, the hundredfold is the same: 6/25 = 24%, 6/25*100 = 24%.
+    With `of_hundred` the hundredfold is the same: 6/25 = 24%, 6/25*100 = 24%.
     """
-    for factor in (Fraction(1), Fraction(100), Fraction(1, 100)) if percent else (Fraction(1),):
+    for factor in (Fraction(1), Fraction(100), Fraction(1, 100)) if of_hundred else (Fraction(1),):
         exact = value * factor
         room = Fraction(1, 10**places) if places or roughly or not _ends(exact) else Fraction(0)
         room = max(room, abs(exact) / 100) if roughly else room

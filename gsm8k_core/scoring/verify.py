@@ -5,7 +5,7 @@ Verified, in `steps` mode, is an answer that
     ended by itself                  finish reason `stop`: it drew an end token
     has one line with ####           and that line is the last one that is not blank
     has the gold number there        `#### N` as the strict rule reads it, and no second number behind it
-    holds a claim, and no wrong one  every `a op b = c` that claims.py reads, in or out of <<>>
+    holds a step, and no wrong one   every `a op b = c` that claims.py reads, in or out of <<>>
 
 `gold` mode asks for the first three alone: claims are not looked at, neither for being there nor for being right.
 Binary: no partial credit. A wrong step is one that is surely read and surely wrong; see claims.py for what that misses.
@@ -55,13 +55,13 @@ def verify(text: str, finish_reason: FinishReason, gold: str, mode: Mode = "step
 
 def chain(claims: Iterable[Claim]) -> tuple[str, ...]:
     """The steps of an answer. `48/2 = <<48/2=24>>24` is one step, and so is one that is repeated at once."""
-    return tuple(expression for expression, _ in groupby(claim.plain for claim in claims))
+    return tuple(expression for expression, _ in groupby(claim.plain for claim in claims if claim.is_step))
 
 
 def choose_mode(verdicts: Iterable[Verification]) -> Choice:
     """`steps`, or `gold` where fewer than READABLE of the gold-right answers hold a claim; the reason counts them."""
     right = [verdict for verdict in verdicts if verdict.gold_right]
-    readable = sum(bool(verdict.claims) for verdict in right)
+    readable = sum(bool(verdict.chain) for verdict in right)
     if not right:
         return Choice("steps", "no answer had the gold number, so nothing speaks against it")
     found = f"{readable} of {len(right)} answers with the gold number hold a step that can be read"
@@ -101,4 +101,4 @@ def _wrong_step(claims: tuple[Claim, ...]) -> str:
     wrong = next((claim for claim in claims if not claim.right), None)
     if wrong:
         return f"a wrong step: {wrong.expression} = {wrong.stated}"
-    return "" if claims else "no readable step"
+    return "" if chain(claims) else "no readable step"

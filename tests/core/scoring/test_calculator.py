@@ -253,7 +253,9 @@ def test_a_result_follows_an_open_annotation_and_nothing_else(text: str, rest: s
         ("<<5*3=$", "=$", "15>>"),
         ("<<3-5=(", "=(", "-2)>>"),
         ("<<5*3= ", "= ", "15>>"),
-        ("<<5*3=-", "=-", ""),  # this is no beginning of 15
+        ("<<5*3=-", "=-", ">>"),  # this is no beginning of 15, so it is closed and says nothing
+        ("<<5*3=-(", "=-(", ">>"),
+        ("<<5*3=7", "=7", "?>>"),
         ("<<5*3=>", "=>", ""),
         ("<<5*3=", "3=", "15>>"),
         ("<<5*3=", "<<5", "15>>"),
@@ -319,15 +321,18 @@ def test_no_token_with_a_sign_leads_to_a_wrong_annotation(tokenizer: Tokenizer) 
     calculator = Calculator(partial(encode, tokenizer), partial(decode, tokenizer))
     signs = [token for piece, token in tokenizer.get_vocab().items() if "=" in piece]  # type: ignore[attr-defined]
     assert len(signs) > 50
-    checked = 0
+    right = other = 0
     for head in ("<<48/2", "<<3-5", "<<1/2"):
         start = encode(tokenizer, [head])[0]
         for sign in signs:
-            if written := calculator([*start, sign]):
-                checked += 1
-                claims = find_claims(decode(tokenizer, [*start, sign, *written]))
-                assert [claim.right for claim in claims] == [True]
-    assert checked > 10
+            text = decode(tokenizer, [*start, sign, *(written := calculator([*start, sign]))])
+            claims = find_claims(text if written else f"{text}7>>")  # the model goes on as wrongly as it can
+            assert all(claim.right for claim in claims), text
+            right += bool(written and claims)
+            other += not claims
+    assert right > 10
+    assert other > 10
+    assert [claim.right for claim in find_claims("<<48/2=7>>")] == [False]  # as it would have been
 
 
 def test_the_forced_results_of_the_real_train_rows(gsm8k_data: Path) -> None:

@@ -38,6 +38,9 @@ def test_a_right_answer_is_verified_with_its_chain() -> None:
         ("3 * 4 = 13\n48 + 24 = 72\n#### 72", "a wrong step: 3 * 4 = 13"),
         ("48 + 24 = <<48+24=73>>72\n#### 72", "a wrong step: 48+24 = 73"),
         ("It is 72.\n#### 72", "no readable step"),
+        ("It is <<72=72>>72.\n#### 72", "no readable step"),
+        ("It is <<72=71>>72.\n48 + 24 = 72\n#### 72", "a wrong step: 72 = 71"),
+        ("80 * 25% = 2000\n48 + 24 = 72\n#### 72", "a wrong step: 80 * 25% = 2000"),
         ("", "no line ####"),
     ],
 )
