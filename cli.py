@@ -65,6 +65,10 @@ PHRASES = (
 )
 
 
+# What a flag of `train` means without a value.
+ALONE = {"--resume": "latest", "--calculator": "on"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     if argv is None:
@@ -287,10 +291,11 @@ def _checked(model: type[Settings], from_file: Mapping[str, Any], path: Path | N
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:
-    """`--resume` may stand alone; tyro wants a value."""
+    """Some flags of `train` may stand alone; tyro wants a value."""
+    alone = ALONE if arguments[0] == "train" else {}
     following = [*arguments[1:], "--"]
     return [
-        "--resume=latest" if argument == "--resume" and after.startswith("-") else argument
+        f"{argument}={alone[argument]}" if argument in alone and after.startswith("-") else argument
         for argument, after in zip(arguments, following, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""The draw of gsm8k_core/scoring/sampling.py in MLX, on the device; nothing waits for it.
+"""The draw of gsm8k_core/scoring/sampling.py in MLX, on the device; nothing waits for it, but for top-p on a CPU.
 
 Axes: B rows, R rows at once, V vocabulary, N blocks, G groups.
 """

@@ -162,3 +162,14 @@ def test_another_text_is_no_time(text: str) -> None:
 def test_settings_cannot_be_changed_or_made_up() -> None:
     with pytest.raises(UsageError, match="there is no setting 'learning_rat'"):
         TrainConfig(learning_rat=1)
+
+
+def test_a_flag_of_train_that_may_stand_alone_has_its_value() -> None:
+    for given, name, value in (
+        (["--resume"], "resume", "latest"),
+        (["--recipe", "rft", "--calculator"], "calculator", "on"),
+        (["--recipe", "rft", "--calculator", "off"], "calculator", "off"),
+        (["--recipe", "rft", "--calculator", "--seed", "1"], "calculator", "on"),
+    ):
+        assert getattr(cli.parse(["train", *given])[0], name) == value
+    assert cli.parse(["eval", "--model", "embedded", "--calculator"])[0].calculator is True
