@@ -174,7 +174,7 @@ def test_a_budget_that_the_saving_has_no_room_in_leaves_a_run_to_go_on_with(
         patched.setattr("verbs.train.segment.write_seconds", lambda folder, size: 50.0)
         done = run("train", *flags, *SETTINGS, "--num-epochs", 1, "--max-samples", 16)
     assert done.returncode == 3, done.stderr
-    assert f"nothing was trained, {out} has the settings of the run and no weights" in done.stderr
+    assert f"nothing was trained, {out} has what the run made so far and no weights" in done.stderr
     assert manifest_of(out)["status"] == "failed"
     assert not (out / "model").exists()
     more = run("train", "--resume", out, "--max-time", "2h")
