@@ -12,9 +12,9 @@ from typing import Any
 from rich.text import Text
 
 from gsm8k_core.config.stored import Count, Stored, stored
-from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links
+from gsm8k_core.files import refuse_links
 from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress, folder_of
-from gsm8k_core.rollouts.record import AGAIN, RECORDS, SELECTED
+from gsm8k_core.rollouts.record import BACK, RECORDS, SELECTED, content_of
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
@@ -121,14 +121,14 @@ def _show_round(rollouts: Path, number: int, mode: Mode, show: int, terminal: Te
 
 def _lines(path: Path, kind: type[Any]) -> Iterator[Any]:
     try:
-        content = read_plain(path, MAX_LINES_BYTES)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from None
+        content = content_of(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is gone; {BACK}") from None
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            yield stored(kind, json.loads(line), f"{path}:{number}", AGAIN)
+            yield stored(kind, json.loads(line), f"{path}:{number}", BACK)
         except (ValueError, RecursionError):
-            raise DataError(f"{path}:{number}: damaged record; {AGAIN}") from None
+            raise DataError(f"{path}:{number}: damaged record; {BACK}") from None
 
 
 def _judged(row: _Shown, selected: set[tuple[str, int]], mode: Mode) -> _Answer:

@@ -370,6 +370,32 @@ def test_answers_of_other_weights_are_refused(broken: Trained, tmp_path: Path, r
     assert "holds answers of other weights" in done.stderr
 
 
+GONE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("records.jsonl", Path.unlink, r"records\.jsonl: 0 of \d+ answers are there; bring the file back"),
+    ("records.jsonl", lambda path: path.write_bytes(path.read_bytes()[:-9]), r"\d+ of \d+ answers are there; bring"),
+    ("key.json", Path.unlink, r"key\.json is gone; bring the file back, or start a new run"),
+    ("key.json", lambda path: path.write_text("{}"), r"key\.json: .*; bring the file back, or start a new run"),
+    (
+        "key.json",
+        lambda path: path.write_text(path.read_text().replace('"seed": 0', '"seed": 1')),
+        "holds answers of other seed; bring the file back",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "said"), GONE)
+def test_a_round_that_is_done_and_not_whole_is_refused(
+    broken: Trained, tmp_path: Path, run: Run, name: str, damage: Callable[[Path], object], said: str
+) -> None:
+    """And not taken for a round in which nothing was kept."""
+    folder = tmp_path / "short"
+    shutil.copytree(broken.killed["round-1-8"], folder)
+    damage(folder / "rollouts/round-1" / name)
+    done = run("train", "--resume", folder)
+    assert done.returncode == 4, done.stderr
+    assert re.search(said, done.stderr), done.stderr
+
+
 # --- what is asked --------------------------------------------------------------------------------------------
 
 

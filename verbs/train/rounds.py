@@ -294,7 +294,9 @@ class Rounds:
         folder = self.run.phase(folder_of(name)).folder
         weights = f"train-{number - 1}" if number > 1 else "warm" if self.progress.updates.get("warm") else FIRST
         if name in self.progress.done:
-            self.answers[number] = self.sampler.read(folder / RECORDS)
+            counts = (each for each in self.run.manifest.get(ROUNDS, ()) if each["round"] == number)
+            answered = next((int(each["answered"]) for each in counts), None)
+            self.answers[number] = self.sampler.read_closed(folder, answered)
             self._drop(weights)
             return
         self._hold(weights)
