@@ -38,6 +38,7 @@ class OpenModel:
     plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
     rehearsed: float = 0.0  # seconds that a padded token of an update takes; 0: not rehearsed
     update_seconds: float = 0.0  # and the next update
+    seconds: float = 0.0  # that it took to open it, and to rehearse it
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -52,7 +53,7 @@ class OpenModel:
 
 def open_model(job: Job, context: Context) -> OpenModel:
     """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
-    config = job.config
+    config, began = job.config, context.elapsed()
     backends.check_rows(job.backend.name, job.source.model.config, job.longest)
     planned = None if job.batches else _plan_memory(job, context)
     if planned is not None:
@@ -74,7 +75,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
     if planned is not None:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
     choices = {"backend": job.backend, **backend.choices, "batches": tokens}
-    return OpenModel(backend, choices, quantized, planned)
+    return OpenModel(backend, choices, quantized, planned, seconds=context.elapsed() - began)
 
 
 def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal: Terminal) -> None:
@@ -92,6 +93,7 @@ def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal:
         terminal.say(f"memory   no micro-batch could be timed: {error}")
         return
     model.rehearsed = seconds / batch.tokens.size
+    model.seconds += elapsed() - before
     tokens = islice(job.tokens(model.micro_batch_tokens), job.done, job.done + 1)
     model.update_seconds = model.rehearsed * sum(tokens)
 

@@ -91,6 +91,8 @@ class Rounds:
     weights: str = FIRST  # which the model holds now: those, or a training phase's name
     answers: dict[int, list[Rollout]] = field(default_factory=dict)  # of each round
     after: float = 0.0  # seconds that are kept for what follows the phases
+    reserve: float = 0.0  # seconds of the save, and of the end of the run
+    opening: float = 0.0  # seconds that it takes to open the model for a training, and to rehearse it
     pace: float = 0.0  # seconds that a padded token of an update takes, by the newest rehearsal
     chains: dict[str, Chain] = field(default_factory=dict)  # of the human answers, by problem
     progress: Progress = field(init=False)
@@ -111,8 +113,9 @@ class Rounds:
 
     def last(self) -> Segment:
         """Do every phase, and give the last training. Raises Interrupted."""
-        guard = self._segment_of(self.job, self.run).guard_now()
-        self.after, self.pace = SPARE * guard.seconds, self.model.rehearsed
+        last = self._segment_of(self.job, self.run)
+        guard, self.reserve = last.guard_now(), last.reserve_now()
+        self.after, self.pace, self.opening = SPARE * guard.seconds, self.model.rehearsed, self.model.seconds
         self._decide_what_is_asked_for()
         self._decide_warm_start()
         if self._warm:
@@ -267,11 +270,16 @@ class Rounds:
         return replace(timed, end=end)
 
     def _sampling_end(self, number: int, timed: Timed) -> float:
-        """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it."""
-        if number < self._rounds or not self.pace:
+        """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it.
+
+        That is its updates, the opening of the model and its rehearsal, the guard after a quarter, and the save.
+        """
+        if self.progress.decided("rounds") is None or number < self._rounds or not self.pace:
             return timed.end
-        tokens = sum(len(row.tokens) for row in self._rows())
-        return longer_sampling(timed.end, self._end, SPARE * self.config.num_epochs * tokens * self.pace)
+        job = replace(self.job, rows=replace(self.job.rows, examples=self._rows()))
+        updates = sum(job.tokens(self.model.micro_batch_tokens)) * self.pace
+        training = SPARE * (updates + self.opening) + self.after + self.reserve
+        return longer_sampling(timed.end, self._end, training)
 
     # --- sampling ---------------------------------------------------------------------------------------------
 
@@ -303,6 +311,7 @@ class Rounds:
         self.sampler.check_key(folder, self._hash_of(weights))
         timed = self._begin(Phase("sample", number))
         self._answer(number, folder / RECORDS, timed)
+        self.sampler.later = None
         if self.interrupted():
             raise Interrupted
         self._close(number, folder, timed)
@@ -318,8 +327,12 @@ class Rounds:
     def _answer(self, number: int, path: Path, timed: Timed) -> None:
         """Ask until all is asked or the time is over; with half as many at once where memory runs out."""
         earlier = [each for known in self.answers.values() for each in known]
+
+        def later() -> float:
+            return self._sampling_end(number, timed)
+
         while True:
-            self.sampler.until = timed.end
+            self.sampler.until, self.sampler.later = timed.end, later
             try:
                 for block, answers in self.sampler.blocks(self.model.backend, number, path, earlier):
                     self.answers[number] = answers
@@ -331,7 +344,8 @@ class Rounds:
                         timed = self._with_rounds_known(timed)
                     if number == 1 and not self._pays():
                         return
-                    self.sampler.until = self._sampling_end(number, timed)
+                    # What is kept is looked through when the planned end has come, and not after every block.
+                    self.sampler.until = timed.end if self.elapsed() < timed.end else later()
                 return
             except OutOfMemoryError as error:
                 if self.sampler.together == 1:
@@ -451,7 +465,8 @@ class Rounds:
         )
         self._open(job)
         rehearse(job, self.model, self.elapsed, self.context.terminal)
-        self.pace = self.model.rehearsed or self.pace
+        if self.model.rehearsed:
+            self.pace, self.opening = self.model.rehearsed, self.model.seconds
         return job
 
     def _train(self, phase: Phase, rows: Sequence[Example]) -> None:

@@ -39,6 +39,7 @@ class Sampler:
     together: int = TOGETHER
     calculator: bool = False
     until: float = 0.0
+    later: Callable[[], float] | None = None  # asked once, when `until` has come: another end, if it is later
     problems: Mapping[str, Problem] = field(init=False)
     prompts: Mapping[str, tuple[int, ...]] = field(init=False)
 
@@ -173,6 +174,8 @@ class Sampler:
 
     def _late(self) -> bool:
         """Asked after each token."""
+        if self.later is not None and self.elapsed() >= self.until:
+            self.until, self.later = self.later(), None
         return self.interrupted() or self.elapsed() >= self.until
 
 

@@ -263,7 +263,7 @@ class Segment:
 
     def _past(self, guard: Guard) -> Past:
         job = self.job
-        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(job.config)))
+        writing = self._write_seconds()
         return Past(
             job.events,
             job.checkpoint.losses if job.checkpoint else (),
@@ -275,9 +275,20 @@ class Segment:
             micro_batch_tokens=self.model.micro_batch_tokens,
             widest=job.widest,
             rehearsed=self.model.rehearsed,
-            reserve=writing + END_SECONDS * slowdown() + self.trackers.reserve,
+            reserve=self._reserve(writing),
             save_reserve=MOMENTS * writing,
         )
+
+    def _write_seconds(self) -> float:
+        job = self.job
+        return write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(job.config)))
+
+    def _reserve(self, writing: float) -> float:
+        return writing + END_SECONDS * slowdown() + self.trackers.reserve
+
+    def reserve_now(self) -> float:
+        """Seconds that the end of the run may take after its last update and guard."""
+        return self._reserve(self._write_seconds())
 
     def _keep_best(self, update: int, live: Any, result: DevResult) -> Path:
         """best/ of the weights after `update`, with its label."""
