@@ -59,6 +59,13 @@ class StoredProgress(Stored):
                 raise ValueError(f"{name} cannot be {decision.name[:40]!r}")
         return decisions
 
+    @pydantic.model_validator(mode="after")
+    def _counted(self) -> StoredProgress:
+        for name in self.done:
+            if name.startswith(("warm", "train")) and name not in self.updates:
+                raise ValueError(f"updates lacks those of {name}, which is done")
+        return self
+
 
 def folder_of(name: str) -> str:
     """Of a phase, under rollouts/: a round's sampling and training share one."""

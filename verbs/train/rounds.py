@@ -134,10 +134,10 @@ class Rounds:
 
     # --- what is decided --------------------------------------------------------------------------------------
 
-    def _decide(self, name: str, choice: Choice) -> None:
-        """Note a decision, and say it; one that was taken before stays."""
+    def _decide(self, name: str, choice: Choice, phase: Timed | None = None) -> None:
+        """Note a decision, and say it; one that was taken before stays. `phase`: whose time it changes."""
         if self.progress.decided(name) is None:
-            self._record(self.progress.with_decision(name, choice))
+            self._record(replace(self.progress.with_decision(name, choice), phase=phase or self.progress.phase))
             self.context.terminal.say(f"{name:<8} {choice.name}: {choice.reason}")
 
     def _record(self, progress: Progress) -> None:
@@ -221,11 +221,15 @@ class Rounds:
             return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
         return choose_mode(each.verdict for each in answers)
 
-    def _decide_rounds(self, answers: Sequence[Rollout], began: float) -> None:
-        each = (answers[-1].seconds - began) / len(answers) if answers else 0.0
-        left = self._end - began
+    def _decide_rounds(self, answers: Sequence[Rollout], timed: Timed) -> Timed:
+        """By the first answers; gives the time that the sampling now has, which is noted in the same moment."""
+        each = (answers[-1].seconds - timed.began) / len(answers) if answers else 0.0
+        left = self._end - timed.began
         number = rounds_that_fit(left, each, len(self.sampler.problems)) if answers else 1
-        self._decide("rounds", Choice(str(number), f"an answer takes {each:.2f} s, and there are {clock(left)}"))
+        timed = replace(timed, end=end_of(Phase("sample", 1), number, self._warm, timed.began, self._end))
+        reason = f"an answer takes {each:.2f} s, and there are {clock(left)}"
+        self._decide("rounds", Choice(str(number), reason), timed)
+        return timed
 
     def _pays(self) -> bool:
         """Whether the warm model answers well enough; decided once."""
@@ -262,12 +266,6 @@ class Rounds:
         self._record(replace(self.progress, phase=Timed(name, began, end, budget)))
         assert self.progress.phase is not None
         return self.progress.phase
-
-    def _with_rounds_known(self, timed: Timed) -> Timed:
-        """The time of a first sampling that began when the number of rounds was not decided."""
-        end = end_of(Phase("sample", 1), self._rounds, self._warm, timed.began, self._end)
-        self._record(replace(self.progress, phase=replace(timed, end=end)))
-        return replace(timed, end=end)
 
     def _sampling_end(self, number: int, timed: Timed) -> float:
         """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it.
@@ -340,8 +338,7 @@ class Rounds:
                         return
                     self._decide("verify", self._mode_by(block.answers))
                     if self.progress.decided("rounds") is None:
-                        self._decide_rounds(block.answers, timed.began)
-                        timed = self._with_rounds_known(timed)
+                        timed = self._decide_rounds(block.answers, timed)
                     if number == 1 and not self._pays():
                         return
                     # What is kept is looked through when the planned end has come, and not after every block.

@@ -59,6 +59,13 @@ def test_progress_comes_back_from_json() -> None:
     assert progress.decided("rounds") is None
 
 
+@pytest.mark.parametrize("name", ["warm", "train-1"])
+def test_a_training_that_is_done_without_its_updates_is_refused(name: str) -> None:
+    values = Progress().with_done(name, updates=7).as_json()
+    with pytest.raises(pydantic.ValidationError, match=f"updates lacks those of {name}"):
+        StoredProgress.model_validate({**values, "updates": {}})
+
+
 def test_a_round_has_one_folder_for_its_answers_and_its_training() -> None:
     assert [folder_of(name) for name in ("base", "warm", "sample-2", "train-2")] == [
         "base",

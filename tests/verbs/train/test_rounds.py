@@ -27,6 +27,7 @@ class Job:
 
     config: TrainConfig
     rows: Rows = field(default_factory=Rows)
+    seconds: float = 0.0
 
     def tokens(self, max_tokens: int) -> Iterator[int]:
         return iter([10] * len(self.rows.examples))
@@ -77,3 +78,21 @@ def test_another_end_is_asked_for_once_and_when_the_planned_one_has_come() -> No
         late.append(sampler._late())
     assert late == [False, False, False, False, True, True]
     assert asked == [5.0]
+
+
+def test_the_number_of_rounds_and_the_end_of_the_first_are_written_together() -> None:
+    written: list[dict[str, Any]] = []
+    said: list[str] = []
+    rounds = made(
+        TrainConfig(max_time="1000"),
+        progress=Progress(phase=Timed("sample-1", 0.0, 500.0, 1000.0)).with_decision("warm", Choice("off", "")),
+        run=SimpleNamespace(record=lambda rft: written.append(rft)),
+        context=SimpleNamespace(elapsed=lambda: 10.0, terminal=SimpleNamespace(say=said.append)),
+        sampler=SimpleNamespace(problems=[None] * 100),
+    )
+    answers: list[Any] = [SimpleNamespace(seconds=10.0)] * 64
+    assert rounds.progress.phase is not None
+    timed = rounds._decide_rounds(answers, rounds.progress.phase)
+    assert [each["decisions"]["rounds"]["name"] for each in written] == ["2"]
+    assert written[0]["phase"]["end"] == timed.end == 250.0
+    assert len(said) == 1
