@@ -386,7 +386,8 @@ class Rounds:
     def _human_chains(self) -> dict[str, Chain]:
         if not self.chains:
             for problem in self.sampler.explained:
-                self.chains[problem.id] = verify(problem.answer, "stop", problem.answer).chain
+                if chain := verify(problem.answer, "stop", problem.answer).chain:
+                    self.chains[problem.id] = chain
         return self.chains
 
     def _kept(self) -> dict[str, list[Rollout]]:

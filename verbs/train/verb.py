@@ -72,7 +72,7 @@ def run(config: TrainConfig, context: Context) -> int:
         say_stopped(claimed.folder, context.terminal)
         return EXIT_STOPPED
     if rounds := claimed.manifest.get(ROUNDS):
-        result |= {"rounds": rounds}
+        result |= {"rounds": rounds, "own": claimed.manifest["trained"]["own"]}
     say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)

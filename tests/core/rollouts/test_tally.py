@@ -25,8 +25,8 @@ def answers() -> list[Rollout]:
 
 def test_a_round_is_counted() -> None:
     every = answers()
-    kept = [every[0], every[3]]
-    found = tally(1, every, [each for each in every if each.sample == 0], kept, {"train-0": ("2+3",)}, "steps", 9.0)
+    kept, human = [every[0], every[3]], {"train-0": ("2+3",), "train-1": ("2+3",)}
+    found = tally(1, every, [each for each in every if each.sample == 0], kept, human, "steps", 9.0)
     assert (found.asked, found.answered, found.verified, found.kept) == (4, 8, 2, 2)
     assert (found.gold_right, found.wrong_step, found.new_chains) == (5, 1, 1)
     assert found.tokens == sum(len(text) for texts in TEXTS for text in texts)
@@ -35,6 +35,8 @@ def test_a_round_is_counted() -> None:
     assert found.interval == pytest.approx((0.0456, 0.6994), abs=1e-4)  # Wilson, 1 of 4
     assert found.refused == {"wrong number": 3, "no readable step": 2, "a wrong step": 1}
     StoredTally.model_validate(found.as_json())
+    of_one = tally(1, every, [], kept, {"train-0": ("2+3",)}, "steps", 9.0)
+    assert of_one.new_chains == 0  # train-1 comes with its number alone
 
 
 def test_by_number_alone_more_is_verified() -> None:
