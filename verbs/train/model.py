@@ -28,6 +28,10 @@ from verbs.train.start import Job, checked_base
 REHEARSAL = 0.1  # of what the budget holds: where one pass takes more, the second, which would be quicker, is left out
 
 
+class NoTimeError(PreflightError):
+    """The time does not hold one update; another training of the same run may have some."""
+
+
 @dataclass(slots=True)
 class OpenModel:
     """The model on its backend, with what was chosen for it, and what an adapter of it says it belongs to."""
@@ -99,13 +103,13 @@ def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal:
 
 
 def check_time(job: Job, model: OpenModel, elapsed: float) -> None:
-    """Refuse a run that has no time for one update, before it has a folder. Raises PreflightError.
+    """Refuse a run that has no time for one update, before it has a folder. Raises NoTimeError.
 
     A run with a checkpoint is none: that becomes its model.
     """
     if not job.done and elapsed + model.update_seconds >= job.config.budget_seconds:
         left = f"{job.run.folder} is as it was" if job.run else "no folder was made"
-        raise PreflightError(no_time(job, elapsed, model.update_seconds, left))
+        raise NoTimeError(no_time(job, elapsed, model.update_seconds, left))
 
 
 def no_time(job: Job, elapsed: float, update: float, left: str) -> str:

@@ -47,13 +47,12 @@ from gsm8k_core.types import (
     Example,
     Orders,
     OutOfMemoryError,
-    PreflightError,
     StepEvent,
     UpdateStats,
     UsageError,
 )
 from verbs import Context, as_json
-from verbs.train.model import OpenModel, open_model, rehearse
+from verbs.train.model import NoTimeError, OpenModel, open_model, rehearse
 from verbs.train.sampler import TOGETHER, Sampler
 from verbs.train.segment import Segment
 from verbs.train.start import Job, newest_of
@@ -213,13 +212,23 @@ class Rounds:
                 self._record(replace(self.progress, phase=replace(timed, name="sample-1", end=end)))
 
     def _mode_by(self, answers: Sequence[Rollout]) -> Choice:
-        """By what a first block's answers are verified: as asked for, or as their right ones can be read."""
+        """By what answers are verified: as asked for, or as the right ones of these can be read."""
         if (asked := self.config.verify) != "auto":
             return Choice(asked, f"--verify {asked}")
         right = sum(each.verdict.gold_right for each in answers)
         if right < FEWEST_RIGHT:
             return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
         return choose_mode(each.verdict for each in answers)
+
+    def _decide_verify(self, answers: Sequence[Rollout], ended: bool) -> None:
+        """By all answers so far, when enough are right to say whether steps can be read; else when wave 1 has ended.
+
+        Not later: which problems a later wave asks depends on it, and a run that goes on has to ask the same.
+        """
+        if self.progress.decided("verify") is None:
+            right = sum(each.verdict.gold_right for each in answers)
+            if ended or right >= FEWEST_RIGHT or self.config.verify != "auto":
+                self._decide("verify", self._mode_by(answers))
 
     def _decide_rounds(self, answers: Sequence[Rollout], timed: Timed) -> Timed:
         """By the first answers; gives the time that the sampling now has, which is noted in the same moment."""
@@ -274,7 +283,7 @@ class Rounds:
         """
         if self.progress.decided("rounds") is None or number < self._rounds or not self.pace:
             return timed.end
-        job = replace(self.job, rows=replace(self.job.rows, examples=self._rows()))
+        job = replace(self.job, rows=replace(self.job.rows, examples=self._mixed() or self.job.rows.examples))
         updates = sum(job.tokens(self.model.micro_batch_tokens)) * self.pace
         training = SPARE * (updates + self.opening) + self.after + self.reserve
         return longer_sampling(timed.end, self._end, training)
@@ -336,7 +345,7 @@ class Rounds:
                     self.answers[number] = answers
                     if self.interrupted():
                         return
-                    self._decide("verify", self._mode_by(block.answers))
+                    self._decide_verify(answers, ended=block.wave > 1 or len(answers) == block.of)
                     if self.progress.decided("rounds") is None:
                         timed = self._decide_rounds(block.answers, timed)
                     if number == 1 and not self._pays():
@@ -358,6 +367,7 @@ class Rounds:
 
     def _close(self, number: int, folder: Path, timed: Timed) -> None:
         """The round's counts and its kept answers on the disk; then it is done."""
+        self._decide_verify(self.answers[number], ended=True)
         kept, answers, samples = self._kept(), self.answers[number], self.config.samples
         ours = [each for found in kept.values() for each in found if each.sample // samples == number - 1]
         first = [each for each in answers if each.sample == (number - 1) * samples]
@@ -402,10 +412,24 @@ class Rounds:
         return kept_of(answers, self.config.keep, self._mode, fits, known)
 
     def _rows(self) -> list[Example]:
-        """The training rows of all that was kept so far; the human ones where nothing was."""
+        """The training rows of all that was kept so far; the human ones where nothing was.
+
+        Raises DataError where own answers alone were asked for.
+        """
+        rows = self._mixed()
+        if not rows and self.config.mix == "own":
+            warm = "" if self._warm else ", or --warm-start on"
+            answers = counted(sum(map(len, self.answers.values())), "answer")
+            raise DataError(
+                f"--mix own: none of {answers} could be kept, so there is no row to train on (python cli.py inspect "
+                f"--run {self.run.folder} --show 3 says why); start a new run with --mix both{warm}"
+            )
+        return rows or self.job.rows.examples
+
+    def _mixed(self) -> list[Example]:
         prompts, human = self.sampler.prompts, {example.id: example for example in self.job.rows.examples}
         own = {name: [own_row(each, prompts[name]) for each in kept] for name, kept in self._kept().items()}
-        return mix(self._mix, list(prompts), own, human) or self.job.rows.examples
+        return mix(self._mix, list(prompts), own, human)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -446,9 +470,10 @@ class Rounds:
     def _opened(self, rows: Sequence[Example], run: Run, config: TrainConfig, checkpoint: Checkpoint | None) -> Job:
         """A training on `rows` in the folder of `run`, its model opened for it and rehearsed."""
         hashes = {**self.job.hashes, "trained": rows_hash(rows)}
-        unfinished = run is not self.run or self.job.unfinished
+        between = run is not self.run
+        unfinished = between or self.job.unfinished
         if run.checkpoints.is_dir():
-            checkpoint = newest_of(run, config, hashes, unfinished, self.context) or checkpoint
+            checkpoint = newest_of(run, config, hashes, unfinished, self.context, between) or checkpoint
         else:
             cut_metrics(run.metrics, 0)  # a kill came before the first checkpoint
         job = replace(
@@ -479,8 +504,9 @@ class Rounds:
         segment = replace(self._segment_of(job, run), trackers=Trackers([]))
         try:
             outcome, pilot = segment.train_on()
-        except PreflightError as error:  # what follows may have time all the same
-            self.context.terminal.say(f"{phase.name:<8} passed over: {str(error).split(':')[0]}")
+        except NoTimeError:  # what follows may have some all the same
+            until = f"no update has time until {clock(timed.end)} of the run"
+            self.context.terminal.say(f"{phase.name:<8} passed over: {until}")
             self._record(self.progress.with_done(phase.name, 0))
             return
         self.model, self.weights = segment.model, phase.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.rollouts.progress import Progress, Timed
-from gsm8k_core.types import Choice
+from gsm8k_core.types import Choice, DataError, UsageError
+from verbs.link import Link
+from verbs.train import start
 from verbs.train.rounds import Rounds
 from verbs.train.sampler import Sampler
 
@@ -56,7 +59,7 @@ def made(config: TrainConfig, **known: Any) -> Rounds:
 def test_a_longer_sampling_leaves_time_for_all_that_follows(
     more: dict[str, float], end: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Rounds, "_rows", lambda self: [None] * 20)
+    monkeypatch.setattr(Rounds, "_mixed", lambda self: [None] * 20)
     progress = Progress().with_decision("rounds", Choice("1", ""))
     model = SimpleNamespace(micro_batch_tokens=64)
     rounds = made(TrainConfig(max_time="800"), progress=progress, model=model, **{"pace": 1.0, **more})
@@ -96,3 +99,48 @@ def test_the_number_of_rounds_and_the_end_of_the_first_are_written_together() ->
     assert [each["decisions"]["rounds"]["name"] for each in written] == ["2"]
     assert written[0]["phase"]["end"] == timed.end == 250.0
     assert len(said) == 1
+
+
+def answer(gold_right: bool, claims: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(verdict=SimpleNamespace(gold_right=gold_right, claims=claims))
+
+
+def test_how_answers_are_verified_is_decided_when_enough_are_right_or_the_first_wave_has_ended() -> None:
+    context = SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None))
+
+    def decided(answers: list[Any], ended: bool = False, **settings: Any) -> str | None:
+        run = SimpleNamespace(record=lambda rft: None)
+        rounds = made(TrainConfig(**settings), run=run, context=context)
+        rounds._decide_verify(answers, ended)
+        return rounds.progress.decided("verify")
+
+    few, enough = [answer(False)] * 60 + [answer(True)] * 4, [answer(False)] * 180 + [answer(True)] * 5
+    assert decided(few) is None  # of a first block: what no step can be read in may come to be seen
+    assert decided(enough) == "gold"
+    assert decided([*enough, *[answer(True, ("2+3",))] * 9]) == "steps"
+    assert decided(few, ended=True) == "steps"
+    assert decided(few, verify="gold") == "gold"
+
+
+def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rounds, "_mixed", lambda self: [])
+    run = SimpleNamespace(folder="runs/x")
+    known: dict[str, Any] = {"run": run, "answers": {1: [None] * 9}}
+    with pytest.raises(DataError, match=r"none of 9 answers could be kept.*--mix both, or --warm-start on"):
+        made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
+    assert made(TrainConfig(recipe="rft"), **known)._rows() == []
+
+
+def test_a_training_between_others_is_done_where_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(max_time="734.123")
+    facts = {"config": config.model_dump(mode="json")}
+    checkpoint = SimpleNamespace(update=3, elapsed=733.9, folder=tmp_path, facts=facts, events=[{"total": 8}])
+    monkeypatch.setattr(start, "newest", lambda folder, say: checkpoint)
+    monkeypatch.setattr(start, "_check_own", lambda *unused: None)
+    run: Any = SimpleNamespace(folder=tmp_path, checkpoints=tmp_path, metrics=tmp_path / "metrics.jsonl")
+    context: Any = SimpleNamespace(terminal=SimpleNamespace(say=lambda line: None), link=Link())
+    with pytest.raises(UsageError, match="give it more"):
+        start.newest_of(run, config, {}, True, context)
+    assert start.newest_of(run, config, {}, True, context, between=True) is checkpoint
