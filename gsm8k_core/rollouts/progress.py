@@ -98,6 +98,11 @@ class Progress:
         """What was decided; None where that is still to come."""
         return self.decisions[name].name if name in self.decisions else None
 
+    @property
+    def sampling(self) -> bool:
+        """Whether the phase that was begun last asks the model."""
+        return self.phase is not None and self.phase.name.startswith((BASE, "sample"))
+
     def with_decision(self, name: str, choice: Choice) -> Progress:
         return replace(self, decisions={**self.decisions, name: choice})
 

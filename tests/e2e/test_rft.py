@@ -308,7 +308,7 @@ def test_a_signal_while_the_model_answers_stops_the_run_and_it_goes_on(
         answers[0] += 1
 
     @contextmanager
-    def signalled() -> Iterator[Callable[[], bool]]:
+    def signalled(last: object) -> Iterator[Callable[[], bool]]:
         yield lambda: answers[0] >= 20
 
     with monkeypatch.context() as patch:

@@ -181,7 +181,7 @@ class Rounds:
         self.sampler.calculator = self.progress.decided("calculator") == "on"
         self._decide("together", self._together())
         self.sampler.together = progress.together or int(self.progress.decided("together") or TOGETHER)
-        if self.context.link.killed_by and progress.phase and not progress.phase.name.startswith("train"):
+        if self.context.link.killed_by and progress.sampling:
             self._halve("the process was killed")
 
     def _together(self) -> Choice:
@@ -264,6 +264,8 @@ class Rounds:
     def _begin(self, phase: Phase, name: str = "") -> Timed:
         """The phase's time: as it was recorded, where the run has the same --max-time."""
         name, now, budget = name or phase.name, self.elapsed(), self.config.budget_seconds
+        asks = 0 if phase.kind == "sample" else None
+        self.context.link.tell(phase=name, place=f"{self.run.rollouts.name}/{folder_of(name)}", answers=asks)
         known = self.progress.phase
         if known is not None and known.name == name and known.budget == budget:
             return known
@@ -343,6 +345,7 @@ class Rounds:
             try:
                 for block, answers in self.sampler.blocks(self.model.backend, number, path, earlier):
                     self.answers[number] = answers
+                    self.context.link.tell(answers=len(answers))
                     if self.interrupted():
                         return
                     self._decide_verify(answers, ended=block.wave > 1 or len(answers) == block.of)
@@ -355,6 +358,7 @@ class Rounds:
                 return
             except OutOfMemoryError as error:
                 if self.sampler.together == 1:
+                    self.context.link.tell(final=True)  # another process would find the same
                     raise
                 self._halve(str(error))
 
@@ -519,6 +523,7 @@ class Rounds:
     def _last(self, rows: Sequence[Example], from_warm: bool = False) -> Segment:
         """The last training; `from_warm`: the warm start goes on, on the human rows."""
         self._begin(Phase("train", self._rounds))
+        self.context.link.tell(phase="the training", place="", answers=None)
         from_warm = from_warm and self.progress.updates["warm"] > 0
         own = sum("/own-" in row.id for row in rows)
         mixed = f"{own:,} answers of its own and {len(rows) - own:,} human ones"

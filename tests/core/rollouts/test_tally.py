@@ -85,3 +85,11 @@ def test_a_decision_that_no_run_takes_is_refused(name: str, value: str) -> None:
     values = Progress().with_decision(name, Choice(value, "why")).as_json()
     with pytest.raises(pydantic.ValidationError, match=f"{name} cannot be"):
         StoredProgress.model_validate(values)
+
+
+def test_a_phase_asks_the_model_or_trains_it() -> None:
+    asks = {
+        name: Progress(phase=Timed(name, 0.0, 1.0, 2.0)).sampling for name in ("base", "sample-1", "warm", "train-2")
+    }
+    assert asks == {"base": True, "sample-1": True, "warm": False, "train-2": False}
+    assert not Progress().sampling
