@@ -112,7 +112,7 @@ def _keep(manifest: Mapping[str, Any]) -> int | None:
 
 def _with_human(manifest: Mapping[str, Any]) -> bool:
     """Whether an answer may be left out for the human one's equations; of a run that is not done, it may."""
-    return (manifest.get("trained") or {}).get("mix", "both") == "both"
+    return bool((manifest.get("trained") or {}).get("mix", "both") == "both")
 
 
 def _show_round(rollouts: Path, number: int, judge: _Judge, show: int, terminal: Terminal) -> None:

@@ -70,7 +70,8 @@ class _Told:
 def supervise(arguments: Sequence[str]) -> int:
     """Run the command line in a child, and again while that helps; returns the exit code."""
     elapsed, told, killed_by = process_clock(), _Told(), ""
-    failures, reached = 0, ("", "", None)
+    failures = 0
+    reached: tuple[str, str, int | None] = ("", "", None)
     with _forwarding() as child:
         while True:
             child.stopping = bool(child.pending)
