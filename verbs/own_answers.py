@@ -12,9 +12,9 @@ from typing import Any
 from rich.text import Text
 
 from gsm8k_core.config.stored import Count, Stored, stored
-from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links
+from gsm8k_core.files import refuse_links
 from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress, folder_of
-from gsm8k_core.rollouts.record import AGAIN, RECORDS, SELECTED
+from gsm8k_core.rollouts.record import BACK, RECORDS, SELECTED, content_of
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
@@ -42,6 +42,7 @@ class _Selected(Stored):
 
     id: str
     sample: Count
+    chain: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ def show_run(folder: Path, show: int, terminal: Terminal) -> int:
     terminal.say("")
     _table(rounds, terminal)
     _reasons(rounds, terminal)
-    mode: Mode = "gold" if progress.decided("verify") == "gold" else "steps"
+    judge = _Judge("gold" if progress.decided("verify") == "gold" else "steps", _keep(manifest), _with_human(manifest))
     for counts in rounds:
         if show:
-            _show_round(folder / "rollouts", int(counts["round"]), mode, show, terminal)
+            _show_round(folder / "rollouts", int(counts["round"]), judge, show, terminal)
     decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
     terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds})
     return EXIT_OK
@@ -104,14 +105,26 @@ def _reasons(rounds: Sequence[Mapping[str, Any]], terminal: Terminal) -> None:
         terminal.table(["refused", "answers"], [[name, f"{count:,}"] for name, count in ordered[:MOST_REASONS]])
 
 
-def _show_round(rollouts: Path, number: int, mode: Mode, show: int, terminal: Terminal) -> None:
+def _keep(manifest: Mapping[str, Any]) -> int | None:
+    keep = manifest.get("config", {}).get("keep")
+    return keep if isinstance(keep, int) else None
+
+
+def _with_human(manifest: Mapping[str, Any]) -> bool:
+    """Whether an answer may be left out for the human one's equations; of a run that is not done, it may."""
+    return bool((manifest.get("trained") or {}).get("mix", "both") == "both")
+
+
+def _show_round(rollouts: Path, number: int, judge: _Judge, show: int, terminal: Terminal) -> None:
     folder = rollouts / folder_of(f"sample-{number}")
     refuse_links(rollouts, folder, folder / RECORDS, folder / SELECTED)
     coloured = terminal.console.color_system is not None and not terminal.console.no_color
-    selected = {(row.id, row.sample) for row in _lines(folder / SELECTED, _Selected)}
+    selected: dict[str, list[_Selected]] = {}
+    for row in _lines(folder / SELECTED, _Selected):
+        selected.setdefault(row.id, []).append(row)
     left = {True: show, False: show}
     for row in _lines(folder / RECORDS, _Shown):
-        answer = _judged(row, selected, mode)
+        answer = judge(row, selected.get(row.id, []))
         if left[answer.kept]:
             left[answer.kept] -= 1
             _show(answer, number, coloured, terminal)
@@ -121,22 +134,40 @@ def _show_round(rollouts: Path, number: int, mode: Mode, show: int, terminal: Te
 
 def _lines(path: Path, kind: type[Any]) -> Iterator[Any]:
     try:
-        content = read_plain(path, MAX_LINES_BYTES)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from None
+        content = content_of(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is gone; {BACK}") from None
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
-            yield stored(kind, json.loads(line), f"{path}:{number}", AGAIN)
+            yield stored(kind, json.loads(line), f"{path}:{number}", BACK)
         except (ValueError, RecursionError):
-            raise DataError(f"{path}:{number}: damaged record; {AGAIN}") from None
+            raise DataError(f"{path}:{number}: damaged record; {BACK}") from None
 
 
-def _judged(row: _Shown, selected: set[tuple[str, int]], mode: Mode) -> _Answer:
-    verdict = verify(row.completion, row.finish_reason, row.gold, mode)
-    if (row.id, row.sample) in selected:
-        return _Answer(row, verdict, "kept", kept=True)
-    reason = verdict.reason or "verified, and not kept: another answer has the same equations, or there were enough"
-    return _Answer(row, verdict, reason, kept=False)
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Says of an answer whether it was kept, or why not."""
+
+    mode: Mode
+    keep: int | None  # answers that a problem may have, at most
+    human: bool  # whether the human answer is trained on as well, so that its equations are known
+
+    def __call__(self, row: _Shown, selected: Sequence[_Selected]) -> _Answer:
+        """`selected` are the kept answers of the same problem."""
+        verdict = verify(row.completion, row.finish_reason, row.gold, self.mode)
+        if any(each.sample == row.sample for each in selected):
+            return _Answer(row, verdict, "kept", kept=True)
+        chain = list(verdict.chain) or [" ".join(row.completion.split())]
+        if verdict.reason:
+            reason = verdict.reason
+        elif any(each.chain == chain for each in selected):
+            reason = "verified, and not kept: a kept answer has the same equations"
+        elif self.keep is not None and len(selected) >= self.keep:
+            reason = f"verified, and not kept: there are {len(selected)} that are less alike (--keep)"
+        else:
+            reason = "verified, and not kept: longer than --max-length"
+            reason += ", or of the human answer's equations" if self.human else ""
+        return _Answer(row, verdict, reason, kept=False)
 
 
 def _show(answer: _Answer, number: int, coloured: bool, terminal: Terminal) -> None:

@@ -16,8 +16,8 @@ from gsm8k_core.report.card import write_card
 from gsm8k_core.report.comparison import diagnosis_rows, steps_rows
 from gsm8k_core.report.curves import METRICS, Curve, read_curves
 from gsm8k_core.report.page import write_page
-from gsm8k_core.report.words import Facts
-from gsm8k_core.rollouts.progress import ROUNDS
+from gsm8k_core.report.words import Facts, own_answers
+from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress
 from gsm8k_core.scoring.evaluate import problems_hash, summarise
 from gsm8k_core.training.runs import code_hash, known_manifest, versions
 from gsm8k_core.types import DataError, Problem
@@ -54,13 +54,16 @@ class Provenance:
             for name, value in settings.items()
             if value is not None and value is not False and name not in NO_MATTER | SETTLED | {"output_dir"}
         }
+        manifest = known_manifest(self.run) if self.run else {}
+        trained_on = manifest.get("trained") or {}
         return Facts(
             command=command(self.verb, type(self.config), asked),
             settings=shown,
             versions=versions(),
             hashes={"problems": problems_hash(self.problems), "this code": code_hash()},
             reproduce=[trained, again] if trained else [again],
-            rounds=known_manifest(self.run).get(ROUNDS, ()) if self.run else (),
+            rounds=manifest.get(ROUNDS, ()),
+            own=own_answers(trained_on.get("own"), Progress.from_json(manifest.get(PROGRESS)).decided("verify")),
         )
 
     def curves(self, say: Say) -> dict[str, Curve] | None:

@@ -84,7 +84,7 @@ def render_page(
         view = _view(comparison, models, result)
         view |= {"charts": charts.draw(curves or {}), "facts": _facts(facts or Facts(), models)}
         view |= {"diagnosis": _rows(diagnosis, models, "category"), "steps": _rows(steps, models, "steps", "n")}
-        view |= {"rounds": facts.rounds if facts else ()}
+        view |= {"rounds": facts.rounds if facts else (), "own": facts.own if facts else ""}
         return _environment().get_template("report.html.j2").render(view)
     except (KeyError, TypeError, IndexError, AttributeError, jinja2.UndefinedError) as error:
         missing = f"{type(error).__name__}: {error}"

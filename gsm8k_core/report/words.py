@@ -35,6 +35,7 @@ class Facts:
     hashes: Mapping[str, str] = field(default_factory=dict)  # "base model" -> sha256
     reproduce: Sequence[str] = ()  # shell lines, in order
     rounds: Sequence[Mapping[str, Any]] = ()  # of the run's own answers: rollouts.tally.Tally.as_json()
+    own: str = ""  # what became of these: own_answers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,24 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
 def how(summary: Mapping[str, Any]) -> str:
     """What is said wherever a score is told that the model did not reach by itself."""
     return ", with calculator" if summary.get("calculator") else ""
+
+
+def own_answers(trained: int | None, verify: str | None) -> str:
+    """What became of a run's own answers: so many rows of them were `trained` on, verified by `steps` or `gold`.
+
+    None: the run did not come so far.
+    """
+    sampled = "The model answered train problems itself"
+    if trained is None:
+        return f"{sampled}."
+    if not trained:
+        return f"{sampled}, and none of these answers was trained on: it learned from human ones alone."
+    right = (
+        "number is right; steps were not checked"
+        if verify == "gold"
+        else ("number and every step that can be read are right")
+    )
+    return f"The model was trained on answers of its own: sampled on train problems, and kept where the {right}."
 
 
 def calculator_line(summary: Mapping[str, Any]) -> str:

@@ -59,6 +59,13 @@ class StoredProgress(Stored):
                 raise ValueError(f"{name} cannot be {decision.name[:40]!r}")
         return decisions
 
+    @pydantic.model_validator(mode="after")
+    def _counted(self) -> StoredProgress:
+        for name in self.done:
+            if name.startswith(("warm", "train")) and name not in self.updates:
+                raise ValueError(f"updates lacks those of {name}, which is done")
+        return self
+
 
 def folder_of(name: str) -> str:
     """Of a phase, under rollouts/: a round's sampling and training share one."""
@@ -90,6 +97,11 @@ class Progress:
     def decided(self, name: str) -> str | None:
         """What was decided; None where that is still to come."""
         return self.decisions[name].name if name in self.decisions else None
+
+    @property
+    def sampling(self) -> bool:
+        """Whether the phase that was begun last asks the model."""
+        return self.phase is not None and self.phase.name.startswith((BASE, "sample"))
 
     def with_decision(self, name: str, choice: Choice) -> Progress:
         return replace(self, decisions={**self.decisions, name: choice})

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import pydantic
 
@@ -27,6 +27,7 @@ from gsm8k_core.types import Completion, DataError, FinishReason, Problem, Stora
 
 KEY, RECORDS, SELECTED, ROUND = "key.json", "records.jsonl", "selected.jsonl", "round.json"
 AGAIN = "remove its folder to sample that round again"
+BACK = "bring the file back, or start a new run"  # of a round that is closed: its weights may be gone
 Token = Annotated[int, pydantic.Field(ge=0, lt=1 << 31)]
 
 
@@ -77,6 +78,20 @@ class _Line(Stored):
     seconds: Seconds
 
 
+class _Key(Stored):
+    """key.json."""
+
+    weights: str
+    data: str
+    tokenizer: str
+    prompt: str
+    temperature: float
+    max_new_tokens: Count
+    samples: Count
+    seed: int
+    calculator: bool
+
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -109,25 +124,52 @@ def as_line(rollout: Rollout) -> bytes:
     return (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def read_records(path: Path, problems: Mapping[str, Problem], decode: Decode, vocabulary: int) -> list[Rollout]:
+def content_of(path: Path) -> bytes:
+    """All of a file of a round. Raises FileNotFoundError, and StorageError where the system does not give it."""
+    try:
+        return read_plain(path, MAX_LINES_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); check the disk and its rights") from error
+
+
+def read_key(path: Path, advice: str) -> dict[str, Any] | None:
+    """key.json; None where there is none. Raises DataError with `advice`, and StorageError."""
+    try:
+        return stored(_Key, json.loads(content_of(path)), path, advice).model_dump()
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        raise DataError(f"{path} is damaged; {advice}") from None
+
+
+def read_records(
+    path: Path, problems: Mapping[str, Problem], decode: Decode, vocabulary: int, advice: str = AGAIN
+) -> list[Rollout]:
     """The answers of a round, in the order in which they ended; a torn last line is left out.
 
-    Raises DataError for a line that no run writes: of an unknown problem, a token that the model does not have.
+    Raises DataError, with `advice`, for a line that no run writes: of an unknown problem, a token that the model does
+    not have. Raises StorageError for a file that the system does not give.
     """
-    content = read_plain(path, MAX_LINES_BYTES) if path.exists() else b""
+    try:
+        content = content_of(path)
+    except FileNotFoundError:
+        content = b""
     whole = content[: content.rfind(b"\n") + 1]
     found: dict[Ask, Rollout] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         where = f"{path}:{number}"
         try:
-            row = stored(_Line, json.loads(line), where, AGAIN)
-        except (ValueError, RecursionError):
-            raise DataError(f"{where}: damaged record; {AGAIN}") from None
-        _check_row(row, where, problems, vocabulary)
+            row = stored(_Line, json.loads(line), where, advice)
+            _check_row(row, problems, vocabulary)
+        except (ValueError, RecursionError) as error:
+            why = str(error) if isinstance(error, _Unwritten) else "damaged record"
+            raise DataError(f"{where}: {why}; {advice}") from None
         completion = Completion(tuple(row.token_ids), row.finish_reason, row.end_token, tuple(row.forced))
         rollout = judged(problems[row.id], row.sample, completion, decode, row.seconds)
         if rollout.ask in found:
-            raise DataError(f"{where}: {row.id}, sample {row.sample} is there twice; {AGAIN}")
+            raise DataError(f"{where}: {row.id}, sample {row.sample} is there twice; {advice}")
         found[rollout.ask] = rollout
     return list(found.values())
 
@@ -135,7 +177,7 @@ def read_records(path: Path, problems: Mapping[str, Problem], decode: Decode, vo
 def last_seconds(path: Path) -> float:
     """When the last answer ended, in seconds of the run; 0 where there is none that can be read."""
     try:
-        lines = read_plain(path, MAX_LINES_BYTES).splitlines()
+        lines = content_of(path).splitlines()
     except FileNotFoundError:
         return 0.0
     for line in reversed(lines):
@@ -146,14 +188,18 @@ def last_seconds(path: Path) -> float:
     return 0.0
 
 
-def _check_row(row: _Line, where: str, problems: Mapping[str, Problem], vocabulary: int) -> None:
+class _Unwritten(ValueError):
+    """A record of the right types that no run writes."""
+
+
+def _check_row(row: _Line, problems: Mapping[str, Problem], vocabulary: int) -> None:
     if row.id not in problems:
-        raise DataError(f"{where}: {row.id} is no problem of this run; {AGAIN}")
+        raise _Unwritten(f"{row.id} is no problem of this run")
     ids = row.token_ids if row.end_token is None else [*row.token_ids, row.end_token]
     if max(ids, default=0) >= vocabulary:
-        raise DataError(f"{where}: token {max(ids)}, and the model knows only {vocabulary}; {AGAIN}")
+        raise _Unwritten(f"token {max(ids)}, and the model knows only {vocabulary}")
     if row.forced != sorted(set(row.forced)) or max(row.forced, default=-1) >= len(row.token_ids):
-        raise DataError(f"{where}: forced places that the answer does not have; {AGAIN}")
+        raise _Unwritten("forced places that the answer does not have")
 
 
 class Appender:

@@ -25,6 +25,7 @@ Kind: TypeAlias = Literal["warm", "sample", "train"]
 WARM = Fraction(1, 4)  # of all that is divided
 FIRST_BLOCK = Fraction(1, 8)  # of all that is divided, at most, for the answers that decide about a warm start
 SAMPLING = Fraction(1, 2)  # of the rounds' time
+LONGEST_DELAY = Fraction(1, 2)  # of what is left at a sampling's planned end
 LAST = 2  # shares of the last round's training; each other has one
 ENOUGH_PROBLEMS = 1000  # that each of two rounds has to have time for, or all
 MOST_ROUNDS = 2  # that are chosen; more pay little (ReST-EM), and may be asked for
@@ -77,11 +78,13 @@ def end_of_first_block(now: float, end: float) -> float:
 
 
 def longer_sampling(end: float, last: float, training: float) -> float:
-    """When a round's sampling may end where its rows, as many as are kept so far, need `training` seconds.
+    """When a round's sampling may end where all that follows, with as many rows as are kept so far, takes `training`
+    seconds.
 
-    That is its planned `end`, or later where what follows has time to spare before `last`: rows are what is short.
+    That is its planned `end`, or later where what follows has time to spare before `last`: rows are what is short. But
+    never later than in the middle between the two: what the rows will take is an estimate, and more will be kept.
     """
-    return max(end, last - training)
+    return max(end, min(last - training, end + (last - end) * float(LONGEST_DELAY)))
 
 
 def rounds_that_fit(left: float, seconds_an_answer: float, num_problems: int) -> int:

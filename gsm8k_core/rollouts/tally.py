@@ -52,7 +52,7 @@ class Tally:
     gold_right: int  # with the gold number at the end, whatever the steps are
     wrong_step: int  # of those, with a step that is wrong
     kept: int  # as training rows, of this round
-    new_chains: int  # kept ones whose equations are not the human answer's
+    new_chains: int  # kept ones whose equations are not the human answer's, of problems that have one with equations
     tokens: int  # written
     forced_tokens: int  # of those, by the calculator
     seconds: float  # of sampling
@@ -99,7 +99,7 @@ def tally(
         gold_right=sum(each.verdict.gold_right for each in answers),
         wrong_step=sum(each.wrong_step for each in answers),
         kept=len(kept),
-        new_chains=sum(each.chain != human.get(each.problem.id) for each in kept),
+        new_chains=sum(each.chain != human.get(each.problem.id, each.chain) for each in kept),
         tokens=sum(len(each.completion.tokens) for each in answers),
         forced_tokens=sum(len(each.completion.forced) for each in answers),
         seconds=seconds,

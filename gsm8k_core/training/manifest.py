@@ -84,6 +84,14 @@ class _Base(Stored):
     hash: Words
 
 
+class _Trained(Stored):
+    """The rows of the last training of an rft run."""
+
+    rows: Count
+    own: Count  # of those, answers of the model's own
+    mix: Words = ""
+
+
 class _Manifest(Stored):
     status: Words = ""
     pid: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -101,6 +109,7 @@ class _Manifest(Stored):
     segments: list[dict[str, Any]] = Field(default_factory=list)
     rft: StoredProgress | None = None
     rollouts: list[StoredTally] = Field(default_factory=list)
+    trained: _Trained | None = None
 
 
 class _BestFact(Stored):

@@ -540,22 +540,34 @@ def recipe_line(guard: Guard) -> str:
 
 
 def advice(
-    found: str, *, adapter: bool, rate: float, budget: str, own: bool = False, solved: tuple[int, int] | None = None
+    found: str,
+    *,
+    adapter: bool,
+    rate: float,
+    budget: str,
+    own: int | None = None,
+    solved: tuple[int, int] | None = None,
 ) -> str:
     """What a person can try when the trained model was not better.
 
-    `own`: it was trained on its own answers; `solved`: the base's, of the dev problems.
+    `own`: so many of its own answers it was trained on, None where it was not asked for any; `solved`: the base's, of
+    the dev problems.
     """
     by_itself = f" (the base solves {solved[0]} of {solved[1]} dev problems by itself)" if solved else ""
     tries = [
         f"more epochs or a longer --max-time than {budget}",
         f"a lower rate (--learning-rate {rate / 3:.1g})",
         *([] if adapter else ["--method lora"]),
-        f"more --samples, for more kept answers{by_itself}"
-        if own
-        else f"training on the model's own verified answers, {RFT}, since GSM8K's terse ones often do not help a small "
-        f"instruct model{by_itself}",
     ]
+    if own is None:
+        tries.append(
+            f"training on the model's own verified answers, {RFT}, since GSM8K's terse ones often do not help a small "
+            f"instruct model{by_itself}"
+        )
+    elif own:
+        tries.append(f"more --samples, for more kept answers{by_itself}")
+    else:
+        tries.append(f"a larger --model, since none of this one's own answers was kept{by_itself}")
     more = [] if found == WORSE else ["more --guard-problems, to see a smaller difference"]
     return "try      " + "; ".join(tries + more)
 

@@ -329,7 +329,7 @@ def test_an_ignored_hangup_stays_ignored() -> None:
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping() as interrupted:
+        with stopping(lambda: True) as interrupted:
             signal.raise_signal(signal.SIGHUP)
             assert not interrupted()
             signal.raise_signal(signal.SIGTERM)

@@ -22,7 +22,7 @@ import cli
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.problems.data import carve_dev, read_jsonl
 from gsm8k_core.rollouts.record import Appender, Rollout
-from gsm8k_core.training import checkpoints
+from gsm8k_core.training import checkpoints, runs
 from gsm8k_core.types import IGNORE_INDEX, Example
 from tests import tiny
 from tests.e2e.conftest import Run
@@ -204,11 +204,12 @@ def test_what_run_json_counts_is_what_the_records_hold(learned: Trained) -> None
     selected = learned.lines(2, "selected")
     for counts in manifest["rollouts"]:
         rows = learned.lines(counts["round"])
-        ours = [row for row in selected if row["sample"] // SAMPLES == counts["round"] - 1]
+        then = learned.lines(counts["round"], "selected")  # a later round may keep another of the same equations
+        ours = [row for row in then if row["sample"] // SAMPLES == counts["round"] - 1]
         right = [row for row in rows if is_right(row, tiny.END_ID)]
         assert (counts["answered"], counts["asked"]) == (len(rows), 80)
         assert counts["verified"] == len(right) == sum(row["verified"] for row in rows)
-        assert counts["kept"] >= len(ours)  # a later round may keep another of the same equations
+        assert counts["kept"] == len(ours)
         assert counts["tokens"] == sum(len(row["token_ids"]) for row in rows)
         assert sum(counts["refused"].values()) == len(rows) - len(right)
     assert manifest["trained"]["rows"] == RATIONALES + len(selected)
@@ -230,6 +231,9 @@ def test_inspect_shows_what_was_kept_and_why_the_rest_was_not(learned: Trained, 
 # --- going on -------------------------------------------------------------------------------------------------
 
 
+PLACES = ["answer-70", "round-1-8", "before-train-1", "answer-300", "before-sample-2", "whole-8"]  # in this order
+
+
 @pytest.fixture(scope="module")
 def broken(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A short run, with copies of its folder on the way."""
@@ -241,7 +245,7 @@ def broken(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copytree(folder, trained.killed[name])
 
     with pytest.MonkeyPatch.context() as patch:
-        append, write = Appender.__call__, checkpoints.write
+        append, write, record = Appender.__call__, checkpoints.write, runs.Run.record
 
         def appended(self: Appender, rollout: Rollout) -> None:
             append(self, rollout)
@@ -251,14 +255,21 @@ def broken(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
         def written(path: Path, *arguments: Any, **named: Any) -> Path:
             made = write(path, *arguments, **named)
-            if named["update"] == 8:
+            if named["update"] == 8 and path.parent.name != "warm":
                 copy(f"{path.parent.name}-8")
             return made
 
+        def recorded(self: runs.Run, **values: Any) -> None:
+            done = values.get("rft", {}).get("done", ())
+            if done[-1:] in (["train-1"], ["sample-2"]) and done != self.manifest["rft"]["done"]:
+                copy(f"before-{done[-1]}")  # what it made is there, and not noted
+            record(self, **values)
+
         patch.setattr(Appender, "__call__", appended)
         patch.setattr(segment, "write", written)
+        patch.setattr(runs.Run, "record", recorded)
         train(model, data, folder, "--backend", "torch", "--num-epochs", "15", "--save-steps", "8")
-    assert list(trained.killed) == ["warm-8", "answer-70", "round-1-8", "answer-300", "whole-8"]
+    assert list(trained.killed) == PLACES
     return trained
 
 
@@ -266,7 +277,7 @@ def texts(trained: Trained) -> list[list[dict[str, Any]]]:
     return [[{**row, "seconds": 0} for row in trained.lines(number)] for number in (1, 2)]
 
 
-@pytest.mark.parametrize("place", ["answer-70", "round-1-8", "answer-300", "whole-8"])
+@pytest.mark.parametrize("place", PLACES)
 def test_killed_anywhere_it_comes_to_the_same_rows_and_the_same_model(
     broken: Trained, tmp_path: Path, place: str
 ) -> None:
@@ -285,9 +296,11 @@ def test_killed_anywhere_it_comes_to_the_same_rows_and_the_same_model(
 
 
 @BOTH
-def test_a_run_goes_on_with_the_other_backend(broken: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["before-train-1", "whole-8"])
+def test_a_run_goes_on_with_the_other_backend(broken: Trained, tmp_path: Path, place: str) -> None:
+    """To answer with what the first one trained, and in the middle of the last training."""
     folder = tmp_path / "moved"
-    shutil.copytree(broken.killed["warm-8"], folder)
+    shutil.copytree(broken.killed[place], folder)
     assert cli.main(["train", "--resume", str(folder), "--backend", "mlx", "--device", "cpu"]) == 0
     again = Trained(folder)
     assert again.manifest["status"] == "done"
@@ -308,7 +321,7 @@ def test_a_signal_while_the_model_answers_stops_the_run_and_it_goes_on(
         answers[0] += 1
 
     @contextmanager
-    def signalled() -> Iterator[Callable[[], bool]]:
+    def signalled(last: object) -> Iterator[Callable[[], bool]]:
         yield lambda: answers[0] >= 20
 
     with monkeypatch.context() as patch:
@@ -370,6 +383,32 @@ def test_answers_of_other_weights_are_refused(broken: Trained, tmp_path: Path, r
     assert "holds answers of other weights" in done.stderr
 
 
+GONE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("records.jsonl", Path.unlink, r"records\.jsonl: 0 of \d+ answers are there; bring the file back"),
+    ("records.jsonl", lambda path: path.write_bytes(path.read_bytes()[:-9]), r"\d+ of \d+ answers are there; bring"),
+    ("key.json", Path.unlink, r"key\.json is gone; bring the file back, or start a new run"),
+    ("key.json", lambda path: path.write_text("{}"), r"key\.json: .*; bring the file back, or start a new run"),
+    (
+        "key.json",
+        lambda path: path.write_text(path.read_text().replace('"seed": 0', '"seed": 1')),
+        "holds answers of other seed; bring the file back",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "said"), GONE)
+def test_a_round_that_is_done_and_not_whole_is_refused(
+    broken: Trained, tmp_path: Path, run: Run, name: str, damage: Callable[[Path], object], said: str
+) -> None:
+    """And not taken for a round in which nothing was kept."""
+    folder = tmp_path / "short"
+    shutil.copytree(broken.killed["round-1-8"], folder)
+    damage(folder / "rollouts/round-1" / name)
+    done = run("train", "--resume", folder)
+    assert done.returncode == 4, done.stderr
+    assert re.search(said, done.stderr), done.stderr
+
+
 # --- what is asked --------------------------------------------------------------------------------------------
 
 
@@ -409,7 +448,7 @@ def test_a_warm_start_without_time_is_passed_over(run: Run, model: Path, data: P
         patch.setattr(rounds, "end_of", lambda phase, number, warm, now, end: now if phase.kind == "warm" else end)
         done = run("train", *SETTINGS, *asked, "--num-epochs", "1", "--samples", "1")
     assert done.returncode == 0, done.stderr
-    assert "warm     passed over: --max-time " in done.stdout
+    assert re.search(r"warm     passed over: no update has time until [0-9][^.]* of the run", done.stdout)
     manifest = json.loads((tmp_path / "hasty/run.json").read_text())
     assert manifest["rft"]["updates"]["warm"] == 0
     assert manifest["outcome"]["updates"] == 2

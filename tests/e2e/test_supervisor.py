@@ -160,7 +160,7 @@ def test_what_follows_a_signal_within_a_second_is_the_same_request(
     """A service is stopped like that. Any other signal after it quits."""
     now = [100.0]
     monkeypatch.setattr("verbs.train.signals.time", SimpleNamespace(monotonic=lambda: now[0]))
-    with stopping() as interrupted:
+    with stopping(lambda: True) as interrupted:
         assert not interrupted()
         signal.raise_signal(signal.SIGINT)
         for number, later in ((signal.SIGHUP, 0.1), (signal.SIGTERM, 0.5), (signal.SIGINT, SAME)):

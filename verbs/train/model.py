@@ -28,6 +28,10 @@ from verbs.train.start import Job, checked_base
 REHEARSAL = 0.1  # of what the budget holds: where one pass takes more, the second, which would be quicker, is left out
 
 
+class NoTimeError(PreflightError):
+    """The time does not hold one update; another training of the same run may have some."""
+
+
 @dataclass(slots=True)
 class OpenModel:
     """The model on its backend, with what was chosen for it, and what an adapter of it says it belongs to."""
@@ -38,6 +42,7 @@ class OpenModel:
     plan: Plan | None = None  # of the memory; None for a model whose sizes are not known
     rehearsed: float = 0.0  # seconds that a padded token of an update takes; 0: not rehearsed
     update_seconds: float = 0.0  # and the next update
+    seconds: float = 0.0  # that it took to open it, and to rehearse it
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -52,7 +57,7 @@ class OpenModel:
 
 def open_model(job: Job, context: Context) -> OpenModel:
     """Load the job's model. Raises PreflightError, DataError and OutOfMemoryError."""
-    config = job.config
+    config, began = job.config, context.elapsed()
     backends.check_rows(job.backend.name, job.source.model.config, job.longest)
     planned = None if job.batches else _plan_memory(job, context)
     if planned is not None:
@@ -74,7 +79,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
     if planned is not None:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
     choices = {"backend": job.backend, **backend.choices, "batches": tokens}
-    return OpenModel(backend, choices, quantized, planned)
+    return OpenModel(backend, choices, quantized, planned, seconds=context.elapsed() - began)
 
 
 def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal: Terminal) -> None:
@@ -92,18 +97,19 @@ def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal:
         terminal.say(f"memory   no micro-batch could be timed: {error}")
         return
     model.rehearsed = seconds / batch.tokens.size
+    model.seconds += elapsed() - before
     tokens = islice(job.tokens(model.micro_batch_tokens), job.done, job.done + 1)
     model.update_seconds = model.rehearsed * sum(tokens)
 
 
 def check_time(job: Job, model: OpenModel, elapsed: float) -> None:
-    """Refuse a run that has no time for one update, before it has a folder. Raises PreflightError.
+    """Refuse a run that has no time for one update, before it has a folder. Raises NoTimeError.
 
     A run with a checkpoint is none: that becomes its model.
     """
     if not job.done and elapsed + model.update_seconds >= job.config.budget_seconds:
         left = f"{job.run.folder} is as it was" if job.run else "no folder was made"
-        raise PreflightError(no_time(job, elapsed, model.update_seconds, left))
+        raise NoTimeError(no_time(job, elapsed, model.update_seconds, left))
 
 
 def no_time(job: Job, elapsed: float, update: float, left: str) -> str:

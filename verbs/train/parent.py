@@ -1,7 +1,8 @@
 """The parent of a training process: a device's driver, or the system, can end that one without a word.
 
 `python cli.py train` starts itself again and waits. When the child was killed, or has no memory left, another one goes
-on from the newest checkpoint with half the padded tokens in a micro-batch. The child has a process group of its own,
+on from the newest checkpoint with half the padded tokens in a micro-batch; where it was asking its model, with half as
+many answers at once. The child has a process group of its own,
 so what a terminal sends reaches the parent alone, and each signal is passed on once. No framework is imported here.
 """
 
@@ -25,7 +26,7 @@ from verbs import process_clock
 from verbs.link import VARIABLE
 from verbs.train.signals import wanted
 
-MOST_RESTARTS = 3  # in a row without a new checkpoint
+MOST_RESTARTS = 3  # in a row without a new checkpoint, a new phase or a new block of answers
 KILLED = ("SIGKILL", "SIGABRT", "SIGSEGV", "SIGBUS")
 LAUNCHERS = ("RANK", "WORLD_SIZE", "MLX_RANK")  # variables that one of them sets
 NO_CHILD = ("--help", "-h", "--dry-run")
@@ -47,6 +48,9 @@ class _Told:
     flags: list[str] = field(default_factory=list)  # of the command line, that a resumed run has to get again
     downloaded: float = 0.0  # seconds that the children spent downloading, which do not count
     final: bool = False  # the child's end is not to be tried again
+    phase: str = ""  # of --recipe rft: which one it is in
+    place: str = ""  # and where that keeps its checkpoints, inside the run
+    answers: int | None = None  # where it asks its model: so many answers of whole blocks are there
 
     def read(self, ours: socket.socket) -> None:
         """All that waits in the socket."""
@@ -66,7 +70,8 @@ class _Told:
 def supervise(arguments: Sequence[str]) -> int:
     """Run the command line in a child, and again while that helps; returns the exit code."""
     elapsed, told, killed_by = process_clock(), _Told(), ""
-    failures, newest = 0, ""
+    failures = 0
+    reached: tuple[str, str, int | None] = ("", "", None)
     with _forwarding() as child:
         while True:
             child.stopping = bool(child.pending)
@@ -75,13 +80,12 @@ def supervise(arguments: Sequence[str]) -> int:
             killed_by = _reason(code, told)
             if not killed_by or child.stopping:
                 return _passed_on(code)
-            before, newest = newest, _newest(told.run)
-            failures = failures + 1 if newest == before else 0
+            before, reached = reached, (_newest(told), told.phase, told.answers)
+            failures = failures + 1 if reached == before else 0
             if failures >= MOST_RESTARTS or (told.run is None and failures > 1):
                 _say(f"error: the training process {killed_by} again and again; {_advice(told.run)}")
                 return OutOfMemoryError.exit_code
-            where = f"from {newest}" if newest else "from the beginning"
-            _say(f"the training process {killed_by}; going on {where} with half the padded tokens in a micro-batch")
+            _say(f"the training process {killed_by}; going on {_where(told)}")
 
 
 def _reason(code: int, told: _Told) -> str:
@@ -103,9 +107,19 @@ def _passed_on(code: int) -> int:
     return code
 
 
-def _newest(run: Path | None) -> str:
-    """The name of the run's newest checkpoint, whole or not; the child checks it."""
-    return max((path.name for path in run.glob("checkpoints/update-*")), default="") if run else ""
+def _newest(told: _Told) -> str:
+    """The name of the newest checkpoint that a child goes on from, whole or not; the child checks it."""
+    if told.run is None or told.answers is not None:
+        return ""
+    return max((path.name for path in (told.run / told.place).glob("checkpoints/update-*")), default="")
+
+
+def _where(told: _Told) -> str:
+    """From where the next child goes on, and with what that takes less memory."""
+    if told.answers is not None:
+        return f"with {told.phase}, where {told.answers:,} answers are there, with half as many at once"
+    of = f" of {told.phase}" if told.phase else ""
+    return f"from {_newest(told) or 'the beginning'}{of} with half the padded tokens in a micro-batch"
 
 
 def _command(arguments: Sequence[str], told: _Told) -> list[str]:

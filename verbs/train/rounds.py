@@ -47,13 +47,12 @@ from gsm8k_core.types import (
     Example,
     Orders,
     OutOfMemoryError,
-    PreflightError,
     StepEvent,
     UpdateStats,
     UsageError,
 )
 from verbs import Context, as_json
-from verbs.train.model import OpenModel, open_model, rehearse
+from verbs.train.model import NoTimeError, OpenModel, open_model, rehearse
 from verbs.train.sampler import TOGETHER, Sampler
 from verbs.train.segment import Segment
 from verbs.train.start import Job, newest_of
@@ -91,6 +90,8 @@ class Rounds:
     weights: str = FIRST  # which the model holds now: those, or a training phase's name
     answers: dict[int, list[Rollout]] = field(default_factory=dict)  # of each round
     after: float = 0.0  # seconds that are kept for what follows the phases
+    reserve: float = 0.0  # seconds of the save, and of the end of the run
+    opening: float = 0.0  # seconds that it takes to open the model for a training, and to rehearse it
     pace: float = 0.0  # seconds that a padded token of an update takes, by the newest rehearsal
     chains: dict[str, Chain] = field(default_factory=dict)  # of the human answers, by problem
     progress: Progress = field(init=False)
@@ -111,8 +112,9 @@ class Rounds:
 
     def last(self) -> Segment:
         """Do every phase, and give the last training. Raises Interrupted."""
-        guard = self._segment_of(self.job, self.run).guard_now()
-        self.after, self.pace = SPARE * guard.seconds, self.model.rehearsed
+        last = self._segment_of(self.job, self.run)
+        guard, self.reserve = last.guard_now(), last.reserve_now()
+        self.after, self.pace, self.opening = SPARE * guard.seconds, self.model.rehearsed, self.model.seconds
         self._decide_what_is_asked_for()
         self._decide_warm_start()
         if self._warm:
@@ -131,10 +133,10 @@ class Rounds:
 
     # --- what is decided --------------------------------------------------------------------------------------
 
-    def _decide(self, name: str, choice: Choice) -> None:
-        """Note a decision, and say it; one that was taken before stays."""
+    def _decide(self, name: str, choice: Choice, phase: Timed | None = None) -> None:
+        """Note a decision, and say it; one that was taken before stays. `phase`: whose time it changes."""
         if self.progress.decided(name) is None:
-            self._record(self.progress.with_decision(name, choice))
+            self._record(replace(self.progress.with_decision(name, choice), phase=phase or self.progress.phase))
             self.context.terminal.say(f"{name:<8} {choice.name}: {choice.reason}")
 
     def _record(self, progress: Progress) -> None:
@@ -179,7 +181,7 @@ class Rounds:
         self.sampler.calculator = self.progress.decided("calculator") == "on"
         self._decide("together", self._together())
         self.sampler.together = progress.together or int(self.progress.decided("together") or TOGETHER)
-        if self.context.link.killed_by and progress.phase and not progress.phase.name.startswith("train"):
+        if self.context.link.killed_by and progress.sampling:
             self._halve("the process was killed")
 
     def _together(self) -> Choice:
@@ -210,7 +212,7 @@ class Rounds:
                 self._record(replace(self.progress, phase=replace(timed, name="sample-1", end=end)))
 
     def _mode_by(self, answers: Sequence[Rollout]) -> Choice:
-        """By what a first block's answers are verified: as asked for, or as their right ones can be read."""
+        """By what answers are verified: as asked for, or as the right ones of these can be read."""
         if (asked := self.config.verify) != "auto":
             return Choice(asked, f"--verify {asked}")
         right = sum(each.verdict.gold_right for each in answers)
@@ -218,11 +220,25 @@ class Rounds:
             return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
         return choose_mode(each.verdict for each in answers)
 
-    def _decide_rounds(self, answers: Sequence[Rollout], began: float) -> None:
-        each = (answers[-1].seconds - began) / len(answers) if answers else 0.0
-        left = self._end - began
+    def _decide_verify(self, answers: Sequence[Rollout], ended: bool) -> None:
+        """By all answers so far, when enough are right to say whether steps can be read; else when wave 1 has ended.
+
+        Not later: which problems a later wave asks depends on it, and a run that goes on has to ask the same.
+        """
+        if self.progress.decided("verify") is None:
+            right = sum(each.verdict.gold_right for each in answers)
+            if ended or right >= FEWEST_RIGHT or self.config.verify != "auto":
+                self._decide("verify", self._mode_by(answers))
+
+    def _decide_rounds(self, answers: Sequence[Rollout], timed: Timed) -> Timed:
+        """By the first answers; gives the time that the sampling now has, which is noted in the same moment."""
+        each = (answers[-1].seconds - timed.began) / len(answers) if answers else 0.0
+        left = self._end - timed.began
         number = rounds_that_fit(left, each, len(self.sampler.problems)) if answers else 1
-        self._decide("rounds", Choice(str(number), f"an answer takes {each:.2f} s, and there are {clock(left)}"))
+        timed = replace(timed, end=end_of(Phase("sample", 1), number, self._warm, timed.began, self._end))
+        reason = f"an answer takes {each:.2f} s, and there are {clock(left)}"
+        self._decide("rounds", Choice(str(number), reason), timed)
+        return timed
 
     def _pays(self) -> bool:
         """Whether the warm model answers well enough; decided once."""
@@ -248,6 +264,8 @@ class Rounds:
     def _begin(self, phase: Phase, name: str = "") -> Timed:
         """The phase's time: as it was recorded, where the run has the same --max-time."""
         name, now, budget = name or phase.name, self.elapsed(), self.config.budget_seconds
+        asks = 0 if phase.kind == "sample" else None
+        self.context.link.tell(phase=name, place=f"{self.run.rollouts.name}/{folder_of(name)}", answers=asks)
         known = self.progress.phase
         if known is not None and known.name == name and known.budget == budget:
             return known
@@ -260,18 +278,17 @@ class Rounds:
         assert self.progress.phase is not None
         return self.progress.phase
 
-    def _with_rounds_known(self, timed: Timed) -> Timed:
-        """The time of a first sampling that began when the number of rounds was not decided."""
-        end = end_of(Phase("sample", 1), self._rounds, self._warm, timed.began, self._end)
-        self._record(replace(self.progress, phase=replace(timed, end=end)))
-        return replace(timed, end=end)
-
     def _sampling_end(self, number: int, timed: Timed) -> float:
-        """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it."""
-        if number < self._rounds or not self.pace:
+        """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it.
+
+        That is its updates, the opening of the model and its rehearsal, the guard after a quarter, and the save.
+        """
+        if self.progress.decided("rounds") is None or number < self._rounds or not self.pace:
             return timed.end
-        tokens = sum(len(row.tokens) for row in self._rows())
-        return longer_sampling(timed.end, self._end, SPARE * self.config.num_epochs * tokens * self.pace)
+        job = replace(self.job, rows=replace(self.job.rows, examples=self._mixed() or self.job.rows.examples))
+        updates = sum(job.tokens(self.model.micro_batch_tokens)) * self.pace
+        training = SPARE * (updates + self.opening) + self.after + self.reserve
+        return longer_sampling(timed.end, self._end, training)
 
     # --- sampling ---------------------------------------------------------------------------------------------
 
@@ -294,13 +311,16 @@ class Rounds:
         folder = self.run.phase(folder_of(name)).folder
         weights = f"train-{number - 1}" if number > 1 else "warm" if self.progress.updates.get("warm") else FIRST
         if name in self.progress.done:
-            self.answers[number] = self.sampler.read(folder / RECORDS)
+            counts = (each for each in self.run.manifest.get(ROUNDS, ()) if each["round"] == number)
+            answered = next((int(each["answered"]) for each in counts), None)
+            self.answers[number] = self.sampler.read_closed(folder, answered)
             self._drop(weights)
             return
         self._hold(weights)
         self.sampler.check_key(folder, self._hash_of(weights))
         timed = self._begin(Phase("sample", number))
         self._answer(number, folder / RECORDS, timed)
+        self.sampler.later = None
         if self.interrupted():
             raise Interrupted
         self._close(number, folder, timed)
@@ -316,23 +336,29 @@ class Rounds:
     def _answer(self, number: int, path: Path, timed: Timed) -> None:
         """Ask until all is asked or the time is over; with half as many at once where memory runs out."""
         earlier = [each for known in self.answers.values() for each in known]
+
+        def later() -> float:
+            return self._sampling_end(number, timed)
+
         while True:
-            self.sampler.until = timed.end
+            self.sampler.until, self.sampler.later = timed.end, later
             try:
                 for block, answers in self.sampler.blocks(self.model.backend, number, path, earlier):
                     self.answers[number] = answers
+                    self.context.link.tell(answers=len(answers))
                     if self.interrupted():
                         return
-                    self._decide("verify", self._mode_by(block.answers))
+                    self._decide_verify(answers, ended=block.wave > 1 or len(answers) == block.of)
                     if self.progress.decided("rounds") is None:
-                        self._decide_rounds(block.answers, timed.began)
-                        timed = self._with_rounds_known(timed)
+                        timed = self._decide_rounds(block.answers, timed)
                     if number == 1 and not self._pays():
                         return
-                    self.sampler.until = self._sampling_end(number, timed)
+                    # What is kept is looked through when the planned end has come, and not after every block.
+                    self.sampler.until = timed.end if self.elapsed() < timed.end else later()
                 return
             except OutOfMemoryError as error:
                 if self.sampler.together == 1:
+                    self.context.link.tell(final=True)  # another process would find the same
                     raise
                 self._halve(str(error))
 
@@ -345,6 +371,7 @@ class Rounds:
 
     def _close(self, number: int, folder: Path, timed: Timed) -> None:
         """The round's counts and its kept answers on the disk; then it is done."""
+        self._decide_verify(self.answers[number], ended=True)
         kept, answers, samples = self._kept(), self.answers[number], self.config.samples
         ours = [each for found in kept.values() for each in found if each.sample // samples == number - 1]
         first = [each for each in answers if each.sample == (number - 1) * samples]
@@ -373,7 +400,8 @@ class Rounds:
     def _human_chains(self) -> dict[str, Chain]:
         if not self.chains:
             for problem in self.sampler.explained:
-                self.chains[problem.id] = verify(problem.answer, "stop", problem.answer).chain
+                if chain := verify(problem.answer, "stop", problem.answer).chain:
+                    self.chains[problem.id] = chain
         return self.chains
 
     def _kept(self) -> dict[str, list[Rollout]]:
@@ -388,10 +416,24 @@ class Rounds:
         return kept_of(answers, self.config.keep, self._mode, fits, known)
 
     def _rows(self) -> list[Example]:
-        """The training rows of all that was kept so far; the human ones where nothing was."""
+        """The training rows of all that was kept so far; the human ones where nothing was.
+
+        Raises DataError where own answers alone were asked for.
+        """
+        rows = self._mixed()
+        if not rows and self.config.mix == "own":
+            warm = "" if self._warm else ", or --warm-start on"
+            answers = counted(sum(map(len, self.answers.values())), "answer")
+            raise DataError(
+                f"--mix own: none of {answers} could be kept, so there is no row to train on (python cli.py inspect "
+                f"--run {self.run.folder} --show 3 says why); start a new run with --mix both{warm}"
+            )
+        return rows or self.job.rows.examples
+
+    def _mixed(self) -> list[Example]:
         prompts, human = self.sampler.prompts, {example.id: example for example in self.job.rows.examples}
         own = {name: [own_row(each, prompts[name]) for each in kept] for name, kept in self._kept().items()}
-        return mix(self._mix, list(prompts), own, human) or self.job.rows.examples
+        return mix(self._mix, list(prompts), own, human)
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -432,9 +474,10 @@ class Rounds:
     def _opened(self, rows: Sequence[Example], run: Run, config: TrainConfig, checkpoint: Checkpoint | None) -> Job:
         """A training on `rows` in the folder of `run`, its model opened for it and rehearsed."""
         hashes = {**self.job.hashes, "trained": rows_hash(rows)}
-        unfinished = run is not self.run or self.job.unfinished
+        between = run is not self.run
+        unfinished = between or self.job.unfinished
         if run.checkpoints.is_dir():
-            checkpoint = newest_of(run, config, hashes, unfinished, self.context) or checkpoint
+            checkpoint = newest_of(run, config, hashes, unfinished, self.context, between) or checkpoint
         else:
             cut_metrics(run.metrics, 0)  # a kill came before the first checkpoint
         job = replace(
@@ -449,7 +492,8 @@ class Rounds:
         )
         self._open(job)
         rehearse(job, self.model, self.elapsed, self.context.terminal)
-        self.pace = self.model.rehearsed or self.pace
+        if self.model.rehearsed:
+            self.pace, self.opening = self.model.rehearsed, self.model.seconds
         return job
 
     def _train(self, phase: Phase, rows: Sequence[Example]) -> None:
@@ -464,8 +508,9 @@ class Rounds:
         segment = replace(self._segment_of(job, run), trackers=Trackers([]))
         try:
             outcome, pilot = segment.train_on()
-        except PreflightError as error:  # what follows may have time all the same
-            self.context.terminal.say(f"{phase.name:<8} passed over: {str(error).split(':')[0]}")
+        except NoTimeError:  # what follows may have some all the same
+            until = f"no update has time until {clock(timed.end)} of the run"
+            self.context.terminal.say(f"{phase.name:<8} passed over: {until}")
             self._record(self.progress.with_done(phase.name, 0))
             return
         self.model, self.weights = segment.model, phase.name
@@ -478,6 +523,7 @@ class Rounds:
     def _last(self, rows: Sequence[Example], from_warm: bool = False) -> Segment:
         """The last training; `from_warm`: the warm start goes on, on the human rows."""
         self._begin(Phase("train", self._rounds))
+        self.context.link.tell(phase="the training", place="", answers=None)
         from_warm = from_warm and self.progress.updates["warm"] > 0
         own = sum("/own-" in row.id for row in rows)
         mixed = f"{own:,} answers of its own and {len(rows) - own:,} human ones"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import read_json, write_json
+from gsm8k_core.files import write_json
 from gsm8k_core.problems.prompts import PROMPT_NAME, decode, encode
-from gsm8k_core.rollouts.record import KEY, Rollout, read_records
+from gsm8k_core.rollouts.record import AGAIN, BACK, KEY, RECORDS, Rollout, read_key, read_records
 from gsm8k_core.rollouts.round import Block, Round
 from gsm8k_core.rollouts.schedule import FIRST_ANSWERS
 from gsm8k_core.rollouts.wave import Ask
@@ -39,6 +39,7 @@ class Sampler:
     together: int = TOGETHER
     calculator: bool = False
     until: float = 0.0
+    later: Callable[[], float] | None = None  # asked once, when `until` has come: another end, if it is later
     problems: Mapping[str, Problem] = field(init=False)
     prompts: Mapping[str, tuple[int, ...]] = field(init=False)
 
@@ -64,14 +65,24 @@ class Sampler:
             return str(error)
         return ""
 
-    def read(self, path: Path) -> list[Rollout]:
-        """The answers in a records.jsonl. Raises DataError."""
-        return read_records(path, self.problems, self._decode, self.job.source.model.vocabulary)
+    def read(self, path: Path, advice: str = AGAIN) -> list[Rollout]:
+        """The answers in a records.jsonl. Raises DataError with `advice`, and StorageError."""
+        return read_records(path, self.problems, self._decode, self.job.source.model.vocabulary, advice)
 
-    def check_key(self, folder: Path, weights: str) -> None:
+    def read_closed(self, folder: Path, answered: int | None) -> list[Rollout]:
+        """All answers of a round that is done: so many as run.json counts. Raises DataError where some are gone."""
+        self.check_key(folder, None)
+        answers = self.read(folder / RECORDS, BACK)
+        if len(answers) != answered:
+            of = "run.json counts none" if answered is None else f"of {answered:,}"
+            raise DataError(f"{folder / RECORDS}: {len(answers):,} {of} answers are there; {BACK}")
+        return answers
+
+    def check_key(self, folder: Path, weights: str | None) -> None:
         """What decides the answers of a folder: noted before the first, and the same whenever they are read.
 
-        `weights` is the hash of those that answer. Raises DataError.
+        `weights` is the hash of those that answer; None for a round that is done, whose weights may be gone.
+        Raises DataError, and StorageError for a file that the system does not give.
         """
         config = self.job.config
         key = {
@@ -85,12 +96,17 @@ class Sampler:
             "seed": config.seed,
             "calculator": self.calculator,
         }
-        path = folder / KEY
-        if not path.exists():
-            write_json(path, key)
-        elif (known := read_json(path)) != key:
-            name = next(name for name in [*key, *known] if known.get(name) != key.get(name))
-            raise DataError(f"{folder} holds answers of other {name}; remove {folder} to sample that round again")
+        known = read_key(folder / KEY, AGAIN if weights is not None else BACK)
+        if known is None and weights is not None:
+            write_json(folder / KEY, key)
+        elif known is None:
+            raise DataError(f"{folder / KEY} is gone; {BACK}")
+        else:
+            key["weights"] = known["weights"] if weights is None else weights
+            other = next((name for name in key if known[name] != key[name]), None)
+            if other:
+                advice = BACK if weights is None else f"remove {folder} to sample that round again"
+                raise DataError(f"{folder} holds answers of other {other}; {advice}")
 
     @property
     def num_first(self) -> int:
@@ -158,6 +174,8 @@ class Sampler:
 
     def _late(self) -> bool:
         """Asked after each token."""
+        if self.later is not None and self.elapsed() >= self.until:
+            self.until, self.later = self.later(), None
         return self.interrupted() or self.elapsed() >= self.until
 
 

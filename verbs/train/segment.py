@@ -31,12 +31,11 @@ from gsm8k_core.types import (
     GSM8KError,
     Outcome,
     OutOfMemoryError,
-    PreflightError,
     StepEvent,
     StorageError,
 )
 from verbs import Context, as_json, say_choices
-from verbs.train.model import OpenModel, no_time, open_model, rehearse
+from verbs.train.model import NoTimeError, OpenModel, no_time, open_model, rehearse
 from verbs.train.recovery import go_on, keep, keep_model, name_newest
 from verbs.train.room import out_of_room, room_of
 from verbs.train.start import Job
@@ -170,7 +169,7 @@ class Segment:
     def _spent(self, pilot: RunPilot[Any]) -> bool:
         """Whether there is no time for another update: then the checkpoint's weights become the model.
 
-        Raises PreflightError where there is none either.
+        Raises NoTimeError where there is none either.
         """
         job = self.job
         if job.only_model_is_missing:
@@ -182,7 +181,7 @@ class Segment:
                 f"{self.run.whole.folder} has what the run made so far and no weights "
                 f"(--resume {self.run.whole.folder} goes on with it)"
             )
-            raise PreflightError(no_time(job, self.elapsed(), self.model.update_seconds, left))
+            raise NoTimeError(no_time(job, self.elapsed(), self.model.update_seconds, left))
         return True
 
     def _note_choices(self) -> None:
@@ -263,7 +262,7 @@ class Segment:
 
     def _past(self, guard: Guard) -> Past:
         job = self.job
-        writing = write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(job.config)))
+        writing = self._write_seconds()
         return Past(
             job.events,
             job.checkpoint.losses if job.checkpoint else (),
@@ -275,9 +274,20 @@ class Segment:
             micro_batch_tokens=self.model.micro_batch_tokens,
             widest=job.widest,
             rehearsed=self.model.rehearsed,
-            reserve=writing + END_SECONDS * slowdown() + self.trackers.reserve,
+            reserve=self._reserve(writing),
             save_reserve=MOMENTS * writing,
         )
+
+    def _write_seconds(self) -> float:
+        job = self.job
+        return write_seconds(self.run.folder, saved_bytes(job.source.folder, lora_spec(job.config)))
+
+    def _reserve(self, writing: float) -> float:
+        return writing + END_SECONDS * slowdown() + self.trackers.reserve
+
+    def reserve_now(self) -> float:
+        """Seconds that the end of the run may take after its last update and guard."""
+        return self._reserve(self._write_seconds())
 
     def _keep_best(self, update: int, live: Any, result: DevResult) -> Path:
         """best/ of the weights after `update`, with its label."""

@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from gsm8k_core.types import EXIT_INTERRUPTED
 
 SAME = 1.0  # seconds
+FINISHING = b"\nfinishing this update, then saving the model; the same again quits at once\n"
+# Of a training or a sampling that others follow: there is no model yet.
+KEEPING = b"\nstopping: what is there so far is kept, for --resume; the same again quits at once\n"
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -22,8 +25,10 @@ def wanted() -> list[signal.Signals]:
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
+def stopping(last: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; a second one at once.
+
+    `last` says whether what is trained now becomes the run's model.
 
     Who stops a whole service or a job signals every process of it, and may follow SIGTERM with SIGHUP: what comes
     within SAME seconds, from the parent too, is one request.
@@ -38,7 +43,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
         seen.append(time.monotonic())
         # Written past Python's streams: the terminal may be gone, or one of them in the middle of a line.
         with suppress(OSError):
-            os.write(2, b"\nfinishing this update, then saving the model; the same again quits at once\n")
+            os.write(2, FINISHING if last() else KEEPING)
 
     old = {number: signal.signal(number, note) for number in wanted()}
     try:

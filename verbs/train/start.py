@@ -284,15 +284,23 @@ def _seconds_of_phases(run: Run, say: Callable[[str], None]) -> float:
 
 
 def newest_of(
-    run: Run, config: TrainConfig, hashes: Mapping[str, str], unfinished: bool, context: Context
+    run: Run,
+    config: TrainConfig,
+    hashes: Mapping[str, str],
+    unfinished: bool,
+    context: Context,
+    between: bool = False,
 ) -> Checkpoint | None:
-    """The checkpoint to go on from, said; what metrics.jsonl holds beyond it is cut. None: from the beginning."""
+    """The checkpoint to go on from, said; what metrics.jsonl holds beyond it is cut. None: from the beginning.
+
+    `between`: of a training that others follow, which is done with what it has where its time is over.
+    """
     say = context.terminal.say
     checkpoint = newest(run.checkpoints, say)
     if checkpoint is not None:
         _check_own(checkpoint, config, hashes)
     dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
-    if not (context.link.killed_by or dead_at_end):  # then what there is becomes the model
+    if not (context.link.killed_by or dead_at_end or between):  # then what there is becomes the model
         _refuse_spent(config, checkpoint)
     dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
     undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from threading import Event
 from typing import Any
 
 from gsm8k_core.clock import kept_awake
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
-from gsm8k_core.rollouts.progress import ROUNDS
+from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress
 from gsm8k_core.tracking.feed import open_trackers
 from gsm8k_core.training.pilot import STOP_INTERRUPTED, RunPilot
 from gsm8k_core.training.runs import Run
@@ -51,8 +52,11 @@ def run(config: TrainConfig, context: Context) -> int:
     check_room(job, context.terminal)
     link = context.link
     before = job.seconds if link.seconds is None else link.seconds
-    job = replace(job, seconds=before + link.before, shrink=link.killed_by)
-    with stopping() as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
+    job = replace(job, seconds=before + link.before, shrink="" if _was_sampling(job) else link.killed_by)
+    last = Event()  # what is trained from now on becomes the model
+    if job.config.recipe == "sft":
+        last.set()
+    with stopping(last.is_set) as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
         model = open_model(job, context)
         say_choices(context.terminal, model.choices)
         elapsed = partial(_elapsed, job, context)
@@ -62,21 +66,26 @@ def run(config: TrainConfig, context: Context) -> int:
         claimed = job.claim(model.choices)
         flags = _repeated(job.config)
         link.tell(run=str(claimed.folder.resolve()), seconds=before, flags=flags, downloaded=seconds_downloading())
-        if link.killed_by:
-            job = note_killed(job, claimed, model.micro_batch_tokens, link.killed_by)
+        if job.shrink:
+            job = note_killed(job, claimed, model.micro_batch_tokens, job.shrink)
             if job.config.recipe == "rft":  # which opens its model again
                 job = replace(job, batches=model.choices["batches"])
         with _held(claimed):
-            result = _train(job, model, claimed, context, lambda: stopped() or link.parent_is_gone())
+            result = _train(job, model, claimed, context, lambda: stopped() or link.parent_is_gone(), last)
     if result is None:
         say_stopped(claimed.folder, context.terminal)
         return EXIT_STOPPED
     if rounds := claimed.manifest.get(ROUNDS):
-        result |= {"rounds": rounds}
+        result |= {"rounds": rounds, "own": claimed.manifest["trained"]["own"]}
     say_outcome(job, claimed.folder, claimed.model, claimed.best, result, context.terminal)
     if job.source.choice.name == EMBEDDED_MODEL:
         banner(context.terminal, job.reason)
     return EXIT_STOPPED if result["reason"] == STOP_INTERRUPTED else EXIT_OK
+
+
+def _was_sampling(job: Job) -> bool:
+    """Whether the process before this one was asking the model: no micro-batch was too large then."""
+    return job.run is not None and Progress.from_json(job.run.manifest.get(PROGRESS)).sampling
 
 
 def _elapsed(job: Job, context: Context) -> float:
@@ -104,7 +113,7 @@ def _held(run: Run) -> Iterator[None]:
 
 
 def _train(
-    job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool]
+    job: Job, model: OpenModel, run: Run, context: Context, interrupted: Callable[[], bool], last: Event
 ) -> dict[str, Any] | None:
     """Train to the end or a stop, and save the model; returns how it went, which run.json keeps.
 
@@ -114,6 +123,7 @@ def _train(
         if job.config.recipe == "rft":
             try:
                 segment = Rounds(job, model, run, context, trackers, interrupted).last()
+                last.set()
             except Interrupted:
                 run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
                 return None

@@ -173,7 +173,7 @@ def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal
         adapter=config.uses_adapter,
         rate=config.learning_rate,
         budget=config.max_time,
-        own=config.recipe == "rft",
+        own=result.get("own", 0) if config.recipe == "rft" else None,
         solved=(base["correct"], base["problems"]) if "correct" in base else None,
     )
     terminal.say(said)

@@ -15,7 +15,7 @@ import pytest
 
 from gsm8k_core.report import page
 from gsm8k_core.report.comparison import make_comparison, verdict
-from gsm8k_core.report.words import Facts, headline, p_value, percent, points, visible, without_secrets
+from gsm8k_core.report.words import Facts, headline, own_answers, p_value, percent, points, visible, without_secrets
 from gsm8k_core.scoring.diagnose import CATEGORIES
 from gsm8k_core.scoring.evaluate import make_record, summarise
 from gsm8k_core.types import Completion, DataError, Problem
@@ -367,3 +367,21 @@ def test_a_run_of_own_answers_shows_its_rounds() -> None:
     assert "11,3005,200700610441212.5 %10.8 to 14.4610,0001,000 a kept row" in found.text  # cells have no space between
     assert "21,3005,200700044" in found.text
     assert "Own answers" not in Read(rendered(facts=Facts())).text
+
+
+@pytest.mark.parametrize(
+    ("trained", "verify", "said"),
+    [
+        (610, "steps", "on answers of its own: sampled on train problems, and kept where the number and every step"),
+        (610, "gold", "kept where the number is right; steps were not checked. Solved is"),
+        (0, "steps", "none of these answers was trained on: it learned from human ones alone. Solved is"),
+        (None, None, "The model answered train problems itself. Solved is"),
+    ],
+)
+def test_what_became_of_own_answers_is_said_as_it_was(trained: int | None, verify: str | None, said: str) -> None:
+    counts = {"round": 1, "asked": 13, "answered": 52, "verified": 7, "kept": 6, "new_chains": 4, "wrong_step": 1}
+    counts |= {"tokens": 610, "rate": None, "interval": None}
+    facts = Facts(rounds=[counts], own=own_answers(trained, verify))
+    text = Read(rendered(facts=facts)).text
+    assert said in text
+    assert ("was trained on answers of its own" in text) == bool(trained)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.rollouts.record import Appender, Rollout, as_line, judged, last_seconds, read_records
-from gsm8k_core.types import Completion, DataError
+from gsm8k_core.rollouts import record
+from gsm8k_core.rollouts.record import Appender, Rollout, as_line, judged, last_seconds, read_key, read_records
+from gsm8k_core.types import Completion, DataError, StorageError
 from tests.core.rollouts.script import END, NO_STEP, OTHER, RIGHT, WRONG, WRONG_STEP, decode, encode, problem
 
 PROBLEM = problem("train-3")
@@ -120,3 +121,24 @@ def test_the_same_answer_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "records.jsonl", rollout(RIGHT), rollout(WRONG))
     with pytest.raises(DataError, match="there twice"):
         read(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weights": 3}', "{}"])
+def test_a_damaged_key_is_refused_with_advice_about_its_round(tmp_path: Path, content: str) -> None:
+    (tmp_path / "key.json").write_text(content)
+    with pytest.raises(DataError, match=r"key\.json.*; bring it back$"):
+        read_key(tmp_path / "key.json", "bring it back")
+    assert read_key(tmp_path / "none.json", "") is None
+
+
+def test_a_file_that_the_system_does_not_give_is_a_matter_of_its_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, most: int) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = write(tmp_path / "records.jsonl", rollout(RIGHT))
+    monkeypatch.setattr(record, "read_plain", refuse)
+    for reads in (read, last_seconds, record.content_of):
+        with pytest.raises(StorageError, match=r"records\.jsonl cannot be read \(Permission denied\); check .* rights"):
+            reads(path)

@@ -69,7 +69,9 @@ def test_the_answers_that_decide_about_a_warm_start_take_an_eighth_at_most() -> 
 
 
 def test_the_last_sampling_goes_on_while_training_has_time_to_spare() -> None:
-    assert longer_sampling(end=500, last=1000, training=100) == 900
+    assert longer_sampling(end=500, last=1000, training=300) == 700
+    assert longer_sampling(end=500, last=1000, training=1) == 750  # and half of the rest is not touched
+    assert longer_sampling(end=1000, last=900, training=1) == 1000
     assert longer_sampling(end=500, last=1000, training=600) == 500
 
 

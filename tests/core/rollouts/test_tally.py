@@ -25,8 +25,8 @@ def answers() -> list[Rollout]:
 
 def test_a_round_is_counted() -> None:
     every = answers()
-    kept = [every[0], every[3]]
-    found = tally(1, every, [each for each in every if each.sample == 0], kept, {"train-0": ("2+3",)}, "steps", 9.0)
+    kept, human = [every[0], every[3]], {"train-0": ("2+3",), "train-1": ("2+3",)}
+    found = tally(1, every, [each for each in every if each.sample == 0], kept, human, "steps", 9.0)
     assert (found.asked, found.answered, found.verified, found.kept) == (4, 8, 2, 2)
     assert (found.gold_right, found.wrong_step, found.new_chains) == (5, 1, 1)
     assert found.tokens == sum(len(text) for texts in TEXTS for text in texts)
@@ -35,6 +35,8 @@ def test_a_round_is_counted() -> None:
     assert found.interval == pytest.approx((0.0456, 0.6994), abs=1e-4)  # Wilson, 1 of 4
     assert found.refused == {"wrong number": 3, "no readable step": 2, "a wrong step": 1}
     StoredTally.model_validate(found.as_json())
+    of_one = tally(1, every, [], kept, {"train-0": ("2+3",)}, "steps", 9.0)
+    assert of_one.new_chains == 0  # train-1 comes with its number alone
 
 
 def test_by_number_alone_more_is_verified() -> None:
@@ -59,6 +61,13 @@ def test_progress_comes_back_from_json() -> None:
     assert progress.decided("rounds") is None
 
 
+@pytest.mark.parametrize("name", ["warm", "train-1"])
+def test_a_training_that_is_done_without_its_updates_is_refused(name: str) -> None:
+    values = Progress().with_done(name, updates=7).as_json()
+    with pytest.raises(pydantic.ValidationError, match=f"updates lacks those of {name}"):
+        StoredProgress.model_validate({**values, "updates": {}})
+
+
 def test_a_round_has_one_folder_for_its_answers_and_its_training() -> None:
     assert [folder_of(name) for name in ("base", "warm", "sample-2", "train-2")] == [
         "base",
@@ -76,3 +85,11 @@ def test_a_decision_that_no_run_takes_is_refused(name: str, value: str) -> None:
     values = Progress().with_decision(name, Choice(value, "why")).as_json()
     with pytest.raises(pydantic.ValidationError, match=f"{name} cannot be"):
         StoredProgress.model_validate(values)
+
+
+def test_a_phase_asks_the_model_or_trains_it() -> None:
+    asks = {
+        name: Progress(phase=Timed(name, 0.0, 1.0, 2.0)).sampling for name in ("base", "sample-1", "warm", "train-2")
+    }
+    assert asks == {"base": True, "sample-1": True, "warm": False, "train-2": False}
+    assert not Progress().sampling

@@ -285,7 +285,11 @@ def test_a_base_that_solves_a_tenth_is_shown_the_other_recipe() -> None:
     again = advice(WORSE, adapter=False, rate=3e-5, budget="2h", solved=(23, 64))
     assert "--recipe rft" in again
     assert "the base solves 23 of 64 dev problems by itself" in again
-    own = advice(WORSE, adapter=False, rate=3e-5, budget="2h", own=True, solved=(23, 64))
+    own = advice(WORSE, adapter=False, rate=3e-5, budget="2h", own=9, solved=(23, 64))
+    none = advice(WORSE, adapter=False, rate=3e-5, budget="2h", own=0)
+    assert "--samples" not in none
+    assert "--recipe rft" not in none
+    assert "a larger --model" in none
     assert "--recipe rft" not in own
     assert "more --samples" in own
 

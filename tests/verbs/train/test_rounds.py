@@ -1,0 +1,146 @@
+"""What the rounds decide about their time, with a clock that the test turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.rollouts.progress import Progress, Timed
+from gsm8k_core.types import Choice, DataError, UsageError
+from verbs.link import Link
+from verbs.train import start
+from verbs.train.rounds import Rounds
+from verbs.train.sampler import Sampler
+
+
+@dataclass
+class Rows:
+    examples: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Job:
+    """Of verbs/train/start.py, what the clock asks: a row has 10 padded tokens, and one epoch is trained."""
+
+    config: TrainConfig
+    rows: Rows = field(default_factory=Rows)
+    seconds: float = 0.0
+
+    def tokens(self, max_tokens: int) -> Iterator[int]:
+        return iter([10] * len(self.rows.examples))
+
+
+def made(config: TrainConfig, **known: Any) -> Rounds:
+    """Rounds without a model and without a folder."""
+    rounds = object.__new__(Rounds)
+    nothing = {"after": 0.0, "reserve": 0.0, "opening": 0.0, "pace": 0.0, "progress": Progress(), "answers": {}}
+    for name, value in ({"job": Job(config)} | nothing | known).items():
+        setattr(rounds, name, value)
+    return rounds
+
+
+@pytest.mark.parametrize(
+    ("more", "end"),
+    [
+        ({}, 800 - 1.25 * 200),  # 20 rows of 10 tokens, a second each
+        ({"reserve": 30.0}, 520),
+        ({"opening": 20.0}, 525),
+        ({"after": 10.0}, 530),  # the end is earlier by it, and the guard after a quarter takes as long
+        ({"pace": 0.1}, 650),  # the half of the rest that is not touched
+        ({"opening": 300.0}, 500),
+    ],
+)
+def test_a_longer_sampling_leaves_time_for_all_that_follows(
+    more: dict[str, float], end: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rounds, "_mixed", lambda self: [None] * 20)
+    progress = Progress().with_decision("rounds", Choice("1", ""))
+    model = SimpleNamespace(micro_batch_tokens=64)
+    rounds = made(TrainConfig(max_time="800"), progress=progress, model=model, **{"pace": 1.0, **more})
+    assert rounds._sampling_end(1, Timed("sample-1", 0.0, 500.0, 800.0)) == pytest.approx(end)
+
+
+def test_another_end_is_asked_for_once_and_when_the_planned_one_has_come() -> None:
+    now, asked = [0.0], []
+
+    def later() -> float:
+        asked.append(now[0])
+        return 7.0
+
+    job: Any = SimpleNamespace(rows=SimpleNamespace(asked=[]))
+    sampler = Sampler(job, SimpleNamespace(), lambda: now[0], lambda: False, lambda: "steps", until=5.0, later=later)  # type: ignore[arg-type]
+    late = []
+    for moment in (1.0, 4.9, 5.0, 6.9, 7.0, 9.0):
+        now[0] = moment
+        late.append(sampler._late())
+    assert late == [False, False, False, False, True, True]
+    assert asked == [5.0]
+
+
+def test_the_number_of_rounds_and_the_end_of_the_first_are_written_together() -> None:
+    written: list[dict[str, Any]] = []
+    said: list[str] = []
+    rounds = made(
+        TrainConfig(max_time="1000"),
+        progress=Progress(phase=Timed("sample-1", 0.0, 500.0, 1000.0)).with_decision("warm", Choice("off", "")),
+        run=SimpleNamespace(record=lambda rft: written.append(rft)),
+        context=SimpleNamespace(elapsed=lambda: 10.0, terminal=SimpleNamespace(say=said.append)),
+        sampler=SimpleNamespace(problems=[None] * 100),
+    )
+    answers: list[Any] = [SimpleNamespace(seconds=10.0)] * 64
+    assert rounds.progress.phase is not None
+    timed = rounds._decide_rounds(answers, rounds.progress.phase)
+    assert [each["decisions"]["rounds"]["name"] for each in written] == ["2"]
+    assert written[0]["phase"]["end"] == timed.end == 250.0
+    assert len(said) == 1
+
+
+def answer(gold_right: bool, claims: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(verdict=SimpleNamespace(gold_right=gold_right, claims=claims))
+
+
+def test_how_answers_are_verified_is_decided_when_enough_are_right_or_the_first_wave_has_ended() -> None:
+    context = SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None))
+
+    def decided(answers: list[Any], ended: bool = False, **settings: Any) -> str | None:
+        run = SimpleNamespace(record=lambda rft: None)
+        rounds = made(TrainConfig(**settings), run=run, context=context)
+        rounds._decide_verify(answers, ended)
+        return rounds.progress.decided("verify")
+
+    few, enough = [answer(False)] * 60 + [answer(True)] * 4, [answer(False)] * 180 + [answer(True)] * 5
+    assert decided(few) is None  # of a first block: what no step can be read in may come to be seen
+    assert decided(enough) == "gold"
+    assert decided([*enough, *[answer(True, ("2+3",))] * 9]) == "steps"
+    assert decided(few, ended=True) == "steps"
+    assert decided(few, verify="gold") == "gold"
+
+
+def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rounds, "_mixed", lambda self: [])
+    run = SimpleNamespace(folder="runs/x")
+    known: dict[str, Any] = {"run": run, "answers": {1: [None] * 9}}
+    with pytest.raises(DataError, match=r"none of 9 answers could be kept.*--mix both, or --warm-start on"):
+        made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
+    assert made(TrainConfig(recipe="rft"), **known)._rows() == []
+
+
+def test_a_training_between_others_is_done_where_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(max_time="734.123")
+    facts = {"config": config.model_dump(mode="json")}
+    checkpoint = SimpleNamespace(update=3, elapsed=733.9, folder=tmp_path, facts=facts, events=[{"total": 8}])
+    monkeypatch.setattr(start, "newest", lambda folder, say: checkpoint)
+    monkeypatch.setattr(start, "_check_own", lambda *unused: None)
+    run: Any = SimpleNamespace(folder=tmp_path, checkpoints=tmp_path, metrics=tmp_path / "metrics.jsonl")
+    context: Any = SimpleNamespace(terminal=SimpleNamespace(say=lambda line: None), link=Link())
+    with pytest.raises(UsageError, match="give it more"):
+        start.newest_of(run, config, {}, True, context)
+    assert start.newest_of(run, config, {}, True, context, between=True) is checkpoint
