@@ -68,6 +68,7 @@ LONG = (
     "faults/test_kills.py",
     "e2e/test_supervisor.py",
     "e2e/test_resume.py",
+    "e2e/test_rft.py",
     "backends/test_methods.py",
     "faults/test_security.py",
     "backends/test_conformance.py",

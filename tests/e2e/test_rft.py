@@ -96,7 +96,8 @@ def train(model: Path, data: Path, folder: Path, *flags: str) -> Trained:
 def learned(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run long enough to learn something."""
     folder = tmp_path_factory.mktemp("rft") / "learned"
-    return train(model, data, folder, "--backend", "torch", "--num-epochs", "40", "--save-steps", "0")
+    quickest = "mlx" if backends.installed("mlx") else "torch"
+    return train(model, data, folder, "--backend", quickest, "--num-epochs", "40", "--save-steps", "0")
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------
