@@ -22,7 +22,7 @@ MEASURED = ("--eval-steps", "2", "--eval-problems", "3", "--eval-max-new-tokens"
 
 
 @contextmanager
-def stopped_at_once() -> Iterator[Any]:
+def stopped_at_once(*unused: object) -> Iterator[Any]:
     """A signal that has come already: the run ends after its next update, without a measurement."""
     yield lambda: True
 
