@@ -35,6 +35,7 @@ SETTINGS = (
     "--max-time 9h --rounds 2 --warm-start on --sample-temperature 1 --sample-max-new-tokens 12 --probe-steps 0 "
     f"--eval-max-new-tokens 12 --samples {SAMPLES} --keep {KEEP} --rationales {RATIONALES}"
 ).split()
+QUICKEST = "mlx" if backends.installed("mlx") else "torch"  # for a model of this size
 BOTH = pytest.mark.skipif(
     not all(backends.installed(name) for name in backends.PROVIDERS), reason="needs both backends"
 )
@@ -96,8 +97,7 @@ def train(model: Path, data: Path, folder: Path, *flags: str) -> Trained:
 def learned(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run long enough to learn something."""
     folder = tmp_path_factory.mktemp("rft") / "learned"
-    quickest = "mlx" if backends.installed("mlx") else "torch"
-    return train(model, data, folder, "--backend", quickest, "--num-epochs", "40", "--save-steps", "0")
+    return train(model, data, folder, "--backend", QUICKEST, "--num-epochs", "40", "--save-steps", "0")
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def broken(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr(Appender, "__call__", appended)
         patch.setattr(segment, "write", written)
         patch.setattr(runs.Run, "record", recorded)
-        train(model, data, folder, "--backend", "torch", "--num-epochs", "15", "--save-steps", "8")
+        train(model, data, folder, "--backend", QUICKEST, "--num-epochs", "15", "--save-steps", "8")
     assert list(trained.killed) == PLACES
     return trained
 
@@ -302,7 +302,7 @@ def test_a_run_goes_on_with_the_other_backend(broken: Trained, tmp_path: Path, p
     """To answer with what the first one trained, and in the middle of the last training."""
     folder = tmp_path / "moved"
     shutil.copytree(broken.killed[place], folder)
-    assert cli.main(["train", "--resume", str(folder), "--backend", "mlx", "--device", "cpu"]) == 0
+    assert cli.main(["train", "--resume", str(folder), "--backend", "torch", "--device", "cpu"]) == 0
     again = Trained(folder)
     assert again.manifest["status"] == "done"
     assert len(again.manifest["rollouts"]) == 2

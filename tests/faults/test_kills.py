@@ -40,11 +40,11 @@ def drive(backend: str, *flags: str) -> dict[str, Any]:
 
 
 def test_a_killed_run_goes_on_to_the_last_bit_and_loses_no_checkpoint(backend_name: str) -> None:
-    result = drive(backend_name, "--kills", "3", "--in-save", "2", "--every", "20")
+    result = drive(backend_name, "--kills", "2", "--in-save", "1", "--every", "30")
     assert result["in time"]["wrong"] == result["in a save"]["wrong"] == []
-    assert result["in time"]["kills"] >= 3
-    assert result["in time"]["phases"]["save"] >= 2
-    assert result["in a save"]["write points"] >= 3
+    assert result["in time"]["kills"] >= 2
+    assert result["in time"]["phases"]["save"] >= 1
+    assert result["in a save"]["write points"] >= 2
 
 
 def test_another_weight_or_a_lost_checkpoint_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def events(folder: Path) -> list[str]:
     return [json.loads(line)["event"] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-"])
 def test_a_signal_ends_a_run_without_streams_with_75(closed: str, model: Path, data: Path, tmp_path: Path) -> None:
     """Descriptor 2 was the socket to the parent, or the lock: the last words went there, and the end was a 1."""
     flags = [*SHORT, "--backend", "torch", "--num-epochs", "1000", "--guard-problems", "0", "--max-time", "10h"]

@@ -199,23 +199,6 @@ def test_no_template_is_refused(folder: Path) -> None:
         load_tokenizer(folder)
 
 
-def test_qwen_rows_have_the_known_lengths(qwen_tokenizer: Path, gsm8k_data: Path) -> None:
-    """The known figures of the real train set, under a system turn as long as Qwen's own: 212.4 less the line end."""
-    import numpy as np
-
-    from gsm8k_core.problems.data import load_data
-
-    tokenizer = load_tokenizer(qwen_tokenizer)
-    problems = load_data(str(gsm8k_data), "main", 0, print, splits=("train",)).train
-    examples = make_examples(tokenizer, problems, [151645])
-    lengths = np.array([len(example.tokens) for example in examples])
-    assert len(examples) == 7473
-    assert (round(lengths.mean(), 1), lengths.max(), int(np.median(lengths))) == (211.4, 566, 198)
-    prompts = np.array([example.num_prompt for example in examples])
-    assert round(float(prompts.mean()), 1) == 88.6
-    assert int((lengths > 512).sum()) == 5
-
-
 def test_qwen_prompts_begin_with_the_named_system_turn(qwen_tokenizer: Path) -> None:
     tokenizer = load_tokenizer(qwen_tokenizer)
     (prompt,) = prompt_tokens(tokenizer, [PROBLEM])

@@ -101,8 +101,8 @@ def test_the_number_of_rounds_and_the_end_of_the_first_are_written_together() ->
     assert len(said) == 1
 
 
-def answer(gold_right: bool, claims: tuple[str, ...] = ()) -> Any:
-    return SimpleNamespace(verdict=SimpleNamespace(gold_right=gold_right, claims=claims))
+def answer(gold_right: bool, chain: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(verdict=SimpleNamespace(gold_right=gold_right, chain=chain))
 
 
 def test_how_answers_are_verified_is_decided_when_enough_are_right_or_the_first_wave_has_ended() -> None:
