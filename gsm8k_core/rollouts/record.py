@@ -188,16 +188,25 @@ def last_seconds(path: Path) -> float:
     return 0.0
 
 
+SHOWN = 60  # characters of a value that does not fit
+
+
 class _Unwritten(ValueError):
     """A record of the right types that no run writes."""
 
 
+def _short(value: object) -> str:
+    """As much of a stranger's value as a line has room for."""
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _check_row(row: _Line, problems: Mapping[str, Problem], vocabulary: int) -> None:
     if row.id not in problems:
-        raise _Unwritten(f"{row.id} is no problem of this run")
+        raise _Unwritten(f"{_short(row.id)} is no problem of this run")
     ids = row.token_ids if row.end_token is None else [*row.token_ids, row.end_token]
     if max(ids, default=0) >= vocabulary:
-        raise _Unwritten(f"token {max(ids)}, and the model knows only {vocabulary}")
+        raise _Unwritten(f"token {_short(max(ids))}, and the model knows only {vocabulary}")
     if row.forced != sorted(set(row.forced)) or max(row.forced, default=-1) >= len(row.token_ids):
         raise _Unwritten("forced places that the answer does not have")
 
