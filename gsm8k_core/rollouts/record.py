@@ -197,7 +197,7 @@ class _Unwritten(ValueError):
 
 def _short(value: object) -> str:
     """As much of a stranger's value as a line has room for."""
-    text = str(value)
+    text = repr(value)  # a line end is written out
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -191,6 +191,7 @@ ROLLOUT = json.loads(as_line(judged(PROBLEM, 1, Completion((1, 2), "stop", 3, (1
 @FUZZ
 @given(st.sampled_from(sorted(places(ROLLOUT), key=str)), JSON | HUGE)
 @example(("id",), "x" * 5_000)
+@example(("id",), "\n")
 @example(("token_ids", 0), 10**4_000)
 def test_a_sampled_answer_is_typed(place: tuple[str | int, ...], value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -87,7 +87,7 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"id": "train-4"}, "train-4 is no problem of this run"),
+    ({"id": "train-4"}, "'train-4' is no problem of this run"),
     ({"token_ids": [5, 200]}, "token 200, and the model knows only 200"),
     ({"end_token": 999}, "token 999"),
     ({"token_ids": [-1]}, "must be greater than or equal to 0"),
