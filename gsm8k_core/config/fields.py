@@ -58,26 +58,20 @@ Duration = Annotated[
 ]
 
 
-def _checked_tokens(text: str) -> str:
-    if text != "auto" and not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ValueError("must be auto, or a whole number greater than zero")
-    return text
+def _auto_or(pattern: str, words: str) -> pydantic.AfterValidator:
+    """`auto`, or a whole number that the pattern fits."""
+
+    def checked(text: str) -> str:
+        if text != "auto" and not re.fullmatch(pattern, text):
+            raise ValueError(f"must be auto, or a whole number {words}")
+        return text
+
+    return pydantic.AfterValidator(checked)
 
 
-Tokens = Annotated[
-    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_tokens), tyro.conf.arg(metavar="auto|INT")
-]
-
-
-def _checked_rounds(text: str) -> str:
-    if text != "auto" and not re.fullmatch(r"[1-9]", text):
-        raise ValueError("must be auto, or a whole number from 1 to 9")
-    return text
-
-
-Rounds = Annotated[
-    str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_rounds), tyro.conf.arg(metavar="auto|INT")
-]
+_AutoOrWhole = Annotated[str, pydantic.BeforeValidator(str), tyro.conf.arg(metavar="auto|INT")]
+Tokens = Annotated[_AutoOrWhole, _auto_or(r"[1-9][0-9]{0,8}", "greater than zero")]
+Rounds = Annotated[_AutoOrWhole, _auto_or(r"[1-9]", "from 1 to 9")]
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
