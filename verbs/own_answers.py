@@ -14,7 +14,7 @@ from rich.text import Text
 from gsm8k_core.config.stored import Count, Stored, stored
 from gsm8k_core.files import refuse_links
 from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress, folder_of
-from gsm8k_core.rollouts.record import BACK, RECORDS, SELECTED, content_of
+from gsm8k_core.rollouts.record import BACK, RECORDS, SELECTED, chain_of, content_of
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
@@ -157,7 +157,7 @@ class _Judge:
         verdict = verify(row.completion, row.finish_reason, row.gold, self.mode)
         if any(each.sample == row.sample for each in selected):
             return _Answer(row, verdict, "kept", kept=True)
-        chain = list(verdict.chain) or [" ".join(row.completion.split())]
+        chain = list(chain_of(verdict, row.completion))
         if verdict.reason:
             reason = verdict.reason
         elif any(each.chain == chain for each in selected):

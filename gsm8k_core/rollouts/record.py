@@ -15,20 +15,18 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
-
-import pydantic
+from typing import IO, Any
 
 from gsm8k_core.config.stored import Count, Seconds, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, write_bytes
 from gsm8k_core.rollouts.wave import Ask
+from gsm8k_core.scoring.evaluate import StoredAnswer
 from gsm8k_core.scoring.verify import Mode, Verification, verify
-from gsm8k_core.types import Completion, DataError, FinishReason, Problem, StorageError
+from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
 KEY, RECORDS, SELECTED, ROUND = "key.json", "records.jsonl", "selected.jsonl", "round.json"
 AGAIN = "remove its folder to sample that round again"
 BACK = "bring the file back, or start a new run"  # of a round that is closed: its weights may be gone
-Token = Annotated[int, pydantic.Field(ge=0, lt=1 << 31)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +60,13 @@ class Rollout:
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """Its equations; of an answer without any, its words."""
-        return self.verdict.chain or (" ".join(self.text.split()),)
+        """See chain_of."""
+        return chain_of(self.verdict, self.text)
 
 
-class _Line(Stored):
+class _Line(StoredAnswer):
     """What of a line of records.jsonl is used again."""
 
-    id: str
-    sample: Count
-    token_ids: list[Token]
-    end_token: Token | None
-    forced: list[Count]
-    finish_reason: FinishReason
     seconds: Seconds
 
 
@@ -93,6 +85,11 @@ class _Key(Stored):
 
 
 Decode = Callable[[Sequence[int]], str]
+
+
+def chain_of(verdict: Verification, text: str) -> tuple[str, ...]:
+    """An answer's equations, by which two are one; of an answer without any, its words."""
+    return verdict.chain or (" ".join(text.split()),)
 
 
 def judged(problem: Problem, sample: int, completion: Completion, decode: Decode, seconds: float) -> Rollout:
@@ -162,11 +159,10 @@ def read_records(
         where = f"{path}:{number}"
         try:
             row = stored(_Line, json.loads(line), where, advice)
-            _check_row(row, problems, vocabulary)
+            completion = _completion_of(row, problems, vocabulary)
         except (ValueError, RecursionError) as error:
             why = str(error) if isinstance(error, _Unwritten) else "damaged record"
             raise DataError(f"{where}: {why}; {advice}") from None
-        completion = Completion(tuple(row.token_ids), row.finish_reason, row.end_token, tuple(row.forced))
         rollout = judged(problems[row.id], row.sample, completion, decode, row.seconds)
         if rollout.ask in found:
             raise DataError(f"{where}: {row.id}, sample {row.sample} is there twice; {advice}")
@@ -201,14 +197,16 @@ def _short(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _check_row(row: _Line, problems: Mapping[str, Problem], vocabulary: int) -> None:
+def _completion_of(row: _Line, problems: Mapping[str, Problem], vocabulary: int) -> Completion:
     if row.id not in problems:
         raise _Unwritten(f"{_short(row.id)} is no problem of this run")
     ids = row.token_ids if row.end_token is None else [*row.token_ids, row.end_token]
     if max(ids, default=0) >= vocabulary:
         raise _Unwritten(f"token {_short(max(ids))}, and the model knows only {vocabulary}")
-    if row.forced != sorted(set(row.forced)) or max(row.forced, default=-1) >= len(row.token_ids):
-        raise _Unwritten("forced places that the answer does not have")
+    try:
+        return row.completion
+    except ValueError as error:
+        raise _Unwritten(str(error)) from None
 
 
 class Appender:

@@ -130,7 +130,7 @@ def _held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-class _Record(Stored):
+class StoredAnswer(Stored):
     """What of a line of records.jsonl is used again."""
 
     id: str
@@ -142,9 +142,9 @@ class _Record(Stored):
 
     @property
     def completion(self) -> Completion:
-        """Raises ValueError where a forced token is none of the answer's."""
-        if any(place >= len(self.token_ids) for place in self.forced):
-            raise ValueError("a forced token beyond the answer's end")
+        """Raises ValueError for forced places that the answer does not have, or that are not in order."""
+        if self.forced != sorted(set(self.forced)) or max(self.forced, default=-1) >= len(self.token_ids):
+            raise ValueError("forced places that the answer does not have")
         return Completion(tuple(self.token_ids), self.finish_reason, self.end_token, tuple(self.forced))
 
 
@@ -157,7 +157,7 @@ def _read_records(path: Path, wanted: Mapping[Name, Request], decode: Decode, sa
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-            kept = stored(_Record, row, f"{path}:{number}", "remove the file to evaluate again")
+            kept = stored(StoredAnswer, row, f"{path}:{number}", "remove the file to evaluate again")
             request = wanted.get((kept.id, kept.sample))
             if request is not None:
                 completion = kept.completion
