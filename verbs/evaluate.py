@@ -24,7 +24,7 @@ from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.problems.data import is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
-from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, encode, prompt_tokens
+from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.report.comparison import show_scores
 from gsm8k_core.scoring.answers import HEADLINE, AnswerLine
@@ -98,7 +98,6 @@ class LoadedModel:
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
         """How a backend is to draw under a key."""
         size = batch_size or key.batch_size
-        text = partial(decode, self.tokenizer)
         return Sampling(
             key.max_new_tokens,
             size,
@@ -106,8 +105,8 @@ class LoadedModel:
             key.top_p,
             key.top_k,
             key.seed,
-            complete=AnswerLine(text) if key.stop == ANSWER_LINE else None,
-            force=Calculator(partial(encode, self.tokenizer), text) if key.calculator else None,
+            complete=AnswerLine(partial(decode, self.tokenizer)) if key.stop == ANSWER_LINE else None,
+            force=Calculator.of(self.tokenizer) if key.calculator else None,
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:

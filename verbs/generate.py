@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import backends
@@ -17,7 +16,7 @@ from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations
-from gsm8k_core.problems.prompts import decode, encode, prompt_tokens
+from gsm8k_core.problems.prompts import decode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.tracking.terminal import Terminal, printable
@@ -132,7 +131,6 @@ class Answers:
     def answer(self, questions: Sequence[str], prompts: Sequence[Sequence[int]]) -> list[dict[str, object]]:
         """The answers as JSON, in the questions' order; shown on the way."""
         config = self.config
-        text = partial(decode, self.tokenizer)
         sampling = Sampling(
             config.max_new_tokens,
             config.eval_batch_size,
@@ -140,7 +138,7 @@ class Answers:
             config.top_p,
             config.top_k,
             config.seed,
-            force=Calculator(partial(encode, self.tokenizer), text) if config.calculator else None,
+            force=Calculator.of(self.tokenizer) if config.calculator else None,
         )
         stream = len(questions) == 1 and not config.json_
         writer = _Writer(self.tokenizer, config.annotations == "hide")

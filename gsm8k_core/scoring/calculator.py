@@ -15,10 +15,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.gold import MAX_DIGITS
+from gsm8k_core.problems.prompts import decode, encode
 from gsm8k_core.types import DataError
 
 MAX_LENGTH = 200  # characters of one expression; GSM8K's longest has 36
@@ -226,7 +229,7 @@ def _apply(sign: str, left: Fraction, right: Fraction) -> Fraction:
 
 # --- in place of the model --------------------------------------------------------------------------------------------
 
-NO_NUMBER = "?"
+NO_NUMBER = "?"  # behind a number that is wrong already: no claim is read there
 NEAR = 16  # tokens that are decoded first: most annotations are open for fewer
 FAR = MAX_LENGTH + NEAR  # and at most: none is shorter than a character, but for halves of one
 # An annotation that is open, up to its one equals sign; what shares a token with that sign stands behind it.
@@ -259,6 +262,11 @@ class Calculator:
         self._encode, self._decode = encode, decode
         self._equals: dict[int, bool] = {}
         self(encode(["<<48/2="])[0])
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Calculator:
+        """That of a model's tokenizer. Raises DataError."""
+        return cls(partial(encode, tokenizer), partial(decode, tokenizer))
 
     def __call__(self, tokens: Sequence[int]) -> Sequence[int]:
         last = tokens[-1]

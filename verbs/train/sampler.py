@@ -167,7 +167,7 @@ class Sampler:
         return backend.generate(prompts, sampling, on_token, [ask.key for ask in block])
 
     def _calculator(self) -> Calculator:
-        return Calculator(partial(encode, self.job.source.model.tokenizer), self._decode)
+        return Calculator.of(self.job.source.model.tokenizer)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return decode(self.job.source.model.tokenizer, tokens)

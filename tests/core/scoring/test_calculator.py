@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -302,7 +301,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 def test_every_annotation_of_real_rows_gets_its_result(tokenizer: Tokenizer, gsm8k_data: Path) -> None:
     """The tokens forced are those that training would have had there, and the text is what it should be."""
-    calculator = Calculator(partial(encode, tokenizer), partial(decode, tokenizer))
+    calculator = Calculator.of(tokenizer)
     lines = (gsm8k_data / "test.jsonl").read_text(encoding="utf-8").splitlines()[:200]
     as_trained = others = 0
     for answer in (json.loads(line)["answer"] for line in lines):
@@ -318,7 +317,7 @@ def test_every_annotation_of_real_rows_gets_its_result(tokenizer: Tokenizer, gsm
 
 
 def test_no_token_with_a_sign_leads_to_a_wrong_annotation(tokenizer: Tokenizer) -> None:
-    calculator = Calculator(partial(encode, tokenizer), partial(decode, tokenizer))
+    calculator = Calculator.of(tokenizer)
     signs = [token for piece, token in tokenizer.get_vocab().items() if "=" in piece]  # type: ignore[attr-defined]
     assert len(signs) > 50
     right = other = 0
