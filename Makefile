@@ -1,5 +1,6 @@
 # The two that matter: `make demo` and `make test`. Each sets up .venv/ first; that happens again only when
-# pyproject.toml, constraints.txt, hashes.txt, lock.py or this file changed. GNU make 3.81 and a POSIX sh are enough (macOS has those).
+# pyproject.toml, constraints.txt, hashes.txt, lock.py or this file changed. GNU make 3.81 and a POSIX sh are enough
+# (macOS has those).
 #
 #   PYTHON=/path/to/python3.12     instead of the first Python that fits
 #   TORCH_INDEX=URL                where to get PyTorch from; PyTorch's install page names the index without CUDA
@@ -30,10 +31,10 @@ help:
 	@echo "make demo    set up, then train the embedded model on generated problems and compare it with the base"
 	@echo "             (10 minutes at most on 2 CPU cores, set-up not counted)"
 	@echo "make test    set up with the test tools, then run every test; ARGS=... goes to pytest"
+	@echo "             Each file that a set-up installs is checked against its sha256 in hashes.txt"
 	@echo "make lint    ruff (check and format) and mypy"
 	@echo "make faults  the long tests of docs/reliability.md: $(KILLS) kills on each backend, every write point of a save,"
 	@echo "             $(FUZZ_EXAMPLES) examples of each fuzzed property (about 40 minutes on 2 busy cores)"
-	@echo "             Each file that is installed is checked against its sha256 in hashes.txt (python lock.py write makes it)"
 	@echo "make audit   pip-audit over constraints.txt; asks PyPI's vulnerability database"
 	@echo "make test-page   the report page in headless Chromium (apt-get install chromium, or CHROMIUM=/path/to/it)"
 	@echo "make test-bench  set up with the extra bench, then compare our rules with lm-eval's and math-verify's own"

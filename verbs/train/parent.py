@@ -2,8 +2,8 @@
 
 `python cli.py train` starts itself again and waits. When the child was killed, or has no memory left, another one goes
 on from the newest checkpoint with half the padded tokens in a micro-batch; where it was asking its model, with half as
-many answers at once. The child has a process group of its own,
-so what a terminal sends reaches the parent alone, and each signal is passed on once. No framework is imported here.
+many answers at once. The child has a process group of its own, so what a terminal sends reaches the parent alone, and
+each signal is passed on once. No framework is imported here.
 """
 
 from __future__ import annotations
