@@ -22,6 +22,7 @@ import cli
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.problems.data import carve_dev, read_jsonl
 from gsm8k_core.rollouts.record import Appender, Rollout
+from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.training import checkpoints, runs
 from gsm8k_core.types import IGNORE_INDEX, Example
 from tests import tiny
@@ -455,10 +456,12 @@ def test_a_warm_start_without_time_is_passed_over(run: Run, model: Path, data: P
     assert manifest["outcome"]["updates"] == 2
 
 
-class Spaced:
+class Spaced(Calculator):
     """The calculator for a tokenizer that has blanks between all words."""
 
-    def __init__(self, encode: Callable[..., list[list[int]]], decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Sequence[Sequence[int]]], decode: Callable[[Sequence[int]], str]
+    ) -> None:
         self._encode, self._decode = encode, decode
 
     def __call__(self, tokens: Sequence[int]) -> Sequence[int]:
