@@ -58,7 +58,7 @@ test: $(VENV)/.stamp-test tokenizer
 		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	if [ -z "$$QWEN_TOKENIZER" ] && [ -f $(TOKENIZER)/tokenizer.json ]; then \
 		QWEN_TOKENIZER="$(CURDIR)/$(TOKENIZER)"; export QWEN_TOKENIZER; fi; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --require-backends=$$backends $(APART) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --require-backends=$$backends $(APART) $(ARGS)
 
 test-page: $(VENV)/.stamp-page
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/page --require-page $(ARGS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,8 +120,21 @@ def resolve(name: str) -> Choice:
 
 
 def _module(name: str, file: str) -> Any:
-    """A file of a backend, under the same name in each."""
-    return importlib.import_module(f"{__name__}.{name}.{file}")
+    """A file of a backend, under the same name in each.
+
+    While a framework is imported the garbage collector waits, and what that made it leaves alone ever after: to look
+    through a million objects that stay, again and again, was a fifth of a start.
+    """
+    whole = f"{__name__}.{name}.{file}"
+    if whole in sys.modules or not gc.isenabled():
+        return importlib.import_module(whole)
+    gc.disable()
+    try:
+        module = importlib.import_module(whole)
+        gc.freeze()
+    finally:
+        gc.enable()
+    return module
 
 
 def check(name: str, device: str, dtype: str, method: str) -> None:

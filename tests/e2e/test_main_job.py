@@ -14,7 +14,7 @@ import pytest
 
 import backends
 from tests.e2e.conftest import ROOT, Run
-from tests.waiting import CEILING, wait_for
+from tests.waiting import CEILING, SOONEST, wait_for
 
 CPU = ("--device", "cpu", "--dtype", "float32")
 SHORT = ("--batch-size", 4, "--gradient-accumulation-steps", 2, "--num-epochs", 1, "--learning-rate", 1e-2)
@@ -119,7 +119,7 @@ def test_a_closed_terminal_saves_the_model_and_exits_75(model: Path, data: Path,
         "--data",
         str(data),
         "--backend",
-        "torch",
+        SOONEST,
         "--dtype",
         "float32",
         "--num-epochs",

@@ -48,7 +48,7 @@ def test_samples_are_the_same_beside_fewer_problems_in_other_batches_and_on_both
     assert any(record["completion"] != right[name] for name, record in other_seed.items())
 
 
-# `cli.py` that answers a hundred times, and then waits for its end.
+# `cli.py` that answers forty times, and then waits for its end.
 PAUSES = """
 import signal, sys
 sys.path.insert(0, {root!r})
@@ -57,7 +57,7 @@ from verbs.evaluate import LoadedModel
 original = LoadedModel.generate
 def generate(self, draws, sampling):
     for number, found in enumerate(original(self, draws, sampling)):
-        if number == 100: signal.pause()
+        if number == 40: signal.pause()
         yield found
 LoadedModel.generate = generate
 sys.exit(cli.main())
@@ -65,7 +65,7 @@ sys.exit(cli.main())
 
 
 def test_a_killed_sampled_evaluation_goes_on_bit_for_bit(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(model), "--data", str(data), *HOT, "--backend", "torch", "--samples", "24"]
+    arguments = ["--model", str(model), "--data", str(data), *HOT, "--backend", "torch", "--samples", "8"]
     arguments += ["--eval-batch-size", "1", "--output-dir"]
     process = subprocess.Popen(
         [sys.executable, "-c", PAUSES.format(root=str(ROOT)), "eval", *arguments, "killed"],
@@ -78,11 +78,11 @@ def test_a_killed_sampled_evaluation_goes_on_bit_for_bit(run: Run, model: Path, 
     def there() -> int:
         return sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("killed/logs/*/records.jsonl"))
 
-    wait_for(lambda: there() >= 20, process, step=0.005)
+    wait_for(lambda: there() >= 10, process, step=0.005)
     process.kill()
     process.wait()
     before = there()
-    assert 20 <= before <= 100
+    assert 10 <= before <= 40
     killed, whole = (summary_of(run, *arguments, folder) for folder in ("killed", "whole"))
     assert (killed["reused"], whole["reused"]) == (before, 0)
     assert records_of(killed, tmp_path) == records_of(whole, tmp_path)

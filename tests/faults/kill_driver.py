@@ -283,10 +283,10 @@ def faults_of(bench: Bench, target: Path, saved: int, whole: dict[str, Any]) -> 
 
 
 def unbroken(bench: Bench) -> tuple[dict[str, Any], float, dict[str, float]]:
-    """What an unbroken run gives; its seconds after the first update, the least of three; mean seconds of a phase."""
+    """What an unbroken run gives; its seconds after the first update, the least of two; mean seconds of a phase."""
     folder = bench.folder / WHOLE
     spans = []
-    for _ in range(3):  # the first one is slow: MLX compiles, the file cache is cold
+    for _ in range(2):  # the first one is slow: MLX compiles, the file cache is cold
         shutil.rmtree(folder, ignore_errors=True)
         code, said = bench.finish(bench.train(folder))
         assert code == 0, said

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import SHORT
-from tests.waiting import CEILING, wait_for
+from tests.waiting import CEILING, SOONEST, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def events(folder: Path) -> list[str]:
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-"])
 def test_a_signal_ends_a_run_without_streams_with_75(closed: str, model: Path, data: Path, tmp_path: Path) -> None:
     """Descriptor 2 was the socket to the parent, or the lock: the last words went there, and the end was a 1."""
-    flags = [*SHORT, "--backend", "torch", "--num-epochs", "1000", "--guard-problems", "0", "--max-time", "10h"]
+    flags = [*SHORT, "--backend", SOONEST, "--num-epochs", "1000", "--guard-problems", "0", "--max-time", "10h"]
     command = [sys.executable, str(ROOT / "cli.py"), "train", "--model", str(model), "--data", str(data), *flags]
     out = tmp_path / "out"
     with subprocess.Popen(
