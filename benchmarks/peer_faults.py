@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -236,7 +235,7 @@ def killed_in_a_save(program: Program, work: Path, out: Path) -> str:
         )
         _wait_for_second_save(process, program, folder)
         time.sleep(number * 0.0004)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         torn += "torn" in state_of(folder, program.saves)
         again = program.run(work, folder, resume=True)

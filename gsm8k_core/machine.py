@@ -91,10 +91,20 @@ def system(rosetta: bool) -> list[Finding]:
     name = f"macOS {platform.mac_ver()[0]}" if mac else f"{platform.system()} {platform.release()}"
     value = f"{name}, {platform.machine()}, {os.cpu_count() or 1} cores"
     if not rosetta:
-        return [Finding("system", "ok", value), _python()]
+        return [Finding("system", "ok", value), *(_macos_26() if mac else ()), _python()]
     reason = "this Python was built for Intel and runs under Rosetta, where there is no mlx"
     mend = "brew install python@3.12; make clean; make test PYTHON=/opt/homebrew/bin/python3.12"
     return [Finding("system", "warning", value, reason, mend), _python()]
+
+
+def _macos_26() -> list[Finding]:
+    """A note on macOS 26, whose graphics driver can take the whole Mac down. Older builds of Python see it as 16."""
+    if platform.mac_ver()[0].partition(".")[0] not in ("16", "26"):
+        return []
+    value = "macOS 26 can restart the Mac where memory is short and the GPU computes"
+    reason = "a fault of its graphics driver, ml-explore/mlx#3346; a run's checkpoints survive it"
+    mend = "close other programs before a run; after a restart: python cli.py train --resume"
+    return [Finding("macOS 26", "note", value, reason, mend)]
 
 
 def _python() -> Finding:

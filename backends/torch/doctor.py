@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 import backends.torch.backend  # what training imports has to import here, too
@@ -44,8 +46,9 @@ def _devices() -> Finding:
         return Finding("torch", "ok", f"{value}; {device.name}, {human_size(device.total_memory)}")
     if backends.detect().cuda:
         reason = "there is an NVIDIA GPU here, and this torch cannot use it (a CPU build, or an old driver)"
-        # PyPI's build for Linux is the one with CUDA.
         mend = f"pip install --force-reinstall torch=={torch.__version__.partition('+')[0]}"
+        if platform.system() != "Linux":  # PyPI's build is the one with CUDA for Linux alone
+            mend += " --no-deps --index-url URL; pytorch.org/get-started names the URL (Windows, Pip, CUDA)"
         return Finding("torch", "warning", value, reason, mend)
     return Finding("torch", "ok", value)
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from gsm8k_core.problems.gold import gold_of
+from gsm8k_core.processes import end
 from gsm8k_core.scoring.answers import Verdict
 from gsm8k_core.types import PreflightError
 
@@ -34,6 +35,8 @@ WORKER = (sys.executable, "-P", str(Path(__file__).with_name("math_verify_worker
 
 def missing() -> str | None:
     """Why math-verify cannot be used here; None where it can."""
+    if sys.platform == "win32":
+        return "math-verify can hang, and is ended through a pipe that Windows cannot wait for; leave it out there"
     if importlib.util.find_spec("math_verify"):
         return None
     return f"math-verify is not installed; {INSTALL}"
@@ -124,8 +127,7 @@ class MathVerify:
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, 9)  # its session: nothing that it started stays
+        end(worker)
         worker.wait()
         for pipe in (worker.stdin, worker.stdout):
             with contextlib.suppress(OSError):

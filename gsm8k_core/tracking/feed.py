@@ -13,7 +13,6 @@ import json
 import netrc
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +25,8 @@ from types import TracebackType
 from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.files import WINDOWS
+from gsm8k_core.processes import end
 from gsm8k_core.tracking.trackers import RunInfo
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import StepEvent, StorageError, UsageError
@@ -91,7 +92,7 @@ def load_wandb_key(path: Path, say: Say) -> str:
         raise UsageError(f"--wandb-key-file {path} is not a file; {advice}")
     try:
         with path.open(encoding="utf-8-sig") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
+            if not WINDOWS and os.fstat(file.fileno()).st_mode & 0o077:  # there, the mode does not say who may read
                 say(f"wandb    others can read {path}; chmod 600 {path}")
             lines = [line.strip() for line in file.read(LONGEST_KEY_FILE).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -257,7 +258,7 @@ class Feed:
         if self._process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
-            self._kill(self._process)
+            end(self._process)  # even where it has ended: what it started may have stayed
         for thread in self._threads:
             thread.join(1)
         if self.failure is None and self.taken < self.offered:
@@ -327,7 +328,7 @@ class Feed:
             self._waiting.clear()
             self._changed.notify_all()
         if self._process:
-            self._kill(self._process)
+            end(self._process)
         if tell:
             self._tell(f"off: {self.failure}; the run goes on, and metrics.jsonl has every event")
 
@@ -341,12 +342,6 @@ class Feed:
     def _tell(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # stdout is gone; the run finds that out by itself
             self._say(f"{self.name:<8} {text}")
-
-    @staticmethod
-    def _kill(process: subprocess.Popen[bytes]) -> None:
-        # Even where it has ended: its children are in its group, and may have stayed.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _line(value: Mapping[str, object]) -> bytes:

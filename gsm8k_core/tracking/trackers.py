@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from gsm8k_core.processes import is_child_of
 from gsm8k_core.types import StepEvent
 
 GROUPS = {"update": "train", "dev": "dev"}  # event -> first part of its metrics' names
@@ -189,7 +190,7 @@ def _own_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _leave_when_orphaned(parent: int) -> None:
-    while os.getppid() == parent:
+    while is_child_of(parent):
         time.sleep(1)
     time.sleep(ORPHAN_SECONDS)
     os._exit(1)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # file; `auto` says what "auto" means, so it stands above models and problems; `machine` asks it, and training.
 ORDER = (
     ("gsm8k_core", "gsm8k_core.types"),
-    ("gsm8k_core.files", "gsm8k_core.clock"),
+    ("gsm8k_core.files", "gsm8k_core.clock", "gsm8k_core.processes"),
     ("gsm8k_core.config",),
     ("gsm8k_core.backend",),
     ("gsm8k_core.models",),

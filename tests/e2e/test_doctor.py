@@ -122,6 +122,15 @@ def test_mlx_is_missed_only_where_auto_would_take_it(run: Run, fake: Fake, monke
     assert (code, findings["mlx"]["status"]) == (0, "warning")
 
 
+@pytest.mark.parametrize(("version", "noted"), [("26.4.1", True), ("16.0", True), ("15.7", False), ("27.0", False)])
+def test_macos_26_is_known_for_restarting(version: str, noted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    notes = [finding for finding in machine.system(rosetta=False) if "mlx#3346" in finding.reason]
+    assert [finding.status for finding in notes] == ["note"] * noted
+    assert all("train --resume" in finding.mend for finding in notes)
+
+
 def test_rosetta_is_named(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(torch=WORKS)
     mac = backends.Machine("Darwin", "x86_64", frozenset({"torch"}), macos=(15, 0), rosetta=True)
