@@ -50,7 +50,7 @@ def new_record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice
         "schema": SCHEMA,
         "mode": config.mode,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()},
+        "host": machine(),
         "versions": versions("trl"),
         "commit": commit(),
         "config": told,
@@ -82,6 +82,11 @@ def new_path(folder: Path, mode: str) -> Path:
     stem = f"{mode}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
     return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())
+
+
+def machine() -> dict[str, Any]:
+    """This machine, in a result that is shared."""
+    return {**host(), "os": platform.platform(), "cpu": _cpu(), "memory": _memory()}
 
 
 def _cpu() -> str:

@@ -12,6 +12,7 @@ from benchmarks.report import write_report
 from benchmarks.rounds import Rounds
 from gsm8k_core.types import EXIT_OK
 from verbs import Context
+from verbs.train.signals import wanted
 
 
 def run(config: BenchmarkConfig, context: Context) -> int:
@@ -21,21 +22,20 @@ def run(config: BenchmarkConfig, context: Context) -> int:
         context.terminal.say("\n".join(f"written  {path}" for path in written))
         context.terminal.result({"written": [str(path) for path in written]})
         return EXIT_OK
-    if config.mode == "mac-report":
-        return mac_report(config, context)
-    with _sigterm_as_ctrl_c():
-        return Rounds(config, context).run()
+    with _as_ctrl_c():
+        return mac_report(config, context) if config.mode == "mac-report" else Rounds(config, context).run()
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """So that the contender at work ends as well, and the scratch folder, which holds weights, goes."""
+def _as_ctrl_c() -> Iterator[None]:
+    """Each stopping signal ends what is at work as well, and the scratch folder, which holds weights, goes."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in wanted()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from backends import installed
-from benchmarks import mac_report, measure
+from benchmarks import measure
 from benchmarks import work as benchmark_jobs
 from benchmarks.config import BenchmarkConfig
 from benchmarks.contenders import CONTENDERS
@@ -402,22 +402,6 @@ def test_the_report_is_made_where_the_results_are(bench: Callable[..., Any], run
     assert done.returncode == 0, done.stderr
     assert "ours-torch / hf" in Path("bench/README.md").read_text()
     assert len(list(Path("bench/results").glob("train-*.png"))) == 1
-
-
-def test_mac_report_is_one_file_whatever_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli = tmp_path / "cli.py"
-    cli.write_text(
-        "import sys\n"
-        "if sys.argv[1] == 'parity': sys.exit('error: no MLX here')\n"
-        "print('{\"asked\": \"' + ' '.join(sys.argv[1:3]) + '\"}')\n"
-    )
-    monkeypatch.setattr(mac_report, "ROOT", tmp_path)
-    done = run("benchmark", "mac-report", "--output", "mine.json")
-    assert done.returncode == 0, done.stderr
-    parts = json.loads(Path("mine.json").read_text())["parts"]
-    assert list(parts) == ["doctor", "parity", "train", "generate"]
-    assert parts["train"] == {"code": 0, "result": {"asked": "benchmark train"}, "said": ""}
-    assert parts["parity"] == {"code": 1, "result": None, "said": "error: no MLX here"}
 
 
 def test_the_programs_are_where_the_verb_looks() -> None:
