@@ -343,7 +343,7 @@ def main() -> None:
                 print(f"round {number}  {part:<42} {seconds(runs[-1]):.2f} s", flush=True)
                 if abs(runs[-1].first_loss - samples[ALL][0].first_loss) > FIRST_LOSS[asked.dtype]:
                     raise PreflightError(f"without {part} the first loss is {runs[-1].first_loss:.5f}: other work")
-                rates = runs[-1].gemm_gflops, samples[ALL][0].gemm_gflops
+                rates = runs[-1].gemm_rate, samples[ALL][0].gemm_rate
                 if max(rates) > SAME_BLAS * min(rates):
                     raise PreflightError(f"without {part} products ran at {rates[0]:.0f} GFLOPS, first {rates[1]:.0f}")
     print("\n".join(table(samples)))

@@ -49,6 +49,7 @@ def main(path: Path) -> None:
     tried = {size: sum(map(len, answers)) / seconds for size, (seconds, answers) in runs.items()}
     best = max(tried, key=lambda size: tried[size])
     seconds, cut = runs[best]
+    memory = {"peak_rss": peak_rss(), "peak_framework": device.peak_bytes()}  # before more products are run
     # Ours and batch_generate leave the end token out: a shorter answer can only have ended by itself.
     stopped = [len(tokens) < job.max_new_tokens for tokens in cut]
     sample = GenerateSample(
@@ -60,8 +61,8 @@ def main(path: Path) -> None:
         stopped=stopped,
         load_seconds=load_seconds,
         gemm_gflops=gemm,
-        peak_rss=peak_rss(),
-        peak_framework=device.peak_bytes(),
+        gemm_after=gemm_gflops(device),
+        **memory,
         notes=device.notes(),
     )
     write_bytes(job.out, sample.model_dump_json().encode())

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.types import Example
 
+BUSY = 0.2  # the two rates of a sample are apart by more than that share of the faster: the machine was busy
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +85,24 @@ class TextsJob(_Frozen):
     out: Path
 
 
-class TrainSample(_Frozen):
+class _Sample(_Frozen):
+    """One run of one contender. The rate of matrix products is measured in its process, before and after its work."""
+
+    gemm_gflops: float
+    gemm_after: float | None = None  # None in the files of before 2026-11-29
+
+    @property
+    def gemm_rate(self) -> float:
+        """The faster of both: the other one was measured in a slow moment."""
+        return max(self.gemm_gflops, self.gemm_after or 0.0)
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether the machine did something else at one of the two times."""
+        return min(self.gemm_gflops, self.gemm_after or self.gemm_gflops) < (1 - BUSY) * self.gemm_rate
+
+
+class TrainSample(_Sample):
     """One training run of one contender."""
 
     seconds: list[float]  # of each update, the device waited for
@@ -93,13 +112,12 @@ class TrainSample(_Frozen):
     load_seconds: float  # from the start of the process to the first update, less what is measured aside
     aside_seconds: float  # of measuring what no user would: the matrix-product rate, the first loss
     process_seconds: float | None = None  # from the start of the process to its end, less aside_seconds
-    gemm_gflops: float  # measured in this process, before training
     peak_rss: int  # bytes, of the process, before the weights are saved
     peak_framework: int | None  # bytes, as the framework counts them; None where it does not
     notes: dict[str, str] = {}
 
 
-class GenerateSample(_Frozen):
+class GenerateSample(_Sample):
     """One generation run of one contender."""
 
     seconds: float
@@ -109,7 +127,6 @@ class GenerateSample(_Frozen):
     completions: list[list[int]]  # without the end token
     stopped: list[bool]  # ended by itself
     load_seconds: float
-    gemm_gflops: float
     peak_rss: int
     peak_framework: int | None
     notes: dict[str, str] = {}

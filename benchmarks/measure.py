@@ -156,6 +156,9 @@ class Tape:
             raise RuntimeError(
                 f"{len(self.seconds)} updates and {len(self.losses)} losses, but {wanted} were asked for"
             )
+        memory = {"peak_rss": peak_rss(), "peak_framework": self.device.peak_bytes()}  # before more products are run
+        with self.aside():
+            gemm_after = gemm_gflops(self.device)
         return TrainSample(
             seconds=self.seconds,
             losses=self.losses,
@@ -164,7 +167,7 @@ class Tape:
             load_seconds=self.load_seconds,
             aside_seconds=self.aside_seconds,
             gemm_gflops=self.gemm,
-            peak_rss=peak_rss(),
-            peak_framework=self.device.peak_bytes(),
+            gemm_after=gemm_after,
+            **memory,
             notes=self.device.notes(),
         )

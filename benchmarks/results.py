@@ -159,7 +159,7 @@ def gflop_per_example(run: Run, name: str) -> float | None:
 
 
 def share(run: Run, name: str, sample: Sample) -> float | None:
-    """Of the matrix-product rate that the same process measured: what the formula's GFLOP a second are.
+    """Of the matrix-product rate that the same process measured, the faster: what the formula's GFLOP a second are.
 
     None end to end, and without a steady update.
     """
@@ -170,10 +170,15 @@ def share(run: Run, name: str, sample: Sample) -> float | None:
         if CONTENDERS[name].ours:  # reads what all prompts begin with once
             shared = prompts["shared"]
             total -= (len(prompts["tokens"]) - 1) * shared * body_forward(run.shape, shared // 2)
-        return total / 1e9 / sample.seconds / sample.gemm_gflops
+        return total / 1e9 / sample.seconds / sample.gemm_rate
     places = [] if run.mode == END_TO_END else steady(sample)
     seconds = sum(sample.seconds[place] for place in places)
-    return flop(run, name, sample, places) / 1e9 / seconds / sample.gemm_gflops if seconds else None
+    return flop(run, name, sample, places) / 1e9 / seconds / sample.gemm_rate if seconds else None
+
+
+def busy_rounds(run: Run, name: str) -> list[int]:
+    """The rounds of a contender in which the machine did something else, by the two matrix-product rates."""
+    return [number for number, one in run.samples[name].items() if one.was_busy]
 
 
 def update_spread(run: Run, name: str) -> Spread | None:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, pairs
-from benchmarks.job import GenerateSample, TrainSample
+from benchmarks.job import BUSY, GenerateSample, TrainSample
 from benchmarks.results import (
     FIRST_LOSS,
     NLL,
     Run,
     Sample,
     Spread,
+    busy_rounds,
     first_pass_rate,
     gflop_per_example,
     memory_ratio,
@@ -126,7 +127,8 @@ def _training(run: Run, names: Sequence[str]) -> Table:
             f"NLL: nats per target ({base.num_targets:,} targets in test rows); before training {base.nll:.4f}."
         )
     rows = tuple(_training_row(run, name) for name in names)
-    return Table(heading(run), columns, rows, (*notes, *_failures(run)), narrow=(0, 2, 5, 8, 10))
+    notes += [*_busy(run, names), *_failures(run)]
+    return Table(heading(run), columns, rows, tuple(notes), narrow=(0, 2, 5, 8, 10))
 
 
 def _training_row(run: Run, name: str) -> tuple[str, ...]:
@@ -188,6 +190,7 @@ def _generation(run: Run, names: Sequence[str]) -> Table:
         f"texts: against {run.record.get('reference', 'nobody')}'s; two that part are within eps where both tokens' "
         f"float32 log-probabilities are closer than {EPS[run.config['dtype']]:g} nats. "
         "tokens/s: new tokens without end tokens.",
+        *_busy(run, names),
         *_failures(run),
     )
     return Table(heading(run), columns, tuple(rows), notes, narrow=(0, 2, 3, 5, 7))
@@ -245,6 +248,16 @@ def _differs(run: Run, other: str) -> str:
     contender = CONTENDERS[other]
     also = contender.differs_in_bfloat16 if run.config["dtype"] == "bfloat16" else ""
     return "; ".join(filter(None, (contender.differs, also))) or NONE
+
+
+def _busy(run: Run, names: Sequence[str]) -> list[str]:
+    """Where the two matrix-product rates of a sample, before and after, are far apart."""
+    return [
+        f"The machine was busy while {name} ran (round {', '.join(map(str, found))}): its matrix-product rates before "
+        f"and after are more than {100 * BUSY:.0f} % apart, and the faster one counts."
+        for name in names
+        if (found := busy_rounds(run, name))
+    ]
 
 
 def _failures(run: Run) -> list[str]:

@@ -6,10 +6,12 @@ import copy
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks import measure
 from benchmarks.config import BenchmarkConfig
 from benchmarks.job import TrainSample
 from benchmarks.report import bars, write_report
@@ -17,6 +19,7 @@ from benchmarks.results import Spread, first_pass_rate, memory_ratio, objections
 from benchmarks.tables import tables
 from gsm8k_core.types import DataError, UsageError
 
+ROOT = Path(__file__).parents[2]
 SHAPE = {"layers": 1, "hidden": 4, "inner": 4, "heads": 1, "kv_heads": 1, "head_dim": 4, "vocabulary": 10}
 UPDATES = [{"rows": 4, "tokens": 60, "targets": 30}, {"rows": 4, "tokens": 40, "targets": 20}]
 TWO_PASSES = [[[4, 16]], [[4, 8]], [[4, 16]], [[4, 8]]]
@@ -168,6 +171,66 @@ def test_what_does_not_count_says_why() -> None:
     masked["samples"][1]["sample"]["losses"][0] = 1.0011
     assert why(masked) == "hf reports 1.0011 for its first loss, which is 1.0000"
     assert "% of the measured matrix-product rate: the clock or the formula is wrong" in why(changed(gemm_gflops=1e-7))
+
+
+def test_the_faster_of_the_two_matrix_product_rates_counts() -> None:
+    """Measured in a slow moment, 124 % of the rate once refused a true ratio."""
+    assert objections(read(changed(gemm_gflops=1e-7, gemm_after=1.0)), "ours-torch", "hf") == []
+    assert objections(read(changed(gemm_gflops=1.0, gemm_after=1e-7)), "ours-torch", "hf") == []
+    (why,) = objections(read(changed(gemm_gflops=1e-7, gemm_after=2e-7)), "ours-torch", "hf")
+    assert "% of the measured matrix-product rate: the clock or the formula is wrong" in why
+
+
+@pytest.mark.parametrize(("after", "busy"), [(0.79, True), (0.81, False), (1.26, True), (1.24, False), (None, False)])
+def test_a_machine_that_was_busy_is_said_to_have_been(after: float | None, busy: bool) -> None:
+    for values, name in ((record(), "hf"), (generation(), "hf")):
+        values["samples"][1]["sample"]["gemm_after"] = after
+        notes = [note for note in tables(read(values))[0].notes if "busy" in note]
+        assert len(notes) == busy
+        assert all(note.startswith(f"The machine was busy while {name} ran (round 1)") for note in notes)
+
+
+def test_older_results_still_open() -> None:
+    paths = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert len(paths) > 5
+    for path in paths:
+        assert tables(read(json.loads(path.read_text(encoding="utf-8"))))
+
+
+class Slow:
+    """A device that notes in which order it was asked, and is slow at the first product."""
+
+    is_cpu = True
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def synchronise(self) -> None: ...
+
+    def product(self, size: int) -> Any:
+        self.asked.append("product")
+        return lambda: None
+
+    def peak_bytes(self) -> int:
+        self.asked.append("peak")
+        return 7
+
+    def notes(self) -> dict[str, str]:
+        return {}
+
+
+def test_the_rate_is_measured_before_and_after_and_memory_before_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    rates = iter((80.0, 100.0))
+    monkeypatch.setattr(measure, "gflops", lambda *unused: next(rates))
+    tape = measure.Tape(SimpleNamespace(updates=[[]], passes=1), Slow(asked), begun=0.0)  # type: ignore[arg-type]
+    tape.start()
+    tape.losses.append(1.0)
+    tape.update_done()
+    found = tape.sample(1.0)
+    assert asked == ["product", "peak", "product"]
+    assert (found.gemm_gflops, found.gemm_after, found.gemm_rate, found.was_busy) == (80.0, 100.0, 100.0, False)
+    assert (found.peak_framework, found.aside_seconds) == (7, pytest.approx(tape.aside_seconds))
 
 
 def test_the_share_of_the_matrix_product_rate() -> None:
