@@ -72,6 +72,7 @@ def _auto_or(pattern: str, words: str) -> pydantic.AfterValidator:
 _AutoOrWhole = Annotated[str, pydantic.BeforeValidator(str), tyro.conf.arg(metavar="auto|INT")]
 Tokens = Annotated[_AutoOrWhole, _auto_or(r"[1-9][0-9]{0,8}", "greater than zero")]
 Rounds = Annotated[_AutoOrWhole, _auto_or(r"[1-9]", "from 1 to 9")]
+Steps = Annotated[_AutoOrWhole, _auto_or(r"0|[1-9][0-9]{0,8}", "from 0 on")]
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
 

@@ -21,6 +21,7 @@ from gsm8k_core.config.fields import (
     OptionalPath,
     Rounds,
     RowSettings,
+    Steps,
     Tokens,
     Trackers,
     flag,
@@ -45,6 +46,12 @@ DEMO_PROFILE: Mapping[str, object] = {
 }
 DEMO_FLAGS = " ".join(f"{flag(name)} {value}" for name, value in DEMO_PROFILE.items())
 
+
+# Updates; what `auto` means where there is time. 25: a collapse wastes 25 updates at most, and a probe takes as long as
+# 6 rows of an update (docs/training.md). It divides the other, so every checkpoint has been looked at.
+SAVE_EVERY, PROBE_EVERY = 50, 25
+SHARE = 0.05  # of the time, at most, for each of the two
+AUTO = "auto"
 
 # An adapter wants a higher rate: its B starts at zero, and its scale does not grow with the rank.
 ADAPTER_RATE = 10
@@ -157,8 +164,12 @@ class TrainConfig(DataSettings, RowSettings):
         bool, Field(description="compute each block again in the backward pass: less memory, more time")
     ] = False
     save_steps: Annotated[
-        int, Field(ge=0, description="a checkpoint every so many updates; 0: only when the run is stopped early")
-    ] = 50
+        Steps,
+        Field(
+            description="a checkpoint every so many updates; 0: only when the run is stopped early; auto: every "
+            f"{SAVE_EVERY}, or more where that would take over 5 % of the time"
+        ),
+    ] = "auto"
     save_total_limit: Annotated[int, Field(gt=0, description="checkpoints to keep, the newest ones")] = 2
     resume: Annotated[
         str,
@@ -184,11 +195,13 @@ class TrainConfig(DataSettings, RowSettings):
             "fit into 5 % of the time or two updates; with --eval-steps at most --eval-problems; 0: no such check",
         ),
     ] = 64
-    # 25: a collapse wastes 25 updates at most, and a probe takes as long as 6 rows of an update (docs/training.md).
-    # It divides the default of --save-steps, so every checkpoint has been looked at.
     probe_steps: Annotated[
-        int, Field(ge=0, description="look for NaN and collapse in a few short answers every so many updates; 0: never")
-    ] = 25
+        Steps,
+        Field(
+            description="look for NaN and collapse in a few short answers every so many updates; 0: never; auto: every "
+            f"{PROBE_EVERY}, or more where that would take over 5 % of the time"
+        ),
+    ] = "auto"
     report_to: Annotated[
         Trackers, Field(description="also report to wandb, trackio or tensorboard; several with commas between")
     ] = "none"
@@ -226,6 +239,16 @@ class TrainConfig(DataSettings, RowSettings):
     def update_size(self) -> int:
         """Rows in one update."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def save_every(self) -> int:
+        """Updates from one checkpoint to the next, or more with `auto`; 0: none on the way."""
+        return SAVE_EVERY if self.save_steps == AUTO else int(self.save_steps)
+
+    @property
+    def probe_every(self) -> int:
+        """The same of probes."""
+        return PROBE_EVERY if self.probe_steps == AUTO else int(self.probe_steps)
 
     @property
     def dev_problems(self) -> int:

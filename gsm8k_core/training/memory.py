@@ -481,7 +481,7 @@ def room_for(config: TrainConfig, model: int, num_trained: int, files: int, base
     checkpoint = model + ADAM_BYTES * num_trained
     copies = 2 if config.uses_adapter else 1  # mlx-adapter/ as well
     num_models = copies + (1 if config.eval_steps else 0)
-    num_checkpoints = config.save_total_limit + 1 if config.save_steps else 1
+    num_checkpoints = config.save_total_limit + 1 if config.save_every else 1
     least = base + copies * (model + files) + checkpoint + files
     needed = base + num_models * (model + files) + num_checkpoints * (checkpoint + files)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -12,6 +12,11 @@ there is none in this process. A checkpoint is taken to need as long as the long
 there is one; the final model `reserve`, or as long as the longest save of a best model if that was more. What was
 measured in an earlier process is measured again.
 
+Checkpoints on the way and probes come every so many updates. With `auto`, each of the two takes at most SHARE of this
+process's time, counted when one is due: a fast machine has fewer of them. A checkpoint that is due waits for the next
+probe, so that it was looked at. Checkpoints change no weight, so a clock may decide when there is one; what it holds is
+a function of its update. Those of a stop and of a failure are always written, and the probe of the end is made.
+
 An evaluation gets what is left after all of that and one save of a best model, on the way only half of it: what it
 will cost is not known beforehand, and it must not eat up the training. One that did not fit is not tried again with
 as little time or less. One that a signal ends is not made up for when the run goes on: its weights are gone.
@@ -25,7 +30,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gsm8k_core.clock import NOTICED
-from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.config.train import AUTO, SHARE, TrainConfig
 from gsm8k_core.training.budget import CALIBRATION, DOUBT, Pace, Times, replan
 from gsm8k_core.training.measure import Deadline, DevResult, Guard
 from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, planned_rate, with_event
@@ -91,7 +96,7 @@ class RunPilot(Generic[Live]):
         self.losses, self.guard = list(past.losses), past.guard
         self.best = None if past.best is None else (int(past.best["update"]), DevResult.from_json(past.best["result"]))
         self._evaluate = hooks.evaluate if config.eval_steps else None
-        self._probe = hooks.probe if config.probe_steps else None
+        self._probe = hooks.probe if config.probe_every else None
         self._pace = Pace(past.tokens, past.rehearsed)
         # Before the first evaluation, its problems are thought to take as long as the base's did.
         evaluation = self.guard.seconds_of(config.eval_problems, config.eval_max_new_tokens)
@@ -100,6 +105,10 @@ class RunPilot(Generic[Live]):
         self._saves, self._keeps = Times(guess=past.save_reserve), Times(guess=past.reserve)
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
+        self._began, self._owed = (
+            hooks.elapsed(),
+            False,
+        )  # this process's training; whether a checkpoint waits for a probe
         self._saved = 0  # the update of the newest checkpoint of this process
         # The newest measurement, and after which update: the guard's own (True), where it is cut as no evaluation is.
         self._newest: dict[bool, tuple[int, DevResult]] = {}
@@ -156,11 +165,11 @@ class RunPilot(Generic[Live]):
         # In this order: nothing that a probe ends is kept, and a checkpoint holds the best of its own update as well.
         stop = self._stop(update)
         last = update >= self.asked or stop == STOP_BUDGET
-        if self._probe and (update % self._config.probe_steps == 0 or last):
+        looked = self._probe is not None and (last or self._probe_is_due(update))
+        if self._probe and looked:
             self._look(update, live, self._probe)
         self._measure(update, live, last)
-        every = self._config.save_steps
-        if every and update % every == 0 and update < self.total:
+        if update < self.total and self._save_is_due(update, looked):
             self._save(update, live)
         if stop is None and (stop := self._stop(update)) == STOP_BUDGET:  # what was just done took longer than thought
             self._measure(update, live, last=True)
@@ -256,8 +265,9 @@ class RunPilot(Generic[Live]):
 
     def _needed(self, update: int, total: int, spare: bool = True) -> float:
         """Seconds to the end of the process if the run ends after `total`, with all that is due from `update` on."""
-        num_saves = _due(self._config.save_steps, update, total - 1)
-        seconds = self._pace.seconds(update + 1, total) + self._saves.mean * num_saves
+        config, seconds = self._config, self._pace.seconds(update + 1, total)
+        ahead, first, last = seconds, update, total - 1
+        seconds += self._on_the_way(self._saves, config.save_steps, _due(config.save_every, first, last), ahead)
         if self._evaluate and self._fits:
             every = self._config.eval_steps
             num_devs = _due(every, update, total) + (total % every > 0)
@@ -265,9 +275,36 @@ class RunPilot(Generic[Live]):
         if self._hooks.answer:
             seconds += max(self.guard.num_due(update, total) - 1, 0) * self.guard.seconds
         if self._probe:
-            every = self._config.probe_steps
-            seconds += (_due(every, update, total) + (total % every > 0)) * self._probes.mean
+            num_probes = _due(config.probe_every, first, last)
+            seconds += self._on_the_way(self._probes, config.probe_steps, num_probes, ahead) + self._probes.mean
         return seconds + self._last_measurement(spare) + self._ending(total)
+
+    def _on_the_way(self, times: Times, steps: str, number: int, ahead: float) -> float:
+        """Seconds that `number` more of these take; with `auto`, what their share of `ahead` more seconds holds."""
+        seconds = times.mean * number
+        return seconds if steps != AUTO else min(seconds, max(SHARE * (self._here() + ahead) - times.total, 0.0))
+
+    def _here(self) -> float:
+        """Seconds since this process began to train."""
+        return self._hooks.elapsed() - self._began
+
+    def _has_share(self, times: Times) -> bool:
+        """Whether these are within their share of the time so far, with one more."""
+        return times.total + times.most <= SHARE * self._here()
+
+    def _probe_is_due(self, update: int) -> bool:
+        """Whether a probe comes on the way, after this update."""
+        config = self._config
+        return update % config.probe_every == 0 and (config.probe_steps != AUTO or self._has_share(self._probes))
+
+    def _save_is_due(self, update: int, looked: bool) -> bool:
+        """Whether a checkpoint comes on the way, after an update that was `looked` at by a probe or not."""
+        config = self._config
+        due = config.save_every > 0 and update % config.save_every == 0
+        if config.save_steps != AUTO:
+            return due
+        self._owed = (self._owed or due) and self._has_share(self._saves)
+        return self._owed and (looked or self._probe is None or config.probe_steps != AUTO)
 
     def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
         """Ask the probe, unless the run is to end or there is no time for it."""
@@ -372,7 +409,7 @@ class RunPilot(Generic[Live]):
         folder = self._hooks.save(update, live)
         seconds = self._hooks.elapsed() - before
         self._saves.add(seconds)
-        self._saved = update
+        self._saved, self._owed = update, False
         self._hooks.emit(StepEvent("save", {"update": update, "folder": str(folder), "seconds": seconds}))
 
     def _stop(self, update: int) -> str | None:

@@ -443,7 +443,7 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
-    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_steps and dev else []
+    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_every and dev else []
     rows = Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)
     return _with_asked(rows, config, source, train) if config.recipe == "rft" else rows
 

@@ -24,7 +24,7 @@ def test_the_original_projects_flags_work_verbatim() -> None:
     assert isinstance(config, TrainConfig)
     assert (config.model, config.max_samples, config.update_size, config.num_epochs) == ("m", 100, 32, 1)
     assert (config.learning_rate, config.max_length, config.budget_seconds) == (1e-5, 256, 3600)
-    assert (config.output_dir, config.save_steps, config.no_wandb) == (Path("out"), 50, True)
+    assert (config.output_dir, config.save_every, config.no_wandb) == (Path("out"), 50, True)
     assert len(explicit) == 11
 
 

@@ -75,6 +75,54 @@ def test_save_steps_saves_on_the_way_but_not_at_the_end() -> None:
     assert made.values("save", "folder") == ["checkpoints/2", "checkpoints/4"]
 
 
+# An H200 on the default run: 141 updates of 0.18 s. Where nobody asked, saves took 6 s of it and probes 5.
+FAST: dict[str, Any] = {"update": lambda n: 0.18, "save": 3.0, "save_reserve": 5.0, "probe": 0.8, "token": 0.05}
+AUTO: dict[str, Any] = {"save_steps": "auto", "probe_steps": "auto"}
+
+
+def test_a_fast_machine_saves_and_probes_within_their_share_of_the_time() -> None:
+    short = Simulation(141, **FAST, **AUTO).run()
+    assert short.names("save") == []
+    assert [update for _, update in short.names("probe")] == [25, 141]  # the first one shows what one takes
+    made = Simulation(20_000, **FAST, **AUTO).run()
+    saves, probes = (dict.fromkeys(update for _, update in made.names(name)) for name in ("save", "probe"))
+    assert 0.04 < len(saves) * 3.0 / made.now <= 0.05
+    assert 0.04 < (len(probes) - 1) * 0.8 / made.now <= 0.05
+    assert set(saves) <= set(probes)  # each was looked at
+    assert all(update % 25 == 0 for update in saves)
+
+
+def test_control_what_was_asked_for_stays_as_it_was_asked_for() -> None:
+    made = Simulation(141, **FAST, save_steps=50, probe_steps=25).run()
+    assert made.names("save") == [("save", 50), ("save", 100)]
+    assert [update for _, update in made.names("probe")] == [25, 50, 75, 100, 125, 141]
+
+
+def test_where_there_is_time_auto_is_every_50_and_every_25_updates() -> None:
+    slow: dict[str, Any] = {"update": lambda n: 6.0, "save": 4.0, "save_reserve": 7.0, "probe": 4.0}
+    asked = Simulation(160, **slow, save_steps=50, probe_steps=25).run()
+    made = Simulation(160, **slow, **AUTO).run()
+    assert made.names("save", "probe") == asked.names("save", "probe")
+
+
+def test_saves_by_the_clock_change_no_rate_and_a_stop_is_always_saved() -> None:
+    rates = []
+    for more in (AUTO, {"save_steps": 50, "probe_steps": 25}):
+        made = Simulation(400, **FAST, **more, signal_at=60.0).run()
+        assert max(made.checkpoints) == made.done
+        rates.append([made.pilot.rate(update) for update in range(1, 101)])
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("update", [0.01, 0.18, 2.0, 30.0])
+@pytest.mark.parametrize("save", [0.1, 3.0, 40.0])
+def test_with_auto_the_budget_is_passed_by_no_more_than_an_update(update: float, save: float) -> None:
+    work: dict[str, Any] = {"update": lambda n: update, "save": save, "probe": 0.8, "token": 0.05, "final": save / 3}
+    made = Simulation(3000, **work, **AUTO, max_time="600").run()
+    assert made.now <= 600 + update
+    assert made.now > 560 or made.done == 3000
+
+
 @pytest.mark.parametrize("steps", [0, 2, 3])
 def test_a_signal_ends_the_run_after_the_update_with_one_checkpoint_of_it(steps: int) -> None:
     made = Simulation(10, signal_at=4.0, save_steps=steps).run()
