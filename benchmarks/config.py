@@ -11,7 +11,6 @@ from pydantic import Field
 
 from benchmarks.contenders import ALL, AUTO, CONTENDERS, GENERATE
 from gsm8k_core.config.fields import Duration, OptionalFile, Settings, parse_duration
-from gsm8k_core.config.score import ScoreSettings
 from gsm8k_core.config.train import TrainConfig
 
 ModeName = Literal["train", "generate", "end-to-end", "report", "mac-report"]
@@ -135,9 +134,9 @@ class BenchmarkConfig(Settings):
     def budget_seconds(self) -> float:
         return parse_duration(self.max_time)
 
-    def prompts_together(self, ours: bool) -> int:
-        """Prompts decoded at one time: ours as many as `eval` does unless told otherwise, a peer what was asked."""
-        return int(ScoreSettings.model_fields["eval_batch_size"].default) if ours else self.eval_batch_size
+    def prompts_together(self, ours: bool) -> int | None:
+        """Prompts decoded at one time: a peer what was asked; ours as many as `eval` chooses there (None)."""
+        return None if ours else self.eval_batch_size
 
     def train_config(self, batch_times: int = 1) -> TrainConfig:
         """What a contender is given: a constant rate, and the same step for everyone."""

@@ -42,7 +42,7 @@ def main(path: Path) -> None:
         device.synchronise()
         return time.perf_counter() - start, [_before_end(tokens, job.end_ids) for tokens in answers]
 
-    sizes = job.candidates or [job.batch_size]
+    sizes = job.candidates or [job.batch_size or _as_eval(job)]
     warm_up, _ = timed(WARM_UP_TOKENS, sizes[0])
     # Whole runs: a short one would mostly read prompts. The fastest is the sample, which is kind to the peer.
     runs = {size: timed(job.max_new_tokens, size) for size in sizes}
@@ -66,6 +66,18 @@ def main(path: Path) -> None:
         notes=device.notes(),
     )
     write_bytes(job.out, sample.model_dump_json().encode())
+
+
+def _as_eval(job: GenerateJob) -> int:
+    """How many prompts `eval` would answer at once here."""
+    import backends
+    from gsm8k_core.config.fields import AUTO
+    from gsm8k_core.models.folder import ModelFolder
+    from gsm8k_core.training.memory import evaluated_at_once
+
+    tokens = max(map(len, job.prompts)) + job.max_new_tokens
+    memory = backends.device_memory(job.framework, job.device)
+    return int(evaluated_at_once(AUTO, ModelFolder(job.model).config, memory, job.dtype, tokens).name)
 
 
 def _before_end(tokens: Sequence[int], end_ids: Sequence[int]) -> list[int]:

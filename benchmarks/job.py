@@ -57,7 +57,7 @@ class GenerateJob(Job):
     prompts: list[list[int]]
     end_ids: list[int]
     max_new_tokens: int
-    batch_size: int
+    batch_size: int | None  # None: as many as `eval` chooses, for ours
     candidates: list[int]  # batch sizes to try, the fastest is the sample; empty: `batch_size` as it is
 
 

@@ -48,7 +48,9 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
 
     backend = backends.open(job.framework, job.model, job.device, job.dtype)
     config = job.config
-    tokens = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
+    by_memory = backends.device_memory(job.framework, job.device).caps_alone
+    asked = config.micro_batch_tokens, config.batch_size, config.max_length
+    tokens = choose_tokens(*asked, backend.micro_batch_tokens, by_memory)
     examples = _tokenised(job)
     shapes: dict[int, list[tuple[int, ...]]] = {}
 

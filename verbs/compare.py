@@ -46,13 +46,12 @@ def run(config: CompareConfig, context: Context) -> int:
     terminal.say(f"limits   {cannot_show(len(problems.problems))}")
     owner = run_of_model(trained.found)
     folder = config.output_dir or owner or Path(".")
-    place = Place(backend, config.device, config.dtype, folder)
+    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size)
     base_scored = _scored(config, place, base, problems, terminal)
     gc.collect()  # two models need not be in memory at once
-    # `auto` was settled by the base: both are scored on the same device in the same precision.
-    place = replace(
-        place, device=base_scored.summary["device"], dtype=base_scored.summary["dtype"], settled="as for the base"
-    )
+    # `auto` was settled by the base: both are scored on the same device in the same precision, as many at once.
+    as_base = {name: base_scored.summary[name] for name in ("device", "dtype")}
+    place = replace(place, **as_base, together=base_scored.summary["eval_batch_size"], settled="as for the base")
     trained_scored = _scored(config, place, trained, problems, terminal)
     if base_scored.summary["hash"] == trained_scored.summary["hash"]:
         terminal.say("note     both are the same model, file by file: there is nothing to compare")

@@ -35,6 +35,7 @@ from gsm8k_core.scoring.evaluate import (
     STOP_RULE,
     Key,
     Request,
+    begun,
     calculated,
     completion_of,
     evaluate,
@@ -46,12 +47,14 @@ from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
+from gsm8k_core.training.memory import AT_ONCE, evaluated_at_once
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.results import Provenance, write_one
 
+BATCH = "batch"  # the choice of how many problems are answered at once
 NUM_CHECKED = 32  # problems that --check-batching answers again
 UNITS = {"nats": "nats", "share": "of the odds"}  # how far two answers are apart where they part
 MOST_PLACES = 8  # that are shown; summary.json has all
@@ -123,7 +126,8 @@ class Place:
     device: str
     dtype: str
     folder: Path
-    settled: str = ""  # why device and dtype are these, where nobody asked for them
+    together: str = AUTO  # how many problems are answered at once
+    settled: str = ""  # why device, dtype and that are these, where nobody asked for them
 
 
 def run(config: EvalConfig, context: Context) -> int:
@@ -132,7 +136,8 @@ def run(config: EvalConfig, context: Context) -> int:
     if config.slow_rules:
         require()
     terminal = context.terminal
-    place = Place(backends.resolve(config.backend), config.device, config.dtype, config.output_dir or Path("."))
+    backend, folder = backends.resolve(config.backend), config.output_dir or Path(".")
+    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size)
     pair = None
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
@@ -183,7 +188,7 @@ def refuse(config: ScoreSettings) -> None:
     if config.shot_annotations != "keep" and not config.shots:
         raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
     if isinstance(config, EvalConfig) and config.check_batching:
-        if config.eval_batch_size == 1:
+        if config.eval_batch_size == "1":
             raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
         if config.num_problems == 1:
             raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
@@ -261,16 +266,18 @@ def open_model(
         terminal.say(f"shots    {config.shots} of the train problems: {problems.shots.prompt_name}")
     if config.samples > 1:
         terminal.say(f"samples  {config.samples} of each; tests and tables by problem take the one that the vote chose")
+    longest = max(map(len, prompts)) + config.max_new_tokens
+    together = choose_together(place.together, source, place.backend.name, place.device, place.dtype, longest)
     backend = backends.open(place.backend.name, source.folder, place.device, place.dtype)
-    choices = {"backend": place.backend, **backend.choices}
+    choices = {"backend": place.backend, **backend.choices, BATCH: together}
     if place.settled:
-        choices |= {name: replace(choices[name], reason=place.settled) for name in ("device", "dtype")}
+        choices |= {name: replace(choices[name], reason=place.settled) for name in ("device", "dtype", BATCH)}
     key = Key(
         model=source.model.hash,
         data=problems_hash(problems.problems),
         prompt=problems.shots.prompt_name,
         max_new_tokens=config.max_new_tokens,
-        batch_size=config.eval_batch_size,
+        batch_size=int(together.name),
         backend=place.backend.name,
         device=choices["device"].name,
         dtype=choices["dtype"].name,
@@ -284,9 +291,19 @@ def open_model(
         stop=ANSWER_LINE if config.stop_at_answer else STOP_RULE,
         calculator=config.calculator,
     )
+    sizes = (key.batch_size, *(AT_ONCE if key.device != "cpu" else ()))  # elsewhere it depends on what else runs
+    if place.together == AUTO and (other := begun(key, place.folder / "logs", sizes)) and other != key:
+        key = other
+        choices[BATCH] = replace(together, name=str(key.batch_size), reason="as the evaluation that is there began")
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
     return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder)
+
+
+def choose_together(asked: str, source: Source, backend: str, device: str, dtype: str, tokens: int) -> Choice:
+    """How many prompts are answered at once, each of `tokens` tokens at most with its answer."""
+    known = "float32" if dtype == AUTO else dtype  # what takes the most, until it is known
+    return evaluated_at_once(asked, source.model.config, backends.device_memory(backend, device), known, tokens)
 
 
 def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
@@ -311,6 +328,7 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
     summary |= {"data": opened.problems.name, "split": opened.config.split}
     summary |= {"backend": key.backend, "device": key.device, "dtype": key.dtype}
+    summary |= {"eval_batch_size": str(key.batch_size)}
     summary |= {"max_new_tokens": key.max_new_tokens, "prompt": key.prompt, "stop_rule": key.stop}
     summary |= {"sampling": {name: getattr(key, name) for name in ("temperature", "top_p", "top_k", "seed")}}
     summary |= {"calculator": calculated(records) if key.calculator else None}

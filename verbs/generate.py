@@ -23,6 +23,7 @@ from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
+from verbs.evaluate import BATCH, choose_together
 
 
 def run(config: GenerateConfig, context: Context) -> int:
@@ -37,10 +38,12 @@ def run(config: GenerateConfig, context: Context) -> int:
     if source.choice.name == EMBEDDED_MODEL:
         banner(beside, chosen.model_choice.reason if chosen else NAMED)
     prompts = _prompts(source.model, questions or [], config)  # refused before the weights are loaded
+    longest = max(map(len, prompts), default=0) + config.max_new_tokens
+    together = choose_together(config.eval_batch_size, source, choice.name, config.device, config.dtype, longest)
     backend = backends.open(choice.name, source.folder, config.device, config.dtype)
     if config.verbose:
-        say_choices(beside, {"backend": choice, **backend.choices})
-    writer = Answers(config, backend, source.model.tokenizer, context.terminal, beside)
+        say_choices(beside, {"backend": choice, **backend.choices, BATCH: together})
+    writer = Answers(config, int(together.name), backend, source.model.tokenizer, context.terminal, beside)
     if questions is not None:
         context.terminal.result({"model": source.name, "answers": writer.answer(questions, prompts)})
         return EXIT_OK
@@ -123,6 +126,7 @@ class Answers:
     """Answers questions: one as it is written, several each as soon as it and all before it are done."""
 
     config: GenerateConfig
+    together: int  # questions answered at once
     backend: Backend
     tokenizer: Tokenizer
     terminal: Terminal
@@ -133,7 +137,7 @@ class Answers:
         config = self.config
         sampling = Sampling(
             config.max_new_tokens,
-            config.eval_batch_size,
+            self.together,
             config.temperature,
             config.top_p,
             config.top_k,

@@ -46,7 +46,7 @@ class Provenance:
         settings = self.config.model_dump(mode="json")
         asked = {name: settings[name] for name in self.explicit if name not in NO_MATTER}
         # What was chosen automatically is fixed, so that another machine chooses the same.
-        fixed = {name: summary[name] for name in ("backend", "device", "dtype") if name in summary}
+        fixed = {name: summary[name] for name in ("backend", "device", "dtype", "eval_batch_size") if name in summary}
         trained = training_command(self.run) if self.run else None
         again = command(self.verb, type(self.config), {**asked, **fixed})
         shown = {

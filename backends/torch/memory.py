@@ -32,7 +32,7 @@ def device_memory(asked: str) -> DeviceMemory:
     free, total, reason = system_memory()
     if device == "cuda":
         here, everything = torch.cuda.mem_get_info()
-        return DeviceMemory(device, here, everything, _CUDA, MICRO_BATCH[device], "free on the GPU")
+        return DeviceMemory(device, here, everything, _CUDA, MICRO_BATCH[device], "free on the GPU", caps_alone=True)
     if device == "mps":
         most = int(torch.mps.recommended_max_memory())
         reason = "what Metal recommends"

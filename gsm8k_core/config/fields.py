@@ -17,6 +17,7 @@ from pydantic import Field
 
 from gsm8k_core.types import UsageError
 
+AUTO = "auto"  # of a setting that is chosen by the machine, with a reason
 DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 DEFAULT_DATA = "openai/gsm8k"
 EMBEDDED_MODEL = "embedded"
@@ -62,7 +63,7 @@ def _auto_or(pattern: str, words: str) -> pydantic.AfterValidator:
     """`auto`, or a whole number that the pattern fits."""
 
     def checked(text: str) -> str:
-        if text != "auto" and not re.fullmatch(pattern, text):
+        if text != AUTO and not re.fullmatch(pattern, text):
             raise ValueError(f"must be auto, or a whole number {words}")
         return text
 
@@ -70,7 +71,7 @@ def _auto_or(pattern: str, words: str) -> pydantic.AfterValidator:
 
 
 _AutoOrWhole = Annotated[str, pydantic.BeforeValidator(str), tyro.conf.arg(metavar="auto|INT")]
-Tokens = Annotated[_AutoOrWhole, _auto_or(r"[1-9][0-9]{0,8}", "greater than zero")]
+Number = Annotated[_AutoOrWhole, _auto_or(r"[1-9][0-9]{0,8}", "greater than zero")]
 Rounds = Annotated[_AutoOrWhole, _auto_or(r"[1-9]", "from 1 to 9")]
 Steps = Annotated[_AutoOrWhole, _auto_or(r"0|[1-9][0-9]{0,8}", "from 0 on")]
 

@@ -9,10 +9,12 @@ import tyro
 from pydantic import Field
 
 from gsm8k_core.config.fields import (
+    AUTO,
     BackendSettings,
     Count,
     DataSettings,
     DrawSettings,
+    Number,
     OptionalFile,
     OptionalPath,
     Settings,
@@ -31,6 +33,8 @@ UseCalculator = Annotated[
     ),
 ]
 
+TOGETHER = "{} answered together; auto: 64 on a CPU, elsewhere as many as fit into half of the free memory, 512 at most"
+
 
 class ScoreSettings(DataSettings, DrawSettings):
     """Which problems are answered, and how."""
@@ -41,7 +45,7 @@ class ScoreSettings(DataSettings, DrawSettings):
     all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
     split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
-    eval_batch_size: Annotated[int, Field(gt=0, description="problems answered together")] = 64
+    eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("problems"))] = AUTO
     sample_seed: Annotated[
         int, Field(ge=0, lt=2**32, description="with --temperature: the same seed draws the same answers")
     ] = 0
@@ -113,7 +117,7 @@ class GenerateConfig(BackendSettings, DrawSettings):
     calculator: UseCalculator = False
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
     seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
-    eval_batch_size: Annotated[int, Field(gt=0, description="questions answered together")] = 64
+    eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("questions"))] = AUTO
 
 
 class HarnessConfig(BackendSettings):

@@ -14,15 +14,16 @@ from pydantic import Field
 
 from gsm8k_core.config.fields import (
     ALL_LINEAR,
+    AUTO,
     Count,
     DataSettings,
     Duration,
     Modules,
+    Number,
     OptionalPath,
     Rounds,
     RowSettings,
     Steps,
-    Tokens,
     Trackers,
     flag,
     parse_duration,
@@ -51,7 +52,6 @@ DEMO_FLAGS = " ".join(f"{flag(name)} {value}" for name, value in DEMO_PROFILE.it
 # 6 rows of an update (docs/training.md). It divides the other, so every checkpoint has been looked at.
 SAVE_EVERY, PROBE_EVERY = 50, 25
 SHARE = 0.05  # of the time, at most, for each of the two
-AUTO = "auto"
 
 # An adapter wants a higher rate: its B starts at zero, and its scale does not grow with the rank.
 ADAPTER_RATE = 10
@@ -131,10 +131,10 @@ class TrainConfig(DataSettings, RowSettings):
         int, Field(gt=0, description="an update is this many times --batch-size rows")
     ] = 8
     micro_batch_tokens: Annotated[
-        Tokens,
+        Number,
         Field(
             description="most tokens computed at once, padding included, in rows of like length; changes no update; "
-            "auto: what the device is fast with, and never more than --batch-size rows of --max-length"
+            "auto: what the device is fast with, and, but on CUDA, never more than --batch-size rows of --max-length"
         ),
     ] = "auto"
     num_epochs: Annotated[int, Field(gt=0, description="passes over the rows")] = 3

@@ -112,12 +112,15 @@ def fullest(examples: Sequence[Example], max_tokens: int, update_size: int) -> B
     return pad(by_length(examples)[: max(min(max_tokens // width_of(examples), update_size), 1)])
 
 
-def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice) -> Choice:
-    """Most padded tokens in a micro-batch. `device` names how many it is fast with, and why."""
+def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice, by_memory: bool = False) -> Choice:
+    """Most padded tokens in a micro-batch. `device` names how many it is fast with, and why.
+
+    `by_memory`: what fits is reckoned beside this, so `batch_size`, which says how many rows do, caps nothing.
+    """
     most = batch_size * max_length
     if asked != "auto":
         name, reason = asked, f"--micro-batch-tokens {asked}"
-    elif int(device.name) <= most:
+    elif by_memory or int(device.name) <= most:
         name, reason = device.name, device.reason
     else:
         name, reason = str(most), f"as many as {batch_size} rows of --max-length {max_length}"

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,6 +178,17 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
 
+def records_of(key: Key, logs: Path) -> Path:
+    """Where the answers under a key are."""
+    return logs / f"eval-{key.digest()[:12]}" / "records.jsonl"
+
+
+def begun(key: Key, logs: Path, sizes: Sequence[int]) -> Key | None:
+    """The same with the batch size of an evaluation that is there, finished or not: to be gone on with."""
+    keys = (replace(key, batch_size=size) for size in sizes)
+    return next((each for each in keys if records_of(each, logs).is_file()), None)
+
+
 def evaluate(
     problems: Sequence[Problem],
     generate: Generate,
@@ -188,8 +199,8 @@ def evaluate(
     say: Say = lambda line: None,
 ) -> tuple[list[dict[str, Any]], Path, int]:
     """Records in the order of `problems`, each's samples together; their file; how many were there before."""
-    folder = logs / f"eval-{key.digest()[:12]}"
-    path = folder / "records.jsonl"
+    path = records_of(key, logs)
+    folder = path.parent
     requests = {(problem.id, sample): Request(problem, sample) for problem in problems for sample in range(key.samples)}
     try:
         folder.mkdir(parents=True, exist_ok=True)

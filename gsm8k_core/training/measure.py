@@ -43,7 +43,7 @@ TIMED_TOKENS = 4  # of each answer, to see how long a token takes
 CAREFUL = 0.8  # of the time is what a number of problems is chosen for
 UNCUT = 0.9  # of the gold answers have to fit into a shorter end of all answers
 FEWEST = 8  # problems; fewer can hardly show anything, even if all change
-ROUND = 16  # problems in each round after the first
+ROUND = 16  # problems in each round after the first, or as many as are answered together where that is more
 QUARTER = 0.25  # of the planned updates
 FEWEST_UPDATES = 8  # planned ones; a quarter of fewer is no time to look
 
@@ -429,7 +429,7 @@ def measure_base(
         return seconds - (dev.clock() - began)
 
     late: Deadline = lambda: left() <= 0 or interrupted()  # noqa: E731
-    first = dev.part(0, FEWEST)
+    first, size = dev.part(0, FEWEST), max(ROUND, dev.eval_batch_size)
     scored = first.score(live, late) if left() > 0 else None
     times = first.time(live, late, scored) if scored is not None else None
     if times is not None:
@@ -437,7 +437,9 @@ def measure_base(
         cap = times.longest(CAREFUL * left(), FEWEST, least, dev.max_new_tokens)
         shorter = replace(dev, max_new_tokens=cap or 0)
         parts = (
-            _in_rounds(lambda at, end: shorter.part(at, end).measure(live, late), [], num_problems, left) if cap else []
+            _in_rounds(lambda at, end: shorter.part(at, end).measure(live, late), [], num_problems, left, size)
+            if cap
+            else []
         )
         if parts:
             return Guard(base=joined(parts), max_new_tokens=0 if cap == dev.max_new_tokens else shorter.max_new_tokens)
@@ -446,7 +448,7 @@ def measure_base(
     if scored is None:
         share = f"{max(seconds, 0):.1f} s, its share of --max-time"
         return Guard(reason=f"its loss on {FEWEST} gold answers took longer than {share}; a longer one helps")
-    parts = _in_rounds(lambda at, end: dev.part(at, end).score(live, late), [scored], num_problems, left)
+    parts = _in_rounds(lambda at, end: dev.part(at, end).score(live, late), [scored], num_problems, left, size)
     return Guard(base=joined(parts), by=LOSS)
 
 
@@ -455,12 +457,13 @@ def _in_rounds(
     parts: list[DevResult],
     num_problems: int,
     left: Callable[[], float],
+    size: int,
 ) -> list[DevResult]:
-    """`parts`, and what `measure` gives of the problems after them, round by round, as long as there is time."""
+    """`parts`, and what `measure` gives of those after them, `size` in each round, as long as there is time."""
     done = sum(part.num_problems for part in parts)
     while done < num_problems:
         each = math.fsum(part.seconds for part in parts) / done if done else 0.0
-        more = min(ROUND if done else FEWEST, num_problems - done, int(left() / each) if each > 0 else ROUND)
+        more = min(size if done else FEWEST, num_problems - done, int(left() / each) if each > 0 else size)
         result = measure(done, done + more) if more > 0 else None
         if result is None:
             break

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.config.fields import AUTO
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
 from gsm8k_core.models.folder import ModelFolder, ModelShape, shape_of, weight_files
@@ -44,6 +45,9 @@ STEP_TOKENS = 64  # the budget is lowered in such steps
 PER_BLOCK_HIDDEN, PER_BLOCK_INNER = 12, 4
 ADAM_BYTES = 8
 QUANTISED_BYTES = 0.63  # 4-bit weights with their scales, a parameter
+ON_A_CPU, DEV_ON_A_CPU = 64, 16
+AT_ONCE = tuple(2**power for power in range(9, -1, -1))  # 512 at most: an estimate for big GPUs, not a measurement
+HALF = 0.5  # of what is free: the rest is for what is not reckoned, and on a Mac for everything else that runs
 LESS = "--method lora, --gradient-checkpointing, or a smaller --max-length"
 
 
@@ -72,6 +76,7 @@ class DeviceMemory:
     costs: Costs
     tokens: Choice  # padded tokens in a micro-batch that the device is fast with
     reason: str  # where the figures are from
+    caps_alone: bool = False  # whether memory alone caps a micro-batch: --batch-size does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +251,29 @@ def sampling_bytes(shape: ModelShape, dtype: str, answers: int, tokens: int) -> 
     return answers * (keys + 3 * 4 * shape.vocabulary)
 
 
+def evaluated_at_once(asked: str, body: Mapping[str, Any], memory: DeviceMemory, dtype: str, tokens: int) -> Choice:
+    """How many problems are answered at once where nothing is trained, each of `tokens` tokens with its prompt.
+
+    64 rows fill the products of a CPU's few cores, and so an evaluation there does not depend on what else runs. A
+    GPU's step costs almost the same for few rows and for many: as many as fit into HALF of what is free.
+    """
+    if asked != AUTO:
+        return Choice(asked, f"--eval-batch-size {asked}")
+    if memory.device == "cpu":
+        return Choice(str(ON_A_CPU), "problems at once; on a CPU that fills the cores")
+    model = model_of(body, TrainConfig())
+    if model is None:
+        return Choice(str(ON_A_CPU), "problems at once; of this model's sizes nothing is known")
+    there = memory.costs.process + 4 * model.num_parameters
+
+    def need(answers: int) -> int:
+        return int(MARGIN * (there + sampling_bytes(model.shape, dtype, answers, tokens)))
+
+    answers = next((size for size in AT_ONCE if need(size) <= HALF * memory.free), AT_ONCE[-1])
+    why = f"about {human_size(need(answers))} of {human_size(memory.free)} ({memory.reason})"
+    return Choice(str(answers), f"problems at once, {AT_ONCE[0]} at most and in half of the memory: {why}")
+
+
 def answers_at_once(plan: Plan, config: TrainConfig, dtype: str, tokens: int, wanted: int) -> Choice:
     """How many answers to sample at once: `wanted`, or half, and so on, until they fit beside the training's states."""
     model, free = plan.model, plan.memory.free
@@ -259,6 +287,17 @@ def answers_at_once(plan: Plan, config: TrainConfig, dtype: str, tokens: int, wa
         answers //= 2
     why = f"{wanted} would take about {human_size(need(wanted))}: " if answers < wanted else ""
     return Choice(str(answers), f"{why}about {human_size(need(answers))} of {human_size(free)} while sampling")
+
+
+def dev_at_once(plan: Plan | None, config: TrainConfig, dtype: str, tokens: int, problems: int) -> Choice:
+    """How many of the dev problems are answered at once beside a training, in the guard's rounds as well."""
+    if plan is None or plan.memory.device == "cpu":
+        why = (
+            "dev problems at once: reading their prompts cannot be interrupted, and is to take no longer than an update"
+        )
+        return Choice(str(DEV_ON_A_CPU), why)
+    found = answers_at_once(plan, config, dtype, tokens, min(problems, AT_ONCE[0]))
+    return Choice(found.name, f"dev problems at once; {found.reason}")
 
 
 def _less(model: Model, config: TrainConfig, dtype: str, memory: DeviceMemory, widest: int) -> str:

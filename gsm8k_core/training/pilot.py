@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gsm8k_core.clock import NOTICED
-from gsm8k_core.config.train import AUTO, SHARE, TrainConfig
+from gsm8k_core.config.fields import AUTO
+from gsm8k_core.config.train import SHARE, TrainConfig
 from gsm8k_core.training.budget import CALIBRATION, DOUBT, Pace, Times, replan
 from gsm8k_core.training.measure import Deadline, DevResult, Guard
 from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, planned_rate, with_event

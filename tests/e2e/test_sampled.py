@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gsm8k_core.types import Completion
+import backends
+from gsm8k_core.training.memory import Costs, DeviceMemory
+from gsm8k_core.types import Choice, Completion
 from tests.e2e.conftest import ROOT, Run
 from tests.waiting import wait_for
+from verbs import evaluate
 
 HOT = ("--temperature", "1.2", "--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32")
 COLD = ("--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32")
@@ -46,6 +50,89 @@ def test_samples_are_the_same_beside_fewer_problems_in_other_batches_and_on_both
         assert {name: record["completion"] for name, record in other.items()} == {name: right[name] for name in other}
     other_seed = records_of(summary_of(run, *arguments, "--sample-seed", 1), tmp_path)
     assert any(record["completion"] != right[name] for name, record in other_seed.items())
+
+
+class OnAGpu:
+    """A backend that says so."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        return {**self._backend.choices, "device": Choice("cpu-as-gpu", "faked")}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """The CPU as a GPU with so many bytes free."""
+    opened = backends.open
+
+    def as_gpu(name: str, folder: Path, device: str, dtype: str) -> Any:
+        return OnAGpu(opened(name, folder, "cpu", dtype))
+
+    monkeypatch.setattr(backends, "open", as_gpu)
+
+    def has(free: int) -> None:
+        costs = Costs(process=0, chunk=0, frozen_chunk=0)
+        memory = DeviceMemory("gpu", free, free, costs, Choice("64", "faked"), "faked")
+        monkeypatch.setattr(backends, "device_memory", lambda name, device: memory)
+
+    return has
+
+
+def test_how_many_are_answered_at_once_is_chosen_by_memory_and_changes_no_text(
+    run: Run, model: Path, data: Path, tmp_path: Path, gpu: Callable[[int], None]
+) -> None:
+    arguments = ("--model", model, "--data", data, *COLD, "--backend", "torch")
+    found = {}
+    for name, free in (("large", 10**12), ("small", 10**5), ("asked", 10**12)):
+        gpu(free)
+        more = ("--eval-batch-size", "2") if name == "asked" else ()
+        found[name] = summary_of(run, *arguments, "--output-dir", tmp_path / name, *more)
+    assert [each["eval_batch_size"] for each in found.values()] == ["512", "1", "2"]
+    assert found["large"]["choices"]["batch"]["reason"].startswith(
+        "problems at once, 512 at most and in half of the me"
+    )
+    assert found["asked"]["choices"]["batch"] == {"name": "2", "reason": "--eval-batch-size 2"}
+    records = [records_of(each, tmp_path) for each in found.values()]
+    texts = [{name: record["completion"] for name, record in each.items()} for each in records]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_an_evaluation_goes_on_with_as_many_at_once_as_it_began_with(
+    run: Run, model: Path, data: Path, tmp_path: Path, gpu: Callable[[int], None]
+) -> None:
+    arguments = ("--model", model, "--data", data, *COLD, "--backend", "torch")
+    gpu(10**12)
+    begun = summary_of(run, *arguments)
+    gpu(10**6)  # something else took the memory meanwhile
+    again = summary_of(run, *arguments)
+    assert (again["reused"], again["records"]) == (8, begun["records"])
+    assert again["choices"]["batch"] == {"name": "512", "reason": "as the evaluation that is there began"}
+
+
+def test_compare_answers_as_many_at_once_with_both(
+    run: Run, model: Path, data: Path, gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu(10**12)
+    chosen = evaluate.choose_together
+
+    def shrinking(*asked: Any) -> Choice:
+        found = chosen(*asked)
+        gpu(10**6)
+        return found
+
+    monkeypatch.setattr(evaluate, "choose_together", shrinking)
+    both = ("--base-model", model, "--trained-model", model, "--data", data, *COLD)
+    done = run("compare", *both, "--backend", "torch", "--json")
+    assert done.returncode == 0, done.stderr
+    trained = json.loads(done.stdout)["trained"]
+    assert trained["eval_batch_size"] == "512"
+    assert "--eval-batch-size 512" in Path("report.html").read_text()
 
 
 # `cli.py` that answers forty times, and then waits for its end.

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import backends
-from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.config.fields import AUTO
+from gsm8k_core.config.train import SHARE, TrainConfig
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.models.quantized import cached_base, dequantized_folder, is_quantized, widths
 from gsm8k_core.problems.batching import choose_tokens, fullest
 from gsm8k_core.tracking.terminal import Terminal, clock
-from gsm8k_core.training.memory import Plan, model_of, plan
+from gsm8k_core.training.memory import Plan, dev_at_once, model_of, plan
 from gsm8k_core.training.plan import as_choice, fewer_tokens
 from gsm8k_core.types import Choice, OutOfMemoryError, PreflightError
 from verbs import Context
@@ -78,7 +79,10 @@ def open_model(job: Job, context: Context) -> OpenModel:
         tokens = _tokens_that_fit(backend, job, planned, tokens)
     if planned is not None:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
-    choices = {"backend": job.backend, **backend.choices, "batches": tokens}
+    choices = {"backend": job.backend, **backend.choices, "batches": tokens, **_cadence(config)}
+    if job.rows.dev:
+        longest = max(row.num_prompt for _, row in job.rows.dev) + config.eval_max_new_tokens
+        choices["dev"] = dev_at_once(planned, config, choices["dtype"].name, longest, len(job.rows.dev))
     return OpenModel(backend, choices, quantized, planned, seconds=context.elapsed() - began)
 
 
@@ -129,9 +133,17 @@ def _plan_memory(job: Job, context: Context) -> Plan | None:
     if model is None:
         return None
     memory = backends.device_memory(job.backend.name, config.device)
-    wanted = choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, memory.tokens)
+    sizes = config.micro_batch_tokens, config.batch_size, config.max_length
+    wanted = choose_tokens(*sizes, memory.tokens, memory.caps_alone)
     dtype = "float32" if config.dtype == "auto" else config.dtype
     return plan(model, config, dtype, memory, wanted, job.widest, "micro_batch_tokens" in context.explicit)
+
+
+def _cadence(config: TrainConfig) -> dict[str, Choice]:
+    """How often there is a checkpoint and a probe, where nobody said so."""
+    why = f"updates from one to the next, or more where they would take over {100 * SHARE:.0f} % of the time"
+    every = {"saves": (config.save_steps, config.save_every), "probes": (config.probe_steps, config.probe_every)}
+    return {name: Choice(str(updates), why) for name, (asked, updates) in every.items() if asked == AUTO}
 
 
 def _quantized_base(job: Job, terminal: Terminal) -> Path:

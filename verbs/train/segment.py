@@ -42,7 +42,6 @@ from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
 
 END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
-DEV_BATCH = 16  # a prefill cannot be interrupted, and should take no longer than an update
 KNOWN_UPDATES = 2000  # a third of a second
 MEASURED = ("eval_problems", "eval_max_new_tokens")
 LESS_MEMORY = "try --gradient-checkpointing, --method lora, or a smaller --max-length"
@@ -365,7 +364,7 @@ class Segment:
             [problem for problem, _ in pairs],
             partial(decode, self.job.source.model.tokenizer),
             batch_size=config.batch_size,
-            eval_batch_size=min(len(pairs), DEV_BATCH),
+            eval_batch_size=min(len(pairs), int(self.model.choices["dev"].name)),
             max_new_tokens=config.eval_max_new_tokens,
         )
 

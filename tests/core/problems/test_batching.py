@@ -126,6 +126,11 @@ def test_how_many_tokens_is_asked_or_the_devices_or_what_the_rows_would_take() -
     assert choose_tokens("auto", 4, 512, device) == Choice("1024", "padded tokens at most in a micro-batch; fast")
     assert choose_tokens("auto", 2, 256, device).name == "512"
     assert "2 rows of --max-length 256" in choose_tokens("auto", 2, 256, device).reason
+    # On CUDA, whose 8,192 became 2,048 so: what fits is reckoned from the memory alone.
+    fast = Choice("8192", "fast")
+    assert choose_tokens("auto", 4, 512, fast).name == "2048"
+    assert choose_tokens("auto", 4, 512, fast, by_memory=True).name == "8192"
+    assert choose_tokens("77", 4, 512, fast, by_memory=True).name == "77"
 
 
 def test_the_padded_tokens_of_coming_updates_are_known_without_making_them() -> None:

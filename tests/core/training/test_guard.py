@@ -94,6 +94,22 @@ def test_as_many_problems_as_fit_into_the_time() -> None:
     assert guard.seconds == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize(("together", "rounds"), [(4, [8, 16, 16, 16, 8]), (64, [8, 56])])
+def test_the_guards_rounds_are_as_large_as_what_is_answered_together(together: int, rounds: list[int]) -> None:
+    live, asked = Slow(0.1), []
+    generate = live.generate
+
+    def noted(prompts: Any, sampling: Any, on_token: Any = lambda index, token: None) -> Any:
+        if sampling.max_new_tokens != TIMED_TOKENS:
+            asked.append(len(prompts))
+        return generate(prompts, sampling, on_token)
+
+    live.generate = noted  # type: ignore[method-assign]
+    dev = replace(dev_set(live, 64), eval_batch_size=together)
+    assert measure_base(dev, live, 64, 1e3, lambda: False).num_problems == 64
+    assert asked == rounds
+
+
 def test_never_more_than_asked_for_or_there_are() -> None:
     assert measured(0.1, room=1e3)[0].num_problems == 64
     assert measured(0.1, room=1e3, problems=30)[0].num_problems == 30

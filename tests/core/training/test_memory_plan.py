@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from gsm8k_core.training.memory import (
     Model,
     answers_at_once,
     container_limits,
+    dev_at_once,
+    evaluated_at_once,
     model_of,
     plan,
     predict,
@@ -172,3 +175,35 @@ def test_answers_at_once_are_halved_until_they_fit() -> None:
     assert chosen.reason.startswith("64 would take about")
     least = plan(found, config, "float32", memory(0.1, 16), Choice("1024", "fast"), 512, asked=False)
     assert answers_at_once(least, config, "float32", 500, 64).name == "1"
+
+
+def gpu(free: float) -> DeviceMemory:
+    return replace(memory(free), device="cuda")
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(140, 512), (40, 512), (24, 256), (12, 128), (7, 64), (6, 32), (0.1, 1)])
+def test_as_many_problems_are_answered_at_once_as_half_of_a_gpus_memory_holds(free: float, chosen: int) -> None:
+    """SmolLM2's keys and values of 700 tokens are 32 MB an answer in float32."""
+    found = evaluated_at_once("auto", SMOL, gpu(free), "float32", 700)
+    assert int(found.name) == chosen
+    assert found.reason.startswith("problems at once, 512 at most and in half of the memory: about ")
+    need = 4 * model().num_parameters + sampling_bytes(model().shape, "float32", chosen, 700)
+    assert chosen == 1 or need <= free * GB / 2
+
+
+def test_on_a_cpu_64_problems_are_answered_at_once_whatever_is_free() -> None:
+    for free in (1, 4, 140):
+        assert evaluated_at_once("auto", SMOL, memory(free), "float32", 700).name == "64"
+    assert evaluated_at_once("auto", {"n_embd": 768}, gpu(140), "float32", 700).name == "64"
+    assert evaluated_at_once("7", SMOL, gpu(140), "float32", 700) == Choice("7", "--eval-batch-size 7")
+
+
+def test_the_dev_problems_of_a_gpu_are_answered_all_at_once_where_they_fit() -> None:
+    def chosen(where: DeviceMemory, problems: int = 64) -> str:
+        found = plan(model(), TrainConfig(), "float32", where, Choice("1024", "fast"), 512, asked=False)
+        return dev_at_once(found, TrainConfig(), "float32", 600, problems).name
+
+    assert (chosen(gpu(140)), chosen(gpu(140), 1000)) == ("64", "512")
+    assert (chosen(gpu(6)), chosen(memory(140))) == ("64", "16")
+    assert chosen(replace(memory(3, limit=6), device="cuda")) == "32"
+    assert dev_at_once(None, TrainConfig(), "float32", 600, 64).name == "16"
