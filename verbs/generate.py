@@ -43,7 +43,7 @@ def run(config: GenerateConfig, context: Context) -> int:
     backend = backends.open(choice.name, source.folder, config.device, config.dtype)
     if config.verbose:
         say_choices(beside, {"backend": choice, **backend.choices, BATCH: together})
-    writer = Answers(config, int(together.name), backend, source.model.tokenizer, context.terminal, beside)
+    writer = Answers(config, backend, source.model.tokenizer, context.terminal, beside, int(together.name))
     if questions is not None:
         context.terminal.result({"model": source.name, "answers": writer.answer(questions, prompts)})
         return EXIT_OK
@@ -126,11 +126,11 @@ class Answers:
     """Answers questions: one as it is written, several each as soon as it and all before it are done."""
 
     config: GenerateConfig
-    together: int  # questions answered at once
     backend: Backend
     tokenizer: Tokenizer
     terminal: Terminal
     beside: Terminal
+    together: int  # questions answered at once
 
     def answer(self, questions: Sequence[str], prompts: Sequence[Sequence[int]]) -> list[dict[str, object]]:
         """The answers as JSON, in the questions' order; shown on the way."""

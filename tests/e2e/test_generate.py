@@ -89,7 +89,7 @@ def test_each_answer_is_shown_as_soon_as_it_can_be() -> None:
             assert shown == ["? first\na\n(cut at --max-new-tokens 512)\n", "? second\nb\n"]
             raise KeyboardInterrupt
 
-    made: Any = (GenerateConfig(), Backend(), Letters(), Terminal(), Terminal())
+    made: Any = (GenerateConfig(), Backend(), Letters(), Terminal(), Terminal(), 64)
     with pytest.raises(KeyboardInterrupt):
         Answers(*made).answer(["first", "second", "third"], [(1,), (1,), (1,)])
     assert len(shown) == 2
