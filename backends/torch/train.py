@@ -181,7 +181,8 @@ class UpdateTrainer(Trainer):
                 total += self._accumulate(model, place, batch, scale)
         if device.type == "mps" and self.update.number % EMPTY_CACHE_UPDATES == 0:
             torch.mps.empty_cache()
-            torch.mps.clear_graph_cache()
+            if hasattr(torch.mps, "clear_graph_cache"):  # torch 2.13 has none
+                torch.mps.clear_graph_cache()
         self.loss_sum = total
         return total
 
