@@ -17,19 +17,36 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from gsm8k_core.types import Batch
+from gsm8k_core.types import Batch, PreflightError
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits; many short chunks would read and write the (V, H) gradient too often
+# On an M1 or M2, torch <= 2.13 and products of more than two dimensions in later ones read past their operands where a
+# sum goes over as many elements as this (pytorch#195163, #193487): nothing is said, and the result is wrong.
+TOO_MANY_ON_MPS = 32_767
+BLOCK = 16_384  # elements that are summed at once there
 LOUD = 1e4  # far outside what any soft cap lets through
+
+
+def kind_of(device: torch.device) -> str:
+    """cpu, cuda or mps. Asked here alone, so that a test can give another answer than the device on which it runs."""
+    return device.type
 
 
 def chunk_rows(vocabulary: int) -> int:
     """C: targets whose logits are there at one time."""
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+    return max(1, min(BLOCK, CHUNK_BYTES // (4 * vocabulary)))
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """A micro-batch as LossModel's arguments. Which positions count is worked out here: a device need not be asked."""
+    """A micro-batch as LossModel's arguments. Which positions count is worked out here: a device need not be asked.
+
+    Raises PreflightError for one that is too large for MPS: a weight's gradient sums over all of its tokens.
+    """
+    if kind_of(device) == "mps" and batch.tokens.size >= TOO_MANY_ON_MPS:
+        raise PreflightError(
+            f"a micro-batch of {batch.tokens.size} padded tokens is too large for MPS, whose products are wrong from "
+            f"{TOO_MANY_ON_MPS} on (pytorch#195163); try --micro-batch-tokens {BLOCK}, or a smaller --max-length"
+        )
     targets = batch.targets()
     return {
         "tokens_BT": torch.from_numpy(batch.tokens).long().to(device),
@@ -67,9 +84,9 @@ class HeadLoss(torch.autograd.Function):
             loss_C, grad_CV = _chunk(hidden_CH, compute_VH, targets_N[part], scale_C)
             loss += loss_C.dot(scale_C)
             if grad_NH is not None:
-                grad_NH[part] = grad_CV @ compute_VH
+                grad_NH[part] = _over_vocabulary(grad_CV, compute_VH)
             if wants_weight:
-                grad_VH = _add_product(grad_VH, grad_CV, hidden_CH)
+                grad_VH = _add_product(grad_VH, grad_CV.T, hidden_CH)
         ctx.found = grad_NH, None if ctx.in_place else grad_VH
         return loss
 
@@ -122,18 +139,29 @@ def _chunk(
     del logits_CV
     loss_C = -grad_CV.gather(1, targets_C[:, None])[:, 0]
     grad_CV.exp_().scatter_add_(1, targets_C[:, None], grad_CV.new_full((len(targets_C), 1), -1.0))
-    if hidden_CH.dtype == torch.float32:
-        return loss_C, grad_CV.mul_(scale_C[:, None])
+    if hidden_CH.dtype == torch.float32 or kind_of(grad_CV.device) == "mps":  # which has no product into another dtype
+        return loss_C, grad_CV.mul_(scale_C[:, None]).to(hidden_CH.dtype)
     return loss_C, torch.mul(grad_CV, scale_C[:, None], out=torch.empty_like(grad_CV, dtype=hidden_CH.dtype))
 
 
-def _add_product(sum_VH: torch.Tensor | None, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> torch.Tensor:
-    """The chunk's share of the head's gradient added, in float32."""
-    if sum_VH is None:
-        return (grad_CV.T @ hidden_CH).float()
-    if hidden_CH.dtype == torch.float32:
-        return sum_VH.addmm_(grad_CV.T, hidden_CH)
-    return sum_VH.add_(grad_CV.T @ hidden_CH)
+def _over_vocabulary(grad_CV: torch.Tensor, compute_VH: torch.Tensor) -> torch.Tensor:
+    """Their product; on MPS in blocks of the vocabulary, added in float32."""
+    if kind_of(grad_CV.device) != "mps":
+        return grad_CV @ compute_VH
+    sum_CH: torch.Tensor | None = None
+    for part_CV, part_VH in zip(grad_CV.split(BLOCK, dim=1), compute_VH.split(BLOCK), strict=True):
+        sum_CH = _add_product(sum_CH, part_CV, part_VH)
+    assert sum_CH is not None
+    return sum_CH
+
+
+def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`total`, in float32, with left @ right added."""
+    if total is None:
+        return (left @ right).float()
+    if right.dtype == torch.float32:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
 
 
 class LossModel(nn.Module):
@@ -172,7 +200,8 @@ class LossModel(nn.Module):
         if not self._plain:
             wanted_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
             wanted_BT.view(-1)[positions_N] = True
-            logits_NV = self.model(input_ids=tokens_BT, logits_to_keep=wanted_BT, use_cache=False).logits.float()
+            with _head_in_blocks(self.model.get_output_embeddings()):
+                logits_NV = self.model(input_ids=tokens_BT, logits_to_keep=wanted_BT, use_cache=False).logits.float()
             return F.cross_entropy(logits_NV, targets_N, reduction="none").dot(scale_N)
         hidden_BTH = self.model.get_decoder()(**self._inputs(tokens_BT), use_cache=False).last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, positions_N)
@@ -200,6 +229,27 @@ class LossModel(nn.Module):
         cast_VH = self._cast if self._cast is not None else weight_VH.detach().to(dtype)
         self._cast = cast_VH if self._in_update else None
         return cast_VH
+
+
+@contextmanager
+def _head_in_blocks(head: Any) -> Iterator[None]:
+    """On MPS a head that the model itself applies is as many heads, so that no gradient sums over more than a block."""
+    if kind_of(head.weight.device) != "mps":
+        yield
+        return
+    if not isinstance(head, nn.Linear):
+        raise PreflightError(f"MPS would give wrong gradients for a head like {type(head).__name__}; try --device cpu")
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        parts = head.weight.split(BLOCK)
+        biases = [None] * len(parts) if head.bias is None else head.bias.split(BLOCK)
+        return torch.cat([F.linear(hidden, part, bias) for part, bias in zip(parts, biases, strict=True)], dim=-1)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def has_plain_head(model: Any) -> bool:

@@ -431,9 +431,10 @@ def time_each(
 ) -> dict[str, float | str]:
     """Seconds of one micro-batch in each dtype, or the word for why it is out.
 
-    `step` computes it once, forward and backward, and returns that word, or nothing. A candidate runs twice and the
-    second time counts, because the first compiles; but nothing begins that would not end within PROBE_SECONDS if it
-    took as long as the slowest so far: a slow device is measured less, and not for minutes.
+    `step` computes it once, forward and backward, and returns that word, or nothing; a RuntimeError of it is what a
+    device says that lacks a kernel for a dtype. A candidate runs twice and the second time counts, because the first
+    compiles; but nothing begins that would not end within PROBE_SECONDS if it took as long as the slowest so far: a
+    slow device is measured less, and not for minutes.
     """
     found: dict[str, float | str] = {}
     began, slowest = clock(), 0.0
@@ -441,13 +442,20 @@ def time_each(
         if found and clock() - began + slowest > PROBE_SECONDS:
             break
         start = clock()
-        reason = step(dtype)
+        reason = _tried(step, dtype)
         found[dtype] = reason or clock() - start
         if not reason and 2 * clock() - start - began <= PROBE_SECONDS:
             start = clock()
-            found[dtype] = step(dtype) or clock() - start
+            found[dtype] = _tried(step, dtype) or clock() - start
         slowest = max(slowest, clock() - start)
     return found
+
+
+def _tried(step: Callable[[str], str], dtype: str) -> str:
+    try:
+        return step(dtype)
+    except RuntimeError as error:
+        return f"fails ({first_line(error)[:160]})"
 
 
 def fastest(found: Mapping[str, float | str]) -> Choice:
