@@ -35,7 +35,7 @@ CUT = 3  # tokens that each row loses more than the next longer one
 # Both frameworks may round float32 products to TF32: NVIDIA's libraries, and MLX on CUDA and on an M5.
 NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0", "MLX_ENABLE_TF32": "0"}
 ON_MPS = "On MPS this is the self-check against pytorch#177116 (gradients after the batch changes its shape) and "
-ON_MPS += "pytorch#153957 (large vocabularies: only with --model)."
+ON_MPS += "pytorch#153957 and #195163 (sums over a large vocabulary: rung 10)."
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ RUNGS = (
     Rung(7, "adapters", rungs.adapters, {NATS: 3e-5}),  # 6.2e-6
     Rung(8, "resume", rungs.resumed, {MIXED: 0.0}),
     Rung(9, "handover", rungs.moved, {NATS: 3e-5}),  # 3.4e-6
+    Rung(10, "vocabulary", rungs.vocabulary, {OF_RMS: 1e-5}),  # 1.5e-6
 )
 ALL = frozenset(rung.number for rung in RUNGS)
 OF_A_MODEL = frozenset({0, 1, 2, 3, 6})  # those that fit where the model's training does

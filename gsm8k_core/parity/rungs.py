@@ -1,7 +1,8 @@
 """The rungs of the parity ladder: what the reference and the candidate compute from the same things.
 
 0 to 6: batches, scores, losses, gradients, one step, a curve, texts. 7: an adapter is opened by the other. 8: a run
-that was stopped goes on from its checkpoint on the disk. 9: a run goes on from the other's state.
+that was stopped goes on from its checkpoint on the disk. 9: a run goes on from the other's state. 10: gradients with a
+vocabulary of the real size, over which a sum is long.
 
 Each yields an error (candidate against reference) and a control: the same figure where the candidate is made to do
 one named thing wrong. The gradient is read from AdamW's first moment: after one update from zero moments,
@@ -23,6 +24,7 @@ from gsm8k_core.models.adapter import CONFIG
 from gsm8k_core.models.adapter import B as LORA_B
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.parity import tiny
 from gsm8k_core.parity.bench import (
     METHODS,
     MIXED,
@@ -61,6 +63,7 @@ ADAPTER_UPDATES = 3
 ADAPTER_RATE = 1e-2  # so that B grows away from zero within them
 ALL_UPDATES, KILLED_AT = 8, 4  # three updates are an epoch: killed in the middle of one
 DROPOUT = 0.1
+VOCABULARY, LEFT_OUT = 151_936, 16_384  # Qwen2.5's, and the part of it that the control does not know
 
 Texts = dict[int, Completion]
 
@@ -373,3 +376,28 @@ def moved(bench: Bench) -> Iterator[Measurement]:
             forgot = trained(then, bench, left, config, nothing, _forgotten(whole.found))
             error, control = curve_gap(whole.losses, rest.losses), curve_gap(whole.losses, forgot.losses)
             yield Measurement(_way(method, first, then), NATS, error, control)
+
+
+# --- rung 10: a real vocabulary ---------------------------------------------------------------------------------------
+
+
+def vocabulary(bench: Bench) -> Iterator[Measurement]:
+    """Every tensor's gradient in one layer under a random head with Qwen2.5's vocabulary, over which the loss sums.
+
+    Control: the last part of the vocabulary is left out of the sum; seen in the tensors that have no row for a token.
+    """
+    kind = read_json(bench.folder / "config.json")["model_type"]
+    sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "hidden_size": 32}
+    whole = tiny.make(bench.scratch / "vocabulary", kind, **sizes)
+    update = bench.uneven_update
+    asked = [replace(update, number=1, micro_batches=update.micro_batches[:1])]
+    config = settings("full", max_grad_norm=UNCLIPPED)
+    look = _Gradient(config)
+    right = trained(bench.reference, replace(bench, folder=whole), asked, config, look, rate=0).found
+    found = trained(bench.candidate, replace(bench, folder=whole), asked, config, look, rate=0).found
+    error, name = worst(right, found)
+    cut = tiny.cut(whole, bench.scratch / "vocabulary, cut", VOCABULARY - LEFT_OUT)
+    wrong = trained(bench.candidate, replace(bench, folder=cut), asked, config, look, rate=0).found
+    alike = {key for key in right if right[key].shape == wrong[key].shape}
+    control, _ = worst({key: right[key] for key in alike}, {key: wrong[key] for key in alike})
+    yield Measurement("", OF_RMS, error, control, f"worst: {name}")

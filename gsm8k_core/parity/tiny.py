@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,6 +129,21 @@ def make(folder: Path, kind: str = "qwen2", seed: int = 0, std: float = 0.15, **
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [END_ID], "pad_token_id": 0}))
     save_file(weights(config, seed, std), str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder
+
+
+def cut(folder: Path, other: Path, vocabulary: int) -> Path:
+    """The tiny model in `folder` with the first so many tokens of its vocabulary alone, in the folder `other`."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(folder, other)
+    config = json.loads((folder / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "vocab_size": vocabulary}))
+    tensors = load_file(folder / "model.safetensors")
+    shorter = {
+        name: value[:vocabulary] if len(value) == config["vocab_size"] else value for name, value in tensors.items()
+    }
+    save_file(shorter, str(other / "model.safetensors"), metadata={"format": "pt"})
+    return other
 
 
 def make_rows(count: int = 22) -> list[Example]:

@@ -45,6 +45,7 @@ VARIANTS = {
     7: {f"{method}, {way}" for method in ("lora", "dora") for way in ("torch -> mlx", "mlx -> torch")},
     8: {f"{method}, {name}" for method in ("full", "lora", "dora") for name in ("torch", "mlx")},
     9: {f"{method}, {way}" for method in ("full", "lora", "dora") for way in ("torch -> mlx", "mlx -> torch")},
+    10: {""},
 }
 
 
