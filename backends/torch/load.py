@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import rope_theta
 from gsm8k_core.types import DataError
+
+REPEATED = "sdpa_repeated"
 
 
 def load(folder: Path, device: str) -> Any:
@@ -45,4 +50,37 @@ def load(folder: Path, device: str) -> Any:
         raise DataError(f"{folder} has RoPE base {asked:g}, but transformers loaded {loaded:g}; please report this")
     # transformers gives the embedding of pad_token_id no gradient, also where that token ends every turn (SmolLM2's).
     model.get_input_embeddings().padding_idx = None
+    choose_attention(model, device)
     return model.to(device)
+
+
+def choose_attention(model: Any, device: str) -> None:
+    """On CUDA, where a float32 batch would else keep all of its scores; training and scoring, as well as prompts."""
+    if device == "cuda" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(REPEATED)
+
+
+def repeated_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' sdpa; in float32 without a mask, each key is repeated for the heads that share it.
+
+    transformers leaves that to torch there. Flash attention can do it and has no float32; the memory-efficient kernel
+    has float32 and cannot; so torch would take plain products, and keep (B, heads, T, T) for the backward pass. From
+    rows of about two heads' length on, those are more than the repeated keys and values.
+    """
+    shared, device = query.shape[1] // key.shape[1], query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    if dtype == torch.float32 and attention_mask is None and shared > 1:
+        key, value = repeat_kv(key, shared), repeat_kv(value, shared)
+        module = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # of which no head shares a key
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+
+
+AttentionInterface.register(REPEATED, repeated_attention)
+AttentionMaskInterface.register(REPEATED, sdpa_mask)
