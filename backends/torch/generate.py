@@ -1,10 +1,15 @@
 """Decoding in PyTorch: a batch whose seats are taken again as answers end, over a cache that copies nothing.
 
+Tokens and positions stay on the device, and on a GPU the next step is launched before the host looks at the one before:
+an answer that has ended is seen one step late, and its last token is thrown away. What the host sees of a step comes in
+one read, which waits for that step alone. On a CPU, which computes while it launches, a step is seen at once.
+
 Axes: B rows, T new tokens, S cached positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +20,7 @@ import torch
 
 from backends.torch.cache import ATTENTION, SeatCache
 from backends.torch.loss import chunk_rows, has_plain_head
-from backends.torch.sampling import draw
+from backends.torch.sampling import NOT_FINITE, draw, likeliest
 from backends.torch.seats import Arrivals, Seat, Seats
 from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import uniforms
@@ -23,6 +28,7 @@ from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+AHEAD = {"cpu": 0, "cuda": 1, "mps": 1}  # steps that are launched before the host looks at the one before
 
 
 @contextmanager
@@ -62,6 +68,8 @@ class _Decoder:
         self._attention = ATTENTION if ours and model._supports_attention_backend else stock
         # Only our own attention takes the keys group by group.
         self._cache = SeatCache(num_rows, grouped=self._attention == ATTENTION)
+        # What the next step reads in each row: a token, and its position.
+        self._next_2B = torch.zeros(2, num_rows, dtype=torch.long, device=model.device)
 
     def _mask(self, positions_BT: torch.Tensor, width: int, num_rows: int) -> Any:
         """0 where the token at a position may look, the lowest number elsewhere: (rows, 1, T, S)."""
@@ -89,31 +97,43 @@ class _Decoder:
         positions_1T = torch.arange(shared, longest, device=device)[None]
         self._cache.at_prompts(rows, longest, prefix and prefix._cache, shared)
         logits = self._model(
-            input_ids=tokens_BT.to(device),
+            input_ids=_sent(tokens_BT, device),
             position_ids=positions_1T.expand(count, -1),
             attention_mask=self._mask(positions_1T, longest, count),
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=last_BT.to(device),
+            logits_to_keep=_sent(last_BT, device),
         ).logits
         return logits.reshape(count, -1)
+
+    def sit_down(self, first: int, seats: Sequence[Seat]) -> None:
+        """The rows from `first` on are those of `seats`, whose prompts are in the cache."""
+        lengths_B = torch.tensor([len(seat.prompt) for seat in seats])
+        self._next_2B[1, first : first + len(seats)] = _sent(lengths_B, self._next_2B.device)
+
+    def read_next(self, first: int, tokens_B: torch.Tensor) -> None:
+        """The next step reads these in the rows from `first` on."""
+        self._next_2B[0, first : first + len(tokens_B)] = tokens_B.clamp(min=0)  # NOT_FINITE is no row of an embedding
 
     @torch.no_grad()
     def step(self, seats: Sequence[Seat]) -> torch.Tensor:
         """Read a token of each seat; the next logits, (B, V)."""
-        cached, device = [seat.num_cached for seat in seats], self._model.device
-        positions_B1 = torch.tensor(cached, device=device)[:, None]
-        tokens_B1 = torch.tensor([seat.written[seat.num_read] for seat in seats], device=device)[:, None]
-        width = self._cache.at_step(cached, positions_B1[:, 0])
+        for row, seat in enumerate(seats):
+            if seat.forced_input is not None:
+                self._next_2B[0, row].fill_(seat.forced_input)
+        tokens_B1, positions_B1 = self._next_2B[:, : len(seats), None]
+        width = self._cache.at_step([seat.num_cached for seat in seats], positions_B1[:, 0])
         with _attention(self._model, self._attention):
-            return self._model(
+            logits_B1V = self._model(
                 input_ids=tokens_B1,
                 position_ids=positions_B1,
                 attention_mask=self._mask(positions_B1, width, len(seats)),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
-            ).logits[:, -1]
+            ).logits
+        self._next_2B[1, : len(seats)] += 1
+        return logits_B1V[:, -1]
 
     def copy(self, source: _Decoder, old: int, row: int, width: int) -> None:
         """See SeatCache.copy."""
@@ -122,18 +142,40 @@ class _Decoder:
     def reorder(self, order: Sequence[int], seats: Sequence[Seat]) -> None:
         """See SeatCache.reorder; `seats` are those in the new order."""
         self._cache.reorder(order, [seat.num_cached for seat in seats])
+        for row, old in enumerate(order):
+            if row != old:
+                self._next_2B[:, row] = self._next_2B[:, old]
 
 
-def _pick(logits_BV: torch.Tensor, sampling: Sampling, seats: Sequence[Seat]) -> list[int]:
-    """The next token of each row. Raises DivergedError where a row's logits are not finite."""
-    if sampling.temperature == 0:
-        largest_B, tokens_B = logits_BV.max(dim=-1)
-        if not torch.isfinite(largest_B).all():
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on the device. CUDA has taken it when this returns, and nobody waits for what is computed there."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+class _Picks:
+    """A token for each of some seats, on its way to the host and perhaps not computed yet."""
+
+    def __init__(self, seats: Sequence[Seat], tokens_B: torch.Tensor) -> None:
+        self.seats = list(seats)
+        self._tokens_B = tokens_B.to("cpu", non_blocking=True)
+        make = {"cuda": torch.cuda.Event, "mps": torch.mps.Event}.get(tokens_B.device.type)
+        # Passed as soon as the copy is there. To wait for all that was launched would be to wait for the next step.
+        self._there = None if make is None else make()
+        if self._there is not None:
+            self._there.record()
+
+    def wait(self) -> None:
+        """Until the host has them; their memory must not be given back before."""
+        if self._there is not None:
+            self._there.synchronize()
+
+    def read(self) -> list[int]:
+        """The tokens. Raises DivergedError where logits were not finite."""
+        self.wait()
+        tokens: list[int] = self._tokens_B.tolist()
+        if any(token == NOT_FINITE and not seat.done for seat, token in zip(self.seats, tokens, strict=True)):
             raise logits_not_finite()
-    else:
-        u_B3 = uniforms(sampling.seed, [seat.key for seat in seats], [len(seat.written) for seat in seats])
-        tokens_B = draw(logits_BV, sampling, torch.from_numpy(u_B3).to(logits_BV.device))
-    return [int(token) for token in tokens_B.tolist()]
+        return tokens
 
 
 class _Reception:
@@ -171,6 +213,54 @@ class _Reception:
         return torch.cat(parts)
 
 
+class _Turns:
+    """One call of `generate`: steps and readings of prompts are launched, and land in the same order."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seats: Seats) -> None:
+        self._sampling, self._seats, self._ahead = sampling, seats, AHEAD[model.device.type]
+        self._decoder = _Decoder(model, min(sampling.batch_size, len(prompts)))
+        self._reception = _Reception(model, self._decoder, prompts)
+        self._flying: deque[_Picks] = deque()
+
+    def run(self) -> Iterator[tuple[int, Completion]]:
+        seats = self._seats
+        try:
+            while seats:
+                first = len(seats.taken)
+                if first:
+                    self._launch(0, self._decoder.step(seats.taken), seats.taken)
+                    yield from self._land(self._ahead)
+                while (arrived := seats.arrivals()).seats:
+                    logits_BV = self._reception.admit(arrived, first, seats.keeps)
+                    self._decoder.sit_down(first, arrived.seats)
+                    self._launch(first, logits_BV, arrived.seats)
+                    yield from self._land(self._ahead)
+                    first += len(arrived.seats)
+                self._decoder.reorder(seats.order(), seats.taken)
+            yield from self._land(0)
+        finally:
+            for picks in self._flying:
+                picks.wait()
+
+    def _launch(self, first: int, logits_BV: torch.Tensor, seats: Sequence[Seat]) -> None:
+        """Pick the next token of each seat, for the next step to read and the host to see."""
+        if self._sampling.temperature == 0:
+            tokens_B = likeliest(logits_BV)
+        else:
+            u_B3 = uniforms(self._sampling.seed, [seat.key for seat in seats], [seat.launched for seat in seats])
+            tokens_B = draw(logits_BV, self._sampling, _sent(torch.from_numpy(u_B3), logits_BV.device))
+        self._decoder.read_next(first, tokens_B)
+        for seat in seats:
+            seat.launched += 1
+        self._flying.append(_Picks(seats, tokens_B))
+
+    def _land(self, most: int) -> Iterator[tuple[int, Completion]]:
+        """Let the host see what was launched, until at most so many are on their way."""
+        while len(self._flying) > most:
+            picks = self._flying.popleft()
+            yield from self._seats.land(picks.seats, picks.read())
+
+
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -180,20 +270,8 @@ def generate(
     keys: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate. `model` is already in the compute dtype."""
-    if not prompts:
-        return
-    seats = Seats(prompts, sampling, end_ids, on_token, keys)
-    decoder = _Decoder(model, min(sampling.batch_size, len(prompts)))
-    reception = _Reception(model, decoder, prompts)
-    while seats:
-        first = len(seats.taken)
-        if first:
-            yield from seats.write(0, _pick(decoder.step(seats.taken), sampling, seats.taken))
-        while (arrived := seats.arrivals()).seats:
-            logits_BV = reception.admit(arrived, first, seats.keeps)
-            yield from seats.write(first, _pick(logits_BV, sampling, arrived.seats))
-            first += len(arrived.seats)
-        decoder.reorder(seats.order(), seats.taken)
+    if prompts:
+        yield from _Turns(model, prompts, sampling, Seats(prompts, sampling, end_ids, on_token, keys)).run()
 
 
 @torch.no_grad()

@@ -9,29 +9,41 @@ import torch
 from torch.nn import functional as F
 
 from gsm8k_core.scoring.sampling import COLDEST, FAN
-from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Sampling
 
+NOT_FINITE = -1  # in a token's place: it travels with the tokens, so that nobody waits for the device to hear of it
 CPU_WEIGHTS = 2**19  # computed at once on a CPU: 2 MB stay in its cache; a GPU takes all rows at once
 
 
 def draw(logits_BV: torch.Tensor, sampling: Sampling, uniforms_B3: torch.Tensor) -> torch.Tensor:
-    """A token id for each row, (B,). Raises DivergedError where a row's logits are not finite."""
+    """A token id for each row, (B,); NOT_FINITE where its logits are not."""
     rows = max(1, CPU_WEIGHTS // logits_BV.shape[1]) if _on_cpu(logits_BV) else len(logits_BV)
     parts = zip(logits_BV.split(rows), uniforms_B3.split(rows), strict=True)
-    return torch.cat([_first_above_each(_weights(logits_RV, sampling), u_R3) for logits_RV, u_R3 in parts])
+    return torch.cat([_drawn(logits_RV.float(), sampling, u_R3) for logits_RV, u_R3 in parts])
+
+
+def likeliest(logits_BV: torch.Tensor) -> torch.Tensor:
+    """The same at temperature 0."""
+    largest_B, tokens_B = logits_BV.max(dim=-1)
+    return _where_finite(tokens_B, largest_B)
+
+
+def _where_finite(tokens_B: torch.Tensor, largest_B: torch.Tensor) -> torch.Tensor:
+    return tokens_B.where(torch.isfinite(largest_B), NOT_FINITE)
 
 
 def _on_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _weights(logits_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """What each token weighs, (R, V) float32."""
-    logits_RV = logits_RV.float()
+def _drawn(logits_RV: torch.Tensor, sampling: Sampling, u_R3: torch.Tensor) -> torch.Tensor:
     largest_R1 = logits_RV.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(largest_R1).all():
-        raise logits_not_finite()
+    tokens_R = _first_above_each(_weights(logits_RV, largest_R1, sampling), u_R3)
+    return _where_finite(tokens_R, largest_R1[:, 0])
+
+
+def _weights(logits_RV: torch.Tensor, largest_R1: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """What each token weighs, (R, V) float32."""
     weights_RV = logits_RV - largest_R1
     if sampling.temperature != 1:
         weights_RV *= 1 / max(sampling.temperature, COLDEST)
@@ -52,7 +64,8 @@ def _last_of_top_p(weights_RV: torch.Tensor, top_p: float) -> torch.Tensor:
     # long as all else; on a GPU, finding out how many they are would.
     least_R1 = (1 - top_p) / weights_RV.shape[1] * whole_R1
     heavy = (
-        row_V[row_V >= least].sort(descending=True).values for row_V, least in zip(weights_RV, least_R1, strict=True)
+        row_V[~(row_V < least)].sort(descending=True).values  # NaN, too: of a row there is always something
+        for row_V, least in zip(weights_RV, least_R1, strict=True)
     )
     return torch.stack([_where_reached(row_N, top_p * whole) for row_N, whole in zip(heavy, whole_R1, strict=True)])
 

@@ -1,8 +1,9 @@
 """Who sits where while prompts are decoded together: a batch of seats that are taken again as answers end.
 
 A backend computes, this keeps the books. One turn is: `arrivals` sit down, and each of their prompts is read once, a
-token is written to each seat, who is done leaves, and `order` says which old seat each seat now has. A text depends on
-its own prompt and key alone, so none of this changes a text; it changes how much of the machine's work is for nothing.
+token of each seat is read, those that the host sees by then are written, who is done leaves, and `order` says which old
+seat each seat now has. A text depends on its own prompt and key alone, so none of this changes a text; it changes how
+much of the machine's work is for nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ AT_ONCE = 8  # prompts that are prefilled together at most: little padding, and 
 
 @dataclass(slots=True, eq=False)
 class Seat(Writing):
-    """One prompt that is being answered, and how much of its answer is in the cache."""
-
-    num_read: int = 0  # written tokens that a step has read; several may be forced at once, and are read one a step
+    """One prompt that is being answered, and how much of it and its answer is in the cache."""
 
     @property
     def num_cached(self) -> int:
-        """Positions before the token that is read next."""
-        return len(self.prompt) + self.num_read
+        """Positions before the token that is read next, which is the last one launched."""
+        return len(self.prompt) + self.launched - 1
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +69,6 @@ class Seats:
         self.taken: list[Seat] = []  # in the order of the batch's rows
         self._filling = True
         self._kept: int | None = None  # `alike` of the prompt that is kept
-        self._done: set[int] = set()  # rows of `taken` whose answer has ended
 
     def __bool__(self) -> bool:
         return bool(self.taken or self._waiting)
@@ -105,32 +103,25 @@ class Seats:
         new.keep = len(new.read) - 1 if self.keeps and new.read else None
         return new
 
-    def write(self, first: int, tokens: Sequence[int]) -> Iterator[tuple[int, Completion]]:
-        """Give what was drawn to each row from `first` on; yields (index, completion) of the answers that this ends.
-
-        Rows are those of a step, which has read one more token of each, or those whose prompts were just read.
-        """
-        for row, token in enumerate(tokens, start=first):
-            seat = self.taken[row]
-            seat.num_read += bool(seat.written)
-            if seat.num_read < len(seat.written):
-                continue  # forced tokens are still to be read
-            done = seat.write(token, self._sampling, self._end_ids, self._on_token)
+    def land(self, seats: Sequence[Seat], tokens: Sequence[int]) -> Iterator[tuple[int, Completion]]:
+        """The host sees a token of each of `seats`; yields (index, completion) of the answers that this ends."""
+        for seat, token in zip(seats, tokens, strict=True):
+            done = seat.land(token, self._sampling, self._end_ids, self._on_token)
             if done is not None:
-                self._done.add(row)
                 yield seat.index, done
 
     def order(self) -> list[int]:
-        """Let those leave whose answer has ended: the old row of each row that is now taken.
+        """Let those leave who need no step more: the old row of each row that is now taken.
 
         A gap is filled by the first row of the next group, whose gap by that of the one after it, and so on to the
         last row: few rows move, each to a lower place, and neighbours stay of about one length.
         """
-        old = list(range(len(self.taken)))
-        for gap in sorted(self._done, reverse=True):
+        old, limit = list(range(len(self.taken))), self._sampling.max_new_tokens
+        gaps = [row for row, seat in enumerate(self.taken) if seat.done or seat.launched >= limit]
+        for gap in reversed(gaps):
             for start in range((gap // GROUP + 1) * GROUP, len(old), GROUP):
                 old[gap], gap = old[start], start
             old[gap] = old[-1]
             old.pop()
-        self.taken, self._done = [self.taken[row] for row in old], set()
+        self.taken = [self.taken[row] for row in old]
         return old

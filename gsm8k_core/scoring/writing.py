@@ -2,7 +2,8 @@
 
 A backend hands it one drawn token at a time. What `Sampling.force` gives behind it is written at once, so a backend may
 find more tokens here than it drew; it reads them before it draws again, and what it drew in their places meanwhile
-counts for nothing.
+counts for nothing. It may also ask its device for tokens before it has seen those before them: up to one at a time is
+then on its way, and one is drawn behind the end of an answer and thrown away.
 """
 
 from __future__ import annotations
@@ -23,6 +24,24 @@ class Writing:
     alike: int  # the first index of the same prompt
     written: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)  # places in `written`
+    launched: int = 0  # tokens asked of the device, those that the host has not seen included
+    landed: int = 0  # of them, those that the host has seen
+    done: bool = False
+
+    @property
+    def forced_input(self) -> int | None:
+        """What the next step reads, where it was forced; else it is what the device drew last."""
+        place = self.launched - 1
+        return self.written[place] if place < len(self.written) and place in self.forced else None
+
+    def land(self, token: int, sampling: Sampling, end_ids: frozenset[int], on_token: OnToken) -> Completion | None:
+        """The host sees the next of the tokens that were launched; the answer, where this ends it."""
+        self.landed += 1
+        if self.done or self.landed <= len(self.written):
+            return None  # one too many, or its place was forced before it was seen
+        done = self.write(token, sampling, end_ids, on_token)
+        self.done = done is not None
+        return done
 
     def write(self, token: int, sampling: Sampling, end_ids: frozenset[int], on_token: OnToken) -> Completion | None:
         """Write a drawn token and all that is forced behind it; the answer, where one of them ends it."""

@@ -19,6 +19,14 @@ def books_of(prompts: list[list[int]], batch_size: int, max_new_tokens: int = 3,
     return Seats(prompts, sampling, frozenset({END}), lambda index, token: None)
 
 
+def write(books: Seats, first: int, tokens: list[int]) -> list[tuple[int, Completion]]:
+    """A token of each row from `first` on is launched and seen at once."""
+    rows = books.taken[first : first + len(tokens)]
+    for seat in rows:
+        seat.launched += 1
+    return list(books.land(rows, tokens))
+
+
 def test_the_shortest_prompts_sit_down_first_and_no_more_than_there_are_seats() -> None:
     books = seats([5, 2, 4, 3], batch_size=3)
     assert [seat.index for seat in books.arrivals().seats] == [1, 3, 2]
@@ -34,9 +42,9 @@ def test_no_more_sit_down_at_once_than_are_prefilled_together() -> None:
 def test_an_end_token_ends_an_answer_and_is_not_part_of_it() -> None:
     books = seats([2, 3], batch_size=2)
     books.arrivals()
-    assert list(books.write(0, [7, END])) == [(1, Completion((), "stop", END))]
+    assert write(books, 0, [7, END]) == [(1, Completion((), "stop", END))]
     assert books.order() == [0]
-    assert list(books.write(0, [END])) == [(0, Completion((7,), "stop", END))]
+    assert write(books, 0, [END]) == [(0, Completion((7,), "stop", END))]
     assert books.order() == []
     assert not books
 
@@ -44,15 +52,15 @@ def test_an_end_token_ends_an_answer_and_is_not_part_of_it() -> None:
 def test_the_longest_answer_ends_with_its_last_token() -> None:
     books = seats([2], batch_size=1, max_new_tokens=2)
     books.arrivals()
-    assert list(books.write(0, [4])) == []
+    assert write(books, 0, [4]) == []
     assert books.taken[0].num_cached == 2  # the prompt; the token that was written is read by the next step
-    assert list(books.write(0, [5])) == [(0, Completion((4, 5), "length"))]
+    assert write(books, 0, [5]) == [(0, Completion((4, 5), "length"))]
 
 
 def test_a_free_seat_is_taken_again() -> None:
     books = seats([2, 2, 2], batch_size=2)
     books.arrivals()
-    list(books.write(0, [END, 4]))
+    write(books, 0, [END, 4])
     assert books.order() == [1]
     assert [seat.index for seat in books.arrivals().seats] == [2]
     assert [seat.index for seat in books.taken] == [1, 2]
@@ -62,10 +70,10 @@ def test_a_prefill_waits_until_enough_seats_are_free() -> None:
     books = seats([2] * 40, batch_size=2 * GROUP)
     while books.arrivals().seats:
         pass
-    list(books.write(0, [END] + [4] * 31))
+    write(books, 0, [END] + [4] * 31)
     books.order()
     assert books.arrivals().seats == []  # one of 32 is not worth it
-    list(books.write(0, [END] + [4] * 30))
+    write(books, 0, [END] + [4] * 30)
     books.order()
     assert len(books.arrivals().seats) == 2
 
@@ -76,7 +84,7 @@ def test_gaps_are_filled_from_later_groups_and_rows_only_move_down() -> None:
         pass
     tokens = [4] * 50
     tokens[3] = tokens[20] = END
-    list(books.write(0, tokens))
+    write(books, 0, tokens)
     order = books.order()
     assert sorted(order) == [row for row in range(50) if row not in (3, 20)]
     assert all(old >= row for row, old in enumerate(order))
@@ -90,12 +98,12 @@ def test_a_prompt_that_is_asked_again_is_read_once_and_kept_while_others_wait_wi
     assert [seat.index for seat in first.read] == [0]
     assert [seat.index for seat in first.copied] == [2, 3]
     assert (first.sources, first.keep, books.keeps) == ([0, 0], 0, True)
-    list(books.write(0, [END, END, 4]))
+    write(books, 0, [END, END, 4])
     books.order()
     second = books.arrivals()
     assert ([seat.index for seat in second.read], [seat.index for seat in second.copied]) == ([1], [5])
     assert (second.sources, second.keep, books.keeps) == ([None], 0, True)  # the other prompt is kept now
-    list(books.write(1, [END, END]))
+    write(books, 1, [END, END])
     books.order()
     third = books.arrivals()
     assert ([seat.index for seat in third.read], [seat.index for seat in third.copied]) == ([], [4])
@@ -105,10 +113,45 @@ def test_a_prompt_that_is_asked_again_is_read_once_and_kept_while_others_wait_wi
 def test_forced_tokens_are_written_at_once_and_read_one_a_step() -> None:
     books = books_of([[2, 2]], 1, 10, force=lambda written: (7, 8) if written[-1] == 4 else ())
     books.arrivals()
-    assert list(books.write(0, [4])) == []
+    assert write(books, 0, [4]) == []
     (seat,) = books.taken
     assert (seat.written, seat.forced, seat.num_cached) == ([4, 7, 8], [1, 2], 2)
     for cached in (3, 4):
-        assert list(books.write(0, [5])) == []  # drawn behind what is not the last token: it counts for nothing
+        assert write(books, 0, [5]) == []  # drawn behind what is not the last token: it counts for nothing
         assert (seat.written, seat.num_cached) == ([4, 7, 8], cached)
-    assert list(books.write(0, [END])) == [(0, Completion((4, 7, 8), "stop", END, (1, 2)))]
+    assert write(books, 0, [END]) == [(0, Completion((4, 7, 8), "stop", END, (1, 2)))]
+
+
+def test_a_seat_is_left_when_all_its_tokens_are_asked_for_though_none_is_seen() -> None:
+    books = seats([2, 2], batch_size=1, max_new_tokens=2)
+    (seat,) = books.arrivals().seats
+    seat.launched = 2
+    assert books.order() == []
+    assert [other.index for other in books.arrivals().seats] == [1]
+    assert list(books.land([seat], [4])) == []
+    assert list(books.land([seat], [5])) == [(0, Completion((4, 5), "length"))]
+
+
+def test_a_token_behind_the_end_is_thrown_away() -> None:
+    books = seats([2], batch_size=1)
+    (seat,) = books.arrivals().seats
+    seat.launched = 2
+    assert list(books.land([seat], [END])) == [(0, Completion((), "stop", END))]
+    assert list(books.land([seat], [5])) == []
+    assert (seat.written, seat.landed) == ([], 2)
+
+
+def test_a_forced_token_is_read_though_one_was_drawn_in_its_place() -> None:
+    books = books_of([[2, 2]], 1, 10, force=lambda written: (7, 8) if written == [4] else ())
+    (seat,) = books.arrivals().seats
+    seat.launched = 2  # the second token is drawn before the first is seen
+    list(books.land([seat], [4]))
+    assert (seat.written, seat.forced_input) == ([4, 7, 8], 7)
+    seat.launched = 3
+    list(books.land([seat], [5]))
+    assert (seat.written, seat.forced_input) == ([4, 7, 8], 8)
+    seat.launched = 4
+    list(books.land([seat], [6]))
+    assert (seat.written, seat.forced_input) == ([4, 7, 8], None)  # the next is what is drawn behind 8
+    list(books.land([seat], [6]))
+    assert seat.written == [4, 7, 8, 6]
