@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -31,21 +30,6 @@ AHEAD = 1  # steps that are launched before the host looks at the one before
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
 
-@dataclass(slots=True, eq=False)
-class _Row(Writing):
-    """One prompt on its way."""
-
-    launched: int = 0  # tokens asked of the device, those that the host has not seen included
-    landed: int = 0  # of them, those that the host has seen
-    done: bool = False
-
-    @property
-    def forced_input(self) -> int | None:
-        """What the next step reads, where it was forced; else it is what the device picked last."""
-        place = self.launched - 1
-        return self.written[place] if place < len(self.written) and place in self.forced else None
-
-
 class _Reading(NamedTuple):
     """Prompts that were read together: the keys of each in a row, and the state behind it."""
 
@@ -57,7 +41,7 @@ class _Reading(NamedTuple):
 class _Picks(NamedTuple):
     """One token for each of some rows, perhaps not computed yet."""
 
-    rows: list[_Row]
+    rows: list[Writing]
     tokens_B: mx.array
     largest_B: mx.array  # each row's largest logit
 
@@ -65,7 +49,7 @@ class _Picks(NamedTuple):
 class _Decoder:
     """The rows in the first places of `slots`, those that wait, and the next input of each place."""
 
-    def __init__(self, model: Any, rows: list[_Row], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken):
+    def __init__(self, model: Any, rows: list[Writing], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken):
         self._model, self._sampling, self._end_ids, self._on_token = model, sampling, end_ids, on_token
         self._is_fast = fast_exp.has_fast_body(model)
         self._body = fast_exp.fast_body(model) if self._is_fast else model.model
@@ -73,7 +57,7 @@ class _Decoder:
         # Those with the same prompt follow each other.
         self._waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.alike, row.index)))
         self._reading: _Reading | None = None  # the last one, while rows wait whose prompt is in it
-        self._active: list[_Row] = []
+        self._active: list[Writing] = []
         self._num_places = min(sampling.batch_size, len(rows))
         self._num_shared = shared_length([row.prompt for row in rows])
         self._prefix = self._read([rows[0].prompt[: self._num_shared]], None)[1] if self._num_shared else None
@@ -103,7 +87,7 @@ class _Decoder:
                 self._slots.move(len(self._active), hole)
                 self._inputs_B[hole] = self._inputs_B[len(self._active)]
 
-    def _admit(self, rows: list[_Row], places: list[int]) -> Iterator[_Picks]:
+    def _admit(self, rows: list[Writing], places: list[int]) -> Iterator[_Picks]:
         """Read the rows' prompts, some at a time and each once, and give each row its place, in the order of length."""
         while rows:
             if self._reading is None or rows[0].alike not in self._reading.prompts:
@@ -115,7 +99,7 @@ class _Decoder:
         if self._reading is not None and not (self._waiting and self._waiting[0].alike in self._reading.prompts):
             self._reading = None
 
-    def _read_some(self, rows: list[_Row]) -> _Reading:
+    def _read_some(self, rows: list[Writing]) -> _Reading:
         """The prompts of the first rows, as many as are read together."""
         first = {row.alike: row for row in reversed(rows)}  # of each prompt its first row
         unread = [row for row in rows if first[row.alike] is row]
@@ -126,7 +110,7 @@ class _Decoder:
         last_BH = hidden_BTH[mx.arange(len(own)), mx.array([len(tokens) - 1 for tokens in own])]
         return _Reading([row.alike for row in unread], layers, last_BH)
 
-    def _begin(self, rows: list[_Row], places: list[int], reading: _Reading) -> _Picks:
+    def _begin(self, rows: list[Writing], places: list[int], reading: _Reading) -> _Picks:
         numbers = [reading.prompts.index(row.alike) for row in rows]
         for number, row, place in zip(numbers, rows, places, strict=True):
             self._slots.put(place, reading.layers, number, len(row.prompt) - self._num_shared)
@@ -160,7 +144,7 @@ class _Decoder:
         self._inputs_B[:num_rows] = picks.tokens_B
         return picks
 
-    def _pick(self, hidden_BH: mx.array, rows: list[_Row]) -> _Picks:
+    def _pick(self, hidden_BH: mx.array, rows: list[Writing]) -> _Picks:
         """The rows' next tokens, likeliest or drawn, on the device."""
         logits_BV = raw_head(self._model, hidden_BH)
         if self._sampling.temperature == 0:
@@ -178,12 +162,8 @@ class _Decoder:
         """The host learns tokens; yields the rows that end with them."""
         _check_finite(picks)
         for row, token in zip(picks.rows, picks.tokens_B.tolist(), strict=True):
-            row.landed += 1
-            if row.done or row.landed <= len(row.written):
-                continue  # one too many, or its place was forced before it was seen
-            done = row.write(token, self._sampling, self._end_ids, self._on_token)
+            done = row.land(token, self._sampling, self._end_ids, self._on_token)
             if done is not None:
-                row.done = True
                 yield row.index, done
 
 
@@ -204,7 +184,7 @@ def generate(
     model.eval()
     alike = first_alike(prompts)
     rows = [
-        _Row(index, index if keys is None else keys[index], prompt, alike[index])
+        Writing(index, index if keys is None else keys[index], prompt, alike[index])
         for index, prompt in enumerate(prompts)
     ]
     if rows:
