@@ -73,9 +73,13 @@ class DivergedError(GSM8KError):
         tensor: str | None = None,
         rows: Sequence[str] = (),
         advice: str = "",
+        damaged: bool = False,
     ) -> None:
-        """`tensor` is what is not finite, in words; `rows` are the Example ids that it was found with."""
-        self.update, self.tensor, self.rows = update, tensor, tuple(rows)
+        """`tensor` is what is not finite, in words; `rows` are the Example ids that it was found with.
+
+        `damaged`: it is a weight, or a moment, and so is it in any dtype.
+        """
+        self.update, self.tensor, self.rows, self.damaged = update, tensor, tuple(rows), damaged
         place = "" if update is None else f"update {update}: "
         first = f"first not finite: {tensor}{_among(self.rows)}" if tensor else ""
         super().__init__(place + "; ".join(filter(None, (what, first, advice))))

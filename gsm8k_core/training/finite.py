@@ -58,7 +58,7 @@ def not_finite(update: Update, loss: float, norm: float, weights: Finite, recomp
     what = f"loss {loss}, gradient norm {norm}; {NOT_APPLIED}"
     if bad := _first(weights):
         advice = "the update before, or the model's folder, left it so; try an earlier checkpoint, or another model"
-        return DivergedError(what, update=update.number, tensor=f"the weight {bad}", advice=advice)
+        return DivergedError(what, update=update.number, tensor=f"the weight {bad}", advice=advice, damaged=True)
     for place, batch in enumerate(update.micro_batches):
         part, gradients = recompute(place, batch)
         bad = _first(gradients)
@@ -89,9 +89,8 @@ def _is_finite(array: FloatArray) -> bool:
 def check_weights(arrays: Mapping[str, FloatArray], kind: str = "the weight") -> None:
     """Raises DivergedError before weights that are not finite are written anywhere."""
     if bad := _first({name: _is_finite(array) for name, array in arrays.items()}):
-        raise DivergedError(
-            "nothing was saved", tensor=f"{kind} {bad}", advice="go on from the newest checkpoint, which is whole"
-        )
+        advice = "go on from the newest checkpoint, which is whole"
+        raise DivergedError("nothing was saved", tensor=f"{kind} {bad}", advice=advice, damaged=True)
 
 
 def checked_state(state: TrainState) -> TrainState:

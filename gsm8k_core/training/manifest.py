@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gsm8k_core.config.stored import Count, Seconds, Stored, stored
 from gsm8k_core.rollouts.progress import StoredProgress
@@ -58,8 +58,14 @@ class _Guard(Stored):
 class _Adjustment(Stored):
     what: Annotated[str, Field(pattern=f"^({'|'.join(get_args(Adjusted))})$")]
     update: Count
-    value: Annotated[float, Field(gt=0, lt=2**53)]
+    value: Annotated[float, Field(gt=0, lt=2**53)] | Literal["float32"]
     why: Words
+
+    @model_validator(mode="after")
+    def _is_of_its_kind(self) -> _Adjustment:
+        if isinstance(self.value, str) != (self.what == "dtype"):
+            raise ValueError(f"of the {self.what} has a value of another kind: {self.value!r}")
+        return self
 
 
 class _Event(Stored):

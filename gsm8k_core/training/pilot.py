@@ -79,6 +79,7 @@ class Past:
     tokens: Sequence[int] = ()  # padded, of each update from the run's first on; as many as are known
     micro_batch_tokens: int = 0  # padded tokens at most in a micro-batch
     widest: int = 0  # padded tokens of the longest row
+    dtype: str = "float32"  # of the products
     rehearsed: float = 0.0  # seconds that a padded token took in a rehearsal; 0: there was none
     reserve: float = 0.0  # seconds that the final model is thought to take
     save_reserve: float = 0.0  # seconds that the first checkpoint is thought to take
@@ -192,6 +193,7 @@ class RunPilot(Generic[Live]):
             tokens=past.micro_batch_tokens,
             widest=past.widest,
             update_size=self._config.update_size,
+            dtype=past.dtype,
         )
 
     def _note_time(self, update: int) -> tuple[float, float]:

@@ -5,6 +5,8 @@ All of it is pure: update numbers and records in, a rate or a decision out. Whoe
 A PlanEvent is a change of the plan, kept in the checkpoints. An Adjustment is what a run changed about itself when
 something failed, kept in its manifest: it outlives the checkpoint that the run went back to. What may follow a failure:
 
+    in float16      what is not finite, with weights that are, may be no more than a number that float16 has no room
+                    for: the weights are kept, and go on in float32, at the same rate
     not finite      the step was not applied, so the weights are those of the update before it: they are kept, and go
                     on at half the rate. Where the same update fails at once again, the weights themselves were the
                     trouble, and the same retry begins at the checkpoint before them. One retry a run.
@@ -27,7 +29,8 @@ from gsm8k_core.types import Choice, CollapsedError, DivergedError, GSM8KError, 
 RATE_FACTOR = 0.5
 NOTHING = Fraction(0)
 ADJUSTMENTS = "adjustments"  # the manifest's key
-Adjusted: TypeAlias = Literal["rate", "micro_batch_tokens"]
+Adjusted: TypeAlias = Literal["rate", "micro_batch_tokens", "dtype"]
+NARROW, WIDE = "float16", "float32"  # the only compute dtype that has no room for large numbers, and what follows it
 
 
 def rate_at(update: int, total: int, config: TrainConfig, since: int = 0, risen: Fraction = NOTHING) -> float:
@@ -105,7 +108,7 @@ class Adjustment:
 
     what: Adjusted
     update: int
-    value: float  # of the rate: what it is multiplied by; else padded tokens
+    value: float | str  # of the rate: what it is multiplied by; of the dtype: its name; else padded tokens
     why: str
 
     def as_json(self) -> dict[str, Any]:
@@ -125,6 +128,12 @@ def replay(events: Sequence[PlanEvent], adjustments: Sequence[Adjustment]) -> li
     return with_event(events, rates[-1].update, rate_factor=rates[-1].value)
 
 
+def dtype_of(adjustments: Sequence[Adjustment]) -> Choice | None:
+    """The compute dtype that a run found out by itself; None where it changed none."""
+    found = [one for one in adjustments if one.what == "dtype"]
+    return Choice(str(found[-1].value), f"{NARROW} had no room after update {found[-1].update}") if found else None
+
+
 def _of_the_rate(adjustments: Sequence[Adjustment]) -> list[Adjustment]:
     return [one for one in adjustments if one.what == "rate"]
 
@@ -134,7 +143,7 @@ class Change:
     """What a run is to change after a failure, and how it goes on: from its newest whole checkpoint."""
 
     what: Adjusted
-    value: float  # as an Adjustment's
+    value: float | str  # as an Adjustment's
     why: str
     save: bool = False  # a checkpoint of the weights first: they are newer than what the segment began with
     before: int | None = None  # checkpoints of this update and later ones are not gone on from: they led to the failure
@@ -153,17 +162,21 @@ def after_failure(
     tokens: int,
     widest: int,
     update_size: int,
+    dtype: str,
 ) -> Change | None:
     """What to change after `error` came in the update after `done`; None when nothing is left to try.
 
     `adjustments` are those of the run so far, `begun` the updates that were done when this segment began. `tokens` are
-    the padded tokens at most in a micro-batch, `widest` those of the longest row; an update has `update_size` rows.
+    the padded tokens at most in a micro-batch, `widest` those of the longest row; an update has `update_size` rows, and
+    is computed in `dtype`.
     """
     if isinstance(error, OutOfMemoryError):
         fewer = fewer_tokens(tokens, widest, update_size)
         return None if fewer is None else Change("micro_batch_tokens", fewer, str(error), save=done > begun)
     if isinstance(error, CollapsedError) or not isinstance(error, DivergedError):
         return None
+    if dtype == NARROW and not error.damaged:
+        return Change("dtype", WIDE, str(error), save=done > begun)
     halved = [one.update for one in _of_the_rate(adjustments)]
     if not halved:
         return Change("rate", RATE_FACTOR, str(error), save=done > begun)

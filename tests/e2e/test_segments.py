@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import backends
 from gsm8k_core.training.checkpoints import newest
-from gsm8k_core.types import Update
+from gsm8k_core.types import Choice, Update
 from tests.e2e.test_resume import CURVE_TOLERANCE, killed, losses, weights
 from tests.e2e.test_resume import data as data
 from tests.e2e.test_resume import model as model
@@ -138,6 +139,54 @@ def test_bad_from_the_start_is_tried_once_and_leaves_no_model(
     result = train(tmp_path / "run", "--backend", backend_name)
     assert (result.returncode, result.stdout.count("retry ")) == (5, 1), result.stderr
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.fixture
+def float16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's CPU computes float16 as a Mac does, if slowly; it is refused there for being slow."""
+    from backends.mlx import backend, device
+
+    def choose(asked: str, device: str) -> Choice:
+        return Choice(asked if asked != "auto" else "float32", "as a Mac")
+
+    monkeypatch.setattr(backend, "choose_dtype", choose)
+    monkeypatch.setattr(device, "choose_dtype", choose)
+
+
+def heavy(number: int) -> Change:
+    """Weights that make the gradients of one update too large for float16, and for float32 just large."""
+
+    def change(update: Update) -> Update:
+        if update.number != number:
+            return update
+        heavy = [replace(one, weights=np.full(one.labels.shape, 1e6, np.float32)) for one in update.micro_batches]
+        return replace(update, micro_batches=tuple(heavy))
+
+    return change
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
+def test_what_float16_has_no_room_for_goes_on_in_float32_at_the_same_rate(
+    run: Any, train: Any, tmp_path: Path, float16_everywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--backend", "mlx", "--dtype", "float16")
+    spoil(monkeypatch, heavy(4))
+    result = train(tmp_path / "run", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "going on from update 3 in float32, at the same rate" in result.stdout
+    (change,) = manifest(tmp_path / "run")["adjustments"]
+    assert (change["what"], change["update"], change["value"]) == ("dtype", 3, "float32")
+    assert manifest(tmp_path / "run")["choices"]["dtype"] == {
+        "name": "float32",
+        "reason": "float16 had no room after update 3",
+    }
+    assert train(tmp_path / "wide", "--backend", "mlx").returncode == 0  # the control: float32 has room
+    assert "adjustments" not in manifest(tmp_path / "wide")
+    assert rates(tmp_path / "run") == rates(tmp_path / "wide")
+    assert losses(tmp_path / "run")[0] != losses(tmp_path / "wide")[0]  # it did begin in float16
+    folder = killed(tmp_path / "run", 4, tmp_path / "killed")
+    assert run("train", "--resume", folder).returncode == 0
+    assert (losses(folder), rates(folder)) == (losses(tmp_path / "run"), rates(tmp_path / "run"))
 
 
 def test_memory_that_runs_out_halves_the_micro_batches_and_not_the_updates(

@@ -129,6 +129,8 @@ def test_a_manifest_is_typed(place: tuple[str | int, ...], value: Any) -> None:
         (("choices", "dtype", "name"), 7, "choices.dtype.name must be a text (got 7)"),
         (("outcome", "updates"), 10**400, "outcome.updates"),
         (("adjustments", 0, "what"), "rm", "adjustments.0.what"),
+        (("adjustments", 0, "what"), "dtype", "adjustments.0 of the dtype has a value of another kind: 0.5"),
+        (("adjustments", 0, "value"), "float32", "adjustments.0 of the rate has a value of another kind"),
         (("guard", "base", "num_problems"), 0, "guard.base.num_problems"),
         (("hashes", "model"), None, "hashes.model must be a text (got nothing)"),
         (("rft", "phase", "name"), "../x", "rft.phase.name"),

@@ -68,6 +68,8 @@ def open_model(job: Job, context: Context) -> OpenModel:
         quantized = _quantized_base(job, context.terminal)
         folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
     backend = backends.open(job.backend.name, folder, config.device, config.dtype)
+    if job.dtype is not None:
+        backend.choices["dtype"] = job.dtype  # it is the one that was asked for; its reason is the run's
     tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
     if int(tokens.name) < job.widest:
         context.terminal.say(f"batches  the longest row has {job.widest} padded tokens: a micro-batch of its own")

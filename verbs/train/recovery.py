@@ -12,9 +12,10 @@ from typing import Any
 
 from gsm8k_core.files import remove_folder
 from gsm8k_core.training.checkpoints import Checkpoint, newest
-from gsm8k_core.training.plan import ADJUSTMENTS, Adjustment, Change, adjustments_of, as_choice
+from gsm8k_core.training.plan import ADJUSTMENTS, Adjustment, Change, adjustments_of, as_choice, dtype_of
 from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import DivergedError, GSM8KError, OutOfMemoryError, StorageError
+from verbs import as_json
 from verbs.train.start import Job
 
 Say = Callable[[str], None]
@@ -30,6 +31,8 @@ def go_on(change: Change, error: GSM8KError, job: Job, run: Run, tokens: int, sa
     where = f"going on from {f'update {at}' if checkpoint else 'the beginning'}"
     if change.what == "rate":
         say(f"retry    {error}\n{'':9}{where} at half the rate; this is done once in a run")
+    elif change.what == "dtype":
+        say(f"retry    {error}\n{'':9}{where} in {change.value}, at the same rate")
     else:
         fewer = int(change.value)
         job = replace(job, batches=as_choice(fewer, "half, after memory ran out"))
@@ -50,7 +53,11 @@ def _before(run: Run, update: int, say: Say) -> Checkpoint | None:
 
 
 def _record(job: Job, run: Run, change: Adjustment) -> Job:
-    run.record(**{ADJUSTMENTS: [*run.manifest.get(ADJUSTMENTS, ()), change.as_json()]})
+    values: dict[str, Any] = {ADJUSTMENTS: [*run.manifest.get(ADJUSTMENTS, ()), change.as_json()]}
+    if change.what == "dtype" and (dtype := dtype_of([change])):  # --resume reads it there: written with it, or not
+        values["choices"] = {**run.manifest.get("choices", {}), **as_json({"dtype": dtype})}
+        job = replace(job, dtype=dtype)
+    run.record(**values)
     return replace(job, run=run, adjustments=tuple(adjustments_of(run.manifest)))
 
 

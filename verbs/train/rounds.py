@@ -39,7 +39,7 @@ from gsm8k_core.tracking.terminal import MetricsFile, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
 from gsm8k_core.training.memory import answers_at_once
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
-from gsm8k_core.training.plan import adjustments_of
+from gsm8k_core.training.plan import adjustments_of, dtype_of
 from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import (
     Choice,
@@ -467,8 +467,9 @@ class Rounds:
     def _open(self, job: Job) -> None:
         """The model again, with the weights that the run began with."""
         self.model.backend.close()
-        dtype = {"dtype": self.model.choices["dtype"].name}
-        self.model = open_model(replace(job, config=job.config.model_copy(update=dtype)), self.context)
+        dtype = job.dtype or self.model.choices["dtype"]
+        config = job.config.model_copy(update={"dtype": dtype.name})
+        self.model = open_model(replace(job, config=config, dtype=dtype), self.context)
         self.weights = FIRST
 
     def _opened(self, rows: Sequence[Example], run: Run, config: TrainConfig, checkpoint: Checkpoint | None) -> Job:
@@ -480,6 +481,7 @@ class Rounds:
             checkpoint = newest_of(run, config, hashes, unfinished, self.context, between) or checkpoint
         else:
             cut_metrics(run.metrics, 0)  # a kill came before the first checkpoint
+        adjustments = tuple(adjustments_of(run.manifest))
         job = replace(
             self.job,
             config=config,
@@ -487,7 +489,8 @@ class Rounds:
             hashes=hashes,
             run=run,
             checkpoint=checkpoint,
-            adjustments=tuple(adjustments_of(run.manifest)),
+            adjustments=adjustments,
+            dtype=dtype_of(adjustments),
             unfinished=unfinished,
         )
         self._open(job)
@@ -514,6 +517,8 @@ class Rounds:
             self._record(self.progress.with_done(phase.name, 0))
             return
         self.model, self.weights = segment.model, phase.name
+        if (dtype := segment.job.dtype) is not None:  # found out in that phase, and the next ones begin with it
+            self.run.record(choices={**self.run.manifest["choices"], **as_json({"dtype": dtype})})
         if outcome.reason == STOP_INTERRUPTED:
             raise Interrupted
         updates = len(pilot.losses)

@@ -91,9 +91,10 @@ class Segment:
         job = go_on(change, error, self.job, self.run, self.model.micro_batch_tokens, say)
         live.close()
         # Measured, or found out, once in a run.
-        dtype = {"dtype": self.model.choices["dtype"].name}
-        batches = job.batches or self.model.choices["batches"]
-        self.job = replace(job, config=job.config.model_copy(update=dtype), batches=batches)
+        choices = self.model.choices
+        dtype, batches = job.dtype or choices["dtype"], job.batches or choices["batches"]
+        config = job.config.model_copy(update={"dtype": dtype.name})
+        self.job = replace(job, config=config, dtype=dtype, batches=batches)
         self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
         rehearse(self.job, self.model, self.elapsed, self.context.terminal)
         self.run.record(choices=as_json(self.model.choices))
@@ -272,6 +273,7 @@ class Segment:
             tokens=list(islice(job.tokens(self.model.micro_batch_tokens), KNOWN_UPDATES)),
             micro_batch_tokens=self.model.micro_batch_tokens,
             widest=job.widest,
+            dtype=self.model.choices["dtype"].name,
             rehearsed=self.model.rehearsed,
             reserve=self._reserve(writing),
             save_reserve=MOMENTS * writing,

@@ -87,6 +87,7 @@ class Job:
     adjustments: tuple[Adjustment, ...] = ()  # what it changed about itself after failures
     unfinished: bool = False  # whether its process died, or failed, before it could end the run
     batches: Choice | None = None  # padded tokens at most in a micro-batch, where the run found them out by itself
+    dtype: Choice | None = None  # of the products: the same
 
     @property
     def total(self) -> int:

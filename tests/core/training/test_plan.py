@@ -15,12 +15,14 @@ from gsm8k_core.training.plan import (
     PlanEvent,
     adjustments_of,
     after_failure,
+    dtype_of,
     fewer_tokens,
     planned_rate,
     rate_at,
     replay,
 )
 from gsm8k_core.types import (
+    Choice,
     CollapsedError,
     DivergedError,
     GSM8KError,
@@ -38,7 +40,7 @@ FULL = OutOfMemoryError("no memory")
 def asked(error: GSM8KError, **facts: Any) -> Change | None:
     """After 50 updates, 10 of them in this segment: updates of 8 rows, the longest of 128 tokens."""
     usual = {"adjustments": (), "begun": 40, "done": 50, "tokens": 1024, "widest": 128, "update_size": 8}
-    return after_failure(error, **{**usual, **facts})
+    return after_failure(error, **{**usual, "dtype": "float32", **facts})
 
 
 def test_a_change_comes_after_the_events_before_it() -> None:
@@ -101,6 +103,28 @@ def test_a_retry_that_fails_at_once_goes_back_to_the_checkpoint_before() -> None
 )
 def test_the_retry_is_one(adjustments: list[Adjustment], begun: int, done: int) -> None:
     assert asked(NAN, adjustments=adjustments, begun=begun, done=done) is None
+
+
+# --- the same where float16 may have had no room for a number ------------------------------------------------
+
+
+def test_float16_goes_on_in_float32_and_leaves_the_rate_alone() -> None:
+    change = asked(NAN, dtype="float16")
+    assert change == Change("dtype", "float32", "loss nan", save=True)
+    wide = change.at(50)
+    assert adjustments_of({"adjustments": [wide.as_json()]}) == [wide]
+    assert dtype_of([HALF, wide, FEWER]) == Choice("float32", "float16 had no room after update 50")
+    assert dtype_of([HALF, FEWER]) is None
+    assert replay([PlanEvent(0, 100)], [wide]) == [PlanEvent(0, 100)]
+    # The retry at half the rate is still to be had, in float32.
+    assert asked(NAN, adjustments=[wide], begun=50) == Change("rate", 0.5, "loss nan")
+
+
+def test_what_is_bad_in_every_dtype_is_none_of_float16s() -> None:
+    damaged = DivergedError("loss nan", tensor="the weight w", damaged=True)
+    assert asked(damaged, dtype="float16") == asked(damaged) == Change("rate", 0.5, str(damaged), save=True)
+    assert asked(CollapsedError("token 0", update=50), dtype="float16") is None
+    assert asked(NAN, dtype="bfloat16") == Change("rate", 0.5, "loss nan", save=True)
 
 
 # --- memory that ran out ----------------------------------------------------------------------------------
