@@ -59,8 +59,16 @@ if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
-# How MLX says that memory ran out.
-NO_MEMORY = ("malloc", "allocate", "memory")
+# How MLX, Metal and CUDA's libraries say that memory ran out. ("memory" alone is in an illegal access, too.)
+NO_MEMORY = (
+    "malloc",
+    "allocate",
+    "out of memory",
+    "insufficient memory",
+    "alloc_failed",
+    "allocation_failed",
+    "cublasltcreate(&storage.handle) failed with code: 3",  # CUBLAS_STATUS_ALLOC_FAILED
+)
 
 
 class MLXBackend:

@@ -44,8 +44,18 @@ if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
     from gsm8k_core.types import FloatArray
 
-# How torch says that memory ran out; torch.OutOfMemoryError is a RuntimeError.
-NO_MEMORY = ("out of memory", "allocate memory")
+# How torch, Metal and CUDA's libraries say that memory ran out; torch.OutOfMemoryError is a RuntimeError. "Not enough
+# memory" is Windows', "invalid buffer size" MPS's.
+NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "insufficient memory",
+    "invalid buffer size",
+    "bad_alloc",
+    "alloc_failed",
+    "allocation_failed",
+)
 
 
 class _Forgetting:

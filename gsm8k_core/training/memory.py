@@ -388,21 +388,27 @@ def _limit(folder: Path, limit: str, used: str) -> tuple[int, int] | None:
 
 
 SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
+# How Metal and CUDA say that their watchdog ended a kernel. Smaller micro-batches have shorter ones.
+TOO_LONG = ("caused gpu timeout", "caused gpu hang", "impacting interactivity", "launch timed out")
 
 
 @contextmanager
 def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
     """While inside, a framework's several ways to say that memory ran out are one error.
 
-    They are MemoryError, and any RuntimeError that has one of `words` (lower case) in it.
+    They are MemoryError, and any RuntimeError that has one of `words` (lower case) in it. A kernel that the system's
+    watchdog ended is the same error, as the same mends it.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and not any(word in text.lower() for word in words):
+        text = str(error).lower()
+        what = f"{framework} ran out of memory"
+        if any(word in text for word in TOO_LONG):
+            what = f"the system ended a kernel of {framework} that took too long"
+        elif not isinstance(error, MemoryError) and not any(word in text for word in words):
             raise
-        raise OutOfMemoryError(f"{framework} ran out of memory; {SMALLER} ({first_line(error)[:160]})") from error
+        raise OutOfMemoryError(f"{what}; {SMALLER} ({first_line(error)[:160]})") from error
 
 
 # --- the compute dtype ----------------------------------------------------------------------------------------

@@ -196,5 +196,5 @@ def fewer_tokens(tokens: int, widest: int, update_size: int) -> int | None:
 
 
 def as_choice(tokens: int, why: str) -> Choice:
-    """The padded tokens of a micro-batch after memory ran out."""
+    """The padded tokens of a micro-batch that had no room."""
     return Choice(str(tokens), f"padded tokens at most in a micro-batch; {why}")

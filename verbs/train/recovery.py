@@ -35,7 +35,7 @@ def go_on(change: Change, error: GSM8KError, job: Job, run: Run, tokens: int, sa
         say(f"retry    {error}\n{'':9}{where} in {change.value}, at the same rate")
     else:
         fewer = int(change.value)
-        job = replace(job, batches=as_choice(fewer, "half, after memory ran out"))
+        job = replace(job, batches=as_choice(fewer, "half, after the device had no room, or no time, for more"))
         say(
             f"memory   {error}\n{'':9}{where} with micro-batches of {fewer} padded tokens (before: {tokens}); "
             "the updates stay the same"
