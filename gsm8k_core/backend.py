@@ -178,12 +178,14 @@ class Backend(Live, Protocol):
     def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         """Seconds that one micro-batch takes, forward and backward, the shorter of two times. No weight changes.
 
-        When `late` is true after the first time, that one has to do. Raises OutOfMemoryError.
+        When `late` is true after the first time, that one has to do. A device's peak begins anew with it. Raises
+        OutOfMemoryError.
         """
         ...
 
     def peak_memory(self) -> int:
-        """Bytes at the peak so far: of the device, or on a CPU of the process."""
+        """Bytes at the peak: of the device since the last rehearsal began, or where none can be forgotten of the
+        process so far."""
         ...
 
     def close(self) -> None:

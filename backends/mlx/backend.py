@@ -229,6 +229,7 @@ class MLXBackend:
 
     def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         seconds = math.inf
+        memory.forget_peak()
         with memory_error("mlx", NO_MEMORY):
             self._refuse_longer(batch.tokens.shape[1])
             self._prepare(config)

@@ -80,8 +80,13 @@ def device_memory(asked: str) -> DeviceMemory:
 
 
 def peak(device: str) -> int:
-    """Bytes at the peak so far, MLX's own and what the process holds beside them."""
+    """Bytes at the peak, MLX's own since it was forgotten last, and what the process holds beside them."""
     return int(mx.get_peak_memory()) + COSTS.process
+
+def forget_peak() -> None:
+    """A new peak begins: `peak` is never less than what a failed try took, else."""
+    mx.reset_peak_memory()
+
 
 
 def own_peak(body: Mapping[str, Any], config: TrainConfig, dtype: str, device: str) -> int:

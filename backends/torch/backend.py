@@ -187,6 +187,7 @@ class TorchBackend:
 
     def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
         dtype, seconds = self.choices["dtype"].name, math.inf
+        memory.forget_peak(self.choices["device"].name)
         with memory_error("torch", NO_MEMORY):
             model = self._ready(config)
             for _ in range(2):  # the first one makes what the others find

@@ -40,9 +40,21 @@ def device_memory(asked: str) -> DeviceMemory:
     limit = total if sys.platform == "darwin" else free
     return DeviceMemory(device, free, limit, _CPU, MICRO_BATCH[device], reason)
 
+def forget_peak(device: str) -> None:
+    """A new peak begins, on a GPU: what its allocator keeps of an earlier one goes back first.
+
+    A process's own peak is left. Linux alone could forget it, and what glibc keeps of freed memory would stay in it.
+    """
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif device == "mps":
+        torch.mps.empty_cache()
+
+
 
 def peak(device: str) -> int:
-    """Bytes at the peak so far: of the process on a CPU, else of the device."""
+    """Bytes at the peak: of a device since it was forgotten last, on a CPU of the process so far."""
     if device == "cuda":
         return int(torch.cuda.max_memory_reserved())
     if device == "mps":

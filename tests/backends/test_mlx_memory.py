@@ -106,3 +106,15 @@ def test_the_prediction_goes_by_the_padded_tokens(memory: Any, tmp_path: Path) -
 
 def test_metals_watchdog_is_asked_to_wait(memory: Any) -> None:
     assert os.environ["AGX_RELAX_CDM_CTXSTORE_TIMEOUT"]
+
+
+def test_a_smaller_rehearsal_after_a_larger_one_has_the_smaller_peak(
+    memory: Any, qwen2: Path, examples: list[Example]
+) -> None:
+    backend = backends.open("mlx", qwen2, "cpu", "float32")
+    peaks = []
+    for rows in (2, 16, 2):
+        backend.rehearse(pad(examples[:rows]), TrainConfig())
+        peaks.append(backend.peak_memory())
+    assert peaks[1] > peaks[0]
+    assert abs(peaks[2] - peaks[0]) < 0.2 * (peaks[1] - peaks[0]), peaks  # not the larger one's for ever

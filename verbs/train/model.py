@@ -167,14 +167,21 @@ def _without_a_plan(config: TrainConfig, backend: Any) -> Choice:
 def _tokens_that_fit(backend: Any, job: Job, memory: Plan, tokens: Choice) -> Choice:
     """The padded tokens that one real micro-batch of the longest rows had room for: `tokens`, or half, and so on.
 
-    Raises OutOfMemoryError where one row has none.
+    A process's peak never falls: of a smaller one it is that of the larger one before, less what the formula says of
+    the difference. Raises OutOfMemoryError where one row has none.
     """
+    dtype = backend.choices["dtype"].name
+    before: tuple[int, int, int] | None = None  # of the one before: the peak, what it took, and the formula's
     while True:
         count = int(tokens.name)
+        predicted = memory.settled(job.config, dtype, tokens).need.total
         fewer = fewer_tokens(count, job.widest, job.config.update_size)
         try:
             backend.rehearse(fullest(job.rows.examples, count, job.config.update_size), job.config)
-            needed = backend.peak_memory() + memory.moments
+            took = peak = backend.peak_memory()
+            if before is not None and peak >= before[0]:  # no smaller one takes as much
+                took = before[1] - (before[2] - predicted)
+            before, needed = (peak, took, predicted), took + memory.moments
             if needed <= memory.memory.free or fewer is None:
                 return tokens
             why = f"{count} took {human_size(needed)} of {human_size(memory.memory.free)}, moments included"
