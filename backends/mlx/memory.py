@@ -37,7 +37,8 @@ COSTS = Costs(
 
 PEAK_MARGIN = 1.2  # what is wired, over the predicted peak: wired memory is lost to everything else on the machine
 CACHE_SHARE = 4  # a fourth of the working set, at most, for freed arrays of shapes that may come again
-_WORKING_SET = "max_recommended_working_set_size"
+_WORKING_SET = "max_recommended_working_set_size"  # mx.device_info's, on Metal
+_CARD, _FREE_OF_CARD = "total_memory", "free_memory"  # and on CUDA
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +72,25 @@ def limits(info: Mapping[str, Any], predicted_peak: int) -> tuple[Limits | None,
 def device_memory(asked: str) -> DeviceMemory:
     """Of the device that `--device asked` means."""
     device = choose_device(asked, has_gpu()).name
+    info = mx.device_info(mx.gpu) if device == "gpu" else {}
+    if working_set := int(info.get(_WORKING_SET) or 0):
+        # All of it, whatever is free now: macOS makes room for who asks, by what other programs do not use.
+        return DeviceMemory(device, working_set, working_set, COSTS, MICRO_BATCH[device], "Metal's working set")
+    if total := int(info.get(_CARD) or 0):
+        return DeviceMemory(device, int(info[_FREE_OF_CARD]), total, COSTS, MICRO_BATCH[device], "free on the GPU")
     free, total, reason = system_memory()
-    working_set = int(mx.device_info().get(_WORKING_SET) or 0) if device == "gpu" else 0
-    if working_set:
-        free, total, reason = min(free, working_set), working_set, "Metal's working set"
     limit = total if sys.platform == "darwin" else free  # a Mac makes room for who asks
     return DeviceMemory(device, free, limit, COSTS, MICRO_BATCH[device], reason)
 
-
-def peak(device: str) -> int:
-    """Bytes at the peak, MLX's own since it was forgotten last, and what the process holds beside them."""
-    return int(mx.get_peak_memory()) + COSTS.process
 
 def forget_peak() -> None:
     """A new peak begins: `peak` is never less than what a failed try took, else."""
     mx.reset_peak_memory()
 
+
+def peak(device: str) -> int:
+    """Bytes at the peak, MLX's own since it was forgotten last, and what the process holds beside them."""
+    return int(mx.get_peak_memory()) + COSTS.process
 
 
 def own_peak(body: Mapping[str, Any], config: TrainConfig, dtype: str, device: str) -> int:

@@ -29,16 +29,16 @@ _MPS = replace(_CPU, process=900_000_000, adapted=1.5, scores=2.0, again=2.0)
 def device_memory(asked: str) -> DeviceMemory:
     """Of the device that `--device asked` means."""
     device = choose_device(asked, devices_here()).name
-    free, total, reason = system_memory()
     if device == "cuda":
         here, everything = torch.cuda.mem_get_info()
         return DeviceMemory(device, here, everything, _CUDA, MICRO_BATCH[device], "free on the GPU", caps_alone=True)
     if device == "mps":
-        most = int(torch.mps.recommended_max_memory())
-        reason = "what Metal recommends"
-        return DeviceMemory(device, min(free, most), most, _MPS, MICRO_BATCH[device], reason)
+        most = int(torch.mps.recommended_max_memory())  # of which macOS makes room for who asks
+        return DeviceMemory(device, most, most, _MPS, MICRO_BATCH[device], "what Metal recommends")
+    free, total, reason = system_memory()
     limit = total if sys.platform == "darwin" else free
     return DeviceMemory(device, free, limit, _CPU, MICRO_BATCH[device], reason)
+
 
 def forget_peak(device: str) -> None:
     """A new peak begins, on a GPU: what its allocator keeps of an earlier one goes back first.
@@ -50,7 +50,6 @@ def forget_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     elif device == "mps":
         torch.mps.empty_cache()
-
 
 
 def peak(device: str) -> int:

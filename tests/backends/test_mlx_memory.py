@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import backends
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import read_json
 from gsm8k_core.problems.batching import pad
+from gsm8k_core.training.memory import model_of, plan
 from gsm8k_core.types import Choice, Example, Update
 from tests import tiny
 from tests.backends.conftest import FakePilot
@@ -46,6 +48,42 @@ def test_a_device_without_a_working_set_gets_no_limits(memory: Any) -> None:
     found, choices = memory.limits({"device_name": "AMD EPYC"}, GB)
     assert found is None
     assert choices == {"memory": Choice("unlimited", "the device names no working set")}
+
+
+@pytest.mark.parametrize(
+    ("info", "free", "limit", "reason"),
+    [
+        (MAC, 12 * GB, 12 * GB, "Metal's working set"),  # not what other programs leave of it: 3 GB, here
+        ({"free_memory": 70 * GB, "total_memory": 80 * GB}, 70 * GB, 80 * GB, "free on the GPU"),
+        ({"device_name": "a GPU that says nothing"}, 3 * GB, 3 * GB, "free on this machine"),
+    ],
+)
+def test_what_a_gpu_has_is_its_own_to_say(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], free: int, limit: int, reason: str
+) -> None:
+    monkeypatch.setattr(memory, "system_memory", lambda: (3 * GB, 16 * GB, "free on this machine"))
+    monkeypatch.setattr(memory, "has_gpu", lambda: True)
+    monkeypatch.setattr(memory.mx, "device_info", lambda device: info if device == memory.mx.gpu else {})
+    found = backends.device_memory("mlx", "gpu")
+    assert (found.device, found.free, found.limit, found.reason) == ("gpu", free, limit, reason)
+    assert backends.device_memory("mlx", "cpu").free == 3 * GB
+
+
+def test_a_micro_batch_that_metal_holds_is_not_made_smaller(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GB of 12, beside other programs that macOS would make give way: what is free now would halve it."""
+    monkeypatch.setattr(memory, "system_memory", lambda: (7 * GB, 16 * GB, "free on this machine"))
+    monkeypatch.setattr(memory, "has_gpu", lambda: True)
+    monkeypatch.setattr(memory.mx, "device_info", lambda device: MAC)
+    body = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+    body |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+    config, device = TrainConfig(), backends.device_memory("mlx", "gpu")
+    wanted = Choice("2048", "asked for in this test")
+    model = model_of(body, config)
+    assert model is not None
+    found = plan(model, config, "float32", device, wanted, 512, asked=False)
+    assert (found.tokens, found.fits) == (wanted, True)
+    scarce = plan(model, config, "float32", replace(device, free=7 * GB), wanted, 512, asked=False)
+    assert (int(scarce.tokens.name) < 2048, "close other programs" in found.line()) == (True, False)
 
 
 def test_metals_limits_hold_inside_and_no_longer(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
