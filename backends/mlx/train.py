@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, mx.array]
 
+# SmolLM2, an update of 2,000 targets: of the gradients at a projection's outputs 15 % (the median) are below 6e-5, and
+# were 40 % at 128. The largest of a weight is 417, in an update of one row (206 of three): there is room for 157 times
+# that, and what has none goes on in float32.
+FLOAT16_SCALE = 1024.0
 MOST_TRACES = 64  # a trace of SmolLM2 holds 9 MiB; it saves 6 % of each micro-batch on a CPU
 
 
@@ -110,10 +114,10 @@ def set_working(model: Any, masters: Arrays, dtype: mx.Dtype) -> None:
 def loss_scale(dtype: mx.Dtype, num_targets: int) -> float:
     """What the loss sum is multiplied by before its gradient is taken: 1, but for float16.
 
-    float16 ends at 65,504 and loses what is below 6e-8. The gradient of a sum over thousands of targets comes near the
-    one end, that of their mean near the other: it gets 128 times the mean.
+    float16 ends at 65,504 and has fewer digits below 6e-5, none below 6e-8. The gradient of a sum over thousands of
+    targets comes near the one end, that of their mean near the other: it gets FLOAT16_SCALE times the mean.
     """
-    return 128 / max(num_targets, 1) if dtype == mx.float16 else 1.0
+    return FLOAT16_SCALE / max(num_targets, 1) if dtype == mx.float16 else 1.0
 
 
 def scaled_loss(

@@ -25,11 +25,12 @@ def mlx() -> Any:
     """The modules, with the CPU as device."""
     import mlx.core as mx
     import mlx.nn as nn
+    from mlx.utils import tree_flatten
 
     from backends.mlx import fast_exp, loss, train
 
     mx.set_default_device(mx.cpu)
-    return SimpleNamespace(mx=mx, nn=nn, fast_exp=fast_exp, loss=loss, train=train)
+    return SimpleNamespace(mx=mx, nn=nn, tree_flatten=tree_flatten, fast_exp=fast_exp, loss=loss, train=train)
 
 
 def updates_of(examples: list[Example]) -> list[Update]:
@@ -204,3 +205,45 @@ def test_a_shape_is_traced_once_and_only_so_many_are(
     losses = [few(batch, 1.0)[0].item() for batch in (narrow, wide)]
     assert few.num_traces == 1
     assert losses == pytest.approx([free(batch, 1.0)[0].item() for batch in (narrow, wide)], rel=1e-6)
+
+
+def test_the_scale_of_float16_leaves_few_gradients_among_its_subnormals(
+    mlx: Any, qwen2: Path, examples: list[Example]
+) -> None:
+    """Below 2**-14 a float16 has fewer digits. Computed in float16, as Metal does, in an update of 2,000 targets."""
+    from backends.mlx.load import cast
+
+    backend = backends.open("mlx", qwen2, "cpu", "float32")
+    model, batch = backend._model, pad(examples[:8])
+    cast(model, mlx.mx.float16)
+
+    class Tapped(mlx.nn.Module):  # type: ignore[misc, name-defined]
+        """A projection whose gradient at its output is that of what is added there: 0."""
+
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner, self.added = inner, mlx.mx.zeros((*batch.tokens.shape, inner.weight.shape[0]), mlx.mx.float16)
+
+        def __call__(self, x: Any) -> Any:
+            return self.inner(x) + self.added
+
+    for layer in model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            part.update_modules({name: Tapped(inner) for name, inner in part.children().items() if "proj" in name})
+    arrays = mlx.mx.array(batch.tokens), *mlx.loss.target_positions(batch)
+    gradient_of = mlx.nn.value_and_grad(model, mlx.train.scaled_loss)
+
+    def at(scale: float) -> tuple[float, float]:
+        """The share of subnormals at the projections' outputs, and the largest of all gradients."""
+        gradients = dict(mlx.tree_flatten(gradient_of(model, scale, *arrays)[1]))
+        sizes = {name: np.abs(np.array(value)) for name, value in gradients.items()}
+        assert all(size.dtype == np.float16 for size in sizes.values())
+        tapped = np.concatenate([size.ravel() for name, size in sizes.items() if name.endswith("added")])
+        tapped = tapped[tapped > 0]  # what comes after the last target has none
+        return float((tapped < 2**-14).mean()), max(float(size.max()) for size in sizes.values())
+
+    few, largest = at(mlx.train.loss_scale(mlx.mx.float16, 2000))
+    many, _ = at(128 / 2000)  # the control: what it was
+    print(few, many, largest)
+    assert few < many / 4, (few, many)
+    assert largest < 65504 / 100, largest
