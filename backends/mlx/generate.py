@@ -27,6 +27,7 @@ from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Completion, OnToken, Sampling
 
 AHEAD = 1  # steps that are launched before the host looks at the one before
+NO_TOKEN = -1  # an index that a step which was launched with it may have: the last token's
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
 
@@ -39,11 +40,10 @@ class _Reading(NamedTuple):
 
 
 class _Picks(NamedTuple):
-    """One token for each of some rows, perhaps not computed yet."""
+    """One token for each of some rows, perhaps not computed yet; NO_TOKEN where a row's logits are not finite."""
 
     rows: list[Writing]
-    tokens_B: mx.array
-    largest_B: mx.array  # each row's largest logit
+    tokens_B: mx.array  # int32
 
 
 class _Decoder:
@@ -152,24 +152,22 @@ class _Decoder:
         else:
             u_B3 = uniforms(self._sampling.seed, [row.key for row in rows], [row.launched for row in rows])
             tokens_B = draw(logits_BV, self._sampling, mx.array(u_B3))
-        picks = _Picks(rows, tokens_B, logits_BV.max(axis=-1))
+        # Here, and not where they are read: what is asked of the device then stands behind the step launched after it.
+        tokens_B = mx.where(mx.isfinite(logits_BV.max(axis=-1)), tokens_B, NO_TOKEN)
         for row in rows:
             row.launched += 1
-        mx.async_eval(picks.tokens_B, picks.largest_B)
-        return picks
+        mx.async_eval(tokens_B)
+        return _Picks(rows, tokens_B)
 
     def _land(self, picks: _Picks) -> Iterator[tuple[int, Completion]]:
         """The host learns tokens; yields the rows that end with them."""
-        _check_finite(picks)
-        for row, token in zip(picks.rows, picks.tokens_B.tolist(), strict=True):
+        tokens = picks.tokens_B.tolist()
+        if NO_TOKEN in tokens:
+            raise logits_not_finite()
+        for row, token in zip(picks.rows, tokens, strict=True):
             done = row.land(token, self._sampling, self._end_ids, self._on_token)
             if done is not None:
                 yield row.index, done
-
-
-def _check_finite(picks: _Picks) -> None:
-    if not np.isfinite(np.array(picks.largest_B.astype(mx.float32))).all():
-        raise logits_not_finite()
 
 
 def generate(

@@ -103,8 +103,6 @@ def test_exp_is_exact_and_nan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_a_wrong_mask_is_seen(qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row sees every position, and so what an earlier row left in its place."""
-    import mlx.core as mx
-
     from backends.mlx import cache
 
     backend, prompts = backends.open("mlx", qwen2, "cpu", "float32"), prompts_of(examples)
@@ -113,7 +111,7 @@ def test_control_a_wrong_mask_is_seen(qwen2: Path, examples: list[Example], monk
     def wrong(self: Any, num_rows: int, dtype: Any) -> None:
         begin(self, num_rows, dtype)
         for layer in self.layers:
-            layer.mask = mx.zeros_like(layer.mask)
+            layer.mask = None
 
     monkeypatch.setattr(cache.Slots, "begin_step", wrong)
     assert texts(backend, prompts, 3) != right
@@ -179,3 +177,44 @@ def test_damage_that_only_a_later_row_meets_is_named(tmp_path: Path, examples: l
     assert next(stream)[0] == 0
     with pytest.raises(DivergedError, match="not finite"):
         list(stream)
+
+
+# --- what a step asks of the host, and of the device ------------------------------------------------------------------
+
+
+class _Told:
+    """Tokens that were asked of the device: they may be read, once, and nothing else may be done with them."""
+
+    def __init__(self, tokens_B: Any) -> None:
+        self._tokens_B, self.dtype, self.reads = tokens_B, tokens_B.dtype, 0
+
+    def tolist(self) -> Any:
+        self.reads += 1
+        return self._tokens_B.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_host_reads_once_a_step_what_was_asked_before_the_next(
+    qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch, dtype: str, temperature: float
+) -> None:
+    """An operation on what was picked would stand behind the next step, and the host would wait for that."""
+    import mlx.core as mx
+
+    from backends.mlx import generate
+
+    told: list[_Told] = []
+    land = generate._Decoder._land
+
+    def watched(self: Any, picks: Any) -> Any:
+        arrays = {name: _Told(value) for name, value in picks._asdict().items() if isinstance(value, mx.array)}
+        told.extend(arrays.values())
+        yield from land(self, picks._replace(**arrays))
+
+    monkeypatch.setattr(generate._Decoder, "_land", watched)
+    backend = backends.open("mlx", qwen2, "cpu", dtype)
+    found = dict(backend.generate(prompts_of(examples), Sampling(6, 4, temperature)))
+    assert len(found) == 22
+    assert {(one.dtype, one.reads) for one in told} == {(mx.int32, 1)}
+    monkeypatch.setattr(generate._Decoder, "_land", land)
+    assert dict(backend.generate(prompts_of(examples), Sampling(6, 4, temperature))) == found
