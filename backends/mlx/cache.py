@@ -52,10 +52,13 @@ def causal(num_tokens: int, num_before: int) -> mx.array:
 class Slots:
     """B places in every layer. `begin_step` is called before each step, for all layers at once."""
 
-    def __init__(self, num_places: int, prefix: Sequence[PromptLayer] | None, num_layers: int) -> None:
-        self.lengths_B = np.zeros(
-            num_places, np.int32
-        )  # positions in use, counted on the host: they grow by one a step
+    def __init__(
+        self, num_places: int, prefix: Sequence[PromptLayer] | None, num_layers: int, num_heads: int = 1
+    ) -> None:
+        """`num_heads` get a mask of their own, made once a step; one that they share is their attention's to spread."""
+        self._num_heads = num_heads
+        # Positions in use, counted on the host: they grow by one a step.
+        self.lengths_B = np.zeros(num_places, np.int32)
         self.layers = [Slot(num_places, None if prefix is None else prefix[place]) for place in range(num_layers)]
 
     def put(self, place: int, prompt: Sequence[PromptLayer], row: int, num_tokens: int) -> None:
@@ -75,11 +78,17 @@ class Slots:
         """The first `num_rows` places get one token more."""
         lengths_N = mx.array(self.lengths_B[:num_rows])
         longest = int(self.lengths_B[:num_rows].max()) + 1
+        mask = self._mask(lengths_N, longest, dtype) if self.lengths_B[:num_rows].min() + 1 < longest else None
+        for slot in self.layers:
+            slot.offset, slot.mask, slot.longest = lengths_N, mask, longest
+        self.lengths_B[:num_rows] += 1
+
+    def _mask(self, lengths_N: mx.array, longest: int, dtype: mx.Dtype) -> mx.array:
+        """0 where a row sees a position, else -inf: (N, heads, 1, S), each number written out."""
         hidden_NS = mx.arange(longest) > lengths_N[:, None]  # what an earlier row left there counts for nothing
         mask_N11S = mx.where(hidden_NS, -mx.inf, 0.0).astype(dtype)[:, None, None, :]
-        for slot in self.layers:
-            slot.offset, slot.mask, slot.longest = lengths_N, mask_N11S, longest
-        self.lengths_B[:num_rows] += 1
+        shape = len(lengths_N), self._num_heads, 1, longest
+        return mask_N11S if self._num_heads == 1 else mx.contiguous(mx.broadcast_to(mask_N11S, shape))
 
 
 class Slot:
@@ -87,7 +96,7 @@ class Slot:
 
     def __init__(self, num_places: int, prefix: PromptLayer | None) -> None:
         self.offset: Any = None  # (N,) int32
-        self.mask: Any = None  # (N, 1, 1, S), added to scores
+        self.mask: Any = None  # (N, heads or 1, 1, S), added to scores; None where each row sees all positions
         self.longest = 0  # the longest of the N rows, this step's token included
         self.keys: Any = None
         self.values: Any = None
@@ -96,7 +105,7 @@ class Slot:
             shape = (num_places, *prefix.keys.shape[1:])
             self.keys, self.values = mx.broadcast_to(prefix.keys, shape), mx.broadcast_to(prefix.values, shape)
 
-    def make_mask(self, *unused: Any, **named: Any) -> mx.array:
+    def make_mask(self, *unused: Any, **named: Any) -> mx.array | None:
         return self.mask
 
     def update_and_fetch(self, keys_NH1D: mx.array, values_NH1D: mx.array) -> tuple[mx.array, mx.array]:

@@ -28,6 +28,7 @@ from gsm8k_core.types import Completion, OnToken, Sampling
 
 AHEAD = 1  # steps that are launched before the host looks at the one before
 NO_TOKEN = -1  # an index that a step which was launched with it may have: the last token's
+REFILL = 16  # a 16th of the places free, as on torch: a prompt alone is read at a fraction of the device's rate
 READ_TOKENS = 1024  # padded prompt tokens read together: enough for full products, little beside the keys
 
 
@@ -61,7 +62,9 @@ class _Decoder:
         self._num_places = min(sampling.batch_size, len(rows))
         self._num_shared = shared_length([row.prompt for row in rows])
         self._prefix = self._read([rows[0].prompt[: self._num_shared]], None)[1] if self._num_shared else None
-        self._slots = Slots(self._num_places, self._prefix, len(model.layers))
+        # On a GPU the fused attention would copy a mask that all heads share, in each layer.
+        num_heads = 1 if self._is_fast else getattr(model.args, "num_attention_heads", 1)
+        self._slots = Slots(self._num_places, self._prefix, len(model.layers), num_heads)
         self._inputs_B = mx.zeros(self._num_places, mx.int32)
 
     def run(self) -> Iterator[tuple[int, Completion]]:
@@ -74,11 +77,15 @@ class _Decoder:
                 yield from self._land(flying.popleft())
 
     def _turn_over(self) -> Iterator[_Picks]:
-        """Rows that need no more steps leave; waiting ones take their places, the last ones close the holes."""
+        """Rows that need no more steps leave; waiting ones take their places, the last ones close the holes.
+
+        Nobody comes while too few places are free to be worth reading prompts for.
+        """
         limit = self._sampling.max_new_tokens
         free = [place for place, row in enumerate(self._active) if row.done or row.launched >= limit]
         free += range(len(self._active), self._num_places)
-        num_new = min(len(free), len(self._waiting))
+        enough = len(free) >= self._num_places // REFILL
+        num_new = min(len(free), len(self._waiting)) if enough else 0
         yield from self._admit([self._waiting.popleft() for _ in range(num_new)], free[:num_new])
         for hole in reversed([place for place in free[num_new:] if place < len(self._active)]):
             last = self._active.pop()

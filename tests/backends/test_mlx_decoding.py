@@ -218,3 +218,73 @@ def test_the_host_reads_once_a_step_what_was_asked_before_the_next(
     assert {(one.dtype, one.reads) for one in told} == {(mx.int32, 1)}
     monkeypatch.setattr(generate._Decoder, "_land", land)
     assert dict(backend.generate(prompts_of(examples), Sampling(6, 4, temperature))) == found
+
+
+def test_prompts_are_read_when_enough_places_are_free(
+    qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 places, four: fewer readings of prompts, and the same texts, whatever is forced or shared."""
+    from backends.mlx import generate
+    from backends.torch.seats import GROUP
+
+    assert generate.REFILL == GROUP
+    backend, read, sizes = backends.open("mlx", qwen2, "cpu", "float32"), generate._Decoder._read_some, list[int]()
+    prompts = [(*prompt, last) for last in range(4, 14) for prompt in prompts_of(examples)] + prompts_of(examples) * 2
+
+    def force(written: Any) -> tuple[int, ...]:
+        return (7, 8) if len(written) % 5 == 2 else ()
+
+    def counted(self: Any, rows: Any) -> Any:
+        reading = read(self, rows)
+        sizes.append(len(reading.prompts))
+        return reading
+
+    def answers(forced: bool) -> tuple[dict[int, Completion], int]:
+        sizes.clear()
+        sampling = Sampling(24, 64, temperature=1.0, force=force if forced else None)
+        return dict(backend.generate(prompts, sampling)), len(sizes)
+
+    monkeypatch.setattr(generate._Decoder, "_read_some", counted)
+    for forced in (False, True):
+        found, few = answers(forced)
+        with monkeypatch.context() as patch:  # the control: whoever leaves makes room for one prompt
+            patch.setattr(generate, "REFILL", 65)
+            alone, many = answers(forced)
+        assert found == alone
+        print(few, many)
+        assert few < 0.8 * many, (few, many)
+
+
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
+def test_a_mask_is_written_out_once_a_step_and_only_where_something_is_hidden(
+    qwen2: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    """Metal's fused attention copies, in each layer, a mask whose heads do not lie in rows of their own."""
+    from backends.mlx import cache, fast_exp
+
+    seen: list[Any] = []
+    begin = cache.Slots.begin_step
+
+    def watched(self: Any, num_rows: int, dtype: Any) -> None:
+        begin(self, num_rows, dtype)
+        assert len({id(layer.mask) for layer in self.layers}) == 1
+        seen.append(self.layers[0].mask)
+
+    if not is_fast:
+        monkeypatch.setattr(fast_exp, "has_fast_body", lambda model: False)
+    monkeypatch.setattr(cache.Slots, "begin_step", watched)
+    backend, prompts = backends.open("mlx", qwen2, "cpu", "float32"), prompts_of(examples)
+    heads = 1 if is_fast else backend._model.args.num_attention_heads
+    assert is_fast or heads > 1
+    unlike = texts(backend, prompts, 4, 6)
+    masks = [mask for mask in seen if mask is not None]
+    assert len(masks) > 0.8 * len(seen)
+    for mask in masks:
+        rows, *_, positions = mask.shape
+        assert mask.shape == (rows, heads, 1, positions)
+        assert memoryview(mask).strides[1] == mask.itemsize * positions or heads == 1  # nothing is spread
+    seen.clear()
+    alone = texts(backend, prompts, 1, 6)  # one row sees all that is there
+    assert seen
+    assert all(mask is None for mask in seen)
+    assert alone == unlike
