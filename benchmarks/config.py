@@ -13,7 +13,7 @@ from benchmarks.contenders import ALL, AUTO, CONTENDERS, GENERATE
 from gsm8k_core.config.fields import Duration, OptionalFile, Settings, parse_duration
 from gsm8k_core.config.train import TrainConfig
 
-ModeName = Literal["train", "generate", "end-to-end", "report", "mac-report"]
+ModeName = Literal["train", "generate", "end-to-end", "report", "key-copies", "mac-report"]
 
 
 def _checked_names(text: str) -> str:
@@ -37,8 +37,8 @@ class BenchmarkConfig(Settings):
         tyro.conf.Positional[ModeName],
         Field(
             description="train and generate: the steady rate; end-to-end: from the start of the process to the trained "
-            "weights on disk; report: tables and plots from the results; mac-report: doctor, parity and a short "
-            "benchmark in one file"
+            "weights on disk; report: tables and plots from the results; key-copies: whether MLX's decoding writes "
+            "keys and values in place; mac-report: doctor, parity and a short benchmark in one file"
         ),
     ] = "train"
     contenders: Annotated[

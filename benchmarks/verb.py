@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.key_copies import key_copies
 from benchmarks.mac_report import mac_report
 from benchmarks.report import write_report
 from benchmarks.rounds import Rounds
@@ -22,6 +23,8 @@ def run(config: BenchmarkConfig, context: Context) -> int:
         context.terminal.say("\n".join(f"written  {path}" for path in written))
         context.terminal.result({"written": [str(path) for path in written]})
         return EXIT_OK
+    if config.mode == "key-copies":
+        return key_copies(config, context)
     with _as_ctrl_c():
         return mac_report(config, context) if config.mode == "mac-report" else Rounds(config, context).run()
 
