@@ -63,7 +63,7 @@ def test_what_a_gpu_has_is_its_own_to_say(
 ) -> None:
     monkeypatch.setattr(memory, "system_memory", lambda: (3 * GB, 16 * GB, "free on this machine"))
     monkeypatch.setattr(memory, "has_gpu", lambda: True)
-    monkeypatch.setattr(memory.mx, "device_info", lambda device: info if device == memory.mx.gpu else {})
+    monkeypatch.setattr(memory.mx, "device_info", lambda device=memory.mx.gpu: info if device == memory.mx.gpu else {})
     found = backends.device_memory("mlx", "gpu")
     assert (found.device, found.free, found.limit, found.reason) == ("gpu", free, limit, reason)
     assert backends.device_memory("mlx", "cpu").free == 3 * GB
@@ -73,7 +73,7 @@ def test_a_micro_batch_that_metal_holds_is_not_made_smaller(memory: Any, monkeyp
     """8 GB of 12, beside other programs that macOS would make give way: what is free now would halve it."""
     monkeypatch.setattr(memory, "system_memory", lambda: (7 * GB, 16 * GB, "free on this machine"))
     monkeypatch.setattr(memory, "has_gpu", lambda: True)
-    monkeypatch.setattr(memory.mx, "device_info", lambda device: MAC)
+    monkeypatch.setattr(memory.mx, "device_info", lambda *device: MAC)
     body = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
     body |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
     config, device = TrainConfig(), backends.device_memory("mlx", "gpu")
