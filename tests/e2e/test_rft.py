@@ -27,6 +27,8 @@ from gsm8k_core.training import checkpoints, runs
 from gsm8k_core.types import IGNORE_INDEX, Example
 from tests import tiny
 from tests.e2e.conftest import Run
+from tests.e2e.test_segments import float16_everywhere as float16_everywhere
+from tests.e2e.test_segments import heavy, spoil
 from verbs.train import rounds, sampler, segment, verb
 
 FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
@@ -522,3 +524,29 @@ def test_a_tokenizer_that_cannot_write_results_leaves_the_calculator_off(
     done = run("train", *SETTINGS, *asked[:-3], tmp_path / "on", "--num-epochs", "1", "--calculator", "on")
     assert done.returncode == 2
     assert "--calculator on: this tokenizer cannot write" in done.stderr
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
+def test_what_one_phase_found_too_narrow_no_later_one_begins_in(
+    run: Run,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    float16_everywhere: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first update of each training has no room in float16; the run is stopped behind the warm start."""
+    spoil(monkeypatch, heavy(1))
+    folder, again = tmp_path / "run", "in float32, at the same rate"
+
+    def stop(self: Any, number: int) -> None:
+        raise rounds.Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.Rounds, "_sample", stop)
+        flags = ("--backend", "mlx", "--dtype", "float16", "--num-epochs", "2", "--save-steps", "0")
+        began = run("train", *SETTINGS, *flags, "--model", model, "--data", data, "--output-dir", folder)
+    assert (began.returncode, began.stdout.count(again)) == (75, 1), began.stderr
+    assert Trained(folder).manifest["choices"]["dtype"]["name"] == "float32"
+    done = run("train", "--resume", folder)
+    assert (done.returncode, done.stdout.count(again)) == (0, 0), done.stderr
