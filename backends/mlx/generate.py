@@ -1,4 +1,4 @@
-"""Decoding in MLX: one loop over a batch whose places are filled again as soon as rows end.
+"""Decoding in MLX: one loop over a batch whose places are filled again when some rows have ended.
 
 The prompts' common beginning is read once. The longest prompts come first: the keys reach their full size at the
 start, and what is left alone at the end is short. Picks stay on the device, and the next step is launched before the
