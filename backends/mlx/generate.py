@@ -62,8 +62,9 @@ class _Decoder:
         self._num_places = min(sampling.batch_size, len(rows))
         self._num_shared = shared_length([row.prompt for row in rows])
         self._prefix = self._read([rows[0].prompt[: self._num_shared]], None)[1] if self._num_shared else None
-        # On a GPU the fused attention would copy a mask that all heads share, in each layer.
-        num_heads = 1 if self._is_fast else getattr(model.args, "num_attention_heads", 1)
+        # The fused attention of a GPU copies a mask that all heads share, in each layer. (A few models have no args.)
+        asked = None if self._is_fast else getattr(model, "args", None)
+        num_heads = getattr(asked, "num_attention_heads", 1)
         self._slots = Slots(self._num_places, self._prefix, len(model.layers), num_heads)
         self._inputs_B = mx.zeros(self._num_places, mx.int32)
 
