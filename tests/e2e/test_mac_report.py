@@ -159,7 +159,7 @@ def test_a_report_that_cannot_be_written_says_so_before_anything_runs(
 )
 def test_every_device_is_checked_and_every_command_is_one(devices: set[str], parity: list[str]) -> None:
     plan = parts(devices)
-    assert list(plan) == ["doctor", *(f"parity {device}" for device in parity), "train", "generate"]
+    assert list(plan) == ["doctor", *(f"parity {device}" for device in parity), "key-copies", "train", "generate"]
     for part in plan.values():
         parse([*part.arguments, "--json", "--verbose"])
     assert sum(part.seconds for part in plan.values()) <= 11 * 60
