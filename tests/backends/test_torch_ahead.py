@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import backends
 from backends.torch import generate as module
+from backends.torch.seats import Seat
 from gsm8k_core.types import Completion, DivergedError, Example, Sampling
 from tests import tiny
 
@@ -211,6 +213,48 @@ def test_control_what_a_step_asks_of_the_device_is_counted(crossings: Counter[st
         assert one.sum().item() == 3
     torch.from_numpy(np.ones(2)).tolist()
     assert crossings == {"lift_fresh": 2, "_local_scalar_dense": 2, "tolist": 1}
+
+
+class Fake:
+    """Tokens on a device that is not there: what is asked of them, and of the event that follows, in order."""
+
+    def __init__(self, kind: str, asked: list[str]) -> None:
+        self.device, self._asked = SimpleNamespace(type=kind), asked
+
+    def to(self, device: str, non_blocking: bool) -> Fake:
+        self._asked.append(f"to {device}, non_blocking={non_blocking}")
+        return self
+
+    def tolist(self) -> list[int]:
+        self._asked.append("tolist")
+        return [4]
+
+    def record(self) -> None:
+        self._asked.append("record")
+
+    def synchronize(self) -> None:
+        self._asked.append("synchronize")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_read_waits_for_its_own_step_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is on its way before the next step is launched; a plain read would wait for that as well."""
+    asked: list[str] = []
+    fake: Any = Fake(kind, asked)
+    monkeypatch.setattr(f"torch.{kind}.Event", lambda: fake)
+    picks = module._Picks([Seat(0, 0, (4, 5), 0)], fake)
+    assert asked == ["to cpu, non_blocking=True", "record"]
+    assert picks.read() == [4]
+    assert asked[2:] == ["synchronize", "tolist"]
+
+
+@pytest.mark.parametrize(("kind", "at_once"), [("cuda", True), ("mps", False)])
+def test_only_cuda_takes_what_it_is_sent_before_it_returns(kind: str, at_once: bool) -> None:
+    """MPS would read the host's memory later, when it may be another's."""
+    asked: list[str] = []
+    fake: Any = Fake("cpu", asked)
+    module._sent(fake, torch.device(kind))
+    assert asked == [f"to {kind}, non_blocking={at_once}"]
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
