@@ -55,9 +55,9 @@ def parts(devices: Collection[str]) -> dict[str, Part]:
     there = {device: flags for device, flags in PARITY.items() if device in devices} or {"here": ()}
     small = ("--rounds", "3", "--max-time")
     return {
-        "doctor": Part(("doctor",), 100.0),
-        **{f"parity {device}": Part(("parity", *flags), 120.0) for device, flags in there.items()},
-        "key-copies": Part(("benchmark", "key-copies"), 60.0),
+        "doctor": Part(("doctor",), 75.0),
+        **{f"parity {device}": Part(("parity", *flags), 180.0) for device, flags in there.items()},
+        "key-copies": Part(("benchmark", "key-copies"), 45.0),
         "train": Part(("benchmark", "train", *small, "75s", "--rows", "24", "--held-out", "24"), 180.0),
         "generate": Part(("benchmark", "generate", *small, "45s", "--problems", "16", "--max-new-tokens", "64"), 120.0),
     }
