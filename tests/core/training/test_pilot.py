@@ -84,7 +84,7 @@ def test_a_fast_machine_saves_and_probes_within_their_share_of_the_time() -> Non
     short = Simulation(141, **FAST, **AUTO).run()
     assert short.names("save") == []
     assert [update for _, update in short.names("probe")] == [25, 141]  # the first one shows what one takes
-    made = Simulation(20_000, **FAST, **AUTO).run()
+    made = Simulation(3_000, **FAST, **AUTO).run()
     saves, probes = (dict.fromkeys(update for _, update in made.names(name)) for name in ("save", "probe"))
     assert 0.04 < len(saves) * 3.0 / made.now <= 0.05
     assert 0.04 < (len(probes) - 1) * 0.8 / made.now <= 0.05
