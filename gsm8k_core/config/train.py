@@ -48,8 +48,8 @@ DEMO_PROFILE: Mapping[str, object] = {
 DEMO_FLAGS = " ".join(f"{flag(name)} {value}" for name, value in DEMO_PROFILE.items())
 
 
-# Updates; what `auto` means where there is time. 25: a collapse wastes 25 updates at most, and a probe takes as long as
-# 6 rows of an update (docs/training.md). It divides the other, so every checkpoint has been looked at.
+# Updates; what `auto` means where there is time. With 25 a collapse wastes 25 updates at most, and a probe takes as
+# long as 6 rows of an update (docs/training.md). It divides the other, so a checkpoint comes right after a probe.
 SAVE_EVERY, PROBE_EVERY = 50, 25
 SHARE = 0.05  # of the time, at most, for each of the two
 

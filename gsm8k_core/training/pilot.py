@@ -12,10 +12,12 @@ there is none in this process. A checkpoint is taken to need as long as the long
 there is one; the final model `reserve`, or as long as the longest save of a best model if that was more. What was
 measured in an earlier process is measured again.
 
-Checkpoints on the way and probes come every so many updates. With `auto`, each of the two takes at most SHARE of this
-process's time, counted when one is due: a fast machine has fewer of them. A checkpoint that is due waits for the next
-probe, so that it was looked at. Checkpoints change no weight, so a clock may decide when there is one; what it holds is
-a function of its update. Those of a stop and of a failure are always written, and the probe of the end is made.
+Checkpoints on the way and probes come every so many updates. With `auto`, each of the two takes at most SHARE of the
+time since this pilot began, counted when one is due, but for the first probe, whose cost nobody knows: a fast machine
+has fewer of them. A checkpoint that is due waits until it has its share, and for the next probe, so that it was looked
+at; where probes are so dear that this would take longer than its own share does, it is written without. Checkpoints
+change no weight, so a clock may decide when there is one; what it holds is a function of its update. Those of a stop
+and of a failure are always written, and the probe of the end is made.
 
 An evaluation gets what is left after all of that and one save of a best model, on the way only half of it: what it
 will cost is not known beforehand, and it must not eat up the training. One that did not fit is not tried again with
@@ -107,10 +109,8 @@ class RunPilot(Generic[Live]):
         self._saves, self._keeps = Times(guess=past.save_reserve), Times(guess=past.reserve)
         self._too_short = 0.0  # the longest time that was not enough for an evaluation
         self._fits = True  # whether the last one that was due had enough
-        self._began, self._owed = (
-            hooks.elapsed(),
-            False,
-        )  # this process's training; whether a checkpoint waits for a probe
+        self._began = hooks.elapsed()
+        self._owed = False  # whether a checkpoint waits for its share of the time, or for a probe
         self._saved = 0  # the update of the newest checkpoint of this process
         # The newest measurement, and after which update: the guard's own (True), where it is cut as no evaluation is.
         self._newest: dict[bool, tuple[int, DevResult]] = {}
@@ -288,12 +288,15 @@ class RunPilot(Generic[Live]):
         return seconds if steps != AUTO else min(seconds, max(SHARE * (self._here() + ahead) - times.total, 0.0))
 
     def _here(self) -> float:
-        """Seconds since this process began to train."""
+        """Seconds since this pilot began."""
         return self._hooks.elapsed() - self._began
 
+    def _until_share(self, times: Times) -> float:
+        """Seconds until these are within their share of the time, with one more; 0 or less: they are."""
+        return (times.total + times.most) / SHARE - self._here()
+
     def _has_share(self, times: Times) -> bool:
-        """Whether these are within their share of the time so far, with one more."""
-        return times.total + times.most <= SHARE * self._here()
+        return self._until_share(times) <= 0
 
     def _probe_is_due(self, update: int) -> bool:
         """Whether a probe comes on the way, after this update."""
@@ -306,8 +309,10 @@ class RunPilot(Generic[Live]):
         due = config.save_every > 0 and update % config.save_every == 0
         if config.save_steps != AUTO:
             return due
-        self._owed = (self._owed or due) and self._has_share(self._saves)
-        return self._owed and (looked or self._probe is None or config.probe_steps != AUTO)
+        self._owed = self._owed or due
+        waits = self._probe is not None and config.probe_steps == AUTO
+        waits = waits and self._until_share(self._probes) <= self._saves.most / SHARE  # no longer than for itself
+        return self._owed and self._has_share(self._saves) and (looked or not waits)
 
     def _look(self, update: int, live: Live, probe: Probe[Live]) -> None:
         """Ask the probe, unless the run is to end or there is no time for it."""

@@ -92,6 +92,20 @@ def test_a_fast_machine_saves_and_probes_within_their_share_of_the_time() -> Non
     assert all(update % 25 == 0 for update in saves)
 
 
+def test_a_dear_probe_keeps_no_checkpoint_back() -> None:
+    """The first probe compiles, and takes longer than its share for long: a kill would lose everything meanwhile."""
+    cheap: dict[str, Any] = {"update": lambda n: 0.1, "save": 0.05, "save_reserve": 0.1, "token": 0.001}
+    for probe in (3.0, 10.0):
+        made = Simulation(400, **cheap, probe=probe, **AUTO).run()
+        assert [update for _, update in made.names("probe")] == [25, 400]
+        assert [update for _, update in made.names("save")] == [50, 100, 150, 200, 250, 300, 350]
+
+
+def test_a_checkpoint_that_has_no_share_yet_is_owed_and_not_forgotten() -> None:
+    made = Simulation(160, update=lambda n: 3.0, save=4.0, save_reserve=8.0, probe=1.0, **AUTO).run()
+    assert [update for _, update in made.names("save")][0] == 75  # 50 x 3 s x 5 % is less than the 8 s that were feared
+
+
 def test_control_what_was_asked_for_stays_as_it_was_asked_for() -> None:
     made = Simulation(141, **FAST, save_steps=50, probe_steps=25).run()
     assert made.names("save") == [("save", 50), ("save", 100)]
