@@ -98,6 +98,15 @@ def gemm_gflops(device: Any) -> float:
     return gflops(device.product(size), size, GEMM_ROUNDS)
 
 
+def ended(row: Row, tokens: Sequence[int]) -> list[int]:
+    """A peer's tokens of a row without the line end that some templates write behind the last turn.
+
+    Our rows end at their end token (docs/decisions.md), and everyone has to train on the same ones.
+    """
+    size = len(row.tokens)
+    return list(tokens[:size] if list(tokens[:size]) == row.tokens else tokens)
+
+
 def check_tokens(who: str, row: Row, tokens: Sequence[int], num_prompt: int) -> None:
     """Refuse to measure other work than asked for."""
     if list(tokens) != row.tokens or num_prompt != row.num_prompt:

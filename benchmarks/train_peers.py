@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.job import Row, TrainJob
-from benchmarks.measure import Tape, check_tokens
+from benchmarks.measure import Tape, check_tokens, ended
 from gsm8k_core.models.adapter import PEFT_WEIGHTS, mlx_name, peft_name
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -89,13 +89,17 @@ def _mlx_batches(job: TrainJob, tokenizer: Any) -> list[Any]:
     """mlx_lm's own datasets, one for each micro-batch, tokenised and checked."""
     from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 
+    class Ended(ChatDataset):
+        def process(self, item: dict[str, Any]) -> tuple[list[int], int]:
+            tokens, num_masked = super().process(item)
+            return ended(item["row"], tokens), num_masked
+
     rows, size = [row for update in job.updates for row in update], job.config.batch_size
     batches = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        batches.append(
-            CacheDataset(ChatDataset([{"messages": row.messages} for row in part], tokenizer, mask_prompt=True))
-        )
+        told = [{"messages": row.messages, "row": row} for row in part]
+        batches.append(CacheDataset(Ended(told, tokenizer, mask_prompt=True)))
         for place, row in enumerate(part):
             check_tokens("mlx_lm", row, *batches[-1][place])
     return batches
@@ -186,10 +190,21 @@ def _sft(job: TrainJob, tape: Tape, sort: bool, **changes: Any) -> Outcome:
             ),
             processing_class=AutoTokenizer.from_pretrained(str(job.model)),
         )
+        trainer.train_dataset = trainer.train_dataset.map(
+            lambda made, place: _ended(rows[place], made), with_indices=True
+        )
         for row, made in zip(rows, trainer.train_dataset, strict=True):
             masked = sum(label == IGNORED for label in made["labels"])
             check_tokens("TRL", row, made["input_ids"], masked)
         return _run(trainer, job, tape)
+
+
+def _ended(row: Row, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What TRL made of a row, each of its lists as long as the tokens that are left."""
+    size, left = len(made["input_ids"]), len(ended(row, made["input_ids"]))
+    return {
+        name: value[:left] if isinstance(value, list) and len(value) == size else value for name, value in made.items()
+    }
 
 
 def hf_trainer(job: TrainJob, tape: Tape) -> Outcome:

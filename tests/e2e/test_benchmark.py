@@ -19,7 +19,7 @@ from benchmarks import work as benchmark_jobs
 from benchmarks.config import BenchmarkConfig
 from benchmarks.contenders import CONTENDERS
 from benchmarks.job import Row
-from benchmarks.measure import check_tokens
+from benchmarks.measure import check_tokens, ended
 from benchmarks.results import objections, read
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.problems.data import load_data
@@ -384,6 +384,13 @@ def test_a_peer_with_other_tokens_is_refused() -> None:
     for tokens, masked in (([1, 2], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)):
         with pytest.raises(SystemExit, match="TRL makes other tokens of train-1"):
             check_tokens("TRL", row, tokens, masked)
+
+
+def test_what_a_template_writes_behind_the_end_is_left_out_of_a_peers_row() -> None:
+    row = Row(id="train-1", messages=[], tokens=[1, 2, 3], num_prompt=1)
+    assert ended(row, [1, 2, 3]) == ended(row, [1, 2, 3, 9]) == [1, 2, 3]
+    for other in ([1, 2], [1, 2, 4, 9], [9, 1, 2, 3]):
+        assert ended(row, other) == other  # and is refused
 
 
 def test_a_result_names_folders_and_not_where_they_lie(bench: Callable[..., Any], tmp_path: Path, data: Path) -> None:

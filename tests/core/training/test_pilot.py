@@ -103,7 +103,9 @@ def test_a_dear_probe_keeps_no_checkpoint_back() -> None:
 
 def test_a_checkpoint_that_has_no_share_yet_is_owed_and_not_forgotten() -> None:
     made = Simulation(160, update=lambda n: 3.0, save=4.0, save_reserve=8.0, probe=1.0, **AUTO).run()
-    assert [update for _, update in made.names("save")][0] == 75  # 50 x 3 s x 5 % is less than the 8 s that were feared
+    assert (
+        next(update for _, update in made.names("save")) == 75
+    )  # 50 x 3 s x 5 % is less than the 8 s that were feared
 
 
 def test_control_what_was_asked_for_stays_as_it_was_asked_for() -> None:
