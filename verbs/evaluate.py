@@ -292,7 +292,8 @@ def open_model(
         calculator=config.calculator,
     )
     sizes = (key.batch_size, *(AT_ONCE if key.device != "cpu" else ()))  # elsewhere it depends on what else runs
-    if place.together == AUTO and (other := begun(key, place.folder / "logs", sizes)) and other != key:
+    wanted = len(problems.problems) * key.samples
+    if place.together == AUTO and (other := begun(key, place.folder / "logs", sizes, wanted)) and other != key:
         key = other
         choices[BATCH] = replace(together, name=str(key.batch_size), reason="as the evaluation that is there began")
     say_choices(terminal, choices)

@@ -183,10 +183,21 @@ def records_of(key: Key, logs: Path) -> Path:
     return logs / f"eval-{key.digest()[:12]}" / "records.jsonl"
 
 
-def begun(key: Key, logs: Path, sizes: Sequence[int]) -> Key | None:
-    """The same with the batch size of an evaluation that is there, finished or not: to be gone on with."""
-    keys = (replace(key, batch_size=size) for size in sizes)
-    return next((each for each in keys if records_of(each, logs).is_file()), None)
+def begun(key: Key, logs: Path, sizes: Sequence[int], wanted: int) -> Key | None:
+    """The same with the batch size of an evaluation that is there: one with all `wanted` answers, else one with some.
+
+    The first of `sizes` that is. `key` has the most that fit now: a larger one is read, and never gone on with.
+    """
+    keys = [(replace(key, batch_size=size), _num_lines(replace(key, batch_size=size), logs)) for size in sizes]
+    whole = (each for each, lines in keys if lines >= wanted)
+    some = (each for each, lines in keys if lines and each.batch_size <= key.batch_size)
+    return next(whole, None) or next(some, None)
+
+
+def _num_lines(key: Key, logs: Path) -> int:
+    """How many answers are there under a key; the file is made before the first."""
+    path = records_of(key, logs)
+    return read_plain(path, MAX_LINES_BYTES).count(b"\n") if path.is_file() else 0
 
 
 def evaluate(

@@ -14,7 +14,7 @@ import pytest
 
 import backends
 from gsm8k_core.training.memory import Costs, DeviceMemory
-from gsm8k_core.types import Choice, Completion
+from gsm8k_core.types import Choice, Completion, OutOfMemoryError
 from tests.e2e.conftest import ROOT, Run
 from tests.waiting import wait_for
 from verbs import evaluate
@@ -113,6 +113,30 @@ def test_an_evaluation_goes_on_with_as_many_at_once_as_it_began_with(
     again = summary_of(run, *arguments)
     assert (again["reused"], again["records"]) == (8, begun["records"])
     assert again["choices"]["batch"] == {"name": "512", "reason": "as the evaluation that is there began"}
+
+
+def test_a_size_that_ran_out_of_memory_is_not_gone_back_to(
+    run: Run, model: Path, data: Path, gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = evaluate.LoadedModel.generate
+
+    def no_room_for_512(self: evaluate.LoadedModel, draws: Any, sampling: Any) -> Any:
+        for number, found in enumerate(original(self, draws, sampling)):
+            if number == answered and sampling.batch_size == 512:
+                raise OutOfMemoryError("no room")
+            yield found
+
+    monkeypatch.setattr(evaluate.LoadedModel, "generate", no_room_for_512)
+    for answered, temperature in ((0, "1"), (2, "0.5")):
+        arguments = ("--model", model, "--data", data, *COLD, "--backend", "torch", "--temperature", temperature)
+        gpu(10**12)
+        assert run("eval", *arguments).returncode == 6
+        gpu(10**5)  # what fits now is another size, and answers anew
+        found = summary_of(run, *arguments)
+        assert (found["eval_batch_size"], found["reused"]) == ("1", 0)
+        gpu(10**12)
+        again = summary_of(run, *arguments)
+        assert (again["eval_batch_size"], again["reused"]) == ("1", 8)
 
 
 def test_compare_answers_as_many_at_once_with_both(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.report.comparison import make_comparison, verdict
-from gsm8k_core.scoring.evaluate import Generate, Key, Request, calculated, completion_of, summarise
+from gsm8k_core.scoring.evaluate import Generate, Key, Request, begun, calculated, completion_of, summarise
 from gsm8k_core.scoring.evaluate import evaluate as evaluate_with
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
@@ -104,6 +105,31 @@ def test_a_second_evaluation_of_the_same_key_is_refused_while_the_first_runs(tmp
     _, path, reused = evaluate(PROBLEMS, Meddled(), KEY, tmp_path)
     assert (reused, len(path.read_text().splitlines())) == (0, 6)
     assert evaluate(PROBLEMS, Model(), KEY, tmp_path)[2] == 6
+
+
+@pytest.mark.parametrize(
+    ("there", "fit", "chosen"),
+    [
+        ({}, 128, None),
+        ({512: 0}, 512, None),  # it ran out of memory, and left a file without an answer
+        ({512: 0, 128: 6}, 512, 128),
+        ({512: 0, 128: 2}, 512, 128),
+        ({512: 2, 128: 6}, 512, 128),  # nothing is left to answer
+        ({512: 6, 128: 2}, 128, 512),
+        ({512: 2}, 128, None),  # it would not fit now
+        ({512: 2, 64: 2}, 128, 64),
+        ({512: 2, 128: 2}, 512, 512),
+        ({512: 6, 128: 6}, 128, 128),
+    ],
+)
+def test_the_size_of_an_evaluation_that_is_there(
+    tmp_path: Path, there: dict[int, int], fit: int, chosen: int | None
+) -> None:
+    for size, answers in there.items():
+        with suppress(KeyboardInterrupt):
+            evaluate(PROBLEMS, Model(dies_after=answers), replace(KEY, batch_size=size), tmp_path)
+    found = begun(replace(KEY, batch_size=fit), tmp_path, (fit, 512, 256, 128, 64), len(PROBLEMS))
+    assert (found.batch_size if found else None) == chosen
 
 
 def test_a_record_holds_the_tokens(tmp_path: Path) -> None:
