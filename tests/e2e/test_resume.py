@@ -266,6 +266,26 @@ def test_flags_of_the_start_may_be_repeated(run: Any, train: Any, tmp_path: Path
     assert json.loads((folder / "run.json").read_text())["config"]["model"] == str(model)
 
 
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [((), ("50", "25")), (("--save-steps", "auto", "--probe-steps", "auto"), ("auto", "auto"))],
+    ids=["silent", "auto"],
+)
+def test_an_older_runs_numbers_of_steps_are_kept_unless_auto_is_asked_for(
+    run: Any, train: Any, tmp_path: Path, flags: tuple[str, ...], kept: tuple[str, str]
+) -> None:
+    assert train(tmp_path / "whole", "--backend", "torch", shared=True).returncode == 0
+    folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["config"] |= {"save_steps": 50, "probe_steps": 25}  # as it was written before there was `auto`
+    (folder / "run.json").write_text(json.dumps(manifest))
+    result = run("train", "--resume", str(folder), *flags)
+    assert result.returncode == 0, result.stderr
+    assert "_steps" not in result.stdout + result.stderr
+    config = json.loads((folder / "run.json").read_text())["config"]
+    assert (config["save_steps"], config["probe_steps"]) == kept
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_moved_is_found_by_compare_after_the_resume(
     run: Any, train: Any, tmp_path: Path, model: Path, data: Path, method: str

@@ -314,8 +314,9 @@ def newest_of(
 def _asked(config: TrainConfig, explicit: frozenset[str]) -> dict[str, Any]:
     """The settings of a run that this command line changes."""
     given = {name: getattr(config, name) for name in explicit}
-    # `auto` is the run's own, wherever it goes on; backend and device are this machine's.
-    asked = {name: value for name, value in given.items() if value != AUTO or name in ("backend", "device")}
+    # `auto` is the run's own, wherever it goes on; backend and device are this machine's, and these two a way to go on.
+    meant = ("backend", "device", "save_steps", "probe_steps")
+    asked = {name: value for name, value in given.items() if value != AUTO or name in meant}
     return {name: _absolute(value) if name in ("model", "data") else value for name, value in asked.items()}
 
 
