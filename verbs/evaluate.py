@@ -344,6 +344,11 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
 
 def _with_checks(config: EvalConfig, opened: LoadedModel, terminal: Terminal) -> Evaluation:
     """The evaluation, with what --slow-rules, --check-batching and --repeat add to its summary."""
+    if config.check_batching and opened.key.batch_size == 1:  # auto came to that
+        raise UsageError(
+            f"--check-batching needs batches, and --eval-batch-size {config.eval_batch_size} came to 1 "
+            f"({opened.choices[BATCH].reason}); give --eval-batch-size 2, or leave --check-batching out"
+        )
     scored = answer(opened, terminal, opened.key)
     if config.slow_rules:
         terminal.say(judge_records(scored.answers))

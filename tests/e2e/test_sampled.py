@@ -115,8 +115,9 @@ def test_an_evaluation_goes_on_with_as_many_at_once_as_it_began_with(
     assert again["choices"]["batch"] == {"name": "512", "reason": "as the evaluation that is there began"}
 
 
+@pytest.mark.parametrize("answered", [0, 2])
 def test_a_size_that_ran_out_of_memory_is_not_gone_back_to(
-    run: Run, model: Path, data: Path, gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    run: Run, model: Path, data: Path, gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, answered: int
 ) -> None:
     original = evaluate.LoadedModel.generate
 
@@ -127,16 +128,15 @@ def test_a_size_that_ran_out_of_memory_is_not_gone_back_to(
             yield found
 
     monkeypatch.setattr(evaluate.LoadedModel, "generate", no_room_for_512)
-    for answered, temperature in ((0, "1"), (2, "0.5")):
-        arguments = ("--model", model, "--data", data, *COLD, "--backend", "torch", "--temperature", temperature)
-        gpu(10**12)
-        assert run("eval", *arguments).returncode == 6
-        gpu(10**5)  # what fits now is another size, and answers anew
-        found = summary_of(run, *arguments)
-        assert (found["eval_batch_size"], found["reused"]) == ("1", 0)
-        gpu(10**12)
-        again = summary_of(run, *arguments)
-        assert (again["eval_batch_size"], again["reused"]) == ("1", 8)
+    arguments = ("--model", model, "--data", data, *COLD, "--backend", "torch")
+    gpu(10**12)
+    assert run("eval", *arguments).returncode == 6
+    gpu(10**5)  # what fits now is another size, and answers anew
+    found = summary_of(run, *arguments)
+    assert (found["eval_batch_size"], found["reused"]) == ("1", 0)
+    gpu(10**12)
+    again = summary_of(run, *arguments)
+    assert (again["eval_batch_size"], again["reused"]) == ("1", 8)
 
 
 def test_compare_answers_as_many_at_once_with_both(
@@ -207,6 +207,17 @@ def test_batches_are_checked_and_listed(backend_name: str, run: Run, model: Path
         assert (found["problems"], found["equal"] + found["within_eps"], found["beyond_eps"]) == (8, 8, 0)
     done = run("eval", *arguments, *COLD)
     assert "8 of 8 answers are the same tokens when answered one by one" in " ".join(done.stdout.split())
+
+
+def test_batches_are_not_checked_where_auto_comes_to_one(
+    run: Run, model: Path, data: Path, gpu: Callable[[int], None]
+) -> None:
+    gpu(10**5)
+    done = run("eval", "--model", model, "--data", data, "--backend", "torch", "--check-batching", *COLD)
+    assert done.returncode == 2, done.stdout
+    assert "--check-batching needs batches, and --eval-batch-size auto came to 1 (problems at once" in done.stderr
+    assert "give --eval-batch-size 2, or leave" in done.stderr
+    assert not list(Path().glob("logs/*/records.jsonl"))
 
 
 def test_answers_that_were_made_one_by_one_are_not_taken_for_a_batchs(
