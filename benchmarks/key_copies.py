@@ -7,6 +7,7 @@ buffers are on their way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import backends
@@ -17,6 +18,7 @@ from gsm8k_core.types import EXIT_OK, Sampling
 from verbs import Context
 
 ROWS, PROMPT, NEW = 64, 20, 96  # within the positions that are made at once, so that nothing grows
+IN_PLACE = 0.3  # of all keys and values: a peak of less beyond them holds no copy
 
 
 def key_copies(config: BenchmarkConfig, context: Context) -> int:
@@ -25,8 +27,14 @@ def key_copies(config: BenchmarkConfig, context: Context) -> int:
     found = measure(backends.open("mlx", folder, config.device, config.dtype))
     every, beyond = (human_size(found[name]) for name in ("keys_and_values", "beyond_at_the_peak"))
     context.terminal.say(f"peak     steps held {beyond} beyond the weights and all keys and values, which are {every}")
-    context.terminal.result(found)
+    context.terminal.say(f"keys     {verdict(found)}")
+    context.terminal.result({**found, "verdict": verdict(found)})
     return EXIT_OK
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """What the peak says."""
+    return "written in place" if found["beyond_at_the_peak"] < IN_PLACE * found["keys_and_values"] else "copied"
 
 
 def measure(backend: Any, num_rows: int = ROWS) -> dict[str, Any]:

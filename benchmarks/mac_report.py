@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import backends
 from benchmarks.config import BenchmarkConfig
 from benchmarks.record import commit, machine
 from benchmarks.work import hardware
@@ -54,10 +55,12 @@ def parts(devices: Collection[str]) -> dict[str, Part]:
     """About five minutes together; the ceilings are twice what each should need."""
     there = {device: flags for device, flags in PARITY.items() if device in devices} or {"here": ()}
     small = ("--rounds", "3", "--max-time")
+    # MLX's decoding: without MLX there is none.
+    copies = {"key-copies": Part(("benchmark", "key-copies"), 45.0)} if backends.installed("mlx") else {}
     return {
         "doctor": Part(("doctor",), 75.0),
         **{f"parity {device}": Part(("parity", *flags), 180.0) for device, flags in there.items()},
-        "key-copies": Part(("benchmark", "key-copies"), 45.0),
+        **copies,
         "train": Part(("benchmark", "train", *small, "75s", "--rows", "24", "--held-out", "24"), 180.0),
         "generate": Part(("benchmark", "generate", *small, "45s", "--problems", "16", "--max-new-tokens", "64"), 120.0),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import mac_report
+import backends
+from benchmarks import key_copies, mac_report
 from benchmarks.mac_report import Part, parts
 from cli import parse
 from gsm8k_core import __version__, processes
@@ -157,9 +159,22 @@ def test_a_report_that_cannot_be_written_says_so_before_anything_runs(
         ({}, ["here"]),
     ],
 )
-def test_every_device_is_checked_and_every_command_is_one(devices: set[str], parity: list[str]) -> None:
+@pytest.mark.parametrize("copies", [["key-copies"], []], ids=["with mlx", "without mlx"])
+def test_every_device_is_checked_and_every_command_is_one(
+    monkeypatch: pytest.MonkeyPatch, devices: set[str], parity: list[str], copies: list[str]
+) -> None:
+    monkeypatch.setattr(backends, "installed", lambda name: name != "mlx" or bool(copies))
     plan = parts(devices)
-    assert list(plan) == ["doctor", *(f"parity {device}" for device in parity), "key-copies", "train", "generate"]
+    assert list(plan) == ["doctor", *(f"parity {device}" for device in parity), *copies, "train", "generate"]
     for part in plan.values():
         parse([*part.arguments, "--json", "--verbose"])
     assert sum(part.seconds for part in plan.values()) <= 13 * 60
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(29, "written in place"), (30, "copied"), (100, "copied")])
+def test_key_copies_says_what_its_peak_means(run: Run, monkeypatch: pytest.MonkeyPatch, beyond: int, said: str) -> None:
+    monkeypatch.setattr(backends, "open", lambda *asked: None)
+    monkeypatch.setattr(key_copies, "measure", lambda backend: {"keys_and_values": 100, "beyond_at_the_peak": beyond})
+    done = run("benchmark", "key-copies", "--model", "embedded", "--json")
+    assert (done.returncode, json.loads(done.stdout)["verdict"]) == (0, said), done.stderr
+    assert f"keys     {said}" in done.stderr
