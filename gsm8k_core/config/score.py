@@ -33,6 +33,8 @@ UseCalculator = Annotated[
     ),
 ]
 
+# How many are answered at once follows a GPU's free memory, and in half precision that can change a text.
+SAME_SEED = "the same seed draws the same answers; on a GPU in half precision only at one --eval-batch-size N"
 TOGETHER = "{} answered together; auto: 64 on a CPU, elsewhere as many as fit into half of the free memory, 512 at most"
 
 
@@ -46,9 +48,7 @@ class ScoreSettings(DataSettings, DrawSettings):
     split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
     eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("problems"))] = AUTO
-    sample_seed: Annotated[
-        int, Field(ge=0, lt=2**32, description="with --temperature: the same seed draws the same answers")
-    ] = 0
+    sample_seed: Annotated[int, Field(ge=0, lt=2**32, description=f"with --temperature: {SAME_SEED}")] = 0
     samples: Annotated[
         int, Field(gt=0, le=256, description="answers to each problem; from 2 on, also maj@K and pass@K")
     ] = 1
@@ -116,7 +116,7 @@ class GenerateConfig(BackendSettings, DrawSettings):
     )
     calculator: UseCalculator = False
     max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="the same seed draws the same answers")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description=SAME_SEED)] = 0
     eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("questions"))] = AUTO
 
 

@@ -135,6 +135,15 @@ def test_help_fits_in_80_columns_and_names_no_none(
     assert "''" not in out
 
 
+@pytest.mark.parametrize("verb", ["eval", "compare", "generate"])
+def test_help_says_what_else_the_same_answers_take(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`auto` follows a GPU's free memory, and how many are answered at once can change a text there."""
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "the same seed draws the same answers; on a GPU in half precision only at one --eval-batch-size N" in out
+
+
 def test_help_names_the_values_of_the_demo_profile(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
