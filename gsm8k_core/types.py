@@ -7,6 +7,7 @@
     |-- DivergedError     5   loss, gradient, weights or logits are not finite
     |   `-- CollapsedError    a probe found that the model answers nothing any more
     |-- OutOfMemoryError  6   the device ran out of memory
+    |   `-- DeviceLostError   and takes nothing more from this process
     `-- StorageError      7   a folder that cannot be written, or that another run holds
 
 Axes: B rows, T tokens, N targets.
@@ -100,6 +101,10 @@ class CollapsedError(DivergedError):
 
 class OutOfMemoryError(GSM8KError):
     exit_code = 6
+
+
+class DeviceLostError(OutOfMemoryError):
+    """A kernel took too long, and the device takes nothing more from this process: another one has to go on."""
 
 
 class StorageError(GSM8KError):

@@ -25,6 +25,11 @@ class Link:
     socket: socket.socket | None = None
     _alone: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def has_parent(self) -> bool:
+        """Whether a process was there that starts another one after this."""
+        return self.socket is not None
+
     def tell(self, **values: object) -> None:
         """One message to the parent."""
         if self.socket is not None:

@@ -37,7 +37,7 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
 from gsm8k_core.models.folder import ModelFolder, ModelShape, shape_of, weight_files
 from gsm8k_core.models.hub import human_size
-from gsm8k_core.types import Choice, OutOfMemoryError, StorageError, first_line
+from gsm8k_core.types import Choice, DeviceLostError, OutOfMemoryError, StorageError, first_line
 
 MARGIN = 1.15  # the prediction was within 15 % of what was measured
 TIGHT = 1.3
@@ -388,8 +388,12 @@ def _limit(folder: Path, limit: str, used: str) -> tuple[int, int] | None:
 
 
 SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
-# How Metal and CUDA say that their watchdog ended a kernel. Smaller micro-batches have shorter ones.
-TOO_LONG = ("caused gpu timeout", "caused gpu hang", "impacting interactivity", "launch timed out")
+# How CUDA and Metal say that they take nothing more from this process: the one's context is gone, the other ignores it.
+LOST = ("launch timed out", "prior/excessive gpu errors")
+# How they say that their watchdog ended a kernel, and Metal of what was queued behind it. Smaller micro-batches have
+# shorter ones.
+VICTIM = ("victim of gpu error", "innocent victim", "innocentvictim")
+TOO_LONG = ("caused gpu timeout", "caused gpu hang", "impacting interactivity", *VICTIM, *LOST)
 
 
 @contextmanager
@@ -408,7 +412,8 @@ def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
             what = f"the system ended a kernel of {framework} that took too long"
         elif not isinstance(error, MemoryError) and not any(word in text for word in words):
             raise
-        raise OutOfMemoryError(f"{what}; {SMALLER} ({first_line(error)[:160]})") from error
+        kind = DeviceLostError if any(word in text for word in LOST) else OutOfMemoryError
+        raise kind(f"{what}; {SMALLER} ({first_line(error)[:160]})") from error
 
 
 # --- the compute dtype ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from gsm8k_core.training.memory import memory_error
 from gsm8k_core.training.plan import after_failure
-from gsm8k_core.types import OutOfMemoryError
+from gsm8k_core.types import DeviceLostError, OutOfMemoryError
 
 METAL = "[METAL] Command buffer execution failed: "
 KERNEL = "kIOGPUCommandBufferCallbackError"
@@ -41,11 +41,18 @@ ROOM = {
         "std::bad_alloc",
     ),
 }
+LOST = (
+    "CUDA error: the launch timed out and was terminated",
+    "cudaStreamSynchronize(stream) failed: the launch timed out and was terminated",
+    f"{METAL}Ignored (for causing prior/excessive GPU errors) (00000004:{KERNEL}SubmissionsIgnored).",
+)
 TIME = (
     f"{METAL}Caused GPU Timeout Error (00000002:{KERNEL}Timeout).",
     f"{METAL}Caused GPU Hang Error (00000003:{KERNEL}Hang).",
     f"{METAL}Impacting Interactivity (0000000e:{KERNEL}ImpactingInteractivity).",
-    "CUDA error: the launch timed out and was terminated",
+    f"{METAL}Discarded (victim of GPU error/recovery) (00000005:{KERNEL}InnocentVictim).",
+    f"{METAL}Innocent Victim (00000005:{KERNEL}InnocentVictim).",
+    *LOST,
 )
 NEITHER = (
     "CUDA error: an illegal memory access was encountered",
@@ -55,7 +62,6 @@ NEITHER = (
     "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasGemmEx( handle, opa, opb)`",
     "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
     f"{METAL}Caused GPU Address Fault Error (0000000b:{KERNEL}PageFault).",
-    f"{METAL}Discarded (victim of GPU error/recovery) (00000005:{KERNEL}InnocentVictim).",
     "[load] Failed to create memoryview for read",
     "The operator 'aten::x' is not currently implemented for the MPS device.",
     "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
@@ -90,6 +96,7 @@ def test_a_kernel_that_took_too_long_is_half_the_tokens(backend_name: str) -> No
         assert half(error) == 512, text
         said = f"the system ended a kernel of {backend_name} that took too long; try a smaller --micro-batch-tokens"
         assert str(error).startswith(said), text
+        assert isinstance(error, DeviceLostError) == (text in LOST), text
 
 
 def test_control_another_failure_is_neither(backend_name: str) -> None:

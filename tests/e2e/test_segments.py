@@ -212,6 +212,33 @@ def test_memory_that_runs_out_halves_the_micro_batches_and_not_the_updates(
         assert manifest(folder)["adjustments"] == changes
 
 
+def test_a_lost_device_ends_a_process_without_a_parent_with_what_to_type(
+    run: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows. Nothing in the process can use the device again."""
+    left = [4]
+
+    def change(update: Update) -> Update:
+        if update.number not in left:
+            return update
+        left.clear()  # a second try in this process would pass, and is not to come
+        lost = [Hungry(batch, "CUDA error: the launch timed out and was terminated") for batch in update.micro_batches]
+        return replace(update, micro_batches=tuple(lost))  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        spoil(patch, change)
+        result = train(tmp_path / "run", "--backend", "torch")
+    assert (result.returncode, "adjustments" in manifest(tmp_path / "run")) == (6, False), result.stderr
+    before = int(manifest(tmp_path / "run")["choices"]["batches"]["name"])
+    _, advice = result.stderr.rsplit("; go on in a new process: python cli.py ", 1)
+    assert advice.split()[:3] == ["train", "--resume", str(tmp_path / "run")]
+    again = run(*advice.split())
+    assert again.returncode == 0, again.stderr
+    assert "from update 2" in again.stdout  # the newest checkpoint on the disk
+    assert int(manifest(tmp_path / "run")["choices"]["batches"]["name"]) < before
+    assert len(losses(tmp_path / "run")) == 6
+
+
 def test_no_memory_for_one_row_says_what_to_type(
     train: Any, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,42 @@ def test_a_killed_child_is_followed_by_one_with_half_the_tokens(start: Start, tm
     assert updates(out)[-1]["elapsed"] <= run["outcome"]["seconds"] < time.time() - before + 1
 
 
+# `cli.py` whose device is lost once, in update 4.
+LOSES = """
+import sys
+sys.path.insert(0, {root!r})
+from dataclasses import replace
+from pathlib import Path
+import cli
+from tests.e2e.test_segments import Hungry
+from verbs.train.start import Job
+class Lost(Hungry):
+    @property
+    def tokens(self):
+        Path("lost").touch()
+        raise RuntimeError("CUDA error: the launch timed out and was terminated")
+plain = Job.updates
+def updates(job, most):
+    for update in plain(job, most):
+        lost = update.number == 4 and not Path("lost").exists()
+        yield replace(update, micro_batches=(Lost(update.micro_batches[0], ""),)) if lost else update
+Job.updates = updates
+sys.exit(cli.main())
+"""
+
+
+def test_a_child_whose_device_is_lost_is_followed_by_another_process(start: Start, tmp_path: Path) -> None:
+    process = start("--num-epochs", "2", program=("-c", LOSES.format(root=str(ROOT))))
+    _, stderr = process.communicate(timeout=CEILING)
+    assert process.returncode == 0, stderr
+    assert "the training process ran out of memory; going on from update-000002 with half the padded tokens" in stderr
+    assert stderr.count("a kernel of") == 1  # and says no command: the parent goes on by itself
+    assert "go on in a new process" not in stderr
+    (change,) = manifest(tmp_path / "out")["adjustments"]
+    assert (change["what"], change["update"]) == ("micro_batch_tokens", 2)
+    assert [event["update"] for event in updates(tmp_path / "out")][:6] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_child_without_its_parent_saves_and_stops(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start("--num-epochs", "100000")

@@ -44,6 +44,7 @@ from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import (
     Choice,
     DataError,
+    DeviceLostError,
     Example,
     Orders,
     OutOfMemoryError,
@@ -360,7 +361,11 @@ class Rounds:
                 if self.sampler.together == 1:
                     self.context.link.tell(final=True)  # another process would find the same
                     raise
-                self._halve(str(error))
+                lost = isinstance(error, DeviceLostError)
+                if not (lost and self.context.link.has_parent):  # whose next child halves them
+                    self._halve(str(error))
+                if lost:
+                    raise
 
     def _halve(self, why: str) -> None:
         self.sampler.together = max(self.sampler.together // 2, 1)

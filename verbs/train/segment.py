@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,9 +25,11 @@ from gsm8k_core.training.health import Probe
 from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, recipe_line, room_for_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
+from gsm8k_core.training.plan import Change
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
     CollapsedError,
+    DeviceLostError,
     DivergedError,
     GSM8KError,
     Outcome,
@@ -86,6 +89,8 @@ class Segment:
         change = self.pilot.after_failure(error)
         if change is None:
             self._fail(error, live, done)
+        if isinstance(error, DeviceLostError):
+            self._leave(error, change)
         if change.save:
             keep(live, done, self._save, say)
         job = go_on(change, error, self.job, self.run, self.model.micro_batch_tokens, say)
@@ -98,6 +103,14 @@ class Segment:
         self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
         rehearse(self.job, self.model, self.elapsed, self.context.terminal)
         self.run.record(choices=as_json(self.model.choices))
+
+    def _leave(self, error: DeviceLostError, change: Change) -> NoReturn:
+        """Raise `error`: this process can do nothing more. A parent starts another one, else it says what to type."""
+        if self.context.link.has_parent:
+            raise error
+        again = ["python", "cli.py", "train", "--resume", str(self.run.whole.folder)]
+        again += ["--micro-batch-tokens", str(change.value), "--force"]
+        raise DeviceLostError(f"{error}; go on in a new process: {shlex.join(again)}")
 
     def keep_what_fits(self, error: StorageError) -> NoReturn:
         """Raise `error` for good: nothing more can be written. The weights become a checkpoint where one fits."""

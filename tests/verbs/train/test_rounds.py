@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.rollouts.progress import Progress, Timed
-from gsm8k_core.types import Choice, DataError, UsageError
+from gsm8k_core.types import Choice, DataError, DeviceLostError, OutOfMemoryError, UsageError
 from verbs.link import Link
 from verbs.train import start
 from verbs.train.rounds import Rounds
@@ -144,3 +146,38 @@ def test_a_training_between_others_is_done_where_its_time_is_over(
     with pytest.raises(UsageError, match="give it more"):
         start.newest_of(run, config, {}, True, context)
     assert start.newest_of(run, config, {}, True, context, between=True) is checkpoint
+
+
+class Asked:
+    """A sampler whose device fails once, and can answer then."""
+
+    def __init__(self, error: Exception) -> None:
+        self.errors, self.together = [error], 64
+
+    def blocks(self, *unused: Any) -> Iterator[Any]:
+        if self.errors:
+            raise self.errors.pop()
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("error", "parent", "raises", "together"),
+    [
+        (OutOfMemoryError("full"), True, False, 32),
+        (DeviceLostError("lost"), True, True, 64),  # the next child halves them
+        (DeviceLostError("lost"), False, True, 32),  # for who resumes
+    ],
+)
+def test_a_lost_device_asks_for_no_more_answers_in_its_process(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, parent: bool, raises: bool, together: int
+) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(Rounds, "_record", lambda self, progress: setattr(self, "progress", progress))
+    link = Link(socket=theirs if parent else None)
+    context: Any = SimpleNamespace(terminal=SimpleNamespace(say=lambda line: None), link=link)
+    sampler = Asked(error)
+    with ours, theirs:
+        rounds = made(TrainConfig(recipe="rft"), sampler=sampler, context=context, model=SimpleNamespace(backend=None))
+        with pytest.raises(DeviceLostError) if raises else nullcontext():
+            rounds._answer(1, Path("records.jsonl"), Timed("sample-1", 0.0, 9.0, 9.0))
+    assert (sampler.together, rounds.progress.together or 64) == (together, together)
