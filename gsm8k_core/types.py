@@ -78,7 +78,7 @@ class DivergedError(GSM8KError):
     ) -> None:
         """`tensor` is what is not finite, in words; `rows` are the Example ids that it was found with.
 
-        `damaged`: it is a weight, or a moment, and so is it in any dtype.
+        `damaged`: the weights or moments themselves are the trouble, and so they are in any dtype.
         """
         self.update, self.tensor, self.rows, self.damaged = update, tensor, tuple(rows), damaged
         place = "" if update is None else f"update {update}: "
@@ -93,9 +93,9 @@ def _among(rows: Sequence[str]) -> str:
 
 
 class CollapsedError(DivergedError):
-    """A probe after `update`, which was applied, found nothing but token 0, or logits that are not finite.
+    """A probe after `update`, which was applied, found nothing but token 0 (`damaged`), or logits that are not finite.
 
-    The weights are as they are: half the rate does not mend them.
+    The weights are as they are: half the rate does not mend them. The logits may be finite in another dtype.
     """
 
 

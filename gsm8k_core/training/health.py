@@ -154,7 +154,7 @@ class Probe:
         """The `probe` event of the weights as they are, with its warnings; None when `deadline` came true before.
 
         It is asked after each token and before each row that is scored. Raises CollapsedError when nothing but token 0
-        is written, or the logits are not finite.
+        is written (`damaged`), or the logits are not finite.
         """
         before = self.clock()
         try:
@@ -164,9 +164,8 @@ class Probe:
         except DivergedError as error:
             raise CollapsedError(f"probe: {error}", update=update) from error
         if collapsed(found):
-            raise CollapsedError(
-                f"probe: every answer is token 0 and nothing else; {TOKEN_0}", update=update, advice=ADVICE
-            )
+            what = f"probe: every answer is token 0 and nothing else; {TOKEN_0}"
+            raise CollapsedError(what, update=update, advice=ADVICE, damaged=True)
         seconds = self.clock() - before
         values = {"update": update, **found.values(), "seconds": seconds, "warnings": warnings(found, update)}
         return StepEvent("probe", values)

@@ -65,7 +65,7 @@ class Hooks(Generic[Live]):
     slept: Callable[[], float] = lambda: 0.0  # seconds of `elapsed` in which the machine slept
     evaluate: Evaluate[Live] | None = None  # the dev problems
     answer: Evaluate[Live] | None = None  # the guard's problems
-    # Gives its event, or None where the deadline came first; or raises CollapsedError, which ends the run.
+    # Gives its event, or None where the deadline came first; or raises CollapsedError.
     probe: Probe[Live] | None = None
 
 

@@ -12,7 +12,8 @@ something failed, kept in its manifest: it outlives the checkpoint that the run 
                     trouble, and the same retry begins at the checkpoint before them. One retry a run.
     out of memory   half the padded tokens in a micro-batch, until each holds one row; the rows of an update stay what
                     they are
-    collapsed       nothing: the weights are numbers, and no lower rate mends them
+    collapsed       nothing: the weights are numbers, and no lower rate mends them. So it is with logits of a probe that
+                    are not finite, but for float16, which may have no room for them
 """
 
 from __future__ import annotations
@@ -173,16 +174,23 @@ def after_failure(
     if isinstance(error, OutOfMemoryError):
         fewer = fewer_tokens(tokens, widest, update_size)
         return None if fewer is None else Change("micro_batch_tokens", fewer, str(error), save=done > begun)
+    if (change := wider(error, dtype, save=done > begun)) is not None:
+        return change
     if isinstance(error, CollapsedError) or not isinstance(error, DivergedError):
         return None
-    if dtype == NARROW and not error.damaged:
-        return Change("dtype", WIDE, str(error), save=done > begun)
     halved = [one.update for one in _of_the_rate(adjustments)]
     if not halved:
         return Change("rate", RATE_FACTOR, str(error), save=done > begun)
     if halved == [done] and begun == done > 0:  # the retry failed at once, and there may be an older checkpoint
         return Change("rate", RATE_FACTOR, f"its weights were the trouble: {error}", before=done)
     return None
+
+
+def wider(error: GSM8KError, dtype: str, save: bool = False) -> Change | None:
+    """To go on in float32, where `error` may be no more than a number that float16 has no room for."""
+    if dtype != NARROW or not isinstance(error, DivergedError) or error.damaged:
+        return None
+    return Change("dtype", WIDE, str(error), save)
 
 
 def fewer_tokens(tokens: int, widest: int, update_size: int) -> int | None:

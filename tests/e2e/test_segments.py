@@ -13,6 +13,7 @@ import pytest
 
 import backends
 from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Choice, Update
 from tests.e2e.test_resume import CURVE_TOLERANCE, killed, losses, weights
 from tests.e2e.test_resume import data as data
@@ -187,6 +188,36 @@ def test_what_float16_has_no_room_for_goes_on_in_float32_at_the_same_rate(
     folder = killed(tmp_path / "run", 4, tmp_path / "killed")
     assert run("train", "--resume", folder).returncode == 0
     assert (losses(folder), rates(folder)) == (losses(tmp_path / "run"), rates(tmp_path / "run"))
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_logits_that_float16_has_no_room_for_in_a_probe_go_on_in_float32(
+    train: Any, tmp_path: Path, float16_everywhere: None, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    from backends.mlx.backend import MLXBackend
+
+    plain = MLXBackend.generate
+
+    def generate(backend: Any, *asked: Any) -> Any:
+        if backend.choices["dtype"].name != "float16":
+            return plain(backend, *asked)
+        if damaged:
+            backend._masters["model.norm.weight"] = backend._masters["model.norm.weight"] * np.inf
+        raise logits_not_finite()
+
+    monkeypatch.setattr(MLXBackend, "generate", generate)
+    folder, flags = tmp_path / "run", ("--backend", "mlx", "--dtype", "float16", "--probe-steps", "3")
+    result = train(folder, *flags, "--guard-problems", "0")
+    if damaged:  # it is no smaller a number in float32
+        assert (result.returncode, "update 3: probe: the model's logits" in result.stderr) == (5, True), result.stderr
+        assert "adjustments" not in manifest(folder)
+        return
+    assert result.returncode == 0, result.stderr
+    assert "going on from update 3 in float32, at the same rate" in result.stdout
+    (change,) = manifest(folder)["adjustments"]
+    assert (change["what"], change["update"], change["value"]) == ("dtype", 3, "float32")
+    assert len(losses(folder)) == 6
 
 
 def test_memory_that_runs_out_halves_the_micro_batches_and_not_the_updates(

@@ -39,7 +39,7 @@ from gsm8k_core.types import (
 )
 from verbs import Context, as_json, say_choices
 from verbs.train.model import NoTimeError, OpenModel, no_time, open_model, rehearse
-from verbs.train.recovery import go_on, keep, keep_model, name_newest
+from verbs.train.recovery import go_on, is_whole, keep, keep_model, name_newest
 from verbs.train.room import out_of_room, room_of
 from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
@@ -86,6 +86,8 @@ class Segment:
         if self.pilot is None:  # it came before the first update could
             raise error
         live, done, say = self.model.backend, len(self.pilot.losses), self.context.terminal.say
+        if isinstance(error, CollapsedError) and not is_whole(live, done):
+            error.damaged = True  # the probe saw logits alone
         change = self.pilot.after_failure(error)
         if change is None:
             self._fail(error, live, done)

@@ -123,8 +123,14 @@ def test_float16_goes_on_in_float32_and_leaves_the_rate_alone() -> None:
 def test_what_is_bad_in_every_dtype_is_none_of_float16s() -> None:
     damaged = DivergedError("loss nan", tensor="the weight w", damaged=True)
     assert asked(damaged, dtype="float16") == asked(damaged) == Change("rate", 0.5, str(damaged), save=True)
-    assert asked(CollapsedError("token 0", update=50), dtype="float16") is None
     assert asked(NAN, dtype="bfloat16") == Change("rate", 0.5, "loss nan", save=True)
+
+
+def test_logits_that_a_probe_found_not_finite_are_float16s_as_well() -> None:
+    logits = CollapsedError("probe: the logits are not finite", update=50)
+    assert asked(logits, dtype="float16") == Change("dtype", "float32", str(logits), save=True)
+    assert asked(logits, dtype="bfloat16") is asked(logits) is None  # the step was applied: no lower rate mends it
+    assert asked(CollapsedError("token 0", update=50, damaged=True), dtype="float16") is None
 
 
 # --- memory that ran out ----------------------------------------------------------------------------------

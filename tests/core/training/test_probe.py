@@ -71,11 +71,14 @@ def test_the_probe_warns() -> None:
     assert "one token in a row" in warning
 
 
-@pytest.mark.parametrize(("model", "says"), [(Model([0] * 64), "every answer is token 0"), (Model([], True), "logits")])
-def test_the_probe_ends_a_run_that_is_lost(model: Model, says: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "says", "damaged"),
+    [(Model([0] * 64), "every answer is token 0", True), (Model([], True), "logits", False)],
+)
+def test_the_probe_ends_a_run_that_is_lost(model: Model, says: str, damaged: bool) -> None:
     with pytest.raises(CollapsedError, match=says) as caught:
         look(model, 50)
-    assert caught.value.update == 50
+    assert (caught.value.update, caught.value.damaged) == (50, damaged)
     assert str(caught.value).startswith("update 50: probe: ")
     assert caught.value.exit_code == 5
 
