@@ -6,7 +6,8 @@ A PlanEvent is a change of the plan, kept in the checkpoints. An Adjustment is w
 something failed, kept in its manifest: it outlives the checkpoint that the run went back to. What may follow a failure:
 
     in float16      what is not finite, with weights that are, may be no more than a number that float16 has no room
-                    for: the weights are kept, and go on in float32, at the same rate
+                    for: the weights are kept, and go on in float32, at the same rate. So do the base's, where its
+                    answers show it before the first update
     not finite      the step was not applied, so the weights are those of the update before it: they are kept, and go
                     on at half the rate. Where the same update fails at once again, the weights themselves were the
                     trouble, and the same retry begins at the checkpoint before them. One retry a run.

@@ -26,9 +26,10 @@ from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.training import checkpoints, runs
 from gsm8k_core.types import IGNORE_INDEX, Example
 from tests import tiny
+from tests.apples import write_problems
 from tests.e2e.conftest import Run
 from tests.e2e.test_segments import float16_everywhere as float16_everywhere
-from tests.e2e.test_segments import heavy, spoil
+from tests.e2e.test_segments import heavy, loud, spoil
 from verbs.train import rounds, sampler, segment, verb
 
 FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
@@ -550,3 +551,22 @@ def test_what_one_phase_found_too_narrow_no_later_one_begins_in(
     assert Trained(folder).manifest["choices"]["dtype"]["name"] == "float32"
     done = run("train", "--resume", folder)
     assert (done.returncode, done.stdout.count(again)) == (0, 0), done.stderr
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
+def test_a_base_whose_answers_float16_has_no_room_for_samples_in_float32(
+    run: Run, tmp_path: Path, float16_everywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def stop(self: Any, number: int) -> None:
+        seen.append((self.model.choices["dtype"].name, self.model.plan is not None))
+        raise rounds.Interrupted
+
+    monkeypatch.setattr(rounds.Rounds, "_sample", stop)
+    files = ("--model", loud(tmp_path / "loud"), "--data", write_problems(tmp_path / "data", 25, 25))
+    flags = ("--backend", "mlx", "--dtype", "float16", "--warm-start", "off", "--max-samples", "8")
+    done = run("train", *SETTINGS, *flags, *files, "--output-dir", tmp_path / "run")
+    assert (done.returncode, done.stdout.count("in float32, at the same rate")) == (75, 1), done.stderr
+    assert seen == [("float32", True)]
+    assert Trained(tmp_path / "run").manifest["choices"]["dtype"]["name"] == "float32"

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import backends
 from gsm8k_core.training.checkpoints import newest
 from gsm8k_core.training.finite import logits_not_finite
 from gsm8k_core.types import Choice, Update
+from tests import tiny
+from tests.apples import write_problems
 from tests.e2e.test_resume import CURVE_TOLERANCE, killed, losses, weights
 from tests.e2e.test_resume import data as data
 from tests.e2e.test_resume import model as model
@@ -218,6 +221,34 @@ def test_logits_that_float16_has_no_room_for_in_a_probe_go_on_in_float32(
     (change,) = manifest(folder)["adjustments"]
     assert (change["what"], change["update"], change["value"]) == ("dtype", 3, "float32")
     assert len(losses(folder)) == 6
+
+
+def loud(folder: Path) -> Path:
+    """A model whose logits float16 has no room for, and whose weights it has."""
+    tiny.make(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e4
+    tensors["model.embed_tokens.weight"] *= 1e3
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.skipif(not backends.installed("mlx"), reason="float16 is mlx's")
+def test_a_base_whose_answers_float16_has_no_room_for_is_trained_in_float32(
+    run: Any, train: Any, tmp_path: Path, float16_everywhere: None
+) -> None:
+    folder, base = tmp_path / "run", str(loud(tmp_path / "loud"))
+    data = str(write_problems(tmp_path / "data", 25, 25))  # so that the dev split has enough for the guard
+    flags = ("--backend", "mlx", "--model", base, "--data", data, "--eval-max-new-tokens", "4")
+    result = train(folder, *flags, "--dtype", "float16")
+    assert result.returncode == 0, result.stderr
+    assert "the model's logits are not finite" in result.stdout
+    assert "going on from the beginning in float32, at the same rate" in result.stdout
+    (change,) = manifest(folder)["adjustments"]
+    assert (change["what"], change["update"], change["value"]) == ("dtype", 0, "float32")
+    assert manifest(folder)["choices"]["dtype"]["reason"] == "float16 had no room after update 0"
+    assert train(tmp_path / "wide", *flags).returncode == 0  # the control: float32 has room
+    assert losses(folder) == losses(tmp_path / "wide")
 
 
 def test_memory_that_runs_out_halves_the_micro_batches_and_not_the_updates(

@@ -115,7 +115,11 @@ class Rounds:
         """Do every phase, and give the last training. Raises Interrupted."""
         last = self._segment_of(self.job, self.run)
         guard, self.reserve = last.guard_now(), last.reserve_now()
-        self.after, self.pace, self.opening = SPARE * guard.seconds, self.model.rehearsed, self.model.seconds
+        self.after, self.pace, self.opening = SPARE * guard.seconds, last.model.rehearsed, last.model.seconds
+        if last.model is not self.model:  # the base's answers had no room in float16: all that follows is in float32
+            now, self.model = last.job, last.model
+            self.job = replace(self.job, config=now.config, dtype=now.dtype, run=now.run, adjustments=now.adjustments)
+            self._open(self.job)  # with a plan of its memory: a recovery makes none
         self._decide_what_is_asked_for()
         self._decide_warm_start()
         if self._warm:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import remove_folder
@@ -25,7 +25,7 @@ from gsm8k_core.training.health import Probe
 from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, recipe_line, room_for_base
 from gsm8k_core.training.memory import saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
-from gsm8k_core.training.plan import Change
+from gsm8k_core.training.plan import Change, wider
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
     CollapsedError,
@@ -44,6 +44,7 @@ from verbs.train.room import out_of_room, room_of
 from verbs.train.start import Job
 from verbs.train.words import Narrator, say_plan
 
+Result = TypeVar("Result")
 END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
 KNOWN_UPDATES = 2000  # a third of a second
 MEASURED = ("eval_problems", "eval_max_new_tokens")
@@ -70,9 +71,12 @@ class Segment:
 
     def train_on(self) -> tuple[Outcome, RunPilot[Any]]:
         """Segment after segment, until one ends well or nothing is left to try; then this is that one."""
+        return self._until_it_ends_well(self.train)
+
+    def _until_it_ends_well(self, work: Callable[[], Result]) -> Result:
         while True:
             try:
-                return self.train()
+                return work()
             except StorageError as error:
                 self.keep_what_fits(error)
             except (DivergedError, OutOfMemoryError) as error:
@@ -83,14 +87,18 @@ class Segment:
 
     def _recover(self, error: GSM8KError) -> None:
         """Become the next segment, as the pilot decides. Raises `error` when nothing is left to try."""
-        if self.pilot is None:  # it came before the first update could
-            raise error
-        live, done, say = self.model.backend, len(self.pilot.losses), self.context.terminal.say
-        if isinstance(error, CollapsedError) and not is_whole(live, done):
-            error.damaged = True  # the probe saw logits alone
-        change = self.pilot.after_failure(error)
-        if change is None:
-            self._fail(error, live, done)
+        live, say = self.model.backend, self.context.terminal.say
+        if self.pilot is None:  # it came before the first update could, and so from the base's answers
+            done, change = self.job.done, wider(error, self.model.choices["dtype"].name)
+            if change is None:
+                raise error
+        else:
+            done = len(self.pilot.losses)
+            if isinstance(error, CollapsedError) and not is_whole(live, done):
+                error.damaged = True  # the probe saw logits alone
+            change = self.pilot.after_failure(error)
+            if change is None:
+                self._fail(error, live, done)
         if isinstance(error, DeviceLostError):
             self._leave(error, change)
         if change.save:
@@ -224,8 +232,8 @@ class Segment:
                 self.context.terminal.say(f"note     {said}")
 
     def guard_now(self) -> Guard:
-        """What the base showed, before what comes before this segment's training."""
-        return self._guard(self._dev_set())
+        """What the base showed, before what comes before this segment's training. The model may be another one then."""
+        return self._until_it_ends_well(lambda: self._guard(self._dev_set()))
 
     def keep_last(self, update: int) -> None:
         """A checkpoint of the weights after `update`, the last one, unless there is one."""
