@@ -170,7 +170,8 @@ class _Decoder:
     def _land(self, picks: _Picks) -> Iterator[tuple[int, Completion]]:
         """The host learns tokens; yields the rows that end with them."""
         tokens = picks.tokens_B.tolist()
-        if NO_TOKEN in tokens:
+        # Of one that has ended already, this is the token behind its end, which is thrown away.
+        if any(token == NO_TOKEN and not row.done for row, token in zip(picks.rows, tokens, strict=True)):
             raise logits_not_finite()
         for row, token in zip(picks.rows, tokens, strict=True):
             done = row.land(token, self._sampling, self._end_ids, self._on_token)

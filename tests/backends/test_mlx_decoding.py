@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import backends
+from gsm8k_core.parity.tiny import END_ID
 from gsm8k_core.types import Completion, DivergedError, Example, Sampling
 from tests import tiny
 
@@ -177,6 +178,22 @@ def test_damage_that_only_a_later_row_meets_is_named(tmp_path: Path, examples: l
     assert next(stream)[0] == 0
     with pytest.raises(DivergedError, match="not finite"):
         list(stream)
+
+
+def test_what_is_thrown_away_behind_an_end_token_ends_nothing(tmp_path: Path) -> None:
+    """A model that writes the end token alone, whose embedding is NaN: so is the step behind it."""
+    folder = tiny.make(tmp_path / "ends", tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][:, 0] = 100.0
+    tensors["model.embed_tokens.weight"][END_ID] = np.nan
+    tensors["lm_head.weight"] = np.zeros_like(tensors["model.embed_tokens.weight"])
+    tensors["lm_head.weight"][END_ID, 0] = 1.0
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    backend = backends.open("mlx", folder, "cpu", "float32")
+    found = dict(backend.generate([(5, 6, 7), (5, 9, 10, 11)], Sampling(6, 2)))
+    assert [(found[row].tokens, found[row].finish_reason) for row in (0, 1)] == [((), "stop")] * 2
+    with pytest.raises(DivergedError, match="not finite"):  # the control: where it is read, it is an error
+        list(backend.generate([(5, END_ID)], Sampling(6, 1)))
 
 
 # --- what a step asks of the host, and of the device ------------------------------------------------------------------
