@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from backends.torch.device import MICRO_BATCH, choose_device, devices_here
-from backends.torch.loss import CHUNK_BYTES
+from backends.torch.loss import BLOCK, CHUNK_BYTES, TOO_MANY_ON_MPS
 from gsm8k_core.training.memory import Costs, DeviceMemory, peak_rss, system_memory
+from gsm8k_core.types import Choice
 
 # Measured as the whole process on Linux: glibc keeps much of what was freed, the more the smaller the pieces.
 _CPU = Costs(
@@ -24,6 +25,9 @@ _CPU = Costs(
 # Estimates, not measurements: the formula, a fifth more, and the device's own context.
 _CUDA = replace(_CPU, process=600_000_000, activations=1.2, adapted=1.3, again=2.0)
 _MPS = replace(_CPU, process=900_000_000, adapted=1.5, scores=2.0, again=2.0)
+_MOST_ON_MPS = Choice(
+    str(BLOCK), f"no more than {BLOCK} on MPS, whose products are wrong from {TOO_MANY_ON_MPS} on (pytorch#195163)"
+)
 
 
 def device_memory(asked: str) -> DeviceMemory:
@@ -34,7 +38,8 @@ def device_memory(asked: str) -> DeviceMemory:
         return DeviceMemory(device, here, everything, _CUDA, MICRO_BATCH[device], "free on the GPU", caps_alone=True)
     if device == "mps":
         most = int(torch.mps.recommended_max_memory())  # of which macOS makes room for who asks
-        return DeviceMemory(device, most, most, _MPS, MICRO_BATCH[device], "what Metal recommends")
+        said = "what Metal recommends"
+        return DeviceMemory(device, most, most, _MPS, MICRO_BATCH[device], said, most=_MOST_ON_MPS)
     free, total, reason = system_memory()
     limit = total if sys.platform == "darwin" else free
     return DeviceMemory(device, free, limit, _CPU, MICRO_BATCH[device], reason)

@@ -112,10 +112,13 @@ def fullest(examples: Sequence[Example], max_tokens: int, update_size: int) -> B
     return pad(by_length(examples)[: max(min(max_tokens // width_of(examples), update_size), 1)])
 
 
-def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice, by_memory: bool = False) -> Choice:
+def choose_tokens(
+    asked: str, batch_size: int, max_length: int, device: Choice, by_memory: bool = False, limit: Choice | None = None
+) -> Choice:
     """Most padded tokens in a micro-batch. `device` names how many it is fast with, and why.
 
     `by_memory`: what fits is reckoned beside this, so `batch_size`, which says how many rows do, caps nothing.
+    `limit`: the most that the device is right with, and why, whatever is asked for.
     """
     most = batch_size * max_length
     if asked != "auto":
@@ -124,6 +127,8 @@ def choose_tokens(asked: str, batch_size: int, max_length: int, device: Choice, 
         name, reason = device.name, device.reason
     else:
         name, reason = str(most), f"as many as {batch_size} rows of --max-length {max_length}"
+    if limit is not None and int(name) > int(limit.name):
+        name, reason = limit.name, f"{reason}, but {limit.reason}"
     return Choice(name, f"padded tokens at most in a micro-batch; {reason}")
 
 

@@ -77,6 +77,7 @@ class DeviceMemory:
     tokens: Choice  # padded tokens in a micro-batch that the device is fast with
     reason: str  # where the figures are from
     caps_alone: bool = False  # whether memory alone caps a micro-batch: --batch-size does not
+    most: Choice | None = None  # padded tokens in a micro-batch that the device is right with, where more are wrong
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
     backend = backends.open(job.backend.name, folder, config.device, config.dtype)
     if job.dtype is not None:
         backend.choices["dtype"] = job.dtype  # it is the one that was asked for; its reason is the run's
-    tokens = job.batches or (planned.tokens if planned else _without_a_plan(config, backend))
+    tokens = job.batches or (planned.tokens if planned else _without_a_plan(job))
     if int(tokens.name) < job.widest:
         context.terminal.say(f"batches  the longest row has {job.widest} padded tokens: a micro-batch of its own")
     if job.shrink and (fewer := fewer_tokens(int(tokens.name), job.widest, config.update_size)):
@@ -136,7 +136,7 @@ def _plan_memory(job: Job, context: Context) -> Plan | None:
         return None
     memory = backends.device_memory(job.backend.name, config.device)
     sizes = config.micro_batch_tokens, config.batch_size, config.max_length
-    wanted = choose_tokens(*sizes, memory.tokens, memory.caps_alone)
+    wanted = choose_tokens(*sizes, memory.tokens, memory.caps_alone, memory.most)
     dtype = "float32" if config.dtype == "auto" else config.dtype
     return plan(model, config, dtype, memory, wanted, job.widest, "micro_batch_tokens" in context.explicit)
 
@@ -160,8 +160,10 @@ def _quantized_base(job: Job, terminal: Terminal) -> Path:
     return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))
 
 
-def _without_a_plan(config: TrainConfig, backend: Any) -> Choice:
-    return choose_tokens(config.micro_batch_tokens, config.batch_size, config.max_length, backend.micro_batch_tokens)
+def _without_a_plan(job: Job) -> Choice:
+    config, memory = job.config, backends.device_memory(job.backend.name, job.config.device)
+    sizes = config.micro_batch_tokens, config.batch_size, config.max_length
+    return choose_tokens(*sizes, memory.tokens, limit=memory.most)
 
 
 def _tokens_that_fit(backend: Any, job: Job, memory: Plan, tokens: Choice) -> Choice:

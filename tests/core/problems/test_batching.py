@@ -133,6 +133,13 @@ def test_how_many_tokens_is_asked_or_the_devices_or_what_the_rows_would_take() -
     assert choose_tokens("77", 4, 512, fast, by_memory=True).name == "77"
 
 
+def test_no_flag_takes_a_device_where_it_is_wrong() -> None:
+    fast, limit = Choice("2048", "fast"), Choice("16384", "more are wrong")
+    assert choose_tokens("16384", 4, 512, fast, limit=limit).reason.endswith("; --micro-batch-tokens 16384")
+    found = choose_tokens("40000", 4, 512, fast, limit=limit)
+    assert (found.name, found.reason.split("; ")[1]) == ("16384", "--micro-batch-tokens 40000, but more are wrong")
+
+
 def test_the_padded_tokens_of_coming_updates_are_known_without_making_them() -> None:
     rng = np.random.default_rng(5)
     uneven = [Example(f"row-{n}", tuple(range(int(rng.integers(9, 200)))), 4) for n in range(70)]
