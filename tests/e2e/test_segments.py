@@ -25,6 +25,7 @@ from tests.e2e.test_resume import train as train
 from verbs.train.start import Job
 
 Change = Callable[[Update], Update]
+QUICKEST = "mlx" if backends.installed("mlx") else "torch"
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
@@ -134,6 +135,21 @@ def test_the_second_bad_update_ends_the_run_with_the_last_good_model(
         assert (again.returncode, "retry" in again.stdout) == (5, False), again.stdout
     assert run("train", "--resume", folder).returncode == 0  # what was wrong is mended
     assert len(losses(folder)) == 6
+
+
+@pytest.mark.parametrize(("failure", "dev"), [("a bad update", "20"), ("no memory", "16")])
+def test_dev_problems_are_answered_as_many_at_once_after_a_recovery_but_from_no_memory(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, dev: str
+) -> None:
+    """On a GPU, by its memory: as this machine's is taken for one's."""
+    plain = backends.device_memory
+    monkeypatch.setattr(backends, "device_memory", lambda *asked: replace(plain(*asked), device="gpu"))
+    data, folder = str(write_problems(tmp_path / "data", 25, 25)), tmp_path / "run"
+    spoil(monkeypatch, not_finite(4, times=1) if failure == "a bad update" else memory_for(60, QUICKEST, first=4))
+    flags = ("--backend", QUICKEST, "--data", data, "--guard-problems", "20", "--eval-max-new-tokens", "4")
+    result = train(folder, *flags, "--micro-batch-tokens", "512")
+    assert (result.returncode, "going on from" in result.stdout) == (0, True), result.stderr
+    assert manifest(folder)["choices"]["dev"]["name"] == dev
 
 
 def test_bad_from_the_start_is_tried_once_and_leaves_no_model(

@@ -84,7 +84,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
     choices = {"backend": job.backend, **backend.choices, "batches": tokens, **_cadence(config)}
     if job.rows.dev:
         longest = max(row.num_prompt for _, row in job.rows.dev) + config.eval_max_new_tokens
-        choices["dev"] = dev_at_once(planned, config, choices["dtype"].name, longest, len(job.rows.dev))
+        choices["dev"] = dev_at_once(planned or job.memory, config, choices["dtype"].name, longest, len(job.rows.dev))
     return OpenModel(backend, choices, quantized, planned, seconds=context.elapsed() - began)
 
 

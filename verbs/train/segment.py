@@ -109,7 +109,8 @@ class Segment:
         choices = self.model.choices
         dtype, batches = job.dtype or choices["dtype"], job.batches or choices["batches"]
         config = job.config.model_copy(update={"dtype": dtype.name})
-        self.job = replace(job, config=config, dtype=dtype, batches=batches)
+        memory = None if change.what == "micro_batch_tokens" else self.model.plan or job.memory
+        self.job = replace(job, config=config, dtype=dtype, batches=batches, memory=memory)
         self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
         rehearse(self.job, self.model, self.elapsed, self.context.terminal)
         self.run.record(choices=as_json(self.model.choices))

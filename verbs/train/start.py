@@ -35,6 +35,7 @@ from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
 from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS
 from gsm8k_core.training.manifest import check_facts
+from gsm8k_core.training.memory import Plan
 from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
 from gsm8k_core.training.runs import (
     MANIFEST,
@@ -88,6 +89,7 @@ class Job:
     unfinished: bool = False  # whether its process died, or failed, before it could end the run
     batches: Choice | None = None  # padded tokens at most in a micro-batch, where the run found them out by itself
     dtype: Choice | None = None  # of the products: the same
+    memory: Plan | None = None  # as planned when the run began here; None again after it ran out
 
     @property
     def total(self) -> int:
