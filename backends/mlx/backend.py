@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from backends.mlx import BLAS, COMPILER, memory
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx
-from backends.mlx.device import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype, has_gpu, measure_gflops, rated
+from backends.mlx.device import CAPABILITIES, choose_device, choose_dtype, fast_tokens, has_gpu, measure_gflops, rated
 from backends.mlx.fast_exp import whole_array_ops
 from backends.mlx.generate import generate, odds, score
 from backends.mlx.load import cast, load, to_dtype
@@ -98,7 +98,7 @@ class MLXBackend:
 
     @property
     def micro_batch_tokens(self) -> Choice:
-        return MICRO_BATCH[self.choices["device"].name]
+        return fast_tokens(self.choices["device"].name)
 
     @property
     def _dtype(self) -> mx.Dtype:

@@ -20,6 +20,7 @@ CAPABILITIES = Capabilities(
 MICRO_BATCH = {
     "cpu": Choice("1024", "on a CPU a few rows fill the cores, and more take memory"),
     "gpu": Choice("2048", "a GPU with shared memory; an estimate, not a measurement"),
+    "cuda": Choice("8192", "a card needs many tokens at once; an estimate, not a measurement"),
 }
 SLOW_GFLOPS = 20.0  # the reference BLAS gives about 8, OpenBLAS and MKL 200 and more on the same two cores
 
@@ -27,6 +28,11 @@ SLOW_GFLOPS = 20.0  # the reference BLAS gives about 8, OpenBLAS and MKL 200 and
 def has_gpu() -> bool:
     """Whether there is a Metal or a CUDA device."""
     return bool(mx.metal.is_available() or mx.cuda.is_available())
+
+
+def fast_tokens(device: str) -> Choice:
+    """Padded tokens in a micro-batch that cpu or gpu is fast with."""
+    return MICRO_BATCH["cuda" if device == "gpu" and mx.cuda.is_available() else device]
 
 
 def choose_device(asked: str, has_gpu: bool) -> Choice:

@@ -77,7 +77,8 @@ def device_memory(asked: str) -> DeviceMemory:
         # All of it, whatever is free now: macOS makes room for who asks, by what other programs do not use.
         return DeviceMemory(device, working_set, working_set, COSTS, MICRO_BATCH[device], "Metal's working set")
     if total := int(info.get(_CARD) or 0):
-        return DeviceMemory(device, int(info[_FREE_OF_CARD]), total, COSTS, MICRO_BATCH[device], "free on the GPU")
+        free, said = int(info[_FREE_OF_CARD]), "free on the GPU"
+        return DeviceMemory(device, free, total, COSTS, MICRO_BATCH["cuda"], said, caps_alone=True)
     free, total, reason = system_memory()
     limit = total if sys.platform == "darwin" else free  # a Mac makes room for who asks
     return DeviceMemory(device, free, limit, COSTS, MICRO_BATCH[device], reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,12 +62,20 @@ def test_a_device_without_a_working_set_gets_no_limits(memory: Any) -> None:
 def test_what_a_gpu_has_is_its_own_to_say(
     memory: Any, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], free: int, limit: int, reason: str
 ) -> None:
+    from backends.mlx.backend import MLXBackend
+
     monkeypatch.setattr(memory, "system_memory", lambda: (3 * GB, 16 * GB, "free on this machine"))
     monkeypatch.setattr(memory, "has_gpu", lambda: True)
     monkeypatch.setattr(memory.mx, "device_info", lambda device=memory.mx.gpu: info if device == memory.mx.gpu else {})
     found = backends.device_memory("mlx", "gpu")
     assert (found.device, found.free, found.limit, found.reason) == ("gpu", free, limit, reason)
     assert backends.device_memory("mlx", "cpu").free == 3 * GB
+    is_card = "total_memory" in info  # whose memory is its own, and alone caps a micro-batch
+    assert (found.caps_alone, found.tokens.name) == ((True, "8192") if is_card else (False, "2048"))
+    monkeypatch.setattr(memory.mx.cuda, "is_available", lambda: is_card)
+    backend = SimpleNamespace(choices={"device": Choice("gpu", "in this test")})
+    assert MLXBackend.micro_batch_tokens.fget(backend) == found.tokens
+    assert "not a measurement" in found.tokens.reason
 
 
 def test_a_micro_batch_that_metal_holds_is_not_made_smaller(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
