@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,10 @@ import pytest
 import backends
 from gsm8k_core.scoring.writing import Writing
 from gsm8k_core.types import Completion, Example, Sampling
+from tests.backends.conftest import force
 from tests.tiny import END_ID
 
 LIMIT = 20
-
-
-def force(written: Sequence[int]) -> Sequence[int]:
-    """Behind every fifth kind of token three others, and behind the last of these two more; at 9 tokens one."""
-    if written[-1] == 12:
-        return (13, 14)
-    if len(written) == 9:
-        return (8,)
-    return (8, 9, 12) if written[-1] % 5 == 0 else ()
 
 
 FORCED = Sampling(LIMIT, 3, force=force)

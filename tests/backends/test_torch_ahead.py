@@ -23,17 +23,9 @@ from backends.torch import generate as module
 from backends.torch.seats import Seat
 from gsm8k_core.types import Completion, DivergedError, Example, Sampling
 from tests import tiny
+from tests.backends.conftest import force
 
 HOT = {"temperature": 1.2, "seed": 3}
-
-
-def force(written: Sequence[int]) -> Sequence[int]:
-    """Behind every fifth kind of token three others, and behind the last of these two more; at 9 tokens one."""
-    if written[-1] == 12:
-        return (13, 14)
-    if len(written) == 9:
-        return (8,)
-    return (8, 9, 12) if written[-1] % 5 == 0 else ()
 
 
 def third(written: Sequence[int]) -> bool:
