@@ -49,9 +49,9 @@ help:
 
 demo: $(VENV)/.stamp-run
 	@set -e; run="runs/demo-$$(date +%Y%m%d-%H%M%S)"; \
-	$(PY) cli.py train --model embedded --data generated --output-dir "$$run" --max-time 6m; \
+	$(PY) cli.py train --model embedded --data generated --output-dir "$$run" --max-time 5m; \
 	$(PY) cli.py compare --base-model embedded --trained-model "$$run" --max-samples 200 \
-		--max-new-tokens 256; \
+		--max-new-tokens 256 --max-time 5m; \
 	echo "The results are in $$run"
 
 test: $(VENV)/.stamp-test tokenizer

@@ -17,13 +17,13 @@ from gsm8k_core.models import hub
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.report.comparison import make_comparison, show_comparison
 from gsm8k_core.scoring.math_verify import judge_records, require
-from gsm8k_core.scoring.stats import cannot_show
+from gsm8k_core.scoring.timed import BASE_SHARE
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.runs import known_manifest, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context, evaluate
 from verbs.demo import banner
-from verbs.evaluate import Evaluation, Place, Problems, load_problems, score
+from verbs.evaluate import Evaluation, Place, Problems, first_of, limit_of, load_problems, say_limits, score
 from verbs.results import Provenance, one_a_problem, write_both
 
 COMPARISON = "model_comparison.json"
@@ -43,16 +43,22 @@ def run(config: CompareConfig, context: Context) -> int:
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
     problems = load_problems(config, trained, context)
-    terminal.say(f"limits   {cannot_show(len(problems.problems))}")
+    limit = limit_of(config, context)
+    say_limits(len(problems.problems), limit, terminal)
     owner = run_of_model(trained.found)
     folder = config.output_dir or owner or Path(".")
-    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size)
+    share = limit.share(BASE_SHARE) if limit else None
+    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size, limit=share)
     base_scored = _scored(config, place, base, problems, terminal)
     gc.collect()  # two models need not be in memory at once
     # `auto` was settled by the base: both are scored on the same device in the same precision, as many at once.
     as_base = {name: base_scored.summary[name] for name in ("device", "dtype")}
     place = replace(place, **as_base, together=base_scored.summary["eval_batch_size"], settled="as for the base")
+    if limit:
+        place = replace(place, limit=replace(limit, most=base_scored.summary["n"]))
     trained_scored = _scored(config, place, trained, problems, terminal)
+    if limit and len(trained_scored.records) < len(base_scored.records):
+        base_scored = one_answer(first_of(base_scored, trained_scored))
     if base_scored.summary["hash"] == trained_scored.summary["hash"]:
         terminal.say("note     both are the same model, file by file: there is nothing to compare")
     made = Provenance("compare", config, context.explicit, problems.problems, owner)
@@ -78,6 +84,11 @@ def _scored(config: CompareConfig, place: Place, source: Source, problems: Probl
     scored = score(config, place, source, problems, terminal)
     if config.slow_rules:
         terminal.say(judge_records(scored.records))
+    return one_answer(scored)
+
+
+def one_answer(scored: Evaluation) -> Evaluation:
+    """Counted over one answer a problem."""
     return replace(scored, summary=one_a_problem(scored.summary, scored.records))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
-from gsm8k_core.backend import Backend
-from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag
+from gsm8k_core.backend import Backend, ignore_token
+from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag, parse_duration
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
@@ -45,11 +45,12 @@ from gsm8k_core.scoring.evaluate import (
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
+from gsm8k_core.scoring.timed import Limit, answer_in_time, in_random_order, time_line
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
 from gsm8k_core.training.memory import AT_ONCE, evaluated_at_once
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
-from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, Problem, Sampling, UsageError
+from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.results import Provenance, write_one
@@ -97,6 +98,7 @@ class LoadedModel:
     choices: Mapping[str, Choice]
     key: Key
     folder: Path
+    limit: Limit | None = None
 
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
         """How a backend is to draw under a key."""
@@ -112,10 +114,12 @@ class LoadedModel:
             force=Calculator.of(self.tokenizer) if key.calculator else None,
         )
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, on_token: OnToken = ignore_token
+    ) -> Iterator[tuple[int, Completion]]:
         """The answers that are wanted, as they finish."""
         prompts = [self.prompts[request.problem.id] for request in requests]
-        return self.backend.generate(prompts, sampling, keys=[request.key for request in requests])
+        return self.backend.generate(prompts, sampling, on_token, keys=[request.key for request in requests])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class Place:
     folder: Path
     together: str = AUTO  # how many problems are answered at once
     settled: str = ""  # why device, dtype and that are these, where nobody asked for them
+    limit: Limit | None = None  # when it has to end
 
 
 def run(config: EvalConfig, context: Context) -> int:
@@ -137,7 +142,7 @@ def run(config: EvalConfig, context: Context) -> int:
         require()
     terminal = context.terminal
     backend, folder = backends.resolve(config.backend), config.output_dir or Path(".")
-    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size)
+    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size, limit=limit_of(config, context))
     pair = None
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
@@ -149,7 +154,7 @@ def run(config: EvalConfig, context: Context) -> int:
     owner = run_of_model(source.found)
     if config.output_dir is None and owner is not None:
         place = replace(place, folder=owner)
-    terminal.say(f"limits   {cannot_show(len(problems.problems))}")
+    say_limits(len(problems.problems), place.limit, terminal)
     scored = _with_checks(config, open_model(config, place, source, problems, terminal), terminal)
     found = breakdown(scored.records)
     show_scores(terminal, scored.summary, found)
@@ -185,6 +190,11 @@ def refuse(config: ScoreSettings) -> None:
             f"{flag(given[0])} {getattr(config, given[0])} has no effect on greedy decoding, which always takes the "
             "likeliest token; add a --temperature above 0, such as --temperature 0.7"
         )
+    twice = isinstance(config, EvalConfig) and (config.check_batching or config.repeat > 1)
+    if config.max_time is not None and twice:
+        raise UsageError(
+            "--check-batching and --repeat ask more than once, and --max-time has time for one; choose one"
+        )
     if config.shot_annotations != "keep" and not config.shots:
         raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
     if isinstance(config, EvalConfig) and config.check_batching:
@@ -192,6 +202,19 @@ def refuse(config: ScoreSettings) -> None:
             raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
         if config.num_problems == 1:
             raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
+
+
+def limit_of(config: ScoreSettings, context: Context) -> Limit | None:
+    """When it has to end by --max-time, counted from the start of the process."""
+    if config.max_time is None:
+        return None
+    return Limit(config.max_time, parse_duration(config.max_time), context.elapsed)
+
+
+def say_limits(num_problems: int, limit: Limit | None, terminal: Terminal) -> None:
+    """What so few problems cannot show; with a limit of time, only afterwards is it known how few they are."""
+    if limit is None:
+        terminal.say(f"limits   {cannot_show(num_problems)}")
 
 
 def load_problems(config: ScoreSettings, source: Source, context: Context, pair: Pair | None = None) -> Problems:
@@ -298,7 +321,7 @@ def open_model(
         choices[BATCH] = replace(together, name=str(key.batch_size), reason="as the evaluation that is there began")
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
-    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder)
+    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, place.limit)
 
 
 def choose_together(asked: str, source: Source, backend: str, device: str, dtype: str, tokens: int) -> Choice:
@@ -309,21 +332,17 @@ def choose_together(asked: str, source: Source, backend: str, device: str, dtype
 
 def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     """One evaluation under a key, which may be of another seed than the model was opened for."""
-    sampling = opened.sampling(key)
-    problems, count = opened.problems.problems, len(opened.problems.problems) * key.samples
-    with terminal.progress("problem" if key.samples == 1 else "answer", count) as steps:
-        records, path, reused = evaluate(
-            problems,
-            partial(opened.generate, sampling=sampling),
-            partial(decode, opened.tokenizer),
-            key,
-            opened.folder / "logs",
-            lambda done: steps.advance("", done=done),
-            terminal.say,
-        )
+    limit, problems = opened.limit, opened.problems.problems
+    total = min(len(problems), limit.most or len(problems)) if limit else len(problems)
+    with terminal.progress("problem" if key.samples == 1 else "answer", total * key.samples) as steps:
+        advance: Callable[[int], None] = lambda done: steps.advance("", done=done)  # noqa: E731
+        if limit is None:
+            records, path, reused = _answered(opened, key, problems, ignore_token, advance, terminal)
+        else:
+            records, path, reused = _in_time(opened, key, limit, advance, terminal)
     if reused:
         terminal.say(
-            f"reused   {reused} of {counted(count, 'record')} of the same model, problems and settings, "
+            f"reused   {reused} of {counted(len(records), 'record')} of the same model, problems and settings, "
             f"decoded and graded again: {path}"
         )
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
@@ -334,9 +353,60 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     summary |= {"sampling": {name: getattr(key, name) for name in ("temperature", "top_p", "top_k", "seed")}}
     summary |= {"calculator": calculated(records) if key.calculator else None}
     summary |= {"records": str(path), "reused": reused}
+    if limit is not None:
+        summary["time"] = {
+            "n": summary["n"],
+            "of": len(problems),
+            "max_time": limit.asked,
+            "seconds": limit.clock(),
+        }
+        terminal.say(time_line(summary["time"]))
+        terminal.say(f"limits   {cannot_show(summary['n'])}")
     summary |= {"choices": {name: asdict(chosen) for name, chosen in opened.choices.items()}}
     write_json(path.parent / "summary.json", summary)
     return Evaluation(summary, voted(records), records)
+
+
+def _answered(
+    opened: LoadedModel,
+    key: Key,
+    problems: Sequence[Problem],
+    on_token: OnToken,
+    progress: Callable[[int], None],
+    terminal: Terminal,
+) -> tuple[list[dict[str, Any]], Path, int]:
+    """All of `problems`, as scoring.evaluate gives them."""
+    generate = partial(opened.generate, sampling=opened.sampling(key), on_token=on_token)
+    return evaluate(
+        problems, generate, partial(decode, opened.tokenizer), key, opened.folder / "logs", progress, terminal.say
+    )
+
+
+def _in_time(
+    opened: LoadedModel, key: Key, limit: Limit, progress: Callable[[int], None], terminal: Terminal
+) -> tuple[list[dict[str, Any]], Path, int]:
+    """The same of as many as end in time, in the order of the data set."""
+    records: list[dict[str, Any]] = []
+    path, reused = Path(), 0
+
+    def ask(asked: Sequence[Problem], check: Callable[..., None]) -> float:
+        nonlocal records, path, reused
+        before = len(records)
+        records, path, there = _answered(opened, key, asked, check, progress, terminal)
+        reused += there - before
+        return (len(records) - there) / key.samples
+
+    answer_in_time(in_random_order(opened.problems.problems), limit, ask)
+    place = {problem.id: index for index, problem in enumerate(opened.problems.problems)}
+    return sorted(records, key=lambda each: (place[each["id"]], each["sample"])), path, reused
+
+
+def first_of(scored: Evaluation, wanted: Evaluation) -> Evaluation:
+    """`scored` on the problems of `wanted` alone, which are among its own."""
+    names = {record["id"] for record in wanted.records}
+    records, answers = ([each for each in rows if each["id"] in names] for rows in (scored.records, scored.answers))
+    counts = {"calculator": calculated(answers)} if scored.summary["calculator"] else {}
+    return Evaluation({**scored.summary, **summarise(answers, HELD_OUT), **counts}, records, answers)
 
 
 # --- beside it ------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def without_none(default: str) -> str:
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint=without_none)]
 OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=without_none)]
+OptionalDuration = Annotated[Duration | None, tyro.conf.arg(metavar="TIME", help_behavior_hint=without_none)]
 
 # The start of pydantic's name for what is wrong -> our words; elsewhere its own are plain enough.
 WORDS = {

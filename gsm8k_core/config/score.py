@@ -15,6 +15,7 @@ from gsm8k_core.config.fields import (
     DataSettings,
     DrawSettings,
     Number,
+    OptionalDuration,
     OptionalFile,
     OptionalPath,
     Settings,
@@ -60,6 +61,10 @@ class ScoreSettings(DataSettings, DrawSettings):
         bool, Field(description="end an answer after its whole #### line as well; faster, and other texts than without")
     ] = False
     calculator: UseCalculator = False
+    max_time: Annotated[
+        OptionalDuration,
+        Field(description="end within this time (90s, 10m), on a random sample of the problems; compare: both models"),
+    ] = None
     slow_rules: SlowRules = False
     output_dir: Annotated[
         OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")

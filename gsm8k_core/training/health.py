@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES
-from gsm8k_core.training.measure import Deadline, TimeUp, checking
+from gsm8k_core.scoring.timed import Deadline, TimeUp, checking
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 
 if TYPE_CHECKING:

@@ -28,13 +28,12 @@ import numpy as np
 from gsm8k_core.problems.batching import micro_batches
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, grade
 from gsm8k_core.scoring.stats import LEVEL, mcnemar_exact
+from gsm8k_core.scoring.timed import Deadline, TimeUp, checking
 from gsm8k_core.types import Completion, Example, Problem, Sampling
 
 if TYPE_CHECKING:
     from gsm8k_core.backend import Weights
 
-
-Deadline = Callable[[], bool]  # true: stop now
 
 SHARE = 0.05  # of the time that is left, for the base's answers; or
 UPDATES = 2  # updates, if those take longer; and at most
@@ -120,10 +119,6 @@ def joined(parts: Sequence[DevResult]) -> DevResult:
 
 def _or_inf(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
-
-
-class TimeUp(BaseException):
-    """Raised by our own callback inside `generate`; no `except Exception` on the way out may swallow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,16 +239,6 @@ class DevSet:
                 right[index] = verdicts[HEADLINE_RULE].correct
                 num_stopped += completion.finish_reason == "stop"
         return correct, num_stopped, tuple(right)
-
-
-def checking(deadline: Deadline) -> Callable[..., None]:
-    """A callback that raises TimeUp once `deadline` is true."""
-
-    def check(*unused: int) -> None:
-        if deadline():
-            raise TimeUp
-
-    return check
 
 
 # --- the guard ------------------------------------------------------------------------------------------------

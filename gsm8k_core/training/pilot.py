@@ -34,8 +34,9 @@ from typing import Any, Generic, TypeVar
 from gsm8k_core.clock import NOTICED
 from gsm8k_core.config.fields import AUTO
 from gsm8k_core.config.train import SHARE, TrainConfig
+from gsm8k_core.scoring.timed import Deadline
 from gsm8k_core.training.budget import CALIBRATION, DOUBT, Pace, Times, replan
-from gsm8k_core.training.measure import Deadline, DevResult, Guard
+from gsm8k_core.training.measure import DevResult, Guard
 from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, planned_rate, with_event
 from gsm8k_core.types import GSM8KError, Orders, StepEvent, UpdateStats
 

@@ -20,8 +20,10 @@ import yaml
 import cli
 from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.data import load_data
 from gsm8k_core.scoring import math_verify as slow_rules
 from gsm8k_core.scoring.stats import cannot_show
+from gsm8k_core.scoring.timed import in_random_order
 from tests import tiny
 from tests.e2e.conftest import Run
 from verbs.results import command, training_command
@@ -379,3 +381,37 @@ def test_an_evaluation_with_calculator_is_another_one(run: Run, model: Path, dat
         run("generate", "how many", "--model", model, "--max-new-tokens", 6, "--calculator", "--json").stdout
     )
     assert asked["answers"][0]["calculated"] == 0
+
+
+# --- in the time there is ---------------------------------------------------------------------------------------------
+
+
+def test_max_time_scores_both_on_the_same_random_sample(
+    run: Run, model: Path, trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base answers the first block and no more, the trained one is asked those; a whole compare goes on."""
+    monkeypatch.setattr("gsm8k_core.scoring.timed.FIRST", 3)
+    monkeypatch.setattr("gsm8k_core.scoring.timed.CAREFUL", 0.0)  # no second block fits
+    done = compare(run, model, trained, data, "--max-time", "2h", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["base"]["n"], found["trained"]["n"]) == (3, 3)
+    assert found["trained"]["time"] | {"seconds": 0} == {"n": 3, "of": 8, "max_time": "2h", "seconds": 0}
+    assert "3 of 8 problems, a random sample" in done.stderr
+    assert cannot_show(3) in done.stderr
+
+    def ids(which: str) -> list[str]:
+        return [json.loads(line)["id"] for line in Path(found[which]["records"]).read_text().splitlines()]
+
+    problems = load_data(str(data), "main", 0, lambda line: None).test
+    wanted = [each.id for each in in_random_order(problems)[:3]]
+    assert sorted(ids("base")) == sorted(ids("trained")) == sorted(wanted)
+    whole = compare(run, model, trained, data, "--json")
+    assert json.loads(whole.stdout)["base"]["reused"] == 3  # the answers are those of an evaluation without a limit
+
+
+def test_max_time_that_ends_at_once_is_one_line(run: Run, model: Path, data: Path) -> None:
+    done = run("eval", "--model", model, "--data", data, *PLACE, "--max-time", "0.001s")
+    assert done.returncode == 3
+    assert "--max-time 0.001s ended before the first 8 problems" in done.stderr
+    assert run("eval", "--model", model, "--data", data, "--max-time", "1m", "--repeat", 2).returncode == 2
