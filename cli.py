@@ -25,6 +25,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from gsm8k_core import __version__
+from gsm8k_core.command import INSTALLED, as_typed, typed
 from gsm8k_core.config.fields import Settings, flag, one_line
 from gsm8k_core.types import (
     EXIT_INTERRUPTED,
@@ -65,6 +66,8 @@ PHRASES = (
 )
 
 
+COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh", "tcsh")  # tyro's flag and what it knows
+
 # What a flag of `train` means without a value.
 ALONE = {"--resume": "latest", "--calculator": "on"}
 
@@ -98,11 +101,13 @@ def _main(arguments: list[str], as_program: bool) -> int:
         if arguments[:1] == ["help"]:
             arguments = [*arguments[1:2], "--help"]
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(_overview())
+            print(as_typed(_overview()))
             return EXIT_OK if arguments else UsageError.exit_code
         if arguments[0] == "--version":
             print(f"gsm8k-finetune {__version__}")
             return EXIT_OK
+        if arguments[0].partition("=")[0] == COMPLETION:
+            return _print_completion(arguments)
         if as_program and arguments[0] == "train":
             from verbs.train.parent import supervise, supervises  # here, not above: `--help` needs neither
 
@@ -125,6 +130,21 @@ def _main(arguments: list[str], as_program: bool) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
     finally:
         _settle()
+
+
+def _print_completion(arguments: Sequence[str]) -> int:
+    """tyro's script that completes the installed command in a shell, over all verbs and their flags."""
+    import tyro  # here, not above: `--help` needs it not
+
+    shell = arguments[0].partition("=")[2] or "".join(arguments[1:2])
+    if shell not in SHELLS:
+        raise UsageError(f"{COMPLETION} takes {', '.join(SHELLS[:-1])} or {SHELLS[-1]} (got {shell or 'nothing'})")
+    verbs = {verb: _settings(verb) for verb in _here()}
+    try:
+        tyro.extras.subcommand_cli_from_dict(verbs, prog=INSTALLED, args=[COMPLETION, shell])
+    except SystemExit as stop:
+        return int(stop.code or EXIT_OK)
+    raise AssertionError("tyro prints its script and ends")
 
 
 def _of_the_system(error: OSError) -> tuple[str, int]:
@@ -175,7 +195,7 @@ def _fail(message: str, code: int, verbose: bool) -> int:
     if verbose:
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
     # A message may hold the names of files in a folder that a stranger made.
-    print("error: " + printable(" ".join(message.split())), file=sys.stderr)
+    print("error: " + printable(" ".join(as_typed(message).split())), file=sys.stderr)
     return code
 
 
@@ -255,7 +275,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
         raise UsageError(f"there is no verb {verb!r} (there are {', '.join(here)}); {hint}")
     if verb not in here:
         what = f"{verb} comes with the source and not with the package (here are {', '.join(here)})"
-        raise PreflightError(f"{what}; clone the repository, and there python cli.py {verb}")
+        raise PreflightError(f"{what}; clone the repository, and there python ./cli.py {verb}")
     model = _settings(verb)
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
@@ -265,7 +285,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
         import backends  # here, not above: which there are is its to say, and `--help` must not import it
 
         backends.check_name(name, f"--config {path}: backend")
-    config = _tyro(model, _checked(model, from_file, path), rest, f"python cli.py {verb}")
+    config = _tyro(model, _checked(model, from_file, path), rest, f"{typed()} {verb}")
     return config, frozenset(asked | set(from_file))
 
 

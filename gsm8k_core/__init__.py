@@ -1,3 +1,3 @@
 """The words of the run: data, prompts, batches, extraction, statistics. Imports neither torch nor mlx."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

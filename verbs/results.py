@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.command import typed
 from gsm8k_core.config.fields import Settings, flag
 from gsm8k_core.config.score import ScoreSettings
 from gsm8k_core.config.train import TrainConfig
@@ -84,7 +85,7 @@ def one_a_problem(summary: Mapping[str, Any], records: Records) -> dict[str, Any
 
 def command(verb: str, model: type[Settings], values: Mapping[str, object]) -> str:
     """The line that gives these settings, in the order of the verb's help."""
-    words = ["python", "cli.py", verb]
+    words = [*typed().split(), verb]
     for name in model.model_fields:
         value = values.get(name)
         if value is True:

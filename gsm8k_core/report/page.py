@@ -85,7 +85,7 @@ def render_page(
         view |= {"charts": charts.draw(curves or {}), "facts": _facts(facts or Facts(), models)}
         view |= {"diagnosis": _rows(diagnosis, models, "category"), "steps": _rows(steps, models, "steps", "n")}
         view |= {"rounds": facts.rounds if facts else (), "own": facts.own if facts else ""}
-        return _environment().get_template("report.html.j2").render(view)
+        return environment().get_template("report.html.j2").render(view)
     except (KeyError, TypeError, IndexError, AttributeError, jinja2.UndefinedError) as error:
         missing = f"{type(error).__name__}: {error}"
         raise DataError(
@@ -108,11 +108,11 @@ def _models(comparison: Mapping[str, Any], base: Sequence[Record], trained: Sequ
     return models
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     def shown(value: object) -> object:
         return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -120,9 +120,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(words, name) for name in _FILTERS}
-    environment.filters["count"] = lambda number: f"{number:,}"
-    return environment
+    found.filters |= {name: getattr(words, name) for name in _FILTERS}
+    found.filters["count"] = lambda number: f"{number:,}"
+    return found
 
 
 def _own(*names: str) -> Markup:

@@ -21,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from gsm8k_core.command import as_typed
 from gsm8k_core.types import StepEvent, StorageError
 
 INDENT = " " * 9  # under a line's label, such as "model    "
-COMMAND = re.compile(r"(?:python cli\.py|pip install) [^;\n]*")
+COMMAND = re.compile(r"(?:python cli\.py|\bgsm8k|pip install) [^;\n]*")
 HELD = "\ue000"  # stands for a space that no line may be broken at
 FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
@@ -86,6 +87,7 @@ class Terminal:
         """One line or several, broken at `width` or as the terminal needs it."""
         if width is None and (self.console.is_terminal or os.environ.get("COLUMNS")):
             width = self.console.width
+        text = as_typed(text)
         # Text, not markup: a path or a model's words may hold square brackets.
         self._print(Text(wrapped(printable(text), width) if width else printable(text)))
 

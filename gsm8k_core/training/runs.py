@@ -34,6 +34,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from gsm8k_core import __version__
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import (
@@ -218,12 +219,16 @@ class Run:
 
     def begin_segment(self, config: Mapping[str, object], choices: Mapping[str, object], update: int) -> None:
         """Note that the run goes on after `update`, and how."""
-        before = {key: self.manifest.get(key) for key in ("started", "command", "choices", "versions", "host", "code")}
+        before = {
+            key: self.manifest.get(key)
+            for key in ("started", "command", "choices", "version", "versions", "host", "code")
+        }
         self.record(
             status="running",
             pid=os.getpid(),
             started=_now(),
             command=sys.argv,
+            version=__version__,
             versions=versions(),
             host=host(),
             code=code_hash(),
@@ -358,6 +363,7 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
         "pid": os.getpid(),
         "started": _now(),
         "command": sys.argv,
+        "version": __version__,
         "versions": versions(),
         "host": host(),
         "code": code_hash(),

@@ -276,7 +276,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_product_alone(unpacked: Path) -> None:
     found = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
-    assert found == {"cli.py", "verbs", "backends", "gsm8k_core"}
+    assert found == {"cli.py", "gsm8k_finetune", "verbs", "backends", "gsm8k_core"}
 
 
 # Run in the wheel's folder: prints the exit code of each call after what it said.
@@ -293,6 +293,51 @@ print(all(sys.modules[name].__file__.startswith(sys.path[0]) for name in ("cli",
 """
 
 
+# What the script of an install runs, for several calls at once.
+SCRIPT = """
+import contextlib, sys
+sys.path.insert(0, {site!r})
+from cli import main
+for arguments in (["help"], ["train", "--help"], ["runs"], ["trian"], ["compare"], ["train", "--lr-rate", "1"]):
+    with contextlib.redirect_stderr(sys.stdout), contextlib.suppress(SystemExit):
+        main(arguments)
+"""
+
+
+@pytest.mark.parametrize(("name", "typed"), [("gsm8k", "gsm8k"), ("other", "python cli.py")])
+def test_the_installed_command_names_itself_in_every_hint(
+    unpacked: Path, tmp_path: Path, name: str, typed: str
+) -> None:
+    """From a clone it stays `python cli.py`."""
+    script = tmp_path / name
+    script.write_text(SCRIPT.format(site=str(unpacked)))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ("cli.py" in done.stdout) == (typed != "gsm8k"), done.stdout
+    for hint in ("usage: {} VERB", "{} train --backend auto", "{} train starts one", "{} runs lists them"):
+        assert hint.format(typed) in done.stdout
+
+
+def test_a_shell_completes_verbs_flags_and_values(unpacked: Path, tmp_path: Path) -> None:
+    """bash itself, with the script that is printed: what it offers behind each beginning."""
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); import cli; sys.exit(cli.main(sys.argv[1:]))"
+    call = [sys.executable, "-c", code, "--tyro-print-completion"]
+    done = subprocess.run([*call, "bash"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (tmp_path / "completion.sh").write_text(done.stdout)
+    ask = 'source ./completion.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _tyro_gsm8k; echo "${COMPREPLY[@]}"'
+    for words, offered in (
+        (["gsm8k", "tr"], "train"),
+        (["gsm8k", "train", "--max-t"], "--max-time"),
+        (["gsm8k", "train", "--method", "lo"], "lora"),
+    ):
+        shown = subprocess.run(
+            ["bash", "-c", ask, "bash", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert offered in shown.stdout.split(), shown.stderr
+    refused = subprocess.run([*call, "fish"], cwd=tmp_path, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "takes bash, zsh or tcsh (got fish)" in refused.stderr
+
+
 def test_without_the_folder_of_the_benchmark_all_else_works(unpacked: Path, tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(unpacked)!r})\n{CALLS}"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -304,7 +349,7 @@ def test_without_the_folder_of_the_benchmark_all_else_works(unpacked: Path, tmp_
     assert "benchmark" not in overview
     verbs = "train, eval, compare, generate, inspect, grade, doctor, parity, plot, runs, harness"
     said = f"error: benchmark comes with the source and not with the package (here are {verbs})"
-    said += "; clone the repository, and there python cli.py benchmark"
+    said += "; clone the repository, and there python ./cli.py benchmark"
     assert refused.splitlines() == ["0", said]
     assert of_help.splitlines() == ["3", said]
     assert "there is no verb 'benchmrk' (there are train, " in of_typing

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from gsm8k_core.command import as_typed
 from gsm8k_core.types import OutOfMemoryError
 from verbs import process_clock
 from verbs.link import VARIABLE
@@ -137,7 +138,7 @@ def _advice(run: Path | None) -> str:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+        os.write(2, f"{as_typed(line)}\n".encode())
 
 
 @dataclass(slots=True)

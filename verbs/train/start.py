@@ -223,6 +223,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         run.release()
         updates = counted(run.manifest.get("outcome", {}).get("updates", 0), "update")
         terminal.say(f"run {run.folder} is complete ({updates}); nothing is left to do")
+        terminal.result({"run": str(run.folder), "model": str(run.model), **(run.manifest.get("outcome") or {})})
         return None
     choice = backends.resolve(config.backend)
     check_trackers(config, terminal.say)

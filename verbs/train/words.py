@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.command import typed
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
 from gsm8k_core.rollouts.schedule import phases, share
@@ -147,9 +148,7 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
     if result["reason"] != "done":
         more = ["--max-time", f"{int(2 * result['seconds'] / 60) + 1}m"] if result["reason"] == STOP_BUDGET else []
         terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder), *more])}")
-    follow = shlex.join(
-        ["python", "cli.py", "compare", "--base-model", job.config.model, "--trained-model", str(folder)]
-    )
+    follow = shlex.join([*typed().split(), "compare", "--base-model", job.config.model, "--trained-model", str(folder)])
     terminal.say(f"next     {follow}")
     terminal.result({"run": str(folder), "model": str(model), "next": follow, **result})
 

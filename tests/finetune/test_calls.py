@@ -1,0 +1,124 @@
+"""The verbs from Python: every public docstring's example, the notebook, and what differs from the command line."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gsm8k_finetune
+from gsm8k_finetune import Comparison, GSM8KError, TrainedRun, calls
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+SMALL = {"data": "generated", "backend": "torch", "device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("calls") / "tiny", "llama")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frameworks: None) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def test_each_call_has_an_example_and_all_of_them_hold(model: Path, place: Path) -> None:
+    names = {"MODEL": str(model), "DATA": "generated", **vars(gsm8k_finetune)}
+    runner, finder = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), doctest.DocTestFinder(recurse=False)
+    for call in (calls.train, calls.evaluate, calls.compare):
+        (found,) = finder.find(call, globs=dict(names))
+        assert found.examples, call
+        said: list[str] = []
+        assert runner.run(found, out=said.append).failed == 0, "".join(said)
+
+
+def test_what_is_exported_is_listed_typed_and_described() -> None:
+    for name in gsm8k_finetune.__all__:
+        each = getattr(gsm8k_finetune, name)
+        if name != "__version__":
+            assert inspect.getdoc(each), name
+        if inspect.isfunction(each):
+            assert set(each.__annotations__) == {*inspect.signature(each).parameters, "return"}
+
+
+class Cells(HTMLParser):
+    """The tags of a table for a notebook, and whether anything could run or load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {name for name, _ in attributes} - {"style"}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_notebook_shows_tables_in_which_nothing_runs(model: Path, place: Path) -> None:
+    """A model's name is a stranger's text."""
+    evil = "<script>alert(1)</script>\x1b"
+    scores = gsm8k_finetune.evaluate(model, max_samples=4, max_new_tokens=4, quiet=True, **SMALL)
+    shown = Cells(gsm8k_finetune.Scores({**scores.summary, "model": evil})._repr_html_())
+    assert "script" not in shown.tags
+    assert "<script>" in shown.text
+    assert "\x1b" not in shown.text
+    assert "robust" in shown.text
+    assert "4 problems" in shown.text
+
+
+def test_the_lines_are_the_verbs_and_quiet_is_quiet(model: Path, place: Path, capfd: Any) -> None:
+    gsm8k_finetune.evaluate(model, max_samples=2, max_new_tokens=2, **SMALL)
+    assert "problems 2 test problems" in capfd.readouterr().out
+    gsm8k_finetune.evaluate(model, max_samples=2, max_new_tokens=2, quiet=True, **SMALL)
+    assert capfd.readouterr().out == ""
+
+
+def test_bad_settings_are_the_same_one_line(place: Path) -> None:
+    for call, words in (
+        (lambda: gsm8k_finetune.train(max_tiem="1m"), "there is no setting 'max_tiem'"),
+        (lambda: gsm8k_finetune.train(max_time="soon"), "--max-time must be a number of seconds"),
+        (lambda: gsm8k_finetune.train(gsm8k_finetune.Config(), seed=1), "not both"),
+        (lambda: gsm8k_finetune.train(dry_run=True), "dry_run makes no run"),
+        (lambda: gsm8k_finetune.evaluate("nowhere/at/all"), "nowhere/at/all"),
+        (lambda: gsm8k_finetune.compare(), "trained model"),
+    ):
+        with pytest.raises(GSM8KError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(model: Path, place: Path) -> None:
+    """On a tiny model: its cell of settings is replaced, all others run as they stand, and each shows something."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for cell in code:
+        source = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", ()):
+            source = f"MODEL, DATA, TIME, ROWS, PROBLEMS, TOKENS = {str(model)!r}, 'generated', '30m', 8, 4, 4"
+        tree = ast.parse(source)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "notebook", "exec"), names)
+        if isinstance(last, ast.Expr):
+            shown = eval(compile(ast.Expression(last.value), "notebook", "eval"), names)
+            assert shown is not None, source
+    assert isinstance(names["run"], TrainedRun)
+    assert isinstance(names["found"], Comparison)
+    assert names["run"].status == "done"
+    outputs = [cell["outputs"] for cell in code]
+    assert sum(map(bool, outputs)) >= 3, "the notebook is kept with what a real run showed"
