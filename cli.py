@@ -55,6 +55,9 @@ VERBS = {
     "benchmark": ("benchmarks.config:BenchmarkConfig", "benchmarks.verb"),  # no part of the package
 }
 
+# Verbs that open two backends in one process, or a library that wants torch whatever the backend.
+SEVERAL = frozenset({"parity", "harness", "benchmark"})
+
 # What tyro says, and what we say instead.
 PHRASES = (
     (r"Error parsing (\S+): invalid literal for int\(\).*?: (.*)", r"\1 must be a whole number (got \2)"),
@@ -114,7 +117,7 @@ def _main(arguments: list[str], as_program: bool) -> int:
             if supervises(arguments):
                 return supervise(arguments)
         config, explicit = parse(arguments)
-        return _dispatch(arguments[0], config, explicit)
+        return _dispatch(arguments[0], config, explicit, as_program and arguments[0] not in SEVERAL)
     except GSM8KError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
@@ -199,13 +202,15 @@ def _fail(message: str, code: int, verbose: bool) -> int:
     return code
 
 
-def _dispatch(verb: str, config: Settings, explicit: frozenset[str]) -> int:
+def _dispatch(verb: str, config: Settings, explicit: frozenset[str], one_framework: bool) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
     import backends
     from gsm8k_core.tracking.terminal import Terminal
     from verbs import Context, process_clock
     from verbs.link import take_link
 
+    if one_framework:
+        backends.keep_to_one()
     if (asked := getattr(config, "backend", None)) is not None:
         backends.check_name(asked)  # before anything is read
     with _true_stdout(config.json_) as out:

@@ -9,11 +9,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from backends import unseen
+from gsm8k_core.machine import report_in_turn
 from gsm8k_core.models.window import refuse_longer, window_of
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
@@ -38,6 +40,7 @@ PROVIDERS = {
     "torch": Provider(("torch", "transformers", "accelerate"), "pip install -e ."),
 }
 
+_resolved: set[str] = set()  # the backends that this process asked for
 QUANTIZER = "mlx"  # whose adapter.py writes 4-bit weights: their layout is mlx-lm's
 MINIMUM_MACOS = (14, 0)  # the oldest macOS that MLX's wheels are built for
 
@@ -116,7 +119,27 @@ def resolve(name: str) -> Choice:
         raise PreflightError(
             f"backend {choice.name} needs {' and '.join(missing)}, not installed here; {provider.install}"
         )
+    _resolved.add(choice.name)
     return choice
+
+
+def keep_to_one() -> None:
+    """This process opens the backend that it resolves, and no other: what those need, transformers does not see.
+
+    It would import torch for the tokenizers that MLX asks it for, and take three times as long.
+    """
+    unseen.hide(lambda: sorted(_packages(PROVIDERS.keys() - _resolved) - _packages(_resolved) - {"transformers"}))
+
+
+def _packages(names: Iterable[str]) -> set[str]:
+    return {package for name in names for package in PROVIDERS[name].packages}
+
+
+def look(name: str) -> None:
+    """All that a process does which `doctor` starts for one backend."""
+    _resolved.add(name)
+    keep_to_one()
+    report_in_turn(_module(name, "doctor").report)
 
 
 def _module(name: str, file: str) -> Any:

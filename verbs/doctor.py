@@ -122,7 +122,7 @@ def _ask(name: str, imported: threading.Barrier | None, turn: threading.Lock) ->
     """Imports go on together; the rates are measured one after the other, when all imports are done."""
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", f"backends.{name}.doctor"],
+            [sys.executable, "-c", f"import backends; backends.look({name!r})"],
             cwd=machine.ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

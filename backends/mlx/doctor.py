@@ -8,7 +8,7 @@ import mlx.core as mx
 
 import backends.mlx.backend  # what training imports has to import here, too
 from backends.mlx.device import choose_device, choose_dtype, has_gpu, measure_gflops
-from gsm8k_core.machine import Finding, Report, report_in_turn
+from gsm8k_core.machine import Finding, Report
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice
 
@@ -56,7 +56,3 @@ def _compiler() -> Finding:
 
 def report() -> Report:
     return Report(findings(), choices())
-
-
-if __name__ == "__main__":
-    report_in_turn(report)

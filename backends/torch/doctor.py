@@ -8,7 +8,7 @@ import torch
 
 import backends.torch.backend  # what training imports has to import here, too
 from backends.torch.device import choose_device, choose_dtype, devices_here, measure_gflops
-from gsm8k_core.machine import Finding, Report, report_in_turn
+from gsm8k_core.machine import Finding, Report
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.types import Choice
 
@@ -66,7 +66,3 @@ def _bfloat16(chosen: dict[str, Choice]) -> Finding:
     value = "used for computing" if chosen["dtype"].name == "bfloat16" else "not used"
     on_cpu = chosen["device"].name == "cpu"  # where the rates above are the reason
     return Finding("torch bfloat16", "ok", value, "" if on_cpu else chosen["dtype"].reason)
-
-
-if __name__ == "__main__":
-    report_in_turn(report)
