@@ -31,8 +31,12 @@ class Blind(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != self.module:
             return None
+        place = sys.meta_path.index(self)
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(place, self)  # who looks for a module need not import it
         if spec is not None and spec.loader is not None:
             self._loader, spec.loader = spec.loader, self
         return spec
@@ -41,6 +45,7 @@ class Blind(MetaPathFinder, Loader):
         return self._loader.create_module(spec)  # type: ignore[no-any-return]
 
     def exec_module(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self)
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = self._loader  # as if nobody had stood between
         with hidden(self.hidden()) as names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def asker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_hidden_package_is_hidden_from_the_one_alone(asker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [Blind(asker, lambda: ("gone",)), *sys.meta_path])
+    assert find_spec(asker) is not None  # it was looked for, and not imported
     module = __import__(asker)
     assert module.there == {"gone": False, "left": True}
     assert not any(isinstance(finder, Blind) for finder in sys.meta_path)
