@@ -41,6 +41,7 @@ from gsm8k_core.types import (
     Batch,
     Choice,
     Completion,
+    Incoming,
     OnToken,
     Orders,
     Outcome,
@@ -91,6 +92,19 @@ class Weights(Protocol):
         Prompts that are the same, token by token, are read once, however many there are and whatever their keys; what
         is kept of one is dropped when no more wait with it. None of this changes a text. Raises DivergedError where
         logits are not finite.
+        """
+        ...
+
+    def answer(
+        self, incoming: Incoming, num_places: int, longest: int, on_token: OnToken = ignore_token
+    ) -> Iterator[Sequence[tuple[int, Completion]]]:
+        """Complete prompts that come while others are completed: one step of the batch for each `next`, for ever.
+
+        `incoming` is asked before each step how many prompts come now, at most as many as there are free places;
+        none is longer than `longest` tokens with its answer. They share the steps of those that are there. Yields the
+        numbers and completions of those that ended with the step, perhaps none; `on_token` is called with a query's
+        number. Nothing is done between two steps, nor when there is nobody to answer; whoever closes the iterator
+        leaves those that are not done. Everything else is `generate`'s, and so is each text.
         """
         ...
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # `--help` stays fast: numpy costs more than everything else 
 IGNORE_INDEX = -100
 SHOWN_ROWS = 4  # ids in one line of an error
 OnToken = Callable[[int, int], None]  # called with (index of the prompt, token) as each token is written
+Incoming = Callable[[int], Sequence["Query"]]  # how many places are free -> the prompts that take them now, or none
 FinishReason = Literal["stop", "length", "complete"]  # an end token, --max-new-tokens, or Sampling.complete
 Complete = Callable[[Sequence[int]], bool]  # asked with an answer's tokens so far after each: nothing is to follow
 Force = Callable[[Sequence[int]], Sequence[int]]  # an answer's tokens so far -> those that come next, or none: draw
@@ -225,11 +226,28 @@ class Sampling:
     complete: Complete | None = None  # end an answer there, too
     force: Force | None = None  # asked after each token, and after the last of those it gave; what it gives is written
 
+    @property
+    def manner(self) -> tuple[float, float, int, int]:
+        """All that the draw of one token goes by, beside the logits and the key."""
+        if self.temperature == 0:
+            return (0.0, 1.0, 0, 0)
+        return (self.temperature, self.top_p, self.top_k, self.seed)
+
     def ended(self, written: Sequence[int]) -> FinishReason | None:
         """Why an answer of these tokens, none of them an end token, goes no further; None where it does."""
         if self.complete is not None and self.complete(written):
             return "complete"
         return "length" if len(written) >= self.max_new_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One prompt of those that come while others are answered. `sampling` is its own, but for the batch's size."""
+
+    number: int  # another one for each
+    prompt: Sequence[int]
+    sampling: Sampling
+    key: int  # of what is drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from backends.mlx import BLAS, COMPILER, memory
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx
 from backends.mlx.device import CAPABILITIES, choose_device, choose_dtype, fast_tokens, has_gpu, measure_gflops, rated
 from backends.mlx.fast_exp import whole_array_ops
-from backends.mlx.generate import generate, odds, score
+from backends.mlx.generate import answer, generate, odds, score
 from backends.mlx.load import cast, load, to_dtype
 from backends.mlx.loss import target_positions
 from backends.mlx.train import (
@@ -46,6 +46,7 @@ from gsm8k_core.types import (
     Batch,
     Choice,
     Completion,
+    Incoming,
     OnToken,
     Outcome,
     OutOfMemoryError,
@@ -202,6 +203,13 @@ class MLXBackend:
         self._refuse_longer(max(map(len, prompts), default=0) + sampling.max_new_tokens)
         with memory_error("mlx", NO_MEMORY):
             yield from generate(self._model, prompts, sampling, self._end_ids, on_token, keys)
+
+    def answer(
+        self, incoming: Incoming, num_places: int, longest: int, on_token: OnToken = ignore_token
+    ) -> Iterator[Sequence[tuple[int, Completion]]]:
+        self._refuse_longer(longest)
+        with memory_error("mlx", NO_MEMORY):
+            yield from answer(self._model, incoming, num_places, self._end_ids, on_token)
 
     def score(self, batch: Batch) -> FloatArray:
         self._refuse_longer(batch.tokens.shape[1])

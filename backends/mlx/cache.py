@@ -61,6 +61,12 @@ class Slots:
         self.lengths_B = np.zeros(num_places, np.int32)
         self.layers = [Slot(num_places, None if prefix is None else prefix[place]) for place in range(num_layers)]
 
+    @property
+    def num_positions(self) -> int:
+        """Of each place, used or not."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else int(keys.shape[2])
+
     def put(self, place: int, prompt: Sequence[PromptLayer], row: int, num_tokens: int) -> None:
         """Give `place` the keys and values of row `row` of a prompt that was read: `num_tokens` behind its prefix."""
         self.lengths_B[place] = prompt[0].offset + num_tokens

@@ -20,11 +20,11 @@ from backends.mlx import fast_exp
 from backends.mlx.cache import PromptLayer, Slots, causal
 from backends.mlx.loss import chunk_rows, head, hidden_states, logsumexp, raw_head
 from backends.mlx.sampling import draw
-from gsm8k_core.problems.batching import first_alike, shared_length
+from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import uniforms
-from gsm8k_core.scoring.writing import Writing
+from gsm8k_core.scoring.writing import Writing, manners
 from gsm8k_core.training.finite import logits_not_finite
-from gsm8k_core.types import Completion, OnToken, Sampling
+from gsm8k_core.types import Completion, Incoming, OnToken, Sampling
 
 AHEAD = 1  # steps that are launched before the host looks at the one before
 NO_TOKEN = -1  # an index that a step which was launched with it may have: the last token's
@@ -50,42 +50,67 @@ class _Picks(NamedTuple):
 class _Decoder:
     """The rows in the first places of `slots`, those that wait, and the next input of each place."""
 
-    def __init__(self, model: Any, rows: list[Writing], sampling: Sampling, end_ids: frozenset[int], on_token: OnToken):
-        self._model, self._sampling, self._end_ids, self._on_token = model, sampling, end_ids, on_token
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Writing],
+        num_places: int,
+        end_ids: frozenset[int],
+        on_token: OnToken,
+        incoming: Incoming | None = None,
+    ) -> None:
+        self._model, self._end_ids, self._on_token, self._incoming = model, end_ids, on_token, incoming
         self._is_fast = fast_exp.has_fast_body(model)
         self._body = fast_exp.fast_body(model) if self._is_fast else model.model
         self._dtype = model.layers[0].input_layernorm.weight.dtype
-        # Those with the same prompt follow each other.
-        self._waiting = deque(sorted(rows, key=lambda row: (-len(row.prompt), row.alike, row.index)))
+        self._waiting = deque(_longest_first(rows))
         self._reading: _Reading | None = None  # the last one, while rows wait whose prompt is in it
         self._active: list[Writing] = []
-        self._num_places = min(sampling.batch_size, len(rows))
-        self._num_shared = shared_length([row.prompt for row in rows])
+        self._num_places = num_places
+        self._num_shared = shared_length([row.prompt for row in rows]) if rows else 0
         self._prefix = self._read([rows[0].prompt[: self._num_shared]], None)[1] if self._num_shared else None
         # The fused attention of a GPU copies a mask that all heads share, in each layer. (A few models have no args.)
         asked = None if self._is_fast else getattr(model, "args", None)
-        num_heads = getattr(asked, "num_attention_heads", 1)
-        self._slots = Slots(self._num_places, self._prefix, len(model.layers), num_heads)
+        self._num_heads = getattr(asked, "num_attention_heads", 1)
+        self._slots = self._make_slots()
         self._inputs_B = mx.zeros(self._num_places, mx.int32)
+        self._flying: deque[_Picks] = deque()
+
+    def _make_slots(self) -> Slots:
+        return Slots(self._num_places, self._prefix, len(self._model.layers), self._num_heads)
 
     def run(self) -> Iterator[tuple[int, Completion]]:
-        flying: deque[_Picks] = deque()
-        while self._active or self._waiting or flying:
-            flying.extend(self._turn_over())
-            if self._active:
-                flying.append(self._step())
-            while len(flying) > (AHEAD if self._active else 0):
-                yield from self._land(flying.popleft())
+        """Until all are answered."""
+        while self._active or self._waiting or self._flying:
+            yield from self._turn()
+
+    def run_on(self) -> Iterator[list[tuple[int, Completion]]]:
+        """For ever, one turn at a time. While nobody is here, no room is held that the longest answer took."""
+        while True:
+            yield list(self._turn())
+            if not self._active and self._slots.num_positions:
+                self._slots = self._make_slots()
+                mx.clear_cache()
+
+    def _turn(self) -> Iterator[tuple[int, Completion]]:
+        self._flying.extend(self._turn_over())
+        if self._active:
+            self._flying.append(self._step())
+        while len(self._flying) > (AHEAD if self._active else 0):
+            yield from self._land(self._flying.popleft())
 
     def _turn_over(self) -> Iterator[_Picks]:
         """Rows that need no more steps leave; waiting ones take their places, the last ones close the holes.
 
-        Nobody comes while too few places are free to be worth reading prompts for.
+        Nobody comes while too few places are free to be worth reading prompts for; but nobody who is incoming waits
+        for that.
         """
-        limit = self._sampling.max_new_tokens
-        free = [place for place, row in enumerate(self._active) if row.done or row.launched >= limit]
+        free = [place for place, row in enumerate(self._active) if row.needs_no_step]
         free += range(len(self._active), self._num_places)
         enough = len(free) >= self._num_places // REFILL
+        if self._incoming is not None and free:
+            self._waiting.extend(_longest_first(Writing.of_queries(self._incoming(len(free)))))
+            enough = True
         num_new = min(len(free), len(self._waiting)) if enough else 0
         yield from self._admit([self._waiting.popleft() for _ in range(num_new)], free[:num_new])
         for hole in reversed([place for place in free[num_new:] if place < len(self._active)]):
@@ -155,11 +180,13 @@ class _Decoder:
     def _pick(self, hidden_BH: mx.array, rows: list[Writing]) -> _Picks:
         """The rows' next tokens, likeliest or drawn, on the device."""
         logits_BV = raw_head(self._model, hidden_BH)
-        if self._sampling.temperature == 0:
-            tokens_B = mx.argmax(logits_BV, axis=-1).astype(mx.int32)
-        else:
-            u_B3 = uniforms(self._sampling.seed, [row.key for row in rows], [row.launched for row in rows])
-            tokens_B = draw(logits_BV, self._sampling, mx.array(u_B3))
+        groups = manners(rows)
+        tokens = [_picked_tokens(logits_BV, rows, sampling, places) for sampling, places in groups]
+        tokens_B = tokens[0]
+        if len(groups) > 1:
+            order_B = mx.array([place for _, places in groups for place in places])
+            tokens_B = mx.zeros(len(rows), mx.int32)
+            tokens_B[order_B] = mx.concatenate(tokens)
         # Here, and not where they are read: what is asked of the device then stands behind the step launched after it.
         tokens_B = mx.where(mx.isfinite(logits_BV.max(axis=-1)), tokens_B, NO_TOKEN)
         for row in rows:
@@ -174,9 +201,24 @@ class _Decoder:
         if any(token == NO_TOKEN and not row.done for row, token in zip(picks.rows, tokens, strict=True)):
             raise logits_not_finite()
         for row, token in zip(picks.rows, tokens, strict=True):
-            done = row.land(token, self._sampling, self._end_ids, self._on_token)
+            done = row.land(token, self._end_ids, self._on_token)
             if done is not None:
                 yield row.index, done
+
+
+def _longest_first(rows: Sequence[Writing]) -> list[Writing]:
+    """Those with the same prompt follow each other."""
+    return sorted(rows, key=lambda row: (-len(row.prompt), row.alike, row.index))
+
+
+def _picked_tokens(logits_BV: mx.array, rows: Sequence[Writing], sampling: Sampling, places: Sequence[int]) -> mx.array:
+    """The next token of some of the rows, likeliest or drawn in the same manner."""
+    if len(places) < len(rows):
+        logits_BV = logits_BV[mx.array(places)]
+    if sampling.temperature == 0:
+        return mx.argmax(logits_BV, axis=-1).astype(mx.int32)
+    u_B3 = uniforms(sampling.seed, [rows[place].key for place in places], [rows[place].launched for place in places])
+    return draw(logits_BV, sampling, mx.array(u_B3))
 
 
 def generate(
@@ -189,13 +231,17 @@ def generate(
 ) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate."""
     model.eval()
-    alike = first_alike(prompts)
-    rows = [
-        Writing(index, index if keys is None else keys[index], prompt, alike[index])
-        for index, prompt in enumerate(prompts)
-    ]
+    rows = Writing.of_prompts(prompts, sampling, keys)
     if rows:
-        yield from _Decoder(model, rows, sampling, end_ids, on_token).run()
+        yield from _Decoder(model, rows, min(sampling.batch_size, len(rows)), end_ids, on_token).run()
+
+
+def answer(
+    model: Any, incoming: Incoming, num_places: int, end_ids: frozenset[int], on_token: OnToken
+) -> Iterator[list[tuple[int, Completion]]]:
+    """See Backend.answer."""
+    model.eval()
+    return _Decoder(model, (), num_places, end_ids, on_token, incoming).run_on()
 
 
 def score(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from backends.torch import memory
 from backends.torch.adapter import add_adapter, cast_frozen
 from backends.torch.device import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype, devices_here
-from backends.torch.generate import generate, odds, score
+from backends.torch.generate import answer, generate, odds, score
 from backends.torch.load import load
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
@@ -29,6 +29,7 @@ from gsm8k_core.types import (
     Batch,
     Choice,
     Completion,
+    Incoming,
     OnToken,
     Orders,
     Outcome,
@@ -211,6 +212,12 @@ class TorchBackend:
     ) -> Iterator[tuple[int, Completion]]:
         with memory_error("torch", NO_MEMORY):
             yield from generate(self._compute_model(), prompts, sampling, self._end_ids, on_token, keys)
+
+    def answer(
+        self, incoming: Incoming, num_places: int, longest: int, on_token: OnToken = ignore_token
+    ) -> Iterator[Sequence[tuple[int, Completion]]]:
+        with memory_error("torch", NO_MEMORY):
+            yield from answer(self._compute_model(), incoming, num_places, self._end_ids, on_token)
 
     def score(self, batch: Batch) -> FloatArray:
         with memory_error("torch", NO_MEMORY):

@@ -24,8 +24,9 @@ from backends.torch.sampling import NOT_FINITE, draw, likeliest
 from backends.torch.seats import Arrivals, Seat, Seats
 from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import uniforms
+from gsm8k_core.scoring.writing import manners
 from gsm8k_core.training.finite import logits_not_finite
-from gsm8k_core.types import Completion, OnToken, PreflightError, Sampling
+from gsm8k_core.types import Completion, Incoming, OnToken, PreflightError, Sampling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 AHEAD = {"cpu": 0, "cuda": 1, "mps": 1}  # steps that are launched before the host looks at the one before
@@ -182,7 +183,8 @@ class _Reception:
     """Those who arrive get their prompts' keys in their rows: each prompt is read once, for all who have it."""
 
     def __init__(self, model: Any, decoder: _Decoder, prompts: Sequence[Sequence[int]]) -> None:
-        self._model, self._decoder, self._shared = model, decoder, shared_length(prompts)
+        """`prompts`: those of whom nobody else comes; none where it is not known who will."""
+        self._model, self._decoder, self._shared = model, decoder, shared_length(prompts) if prompts else 0
         self._prefix = _Decoder(model, 1) if self._shared else None
         if self._prefix is not None:
             self._prefix.prefill(slice(0, 1), [prompts[0][: self._shared]])
@@ -214,41 +216,57 @@ class _Reception:
 
 
 class _Turns:
-    """One call of `generate`: steps and readings of prompts are launched, and land in the same order."""
+    """One call of `generate` or `answer`: steps and readings of prompts are launched, and land in the same order."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seats: Seats) -> None:
-        self._sampling, self._seats, self._ahead = sampling, seats, AHEAD[model.device.type]
-        self._decoder = _Decoder(model, min(sampling.batch_size, len(prompts)))
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], num_rows: int, seats: Seats) -> None:
+        self._seats, self._ahead = seats, AHEAD[model.device.type]
+        self._decoder = _Decoder(model, num_rows)
         self._reception = _Reception(model, self._decoder, prompts)
         self._flying: deque[_Picks] = deque()
 
     def run(self) -> Iterator[tuple[int, Completion]]:
-        seats = self._seats
+        """Until all are answered."""
         try:
-            while seats:
-                first = len(seats.taken)
-                if first:
-                    self._launch(0, self._decoder.step(seats.taken), seats.taken)
-                    yield from self._land(self._ahead)
-                while (arrived := seats.arrivals()).seats:
-                    logits_BV = self._reception.admit(arrived, first, seats.keeps)
-                    self._decoder.sit_down(first, arrived.seats)
-                    self._launch(first, logits_BV, arrived.seats)
-                    yield from self._land(self._ahead)
-                    first += len(arrived.seats)
-                self._decoder.reorder(seats.order(), seats.taken)
-            yield from self._land(0)
+            while self._seats:
+                yield from self._turn()
         finally:
-            for picks in self._flying:
-                picks.wait()
+            self._wait()
+
+    def run_on(self) -> Iterator[list[tuple[int, Completion]]]:
+        """For ever, one turn at a time."""
+        try:
+            while True:
+                yield list(self._turn())
+        finally:
+            self._wait()
+
+    def _turn(self) -> Iterator[tuple[int, Completion]]:
+        seats, first = self._seats, len(self._seats.taken)
+        if first:
+            self._launch(0, self._decoder.step(seats.taken), seats.taken)
+            yield from self._land(self._ahead)
+        while (arrived := seats.arrivals()).seats:
+            logits_BV = self._reception.admit(arrived, first, seats.keeps)
+            self._decoder.sit_down(first, arrived.seats)
+            self._launch(first, logits_BV, arrived.seats)
+            yield from self._land(self._ahead)
+            first += len(arrived.seats)
+        self._decoder.reorder(seats.order(), seats.taken)
+        if not seats.taken:
+            yield from self._land(0)
+
+    def _wait(self) -> None:
+        for picks in self._flying:
+            picks.wait()
 
     def _launch(self, first: int, logits_BV: torch.Tensor, seats: Sequence[Seat]) -> None:
         """Pick the next token of each seat, for the next step to read and the host to see."""
-        if self._sampling.temperature == 0:
-            tokens_B = likeliest(logits_BV)
-        else:
-            u_B3 = uniforms(self._sampling.seed, [seat.key for seat in seats], [seat.launched for seat in seats])
-            tokens_B = draw(logits_BV, self._sampling, _sent(torch.from_numpy(u_B3), logits_BV.device))
+        groups = manners(seats)
+        tokens = [_picked_tokens(logits_BV, seats, sampling, rows) for sampling, rows in groups]
+        tokens_B = tokens[0]
+        if len(groups) > 1:
+            order_B = torch.tensor([row for _, rows in groups for row in rows], device=logits_BV.device)
+            tokens_B = torch.empty_like(order_B).index_copy_(0, order_B, torch.cat(tokens))
         self._decoder.read_next(first, tokens_B)
         for seat in seats:
             seat.launched += 1
@@ -261,6 +279,18 @@ class _Turns:
             yield from self._seats.land(picks.seats, picks.read())
 
 
+def _picked_tokens(
+    logits_BV: torch.Tensor, seats: Sequence[Seat], sampling: Sampling, rows: Sequence[int]
+) -> torch.Tensor:
+    """The next token of some of the rows, likeliest or drawn in the same manner."""
+    if len(rows) < len(seats):
+        logits_BV = logits_BV[torch.tensor(rows, device=logits_BV.device)]
+    if sampling.temperature == 0:
+        return likeliest(logits_BV)
+    u_B3 = uniforms(sampling.seed, [seats[row].key for row in rows], [seats[row].launched for row in rows])
+    return draw(logits_BV, sampling, _sent(torch.from_numpy(u_B3), logits_BV.device))
+
+
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -271,7 +301,15 @@ def generate(
 ) -> Iterator[tuple[int, Completion]]:
     """See Backend.generate. `model` is already in the compute dtype."""
     if prompts:
-        yield from _Turns(model, prompts, sampling, Seats(prompts, sampling, end_ids, on_token, keys)).run()
+        seats = Seats(Seat.of_prompts(prompts, sampling, keys), sampling.batch_size, end_ids, on_token)
+        yield from _Turns(model, prompts, min(sampling.batch_size, len(prompts)), seats).run()
+
+
+def answer(
+    model: Any, incoming: Incoming, num_places: int, end_ids: frozenset[int], on_token: OnToken
+) -> Iterator[list[tuple[int, Completion]]]:
+    """See Backend.answer. `model` is already in the compute dtype."""
+    return _Turns(model, (), num_places, Seats((), num_places, end_ids, on_token, incoming)).run_on()
 
 
 @torch.no_grad()

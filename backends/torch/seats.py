@@ -9,12 +9,11 @@ much of the machine's work is for nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gsm8k_core.problems.batching import first_alike
 from gsm8k_core.scoring.writing import Writing
-from gsm8k_core.types import Completion, OnToken, Sampling
+from gsm8k_core.types import Completion, Incoming, OnToken
 
 GROUP = 16  # neighbours of about one length: what reads cached positions group by group reads few for nothing
 AT_ONCE = 8  # prompts that are prefilled together at most: little padding, and the first token comes early
@@ -48,24 +47,24 @@ class Arrivals:
         return self.read + self.copied
 
 
+def _by_length(seats: Iterable[Seat]) -> list[Seat]:
+    """Similar lengths together: little padding in a prefill, and the answers of one kind end together."""
+    return sorted(seats, key=lambda seat: (len(seat.prompt), seat.alike, seat.index))
+
+
 class Seats:
-    """The books of one call of `generate`."""
+    """The books of one call of `generate`, whose rows are all there, or of `answer`, where more are `incoming`."""
 
     def __init__(
         self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        rows: Iterable[Seat],
+        num_seats: int,
         end_ids: frozenset[int],
         on_token: OnToken,
-        keys: Sequence[int] | None = None,
+        incoming: Incoming | None = None,
     ) -> None:
-        alike = first_alike(prompts)
-        # Similar lengths together: little padding in a prefill, and the answers of one kind end together.
-        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), alike[index], index))
-        self._waiting = deque(
-            Seat(index, index if keys is None else keys[index], prompts[index], alike[index]) for index in order
-        )
-        self._sampling, self._end_ids, self._on_token = sampling, end_ids, on_token
+        self._waiting = deque(_by_length(rows))
+        self._num_seats, self._end_ids, self._on_token, self._incoming = num_seats, end_ids, on_token, incoming
         self.taken: list[Seat] = []  # in the order of the batch's rows
         self._filling = True
         self._kept: int | None = None  # `alike` of the prompt that is kept
@@ -81,11 +80,14 @@ class Seats:
     def arrivals(self) -> Arrivals:
         """Those who sit down now, after those in `taken`; ask until there are none.
 
-        There are none while too few seats are free to be worth a prefill.
+        There are none while too few seats are free to be worth a prefill; but nobody who is incoming waits for that.
         """
-        free = self._sampling.batch_size - len(self.taken)
+        free = self._num_seats - len(self.taken)
         new = Arrivals([], [], [])
-        if free < self._sampling.batch_size // GROUP and not self._filling:
+        if self._incoming is not None:
+            if free > len(self._waiting):
+                self._waiting.extend(_by_length(Seat.of_queries(self._incoming(free - len(self._waiting)))))
+        elif free < self._num_seats // GROUP and not self._filling:
             return new
         last = self._kept
         while self._waiting and len(new.seats) < free:
@@ -106,7 +108,7 @@ class Seats:
     def land(self, seats: Sequence[Seat], tokens: Sequence[int]) -> Iterator[tuple[int, Completion]]:
         """The host sees a token of each of `seats`; yields (index, completion) of the answers that this ends."""
         for seat, token in zip(seats, tokens, strict=True):
-            done = seat.land(token, self._sampling, self._end_ids, self._on_token)
+            done = seat.land(token, self._end_ids, self._on_token)
             if done is not None:
                 yield seat.index, done
 
@@ -116,8 +118,8 @@ class Seats:
         A gap is filled by the first row of the next group, whose gap by that of the one after it, and so on to the
         last row: few rows move, each to a lower place, and neighbours stay of about one length.
         """
-        old, limit = list(range(len(self.taken))), self._sampling.max_new_tokens
-        gaps = [row for row, seat in enumerate(self.taken) if seat.done or seat.launched >= limit]
+        old = list(range(len(self.taken)))
+        gaps = [row for row, seat in enumerate(self.taken) if seat.needs_no_step]
         for gap in reversed(gaps):
             for start in range((gap // GROUP + 1) * GROUP, len(old), GROUP):
                 old[gap], gap = old[start], start

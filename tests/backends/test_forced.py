@@ -31,10 +31,10 @@ def prompts_of(examples: list[Example]) -> list[tuple[int, ...]]:
 
 def by_hand(backend: Any, prompt: tuple[int, ...], sampling: Sampling) -> Completion:
     """Greedy: prompt and answer are read anew, whole, for each drawn token."""
-    answer, done = Writing(0, 0, prompt, 0), None
+    answer, done = Writing(0, 0, prompt, 0, sampling), None
     while done is None:
         token = int(np.argmax(backend.odds([*prompt, *answer.written])))
-        done = answer.write(token, sampling, frozenset({END_ID}), lambda index, token: None)
+        done = answer.write(token, frozenset({END_ID}), lambda index, token: None)
     return done
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.torch.seats import AT_ONCE, GROUP, Seats
+from backends.torch.seats import AT_ONCE, GROUP, Seat, Seats
 from gsm8k_core.types import Completion, Force, Sampling
 
 END = 9
@@ -16,7 +16,7 @@ def seats(lengths: list[int], batch_size: int, max_new_tokens: int = 3) -> Seats
 
 def books_of(prompts: list[list[int]], batch_size: int, max_new_tokens: int = 3, force: Force | None = None) -> Seats:
     sampling = Sampling(max_new_tokens, batch_size, force=force)
-    return Seats(prompts, sampling, frozenset({END}), lambda index, token: None)
+    return Seats(Seat.of_prompts(prompts, sampling), batch_size, frozenset({END}), lambda index, token: None)
 
 
 def write(books: Seats, first: int, tokens: list[int]) -> list[tuple[int, Completion]]:

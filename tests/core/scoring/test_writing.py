@@ -15,10 +15,10 @@ END = 1
 def write(drawn: Sequence[int], sampling: Sampling) -> tuple[Completion | None, list[tuple[int, int]]]:
     """What became of the answer, and what was told on the way."""
     told: list[tuple[int, int]] = []
-    answer, done = Writing(3, 0, (5,), 3), None
+    answer, done = Writing(3, 0, (5,), 3, sampling), None
     for token in drawn:
         assert done is None
-        done = answer.write(token, sampling, frozenset({END}), lambda index, token: told.append((index, token)))
+        done = answer.write(token, frozenset({END}), lambda index, token: told.append((index, token)))
     return done, told
 
 
