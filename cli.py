@@ -45,6 +45,7 @@ VERBS = {
     "eval": ("gsm8k_core.config.score:EvalConfig", "verbs.evaluate"),
     "compare": ("gsm8k_core.config.score:CompareConfig", "verbs.compare"),
     "generate": ("gsm8k_core.config.score:GenerateConfig", "verbs.generate"),
+    "chat": ("gsm8k_core.config.talk:ChatConfig", "verbs.chat"),
     "inspect": ("gsm8k_core.config.diagnostics:InspectConfig", "verbs.inspect"),
     "grade": ("gsm8k_core.config.score:GradeConfig", "verbs.grade"),
     "doctor": ("gsm8k_core.config.diagnostics:DoctorConfig", "verbs.doctor"),

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import backends
-from gsm8k_core.auto import AUTO, NAMED, choose_pair
 from gsm8k_core.backend import Backend, ignore_token
-from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import GenerateConfig
-from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations
@@ -22,8 +19,8 @@ from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
-from verbs.demo import banner
 from verbs.evaluate import BATCH, choose_together
+from verbs.talk import choose_model
 
 
 def run(config: GenerateConfig, context: Context) -> int:
@@ -33,10 +30,7 @@ def run(config: GenerateConfig, context: Context) -> int:
         raise UsageError("give a question or --file, not both")
     choice = backends.resolve(config.backend)
     questions = _questions(config)
-    chosen = choose_pair(AUTO, AUTO, "main", lambda asked: None) if config.model == AUTO else None
-    source = resolve_model(chosen.model if chosen else config.model, beside.say)
-    if source.choice.name == EMBEDDED_MODEL:
-        banner(beside, chosen.model_choice.reason if chosen else NAMED)
+    source = choose_model(config.model, beside)
     prompts = _prompts(source.model, questions or [], config)  # refused before the weights are loaded
     longest = max(map(len, prompts), default=0) + config.max_new_tokens
     together = choose_together(config.eval_batch_size, source, choice.name, config.device, config.dtype, longest)

@@ -112,7 +112,9 @@ class GenerateConfig(BackendSettings, DrawSettings):
         tyro.conf.arg(metavar="[QUESTION]", help_behavior_hint=without_none),
         Field(description="the question; without one, each line of stdin (-) is one, or you are asked"),
     ] = ""
-    model: Annotated[str, Field(description="a model, run or adapter folder, a Hub id, embedded, or auto")] = "auto"
+    model: Annotated[
+        str, Field(description="a model, run or adapter folder, a Hub id, or embedded; auto: the newest finished run")
+    ] = "auto"
     file: Annotated[OptionalFile, Field(description="a question on each line, or .jsonl with question; - is stdin")] = (
         None
     )

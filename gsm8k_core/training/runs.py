@@ -309,6 +309,13 @@ def newest_stopped(folder: Path) -> Path | None:
     return max(open_, key=lambda path: (str((open_[path] or {}).get("started")), path.name), default=None)
 
 
+def newest_finished(folder: Path) -> Path | None:
+    """The newest run under `folder` that is complete and still has its model."""
+    found = {path.parent: read_manifest(path.parent) or {} for path in folder.glob(f"*/{MANIFEST}")}
+    done = [path for path, manifest in found.items() if manifest.get("status") == "done" and (path / "model").is_dir()]
+    return max(done, key=lambda path: (str(found[path].get("started")), path.name), default=None)
+
+
 def check_writable(folder: Path) -> None:
     """Raises StorageError unless files can be made in `folder`, or it can be made. Leaves nothing."""
     try:

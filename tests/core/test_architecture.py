@@ -25,7 +25,7 @@ ORDER = (
     ("gsm8k_core.rollouts",),
     ("gsm8k_core.training",),
     ("gsm8k_core.tracking", "gsm8k_core.parity", "gsm8k_core.machine"),
-    ("gsm8k_core.report",),
+    ("gsm8k_core.report", "gsm8k_core.serving"),
     ("backends",),
     ("verbs",),
     ("cli", "gsm8k_finetune"),
