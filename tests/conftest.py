@@ -11,12 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from backends import PROVIDERS, installed
-from tests.kernels import build_kernels_quickly
 from tests.waiting import CEILING
 
 if installed("mlx"):
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has the PATH of who started it
-        build_kernels_quickly()
     importlib.import_module("backends.mlx")  # before any test imports mlx: it chooses the BLAS
 
 os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
