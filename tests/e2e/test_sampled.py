@@ -16,7 +16,7 @@ import backends
 from gsm8k_core.training.memory import Costs, DeviceMemory
 from gsm8k_core.types import Choice, Completion, OutOfMemoryError
 from tests.e2e.conftest import ROOT, Run
-from tests.waiting import wait_for
+from tests.waiting import SOONEST, wait_for
 from verbs import evaluate
 
 HOT = ("--temperature", "1.2", "--max-new-tokens", "12", "--device", "cpu", "--dtype", "float32")
@@ -176,7 +176,7 @@ sys.exit(cli.main())
 
 
 def test_a_killed_sampled_evaluation_goes_on_bit_for_bit(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(model), "--data", str(data), *HOT, "--backend", "torch", "--samples", "8"]
+    arguments = ["--model", str(model), "--data", str(data), *HOT, "--backend", SOONEST, "--samples", "8"]
     arguments += ["--eval-batch-size", "1", "--output-dir"]
     process = subprocess.Popen(
         [sys.executable, "-c", PAUSES.format(root=str(ROOT)), "eval", *arguments, "killed"],
