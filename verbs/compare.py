@@ -16,6 +16,7 @@ from gsm8k_core.files import write_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import Source, identity, resolve_model
 from gsm8k_core.report.comparison import make_comparison, show_comparison
+from gsm8k_core.scoring.answers import judge_by, shown_rules
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.timed import BASE_SHARE
 from gsm8k_core.tracking.terminal import Terminal
@@ -35,6 +36,7 @@ def run(config: CompareConfig, context: Context) -> int:
     terminal = context.terminal
     if not config.trained_model:
         raise UsageError("compare needs the trained model; add --trained-model RUN (python cli.py runs lists them)")
+    shown_rules(config.rules)
     if config.slow_rules:
         require()
     backend = backends.resolve(config.backend)
@@ -82,6 +84,7 @@ def _results(owner: Path | None, found: Path) -> Path:
 def _scored(config: CompareConfig, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Evaluation:
     """With one answer a problem, and under every rule that was asked for."""
     scored = score(config, place, source, problems, terminal)
+    judge_by(shown_rules(config.rules), scored.records)
     if config.slow_rules:
         terminal.say(judge_records(scored.records))
     return one_answer(scored)

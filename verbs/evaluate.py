@@ -27,7 +27,7 @@ from gsm8k_core.problems.generated import HELD_OUT
 from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.report.comparison import show_scores
-from gsm8k_core.scoring.answers import HEADLINE, AnswerLine
+from gsm8k_core.scoring.answers import ALL_RULES, HEADLINE, AnswerLine, judge_by, shown_rules
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.scoring.diagnose import breakdown
 from gsm8k_core.scoring.evaluate import (
@@ -138,6 +138,7 @@ class Place:
 def run(config: EvalConfig, context: Context) -> int:
     """The verb."""
     refuse(config)
+    shown_rules(config.rules)
     if config.slow_rules:
         require()
     terminal = context.terminal
@@ -420,8 +421,10 @@ def _with_checks(config: EvalConfig, opened: LoadedModel, terminal: Terminal) ->
             f"({opened.choices[BATCH].reason}); give --eval-batch-size 2, or leave --check-batching out"
         )
     scored = answer(opened, terminal, opened.key)
-    if config.slow_rules:
-        terminal.say(judge_records(scored.answers))
+    if config.slow_rules or config.rules != ALL_RULES:
+        judge_by(shown_rules(config.rules), scored.answers)
+        if config.slow_rules:
+            terminal.say(judge_records(scored.answers))
         summary = {**scored.summary, **summarise(scored.answers, HELD_OUT)}
         scored = Evaluation(summary, voted(scored.answers), scored.answers)
     if config.check_batching:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gsm8k_core.config.score import GradeConfig
 from gsm8k_core.report.comparison import accuracy, show_disagreements
+from gsm8k_core.scoring.answers import asked_rules, judge_by, labelled
 from gsm8k_core.scoring.completions import check_records, grade_rows, read_completions, summarise, write_records
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.tracking.terminal import Terminal, counted
@@ -21,9 +22,11 @@ def run(config: GradeConfig, context: Context) -> int:
         raise UsageError("grade needs a file of completions: python cli.py grade FILE.jsonl, or - to read stdin")
     if config.records is not None:
         check_records(config.records)
+    names = asked_rules(config.rules)
     if config.slow_rules:
         require()
     records = grade_rows(read_completions(config.file))
+    judge_by(names, records)
     if config.slow_rules:
         terminal.say(judge_records(records))
     summary = summarise(records)
@@ -44,6 +47,9 @@ def _show(terminal: Terminal, summary: dict[str, Any]) -> None:
     terminal.say(counted(summary["n"], "completion"))
     terminal.table(
         ["rule", "correct", "accuracy (95 % interval)", "nothing read"],
-        [[name, str(rule["correct"]), accuracy(rule), str(rule["nothing_read"])] for name, rule in rules.items()],
+        [
+            [labelled(name), str(rule["correct"]), accuracy(rule), str(rule["nothing_read"])]
+            for name, rule in rules.items()
+        ],
     )
     show_disagreements(terminal, summary["disagreements"], "row")

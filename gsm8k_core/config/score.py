@@ -26,6 +26,16 @@ SlowRules = Annotated[
     bool, Field(description="judge by math-verify, too, in a process of its own; it needs the extra bench")
 ]
 
+# Which there are is scoring's to say, and another name is refused there.
+ListedRules = Annotated[
+    str,
+    tyro.conf.arg(metavar="all|NAME,NAME"),
+    Field(
+        description="judge by these: openai, strict, flexible, cot, qwen-math, verl, inspect, robust, and of older "
+        "versions robust-v1; eval and compare always show strict, flexible and robust"
+    ),
+]
+
 UseCalculator = Annotated[
     bool,
     Field(
@@ -65,6 +75,7 @@ class ScoreSettings(DataSettings, DrawSettings):
         OptionalDuration,
         Field(description="end within this time (90s, 10m), on a random sample of the problems; compare: both models"),
     ] = None
+    rules: ListedRules = "all"
     slow_rules: SlowRules = False
     output_dir: Annotated[
         OptionalPath, Field(description="records go to its logs/; default: the model's run folder, else here")
@@ -174,4 +185,5 @@ class GradeConfig(Settings):
     records: Annotated[
         OptionalPath, Field(description="write what each rule read in every row to this file, which must be new")
     ] = None
+    rules: ListedRules = "all"
     slow_rules: SlowRules = False

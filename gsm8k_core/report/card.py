@@ -23,7 +23,7 @@ from gsm8k_core.report.words import (
     visible,
     without_secrets,
 )
-from gsm8k_core.scoring.answers import HEADLINE, RULES
+from gsm8k_core.scoring.answers import HEADLINE, labelled
 from gsm8k_core.types import DataError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -114,7 +114,7 @@ def _metric(rule: str, score: Mapping[str, Any], summary: Mapping[str, Any]) -> 
     samples = summary.get("samples", 1)
     name = "exact match" if samples == 1 else f"exact match of maj@{samples}"
     votes = {} if samples == 1 else {"samples": samples}
-    version = f" v{RULES[rule].version}" if rule in RULES else ""
+    version = labelled(rule).removeprefix(rule)
     interval = [round(bound, 4) for bound in score["interval"]]
     return {
         "type": "exact_match",
@@ -163,7 +163,7 @@ def _results(comparison: Mapping[str, Any]) -> list[str]:
     base, trained, tests = comparison["base"]["rules"], comparison["trained"]["rules"], comparison["paired_by_rule"]
     rows = [
         [
-            escaped(rule),
+            escaped(labelled(rule)),
             _score(base[rule]),
             _score(new),
             points(new["accuracy"] - base[rule]["accuracy"]),

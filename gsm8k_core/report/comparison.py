@@ -7,7 +7,7 @@ from typing import Any
 
 from gsm8k_core.report.words import bound, calculator_line, headline, how
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, labelled
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
 from gsm8k_core.scoring.stats import cannot_show, paired, percent, smallest_effect
 from gsm8k_core.tracking.terminal import Terminal, counted
@@ -96,7 +96,7 @@ def accuracy(score: Mapping[str, Any]) -> str:
 def show_scores(terminal: Terminal, summary: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """One model's tables; `found` is its breakdown."""
     rules = summary["rules"]
-    rows = [[name, str(rules[name]["correct"]), accuracy(rules[name])] for name in rules]
+    rows = [[labelled(name), str(rules[name]["correct"]), accuracy(rules[name])] for name in rules]
     terminal.table(["rule", "correct", f"accuracy{how(summary)} (95 % interval)"], rows)
     terminal.say(_endings(summary))
     _show_calculator(terminal, summary)
@@ -160,7 +160,13 @@ def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
     """Base against trained: a line a rule, what went wrong, and what the paired test says."""
     base, trained, tests = comparison["base"]["rules"], comparison["trained"]["rules"], comparison["paired_by_rule"]
     rows = [
-        [name, accuracy(base[name]), accuracy(trained[name]), f"{100 * test['difference']:+.1f}", _p(test["p"])]
+        [
+            labelled(name),
+            accuracy(base[name]),
+            accuracy(trained[name]),
+            f"{100 * test['difference']:+.1f}",
+            _p(test["p"]),
+        ]
         for name, test in tests.items()
     ]
     columns = [f"{which}{how(comparison[which])}" for which in ("base", "trained")]

@@ -22,7 +22,7 @@ from gsm8k_core.files import write_bytes
 from gsm8k_core.report import charts, words
 from gsm8k_core.report.curves import Curve
 from gsm8k_core.report.words import Facts, Headline, visible
-from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, RULES
+from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, OLDER, version_of
 from gsm8k_core.scoring.diagnose import CATEGORIES
 from gsm8k_core.types import DataError
 
@@ -167,7 +167,7 @@ def _rule_rows(comparison: Mapping[str, Any], models: Sequence[Column], rules: S
     rows = []
     for name in rules:
         scores = [model.summary["rules"][name] for model in models]
-        row = {"name": name, "version": RULES[name].version if name in RULES else None, "scores": scores}
+        row = {"name": name, "version": None if name in OLDER else version_of(name), "scores": scores}
         if len(models) == 2:
             row |= {"difference": scores[1]["accuracy"] - scores[0]["accuracy"]}
             row |= {"test": comparison["paired_by_rule"][name]}

@@ -7,10 +7,11 @@ r"""Named, versioned rules that read the final number out of a completion, and s
     qwen-math  Qwen2.5-Math: last `boxed`, else all after "he answer is", else last number; x100 and /100 are right, too
     verl       verl, strict: last `#### N` in the last 300 characters, equal as texts
     inspect    inspect_evals: the last word that is a number, to five significant digits
-    robust     ours: last readable `#### N`, else last \boxed{N}, else last "answer is N", else last number,
-               equal as decimals
+    robust     ours, version 2: last readable `#### N` or `<answer>N`, else last \boxed{N}, else last "the answer is N",
+               else last number; each read whole, equal as numbers
 
-The published ones are in published.py; math-verify, which needs a process of its own, in math_verify.py.
+The published ones are in published.py, ours in robust.py; math-verify, which needs a process of its own, in
+math_verify.py. A rule's name is the newest version's; an older one is asked for by both: `robust-v1`.
 lm-eval also stops generation at "Question:"; that is the caller's part, a rule sees only its text.
 Every rule is linear in the completion and raises on no string: a broken model may write anything.
 
@@ -19,14 +20,18 @@ AnswerLine ends an answer after its whole `#### N` line while it is still being 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Any
 
-from gsm8k_core.problems.gold import checked_number, gold_number, has_few_digits, marked_number, plain_decimal
+from gsm8k_core.problems.gold import checked_number, marked_number, plain_decimal
 from gsm8k_core.scoring import published
+from gsm8k_core.scoring.robust import robust, robust_equal
+from gsm8k_core.scoring.robust_v1 import robust_v1, robust_v1_equal
+from gsm8k_core.types import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,77 +57,62 @@ def grade(completion: str, answer: str) -> dict[str, Verdict]:
 
     A number without its text is graded as the plainest one: "18.0", "$18" and 18 are the same gold.
     """
-    target = "#### " + (marked_number(answer) if "####" in answer else plain_decimal(checked_number(answer)))
+    target = _target(answer)
     return {rule.name: _verdict(rule, completion, target) for rule in RULES.values()}
+
+
+def judge_by(names: Sequence[str], records: Iterable[dict[str, Any]]) -> None:
+    """Leaves each record the verdicts of these rules alone, of RULES or OLDER; those it has not are made."""
+    for record in records:
+        made, target = record["rules"], _target(str(record["gold"]))
+        record["rules"] = {
+            name: made[name] if name in made else asdict(_verdict(OLDER[name], record["completion"], target))
+            for name in names
+        }
+
+
+def asked_rules(text: str) -> tuple[str, ...]:
+    """The rules of `all`, or of names with commas between: robust-v1, which is `robust v1` as well."""
+    if text.strip().lower() == ALL_RULES:
+        return tuple(RULES)
+    return tuple(dict.fromkeys(_named(name) for name in text.split(",")))
+
+
+def shown_rules(text: str) -> tuple[str, ...]:
+    """The same, with those that tables and paired tests are made of."""
+    asked = asked_rules(text)
+    return asked if set(HEADLINE) <= set(asked) else tuple(dict.fromkeys((*HEADLINE, *asked)))
+
+
+def _named(text: str) -> str:
+    name, _, version = re.sub(r"[\s@_:-]+(?=v?[0-9]+$)", "@", text.strip().lower()).partition("@")
+    number = int(version.removeprefix("v") or 0)
+    for key, rule in [*RULES.items(), *OLDER.items()]:
+        if rule.name == name and number in (0, rule.version):
+            return key
+    near = difflib.get_close_matches(text.strip().lower(), [*RULES, *OLDER], n=1)
+    advice = f"did you mean {near[0]}? There are" if near else "there are"
+    raise UsageError(f"--rules: no rule {text.strip()!r}; {advice} {', '.join([*RULES, *OLDER])}, or all")
+
+
+def version_of(name: str) -> int | None:
+    """Of a rule by its name in a record; None for math-verify, whose version is its package's."""
+    rule = RULES.get(name) or OLDER.get(name)
+    return rule.version if rule else None
+
+
+def labelled(name: str) -> str:
+    """robust v2: how a table calls a rule."""
+    return f"{name} v{RULES[name].version}" if name in RULES else name
+
+
+def _target(answer: str) -> str:
+    return "#### " + (marked_number(answer) if "####" in answer else plain_decimal(checked_number(answer)))
 
 
 def _verdict(rule: Rule, completion: str, target: str) -> Verdict:
     extracted = rule.extract(completion)
     return Verdict(extracted, extracted is not None and rule.equal(extracted, target))
-
-
-# --- robust -------------------------------------------------------------------------------------------------
-# Each step cuts the text into parts that do not overlap and reads each part once, without nested quantifiers.
-
-# A hyphen after a digit, a letter or a bracket is a range or a difference: 10-15 ends in 15.
-# `3:00` is one number, or its last number would be zero.
-_NUMBER = r"(?:(?<![0-9A-Za-z)-])-)?\\?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?::00\b)?"
-_WHOLE = r"(?![.,]?[0-9]| ?/ ?[0-9])"  # no fractions, and backtracking must not cut a number short
-_DIGIT = re.compile(r"[0-9]")
-_NUMBERS = re.compile(_NUMBER)
-_HASHES = re.compile(r"#{4,}")
-# `#### 1. Add the eggs` is a Markdown heading, not an answer.
-_AFTER_HASHES = re.compile(rf"({_NUMBER}){_WHOLE}(?![.):]\**[ \t]+\S)")
-_BOX = re.compile(r"\\boxed\s*\{")
-_ANSWER = re.compile(r"answer[*_\s]{0,4}(?:is\b|:)", re.IGNORECASE | re.ASCII)
-_AFTER_ANSWER = re.compile(rf"[^0-9.\n]*?({_NUMBER}){_WHOLE}")
-# `9 * 2 = 18` answers 18; a dot or comma before a space ends the sum.
-_SUM = re.compile(r"(?:[-+*/x×÷()$%0-9 =]|[.,](?=[0-9]))*=")
-_BEFORE = " \t\r\n\f\v\u00a0\u202f*_`$€£¥\\([{:=~\"'"
-
-
-def _robust(completion: str) -> str | None:
-    if not _DIGIT.search(completion):
-        return None
-    text = completion.replace("\u2212", "-").replace("{,}", ",")
-    for latex in ("\\,", "\\!", "\\{", "\\}"):
-        text = text.replace(latex, "")
-    return (
-        _last_after(_HASHES, _AFTER_HASHES, text)
-        or _last_boxed(text)
-        or _last_after(_ANSWER, _AFTER_ANSWER, text)
-        or _last_number(text)
-    )
-
-
-def _robust_equal(extracted: str, target: str) -> bool:
-    return Decimal(extracted) == Decimal(gold_number(target))  # no x100 leniency: 50% is not 0.5
-
-
-def _last_after(mark: re.Pattern[str], reading: re.Pattern[str], text: str) -> str | None:
-    """The number after the last `mark` that has a readable one before the next mark."""
-    for part in reversed(mark.split(text)[1:]):
-        head = part.lstrip(_BEFORE)
-        if "=" in head and (equation := _SUM.match(head)):
-            head = head[equation.end() :].lstrip(_BEFORE)
-        found = reading.match(head) if head else None
-        if found and has_few_digits(found[1]):
-            return plain_decimal(found[1])
-    return None
-
-
-def _last_boxed(text: str) -> str | None:
-    """The number in the last closed `\\boxed{}` that holds exactly one, after its last `=` if it has one."""
-    for part in reversed(_BOX.split(text)[1:]):
-        content = published.closed(part)
-        numbers = _NUMBERS.findall(content.rpartition("=")[2]) if content else []
-        if len(numbers) == 1 and has_few_digits(numbers[0]):
-            return plain_decimal(numbers[0])
-    return None
-
-
-def _last_number(text: str) -> str | None:
-    return next((plain_decimal(number) for number in reversed(_NUMBERS.findall(text)) if has_few_digits(number)), None)
 
 
 # --- all of them ----------------------------------------------------------------------------------------------
@@ -135,9 +125,12 @@ _RULES = (
     Rule("qwen-math", 1, published.qwen_math, published.qwen_equal),
     Rule("verl", 1, published.verl, published.openai_equal),
     Rule("inspect", 1, published.inspect, published.inspect_equal),
-    Rule("robust", 1, _robust, _robust_equal),
+    Rule("robust", 2, robust, robust_equal),
 )
 RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _RULES})
+OLDER: Mapping[str, Rule] = MappingProxyType({"robust-v1": Rule("robust", 1, robust_v1, robust_v1_equal)})
+RULES_HERE = ", ".join(map(labelled, RULES))
+ALL_RULES = "all"
 HEADLINE = ("strict", "flexible", "robust")  # the rules that tables begin with
 HEADLINE_RULE = "flexible"  # the one that decides: of the paired test, the dev accuracy and the guard
 

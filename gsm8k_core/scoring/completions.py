@@ -17,7 +17,7 @@ from typing import Any
 from gsm8k_core.problems.data import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
 from gsm8k_core.problems.gold import MAX_DIGITS, gold_number
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import grade
+from gsm8k_core.scoring.answers import grade, version_of
 from gsm8k_core.scoring.stats import wilson
 from gsm8k_core.types import DataError, StorageError
 
@@ -59,7 +59,7 @@ def grade_rows(rows: Sequence[CompletionRow]) -> list[Record]:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
-    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read"}}} and tallies.disagreement_summary."""
+    """{"n", "rules": {name: {"correct", "accuracy", "interval", "nothing_read", "version"}}} and what differs."""
     rules = {}
     for name in tallies.rules_of(records):
         verdicts = [record["rules"][name] for record in records]
@@ -69,6 +69,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Record:
             "accuracy": correct / len(records),
             "interval": list(wilson(correct, len(records))),
             "nothing_read": sum(verdict["extracted"] is None for verdict in verdicts),
+            "version": version_of(name),
         }
     return {"n": len(records), "rules": rules, **tallies.disagreement_summary(records)}
 

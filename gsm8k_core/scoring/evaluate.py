@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from gsm8k_core.config.stored import Count, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_leftovers, write_bytes, write_json
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import grade
+from gsm8k_core.scoring.answers import RULES_HERE, grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
 from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.types import Completion, DataError, FinishReason, Problem, StorageError
@@ -74,6 +74,7 @@ class Key:
     repeat: int = 0  # greedy only: the same again, to see whether it is the same
     stop: str = STOP_RULE
     calculator: bool = False
+    rules: str = RULES_HERE  # they decide no text, but what is said of it
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

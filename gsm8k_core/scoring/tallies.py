@@ -14,7 +14,7 @@ from itertools import groupby
 from statistics import fmean, variance
 from typing import Any
 
-from gsm8k_core.scoring.answers import HEADLINE
+from gsm8k_core.scoring.answers import HEADLINE, version_of
 from gsm8k_core.scoring.stats import majority, pass_at_k, percent, wilson
 
 Record = Mapping[str, Any]
@@ -46,6 +46,7 @@ def rates(records: Sequence[Record]) -> dict[str, dict[str, object]]:
         total = sum(correct)
         low, high = wilson(total, len(records)) if num_samples == 1 else interval(correct, num_samples)
         scores[name] = {"correct": total, "accuracy": total / len(records), "interval": [low, high]}
+        scores[name]["version"] = version_of(name)
     return scores
 
 

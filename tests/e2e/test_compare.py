@@ -304,20 +304,25 @@ def test_compare_and_grade_take_math_verify_too(
     run: Run, model: Path, trained: Path, data: Path, words: Callable[[str, str], None], tmp_path: Path
 ) -> None:
     words("#### 5", "it is \\frac{8}{2}, or 4")
-    done = compare(run, model, trained, data, "--slow-rules", "--json")
+    done = compare(run, model, trained, data, "--slow-rules", "--rules", "robust-v1,openai", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("math-verify judged 8 rows in ") == 2
     made = json.loads(done.stdout)
     assert made["paired_by_rule"]["math-verify"]["won"] == made["trained"]["rules"]["math-verify"]["correct"] > 0
-    assert "math-verify" in made["base"]["disagreements"]
+    asked = ["strict", "flexible", "robust", "robust-v1", "openai", "math-verify"]
+    assert list(made["base"]["disagreements"]) == asked == list(made["paired_by_rule"])
+    assert {name: made["base"]["rules"][name]["version"] for name in asked[2:4]} == {"robust": 2, "robust-v1": 1}
     assert "math-verify" in Read((trained / "report.html").read_text()).words
-    scored = json.loads(run("eval", "--model", trained, "--data", data, *PLACE, "--slow-rules", "--json").stdout)
+    scored = json.loads(
+        run("eval", "--model", trained, "--data", data, *PLACE, "--slow-rules", "--rules", "robust v1", "--json").stdout
+    )
+    assert list(scored["rules"]) == ["strict", "flexible", "robust", "robust-v1", "math-verify"]
     assert scored["rules"]["math-verify"]["correct"] == made["trained"]["rules"]["math-verify"]["correct"]
     assert "math-verify" in Read(Path(scored["page"]).read_text()).words
     (tmp_path / "c.jsonl").write_text('{"completion": "so 4", "gold": 4}\n{"completion": "5 ", "gold": 5}\n')
     graded = run("grade", "c.jsonl", "--slow-rules")
     assert "math-verify judged 2 rows in " in graded.stdout
-    assert "math-verify        1" in graded.stdout
+    assert "math-verify         1" in graded.stdout
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,22 @@ def test_records_hold_what_each_rule_read(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("grade", "out.jsonl", "--json").stdout)["rules"]["robust"]["correct"] == 4  # reads its own
 
 
+def test_an_older_version_is_judged_by_its_name(run: Run, tmp_path: Path) -> None:
+    rows = [{"completion": "#### $18k", "gold": 18000}, {"completion": "#### 1/4", "gold": 4}]
+    source = write(tmp_path / "c.jsonl", rows)
+    done = run("grade", source, "--rules", "robust v1,robust", "--json")
+    rules = json.loads(done.stdout)["rules"]
+    assert {name: (rule["correct"], rule["version"]) for name, rule in rules.items()} == {
+        "robust-v1": (1, 1),
+        "robust": (1, 2),
+    }
+    assert list(json.loads(done.stdout)["disagreements"]) == ["robust-v1", "robust"]
+    assert "robust v2" in run("grade", source).stdout
+    refused = run("grade", source, "--rules", "robust-v7")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--rules: no rule 'robust-v7'; did you mean robust-v" in refused.stderr
+
+
 def test_records_are_never_written_over(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "c.jsonl", ROWS)
     before = source.read_bytes()

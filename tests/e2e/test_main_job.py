@@ -72,7 +72,7 @@ def test_the_whole_job(backend_name: str, run: Run, model: Path, data: Path, tmp
     assert compared.returncode == 0, compared.stderr
     written = json.loads((tmp_path / "out/model_comparison.json").read_text())
     assert {"model", "hash", "n", "rules"} <= set(written["base"])
-    assert set(written["trained"]["rules"]["flexible"]) == {"correct", "accuracy", "interval"}
+    assert set(written["trained"]["rules"]["flexible"]) == {"correct", "accuracy", "interval", "version"}
     assert {"won", "lost", "p"} <= set(written["paired"])
     assert written["base"]["reused"] == 0
     assert written["trained"]["reused"] == 8

@@ -74,7 +74,7 @@ def test_other_data_is_not_called_gsm8k() -> None:
 def test_numbers_are_the_comparisons() -> None:
     card = make_card(comparison(), "me/trained").replace("\N{NO-BREAK SPACE}", " ")
     assert "**The trained model is better.** 30.0 % → 40.0 %, +10.0 points" in card
-    assert "| flexible | 30.0 % (21.9 to 39.6) | 40.0 % (30.9 to 49.8) | +10.0 | 14 | 4 | p = 0.031 |" in card
+    assert "| flexible v3 | 30.0 % (21.9 to 39.6) | 40.0 % (30.9 to 49.8) | +10.0 | 14 | 4 | p = 0.031 |" in card
     assert "| cut by the length limit | 10 | 10 |" in card
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gsm8k_core.scoring.answers import HEADLINE, RULES, Verdict, grade
+from gsm8k_core.scoring.answers import HEADLINE, RULES, Verdict, asked_rules, grade, judge_by, shown_rules
+from gsm8k_core.types import UsageError
 
 GOLD = "She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18"
 RIGHT, WRONG = True, False
@@ -35,7 +36,7 @@ def test_the_rules_stand_in_their_order_under_their_own_names() -> None:
         ("qwen-math", "qwen-math", 1),
         ("verl", "verl", 1),
         ("inspect", "inspect", 1),
-        ("robust", "robust", 1),
+        ("robust", "robust", 2),
     ]
     assert HEADLINE == ("strict", "flexible", "robust")
 
@@ -83,9 +84,9 @@ def test_each_rule_keeps_its_own_virtues_and_failures(completion: str, expected:
     [
         ("**18**. Hope this helps...", "...", "18"),
         ("at 3:00 pm", "00", "3"),
-        ("10-15", "-15", "15"),
+        ("10-15", "-15", None),
         ("18 eggs (see step 2)", "2", "2"),
-        ("1e400", "400", "400"),
+        ("1e400", "400", None),
         ("from 1 to -$5.", "-$5.", "-5"),
         ("7 ...", "...", "7"),
         ("a single . or $ or ,", None, None),
@@ -111,3 +112,42 @@ def test_strict_takes_the_first_mark_and_flexible_the_last_number() -> None:
     text = "#### 18\nQuestion: more?\n#### 7"
     assert extracted("strict", text) == "18"
     assert extracted("flexible", text) == "7"
+
+
+@pytest.mark.parametrize("typed", ["robust-v1", "robust v1", "Robust V1", "robust@1", "robust:v1", " robust-1 "])
+def test_an_older_version_is_called_by_name_and_number(typed: str) -> None:
+    assert asked_rules(typed) == ("robust-v1",)
+    assert asked_rules(f"{typed},robust,robust-v2,strict") == ("robust-v1", "robust", "strict")
+    assert shown_rules(typed) == ("strict", "flexible", "robust", "robust-v1")
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("robust-v3", "did you mean robust-v1"),
+        ("flexibel", "did you mean flexible"),
+        ("strict-v2", "no rule 'strict-v2'"),
+        ("", "no rule ''"),
+        ("exact", "there are openai, strict"),
+    ],
+)
+def test_a_rule_that_is_not_there_is_refused_with_those_that_are(typed: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        asked_rules(typed)
+
+
+def test_all_are_the_eight() -> None:
+    assert asked_rules("all") == shown_rules("ALL") == tuple(RULES)
+
+
+def test_records_are_judged_by_the_asked_rules_alone() -> None:
+    record = {
+        "completion": "#### 18k",
+        "gold": "#### 18000",
+        "rules": {"robust": {"extracted": "kept", "correct": True}},
+    }
+    judge_by(("robust-v1", "robust"), [record])
+    assert record["rules"] == {
+        "robust-v1": {"extracted": "18", "correct": False},
+        "robust": {"extracted": "kept", "correct": True},
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -107,11 +107,41 @@ PATTERNS = (
     ".0",
     "".join(map(chr, range(0x4E00, 0x9000))),
 )
+READ_BY_ROBUST = (  # and by no published rule
+    "<answer>",
+    "<think>",
+    "</think>",
+    "<think>1</think>",
+    "### 1\n",
+    "#### Step 1 a ",
+    "answer\n",
+    "answer to ",
+    "উত্তর হল ",
+    "antwort ist 1 ",
+    "答え",
+    "ответ - ",
+    "10 000 ",
+    "1,00,",
+    "1.000.",
+    "1 1/2 ",
+    "9 eggs * ",
+    "9*2=",
+    "3:30 ",
+    "2 hours 3 ",
+    "18k ",
+    "10^9 ",
+    "cm^2 ",
+    "\\frac{1}{2}",
+    "\\frac{",
+    "<<1=1>>",
+    "\u200b1",
+    "１，",
+)
 AROUND = (("", ""), ("\\boxed{", " 7"), ("The answer is ", "/7}"), ("#### ", "²"))
 
 
-def hostile_texts(size: int) -> Iterator[str]:
-    for pattern in PATTERNS:
+def hostile_texts(size: int, patterns: Sequence[str] = PATTERNS) -> Iterator[str]:
+    for pattern in patterns:
         body = (pattern * (size // len(pattern) + 1))[:size]
         yield from (start + body + end for start, end in AROUND)
 
@@ -127,7 +157,10 @@ def judge(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_hundred_kilobytes_take_each_rule_linear_time(name: str) -> None:
-    slow = (text[:40] for text in hostile_texts(SIZE) if passes(partial(judge, name, text), SIZE, LIMIT) > LIMIT)
+    patterns = PATTERNS + READ_BY_ROBUST if name == "robust" else PATTERNS
+    slow = (
+        text[:40] for text in hostile_texts(SIZE, patterns) if passes(partial(judge, name, text), SIZE, LIMIT) > LIMIT
+    )
     assert list(slow) == []
 
 

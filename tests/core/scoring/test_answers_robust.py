@@ -1,10 +1,11 @@
-"""The robust rule: what it reads where, and that it compares exactly."""
+"""The robust rule: what it reads where, that it compares exactly, and that version 1 stays what it was."""
 
 from __future__ import annotations
 
 import pytest
 
-from gsm8k_core.scoring.answers import RULES, grade
+from gsm8k_core.scoring.answers import OLDER, RULES, grade
+from tests.core.scoring.answer_lines import LINES
 
 
 def extracted(rule: str, completion: str) -> str | None:
@@ -78,13 +79,13 @@ def test_robust_reads_the_number_after_the_last_answer_is(completion: str, numbe
         ("so x = -5", "-5"),
         ("- 18 eggs", "18"),
         ("x-5", "5"),
-        ("5\u00b2", "5"),
+        ("5\u00b2", "25"),
         ("1.50 dollars", "1.5"),
-        ("\u0663 or \u00b2 or \uff13", None),
+        ("\u0663 or \u00b2 or \uff13", "3"),
         ("no number", None),
     ],
 )
-def test_robust_falls_back_to_the_last_number_in_ascii_digits(completion: str, number: str | None) -> None:
+def test_robust_falls_back_to_the_last_number(completion: str, number: str | None) -> None:
     assert extracted("robust", completion) == number
 
 
@@ -104,3 +105,43 @@ def test_robust_compares_forty_digits_exactly_where_floats_are_equal() -> None:
 def test_robust_does_not_take_a_percentage_for_its_hundredth() -> None:
     assert not grade("#### 50%", "#### 0.5")["robust"].correct
     assert not grade("#### 0.5", "#### 50")["robust"].correct
+
+
+# --- labelled lines -------------------------------------------------------------------------------------------
+
+LEAST = 350
+V1_READS = 156  # of the same lines, as it did when they were labelled
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_what_models_end_in_is_read_as_it_was_labelled(kind: str) -> None:
+    assert [(completion, extracted("robust", completion)) for completion, _ in LINES[kind]] == LINES[kind]
+
+
+def test_there_are_enough_lines_and_version_1_reads_fewer() -> None:
+    lines = [line for kind in LINES.values() for line in kind]
+    assert len({completion for completion, _ in lines}) >= LEAST
+    assert sum(OLDER["robust-v1"].extract(completion) == number for completion, number in lines) == V1_READS
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "right"),
+    [("#### 1/3", "0.3333", False), ("#### 2/6 * 3 = 1", "1", True), ("\\boxed{\\frac{36}{2}}", "18", True)],
+)
+def test_fractions_are_compared_exactly(completion: str, gold: str, right: bool) -> None:
+    assert grade(completion, gold)["robust"].correct == right
+
+
+def test_sums_and_labels_keep_what_version_1_read() -> None:
+    """Lines on which a more eager reading would lose what the first version had: no sum without an equals sign."""
+    for completion in (
+        "Answer: **25** cups - 3 for each",
+        "The answer is 15 gallons",
+        "James earned 24 answers * 2 points/answer = <<24*2=48>>48 points.\nSo the total is 66",
+        "Week 3:210 pages",
+        "She puts $2,756 in her account",
+        "#### 1,5",
+        "#### 15,00",
+        "so 5-3 = <<5-3=2>>2:00 pm is the latest",
+    ):
+        assert extracted("robust", completion) == OLDER["robust-v1"].extract(completion), completion

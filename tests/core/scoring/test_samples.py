@@ -52,7 +52,7 @@ def test_one_answer_a_problem_is_the_plain_count() -> None:
     found = summarise(single, frozenset())
     assert "majority" not in found
     assert found["samples"] == 1
-    assert found["rules"]["robust"] == {"correct": 1, "accuracy": 0.5, "interval": list(wilson(1, 2))}
+    assert found["rules"]["robust"] == {"correct": 1, "accuracy": 0.5, "interval": list(wilson(1, 2)), "version": 2}
     assert voted(single) == single
     assert sample_table(found) is None
 
