@@ -12,7 +12,8 @@ from gsm8k_core.backend import Backend, ignore_token
 from gsm8k_core.config.score import GenerateConfig
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer
-from gsm8k_core.problems.data import STDIN, fields, is_text, parse, read_lines, strip_annotations
+from gsm8k_core.problems.data import strip_annotations
+from gsm8k_core.problems.lines import STDIN, fields, is_text, parse, read_lines
 from gsm8k_core.problems.prompts import decode, prompt_tokens
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.scoring.calculator import Calculator

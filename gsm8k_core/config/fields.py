@@ -196,11 +196,32 @@ class ProblemSettings(Settings):
 
     data: Annotated[
         str,
-        Field(description="auto, openai/gsm8k, a JSONL file, a folder with train.jsonl and test.jsonl, or generated"),
+        Field(
+            description="auto, openai/gsm8k or another Hub id (@REVISION pins it), a file of rows (JSONL, JSON array, "
+            "parquet; .gz too), a folder with train and test, or generated; README lists the shapes of a row"
+        ),
     ] = "auto"
-    data_config: Annotated[Literal["main", "socratic"], Field(description="which configuration of openai/gsm8k")] = (
-        "main"
-    )
+    data_config: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][\w.-]*$",
+            max_length=96,
+            description="which configuration of the data: main or socratic of openai/gsm8k, or another's folder",
+        ),
+    ] = "main"
+    question_column: Annotated[
+        str,
+        tyro.conf.arg(metavar="NAME", help_behavior_hint=without_none),
+        Field(description="the column with the question; default: found by its name"),
+    ] = ""
+    answer_column: Annotated[
+        str,
+        tyro.conf.arg(metavar="NAME", help_behavior_hint=without_none),
+        Field(description="the column with the answer; default: found by its name"),
+    ] = ""
+    skip_bad_rows: Annotated[
+        bool, Field(description="leave out rows that are empty or whose answer is no number, counted and named")
+    ] = False
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="seeds the order of the rows and the generated problems")
     ] = 0

@@ -53,6 +53,7 @@ class Listing:
     repo: str
     kind: Kind
     files: Mapping[str, int]  # path in the repository -> bytes
+    revision: str = ""  # the commit that was asked for; "": the newest
 
 
 def is_hub_id(reference: str) -> bool:
@@ -96,7 +97,13 @@ def cached_snapshots(repo: str, kind: Kind) -> Iterator[Path]:
     yield from sorted(others, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
 
-def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
+def revision_of(path: Path) -> str:
+    """The commit of a file in the Hub's cache; nothing where the path says none."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-2] else ""
+
+
+def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS, *, revision: str = "") -> Listing:
     """The repository's files and their sizes, or Unavailable, within `timeout` seconds."""
     for key in OFFLINE_KEYS:
         if (os.environ.get(key) or "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -107,9 +114,10 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS) -> Listing:
     from gsm8k_core.models.repository import Repository  # it brings pydantic, which train's parent does without
 
     try:
-        info = _bounded(lambda: _ask(f"api/{kind}s/{repo}?blobs=true", timeout), timeout)
+        place = f"{repo}/revision/{revision}" if revision else repo
+        info = _bounded(lambda: _ask(f"api/{kind}s/{place}?blobs=true", timeout), timeout)
         found = Repository.model_validate(info)
-        return Listing(repo, kind, {file.rfilename: file.size or 0 for file in found.siblings})
+        return Listing(repo, kind, {file.rfilename: file.size or 0 for file in found.siblings}, revision)
     except HTTPError as error:
         raise _http_reason(error.code, kind) from None
     except (OSError, HTTPException) as error:
@@ -133,6 +141,7 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
                 allow_patterns=list(names),
                 cache_dir=hub_cache(),
                 endpoint=endpoint(),
+                revision=listing.revision or None,
             )
         )
     except Exception as error:  # whatever the network library raises

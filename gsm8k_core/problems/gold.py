@@ -1,17 +1,32 @@
 """The gold number: the N of an answer's last line `#### N`, as a plain decimal, or why there is none.
 
 What lm-eval could never match is refused here, and not counted as wrong for ever.
+
+An answer from elsewhere says its number in a sentence or a box. `ended` makes a last line `#### N` of that, since an
+evaluation asks for that line and a model writes what it was shown:
+
+    3 + 4 = 7.\n#### 7\nThe answer is: 7    ->    3 + 4 = 7.\n#### 7
+    3 + 4 = 7.\nThe answer is: 7             ->    3 + 4 = 7.\n#### 7
+    3 + 4 = 7. The answer is 7.              ->    3 + 4 = 7. The answer is 7.\n#### 7
+    So there are $\\boxed{7}$ pens.           ->    So there are $\\boxed{7}$ pens.\n#### 7
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from gsm8k_core.types import DataError
 
 MAX_DIGITS = 40  # int() raises past 4,300 digits, float() turns 400 into inf; no real answer comes near
 # Commas must group thousands: `1,5` is 1.5 to one writer and 15 to another.
 _GOLD = re.compile(r"(?:-?\$?|\$-)(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]+)?\.?")
+# The last one of a line; what stands before it decides whether the line says anything else.
+_SENTENCE = re.compile(r"(?i)\b(?:the )?(?:final |correct )?answer(?: is)?(?: is ?:| ?:|(?<=is))[ *]*(?=\S)(.*)$")
+_BOX = re.compile(r"\\f?box(?:ed)? ?\{")
+_MARKS = " *$.`"  # what Markdown and TeX put around a number
+_TEX = re.compile(r"\\[!,;: ]|\\[()\[\]]|\{,\}|~")  # thin spaces and brackets: 10\,000, 10{,}000
+_UNIT = re.compile(r"(?:\\(?:text|mathrm|textrm|mbox)\{[^{}]*\}(?:\^\{?[0-9]\}?)?|\^\{?\\circ\}?|\\?%)$")
 _DROPPED = str.maketrans("", "", ",$\\")
 _NOT_DIGITS = str.maketrans("", "", ",$\\-.:")
 
@@ -19,6 +34,68 @@ _NOT_DIGITS = str.maketrans("", "", ",$\\-.:")
 def gold_number(answer: str) -> str:
     """The N of the single last `#### N`, as a plain decimal: `#### 1,234.50` gives `1234.5`."""
     return plain_decimal(marked_number(answer))
+
+
+def ended(answer: str) -> tuple[str, str, str]:
+    """The answer with its one `#### N` at the end, N, and where it stood: "####", "#### and more", "sentence" or "box".
+
+    What ends so already stays as it is, letter by letter. Raises DataError where there is no number, or are two.
+    """
+    if "####" in answer:
+        steps, mark, rest = answer.partition("####")
+        line, _, more = rest.partition("\n")
+        if not more.strip() or "####" in more:
+            return answer, marked_number(answer), mark
+        kept = f"{steps}{mark}{line.rstrip()}"
+        number = marked_number(kept)
+        if not more.rstrip().endswith(f"The answer is: {number}"):  # as MetaMathQA's do, 395,000 times
+            _refuse_two(number, _said(more))
+        return kept, number, "#### and more"
+    before, _, last = answer.rstrip().rpartition("\n")
+    if (sentence := _SENTENCE.search(last)) is not None:
+        number = checked_number(_bare(sentence[1]))
+        _refuse_two(number, _boxed(before))
+        alone = not last[: sentence.start()].strip(_MARKS)
+        kept = before.rstrip() if alone and before.strip() else answer.rstrip()
+        return f"{kept}\n#### {number}", number, "sentence"
+    if (box := _boxed(answer)) is not None:
+        number = checked_number(_bare(box))
+        return f"{answer.rstrip()}\n#### {number}", number, "box"
+    return answer, marked_number(answer), ""  # which says that there is none
+
+
+def _said(text: str) -> str | None:
+    """What stands after "the answer is" in the last line, or in the last box."""
+    sentence = _SENTENCE.search(text.rstrip().rpartition("\n")[2])
+    return sentence[1] if sentence else _boxed(text)
+
+
+def _boxed(text: str) -> str | None:
+    """What stands in the last box, its braces matched."""
+    last = max((found.end() for found in _BOX.finditer(text)), default=None)
+    if last is None:
+        return None
+    depth = 1
+    for place in range(last, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if not depth:
+            return text[last:place]
+    return text[last:]
+
+
+def _bare(said: str) -> str:
+    """A number without the marks, the TeX and the unit around it: `$\\boxed{10{,}000\\text{ cm}}$.` gives `10,000`."""
+    text = _boxed(said) or said
+    text = _TEX.sub(lambda found: "," if found[0] in ("{,}", "\\,") else "", text).replace("\N{MINUS SIGN}", "-")
+    text = text.strip(_MARKS).replace("\\$", "$")
+    return _UNIT.sub("", text).strip(_MARKS).replace("$", "")
+
+
+def _refuse_two(number: str, other: str | None) -> None:
+    """Raises DataError where the answer also says another number, in other words."""
+    second = None if other is None else _bare(other)
+    if second and _GOLD.fullmatch(second) and plain_decimal(second) != plain_decimal(number):
+        raise DataError(f"the answer says two numbers, {_shown(number)} and {_shown(second)}; keep the right one")
 
 
 def gold_of(answer: str) -> str:
@@ -53,6 +130,7 @@ def has_few_digits(number: str) -> bool:
     return len(number.translate(_NOT_DIGITS)) <= MAX_DIGITS
 
 
+@lru_cache(maxsize=1 << 14)  # golds repeat, and share one text each
 def plain_decimal(number: str) -> str:
     """`-$1,234.50` gives `-1234.5`, `3:00` gives `3`."""
     text = number.partition(":")[0].translate(_DROPPED)

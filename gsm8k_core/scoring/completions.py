@@ -14,8 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from gsm8k_core.problems.data import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
 from gsm8k_core.problems.gold import MAX_DIGITS, gold_number
+from gsm8k_core.problems.lines import STDIN, Constant, Number, Row, fields, kind, parse, read_lines
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import grade, version_of
 from gsm8k_core.scoring.stats import wilson

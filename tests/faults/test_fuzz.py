@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 
 from gsm8k_core.files import file_hash
 from gsm8k_core.models.folder import ModelFolder, rope_theta
-from gsm8k_core.problems.data import is_text, read_jsonl
+from gsm8k_core.problems.data import read_jsonl
 from gsm8k_core.problems.gold import gold_number
+from gsm8k_core.problems.lines import is_text
 from gsm8k_core.scoring.answers import HEADLINE, RULES, grade
 from gsm8k_core.scoring.calculator import CalculatorError, calculate, written
 from gsm8k_core.scoring.claims import MAX_CLAIMS, find_claims

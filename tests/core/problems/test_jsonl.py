@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gsm8k_core.problems.data import STDIN, Number, fields, is_text, parse, read_lines
+from gsm8k_core.problems.lines import STDIN, Number, fields, is_text, parse, read_lines
 from gsm8k_core.types import DataError
 
 
