@@ -22,9 +22,11 @@ from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, resolve_model
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import AnswerPair, compare
-from gsm8k_core.problems.data import is_single_file, load_data
+from gsm8k_core.problems.data import MissingSplitError, is_single_file, load_data
 from gsm8k_core.problems.generated import HELD_OUT
+from gsm8k_core.problems.overlap import Overlap
 from gsm8k_core.problems.prompts import NO_SHOTS, Shots, choose_shots, decode, prompt_tokens
+from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.problems.rows import check_context, check_token_ids
 from gsm8k_core.report.comparison import show_scores
 from gsm8k_core.scoring.answers import ALL_RULES, HEADLINE, AnswerLine, judge_by, shown_rules
@@ -53,6 +55,7 @@ from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, 
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
+from verbs.overlap import of_model
 from verbs.results import Provenance, write_one
 
 BATCH = "batch"  # the choice of how many problems are answered at once
@@ -60,7 +63,7 @@ NUM_CHECKED = 32  # problems that --check-batching answers again
 UNITS = {"nats": "nats", "share": "of the odds"}  # how far two answers are apart where they part
 MOST_PLACES = 8  # that are shown; summary.json has all
 SAMPLED_ONLY = ("samples", "top_p", "top_k", "sample_seed")
-TRAINED_ON = {"test": "the train split, and not on these", "train": "these"}
+OF_DATA = ("data_config", "seed", "question_column", "answer_column", "skip_bad_rows")  # as a run recorded them
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class LoadedModel:
     choices: Mapping[str, Choice]
     key: Key
     folder: Path
+    overlap: Overlap  # of the problems with what the model was trained on
     limit: Limit | None = None
 
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
@@ -222,47 +226,62 @@ def load_problems(config: ScoreSettings, source: Source, context: Context, pair:
     """The asked split; `auto` is what the model was trained on, else the real test set where it can be had."""
     recorded = _trained_on(source) if config.data == AUTO else None
     if recorded:
-        _refuse_ambiguous(config, recorded[0], context)
-        (reference, data_config, seed), reason = (
-            recorded,
-            f"the run's own data; it trained on {TRAINED_ON[config.split]}",
-        )
+        (asked, revision), reason = recorded, "the run's own data"
+        _refuse_ambiguous(config, asked.data, context)
     else:
         pair = pair or choose_pair(source.name, config.data, config.data_config, lambda asked: None)
-        reference, data_config, seed, reason = pair.data, config.data_config, config.seed, pair.data_choice.reason
+        asked, revision, reason = config.model_copy(update={"data": pair.data}), "", pair.data_choice.reason
+    reference = asked.data
     if config.shots and config.split == "test" and is_single_file(reference):
         raise UsageError(
             f"--shots takes train problems, and {reference} is a single file; "
             "give --data a folder with train.jsonl and test.jsonl"
         )
     splits = ("train", config.split) if config.shots else (config.split,)
-    data = load_data(reference, data_config, seed, context.terminal.say, splits=splits)
+    reading = RowOptions.of(asked, revision)
+    try:
+        data = load_data(reference, asked.data_config, asked.seed, context.terminal.say, splits, reading)
+    except MissingSplitError as error:
+        raise _no_split(config.split, reference, bool(recorded), error) from None
+    for line in data.lines():
+        context.terminal.say(line)
     shots = choose_shots(data.train, config.shots, config.shot_annotations)
     problems = (data.test if config.split == "test" else data.train)[: config.num_problems]
     if not problems:
         raise DataError(f"{reference} has no {config.split} problems; try another --split or --data")
+    overlap = of_model(source, problems)
+    if recorded and overlap.checked and config.split == "test" and not overlap.shared:
+        reason = f"{reason}; it trained on the train split, and not on these"
     return Problems(problems, data.name, reason, shots)
+
+
+def _no_split(split: str, reference: str, recorded: bool, error: MissingSplitError) -> DataError | UsageError:
+    """In the words of this verb, which reads the test problems where nothing else is said."""
+    if not recorded:
+        return DataError(f"{error}; a file of problems is read whole: --data FILE")
+    return UsageError(f"the run was trained on {reference}, which has no {split} problems; add --data TEST.jsonl")
 
 
 def _refuse_ambiguous(config: ScoreSettings, reference: str, context: Context) -> None:
     if config.split == "test" and is_single_file(reference):
         raise UsageError(f"the run was trained on {reference}, which has no test problems; add --data TEST.jsonl")
-    given = sorted({"seed", "data_config"} & context.explicit)
+    given = sorted({"seed", "data_config", "question_column", "answer_column", "skip_bad_rows"} & context.explicit)
     if given:
         raise UsageError(f"{flag(given[0])} does not apply to the run's own problems; add --data {reference} to use it")
 
 
-def _trained_on(source: Source) -> tuple[str, str, int] | None:
+def _trained_on(source: Source) -> tuple[ProblemSettings, str] | None:
+    """The data of the model's run, and its revision on the Hub."""
     folder = run_of_model(source.found)
     manifest = known_manifest(folder) if folder else {}
     config, name = manifest.get("config") or {}, (manifest.get("data") or {}).get("name")
     if name is None or "data_config" not in config or "seed" not in config:
         return None
     try:
-        asked = ProblemSettings(data=name, data_config=config["data_config"], seed=config["seed"])
+        asked = ProblemSettings(data=name, **{key: config[key] for key in OF_DATA if key in config})
     except UsageError as error:
         raise DataError(f"{folder}/run.json: config: {error}; add --data to say which problems") from None
-    return asked.data, asked.data_config, asked.seed
+    return asked, (manifest.get("data") or {}).get("revision", "")
 
 
 # --- one evaluation -------------------------------------------------------------------------------------------
@@ -286,6 +305,8 @@ def open_model(
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     asked = counted(len(problems.problems), f"{config.split} problem")
     terminal.say(f"problems {asked} of {problems.name}: {problems.reason}")
+    overlap = of_model(source, problems.problems)
+    terminal.say(f"overlap  {overlap.line}")
     if config.shots:
         terminal.say(f"shots    {config.shots} of the train problems: {problems.shots.prompt_name}")
     if config.samples > 1:
@@ -322,7 +343,8 @@ def open_model(
         choices[BATCH] = replace(together, name=str(key.batch_size), reason="as the evaluation that is there began")
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
-    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, place.limit)
+    limit = place.limit
+    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, overlap, limit)
 
 
 def choose_together(asked: str, source: Source, backend: str, device: str, dtype: str, tokens: int) -> Choice:
@@ -347,7 +369,7 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
             f"decoded and graded again: {path}"
         )
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
-    summary |= {"data": opened.problems.name, "split": opened.config.split}
+    summary |= {"data": opened.problems.name, "split": opened.config.split, "overlap": opened.overlap.as_json()}
     summary |= {"backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"eval_batch_size": str(key.batch_size)}
     summary |= {"max_new_tokens": key.max_new_tokens, "prompt": key.prompt, "stop_rule": key.stop}

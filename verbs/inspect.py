@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from rich.text import Text
 
@@ -15,7 +16,9 @@ from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
+from gsm8k_core.problems.overlap import Overlap, Questions
 from gsm8k_core.problems.prompts import make_examples
+from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.problems.rows import (
     Piece,
     Preflight,
@@ -29,6 +32,7 @@ from gsm8k_core.problems.rows import (
 from gsm8k_core.tracking.terminal import Terminal, counted, printable
 from gsm8k_core.types import EXIT_OK, Choice, DataError, Example, GSM8KError, Problem
 from verbs import Context
+from verbs.overlap import before_training
 from verbs.own_answers import show_run
 
 WIDTH = 80
@@ -50,6 +54,7 @@ class Subject:
     others: Sequence[Problem]  # those
     data: str
     reasons: dict[str, Choice]
+    found: dict[str, Any]  # what the rows turned out to be, and whether they are the test's
 
 
 def run(config: InspectConfig, context: Context) -> int:
@@ -71,6 +76,8 @@ def run(config: InspectConfig, context: Context) -> int:
             "model": found.source.name,
             "data": found.data,
             "split": config.split,
+            "shape": found.found["found"],
+            "overlap": found.found["overlap"],
             **summary.as_json(),
             "supervised_tokens": sum(example.num_targets for example in examples),
             "train_rows": len(taken),
@@ -89,7 +96,8 @@ def _find(config: InspectConfig, context: Context) -> Subject:
     automatic = config.model == AUTO
     model_choice = pair.model_choice if automatic else Choice(config.model, NAMED)
     source = resolve_tokenizer(model_choice.name, terminal.say)
-    data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=(config.split,))
+    reading = RowOptions.of(config)
+    data = load_data(pair.data, config.data_config, config.seed, terminal.say, (config.split,), reading)
     problems = data.train if config.split == "train" else data.test
     if config.max_samples >= 0:
         problems = problems[: config.max_samples]
@@ -99,10 +107,17 @@ def _find(config: InspectConfig, context: Context) -> Subject:
         problems = tuple(replace(problem, answer=strip_annotations(problem.answer)) for problem in problems)
     taken, _ = training_rows(data.train, _train_samples(config, context, source), config.annotations)
     others = [problem for problem in taken if problem.id not in {problem.id for problem in problems}]
+    tested, overlap = before_training(Questions.of(taken), config, data.name) if taken else ("", Overlap())
     terminal.say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", WIDTH)
     terminal.say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", WIDTH)
+    for line in data.lines():
+        terminal.say(line, WIDTH)
+    if taken:
+        terminal.say(f"overlap  {tested}: {overlap.line}", WIDTH)
     reasons = {"model": model_choice, "data": pair.data_choice}
-    return Subject(source, problems, frozenset(problem.id for problem in taken), others, data.name, reasons)
+    ids = frozenset(problem.id for problem in taken)
+    found = {**data.as_json(), "overlap": {"test": tested, **overlap.as_json()} if taken else None}
+    return Subject(source, problems, ids, others, data.name, reasons, found)
 
 
 def _train_samples(config: InspectConfig, context: Context, source: Source) -> int:

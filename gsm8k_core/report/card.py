@@ -17,6 +17,7 @@ from gsm8k_core.report.words import (
     calculator_line,
     headline,
     how,
+    overlap_line,
     p_value,
     percent,
     points,
@@ -208,6 +209,9 @@ def _how(comparison: Mapping[str, Any], facts: Facts) -> list[str]:
         "differ.",
         "",
     ]
+    for which in ("base", "trained"):
+        if line := overlap_line(comparison[which]):
+            lines += [f"{which.capitalize()}: {escaped(line)}", ""]
     for title, table in tables.items():
         if table:
             pairs = (f"{escaped(key)} {code(without_secrets(str(value)))}" for key, value in table.items())

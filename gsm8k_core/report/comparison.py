@@ -30,11 +30,14 @@ def make_comparison(
     tests = {name: _paired(name, base_records, trained_records) for name in base["rules"]}
     found = compare_breakdowns(base_records, trained_records)
     test = tests[HEADLINE_RULE]
+    paired_test = {"rule": HEADLINE_RULE, **test, "smallest_effect": smallest_effect(base["n"], _changed(test))}
+    models = {"base": dict(base), "trained": dict(trained)}
     return {
         "schema": 1,
-        "base": dict(base),
-        "trained": dict(trained),
-        "paired": {"rule": HEADLINE_RULE, **test, "smallest_effect": smallest_effect(base["n"], _changed(test))},
+        **models,
+        "verdict": verdict({**models, "paired": paired_test}),
+        "overlap": {which: model.get("overlap") for which, model in models.items()},
+        "paired": paired_test,
         "paired_by_rule": tests,
         "diagnosis": diagnosis_rows(found["base"], found["trained"]),
         "steps": steps_rows(found["base"], found["trained"]),

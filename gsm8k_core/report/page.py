@@ -29,7 +29,7 @@ from gsm8k_core.types import DataError
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_TEXT = 8000  # characters of one answer that are shown; records.jsonl holds all
 LONGEST_ANSWER = 48  # of an extracted answer
-_FILTERS = ("percent", "between", "bounds", "points", "p_value", "without_secrets", "calculator_line")
+_FILTERS = ("percent", "between", "bounds", "points", "p_value", "without_secrets", "calculator_line", "overlap_line")
 ENDINGS = {"stop": "ended by itself", "length": "cut", "complete": "ended at its #### line"}
 
 Record = Mapping[str, Any]

@@ -90,8 +90,23 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
         test["both"],
         test["neither"],
         test["p"],
-        how(comparison["base"]),
+        how(comparison["base"]) + but(comparison),
     )
+
+
+def but(comparison: Mapping[str, Any]) -> str:
+    """What a verdict may not leave out: that a model learned from the problems that it was tested on."""
+    for which, whose in (("trained", "the training data"), ("base", "the base's training data")):
+        if shared := (comparison[which].get("overlap") or {}).get("shared"):
+            n = comparison[which]["n"]
+            return f", but {shared:,} of these {n:,} problems {'is' if shared == 1 else 'are'} in {whose}"
+    return ""
+
+
+def overlap_line(summary: Mapping[str, Any]) -> str:
+    """Whether the problems are among what the model was trained on, as a sentence; nothing of an older summary."""
+    line = (summary.get("overlap") or {}).get("line", "")
+    return f"Test problems in the training data: {line}." if line else ""
 
 
 def how(summary: Mapping[str, Any]) -> str:

@@ -24,10 +24,11 @@ class _Choice(Stored):
 
 
 class _Named(Stored):
-    """The model or the data: what it was called, and its hash."""
+    """The model or the data: what it was called, its hash, and the commit of a repository on the Hub."""
 
     name: Words | None = None
     hash: Words | None = None
+    revision: Words = ""
 
 
 class _Result(Stored):

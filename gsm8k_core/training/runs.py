@@ -1,6 +1,7 @@
 """The run directory: what it holds, how it is claimed, its manifest, and what may change when a run goes on.
 
 run.json        config, versions, hashes, every automatic choice with its reason, the outcome
+questions.json  hashes of the questions that it was given to learn from
 metrics.jsonl   one event a line
 model/          the trained model: a Hugging Face folder, or an adapter in PEFT's layout
 mlx-adapter/    the same adapter in mlx-lm's layout
@@ -50,6 +51,7 @@ from gsm8k_core.files import (
     write_json,
 )
 from gsm8k_core.models.folder import RUN_RECORD
+from gsm8k_core.problems.overlap import QUESTIONS
 from gsm8k_core.training.best import read_label
 from gsm8k_core.training.checkpoints import newest, sweep
 from gsm8k_core.training.hold import LOCK, Hold
@@ -59,9 +61,10 @@ from gsm8k_core.types import DataError, StorageError, UsageError
 SCHEMA = 1
 MANIFEST = RUN_RECORD
 ROLLOUTS = "rollouts"
-PARTS = (MANIFEST, LOCK, "metrics.jsonl", "model", "mlx-adapter", "base", "best", "checkpoints", "logs", ROLLOUTS)
+FOLDERS = ("model", "mlx-adapter", "base", "best", "checkpoints", "logs", ROLLOUTS)
+PARTS = (MANIFEST, LOCK, QUESTIONS, "metrics.jsonl", *FOLDERS)
 WRITTEN = re.compile(
-    r"(run\.json|metrics\.jsonl|base|(model|mlx-adapter|best)(\.new)?)"
+    r"(run\.json|questions\.json|metrics\.jsonl|base|(model|mlx-adapter|best)(\.new)?)"
 )  # under a temporary name first
 SOURCE = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "accelerate", "mlx", "mlx-lm", "numpy", "tokenizers", "safetensors", "datasets")

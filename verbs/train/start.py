@@ -26,7 +26,9 @@ from gsm8k_core.problems.batching import (
     width_of,
 )
 from gsm8k_core.problems.data import DataSet, load_data, training_rows
+from gsm8k_core.problems.overlap import QUESTIONS, Questions
 from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples, prompt_tokens
+from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, summarise
 from gsm8k_core.rollouts.progress import PROGRESS, Progress, folder_of
 from gsm8k_core.rollouts.record import RECORDS, last_seconds
@@ -51,6 +53,7 @@ from gsm8k_core.training.runs import (
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
 from verbs import Context, as_json
 from verbs.demo import banner
+from verbs.overlap import before_training, with_base
 
 LATEST = "latest"
 
@@ -64,6 +67,7 @@ class Rows:
     probed: list[Example]  # dev rows, too: those that a probe looks at
     num_dev: int
     preflight: Preflight
+    questions: Questions  # of the rows
     # --recipe rft alone: the problems that are asked, with their prompts' tokens, and how many tokens the longest row
     # may have that an own answer becomes.
     asked: list[tuple[Problem, tuple[int, ...]]] = field(default_factory=list)
@@ -164,18 +168,25 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     source = resolve_model(pair.model, terminal.say)
     if (spec := lora_spec(config)) is not None:
         target_modules(spec, source.model.linear_layers)  # a name that no layer has
-    data = load_data(pair.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    reading = RowOptions.of(config)
+    data = load_data(pair.data, config.data_config, config.seed, terminal.say, ("train",), reading)
     terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
     terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
+    for line in data.lines():
+        terminal.say(line)
     # A later command, or another machine, may choose otherwise: what was chosen is what is recorded.
     config = config.model_copy(update={"model": _absolute(source.name), "data": _absolute(data.name)})
     rows = _rows(config, source, data, terminal)
+    tested, overlap = before_training(rows.questions, config, data.name)
+    terminal.say(f"overlap  {tested}: {overlap.line}")
     hashes = _hashes(source, data, rows)
-    manifest = _manifest(config, pair, source, data, rows, hashes)
+    manifest = _manifest(config, pair, source, data, rows, hashes) | {"overlap": {"test": tested, **overlap.as_json()}}
     folder = config.output_dir or default_folder(pair.model)
 
     def claim(choices: Mapping[str, Choice]) -> Run:
-        return create(folder, {**manifest, "choices": as_json(choices)})
+        run = create(folder, {**manifest, "choices": as_json(choices)})
+        rows.questions.write(run.folder)
+        return run
 
     return Job(config, choice, source, rows, hashes, claim, pair.model_choice.reason)
 
@@ -188,7 +199,7 @@ def _manifest(
         "config": config.model_dump(mode="json"),
         "hashes": dict(hashes),
         "model": {"name": config.model, "source": source.choice.name, "hash": hashes["model"]},
-        "data": {"name": config.data, "source": data.choice.name, "sha256": data.sha256},
+        "data": {"name": config.data, **data.as_json()},
         "reasons": as_json({"model": pair.model_choice, "data": pair.data_choice}),
         "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
         "rows": {
@@ -229,7 +240,8 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     check_trackers(config, terminal.say)
     _check_backend(choice.name, config, "dtype" in asked)
     source = _source_of(run, config, terminal)
-    data = load_data(config.data, config.data_config, config.seed, terminal.say, splits=("train",))
+    reading = RowOptions.of(config, (run.manifest.get("data") or {}).get("revision", ""))
+    data = load_data(config.data, config.data_config, config.seed, terminal.say, ("train",), reading)
     rows = _rows(config, source, data, terminal)
     if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
         rows = _rows_as_begun(config, source, data, run, terminal) or rows
@@ -246,6 +258,8 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     def claim(choices: Mapping[str, Choice]) -> Run:
         run.begin_segment(config.model_dump(mode="json"), as_json(choices), checkpoint.update if checkpoint else 0)
         run.record(**_names(run, config, source, data))
+        if not (run.folder / QUESTIONS).exists():  # it was begun by an older version
+            rows.questions.write(run.folder)
         return run
 
     return Job(
@@ -449,7 +463,8 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
     asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
     probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_every and dev else []
-    rows = Rows(keep_whole(examples, summary, config.drop_long), pairs, probed, len(dev), summary)
+    kept = keep_whole(examples, summary, config.drop_long)
+    rows = Rows(kept, pairs, probed, len(dev), summary, with_base(Questions.of(train), source))
     return _with_asked(rows, config, source, train) if config.recipe == "rft" else rows
 
 
