@@ -16,15 +16,19 @@ from itertools import islice, pairwise, takewhile
 
 import numpy as np
 
+from gsm8k_core.problems.corpus import Corpus
 from gsm8k_core.types import IGNORE_INDEX, Batch, Choice, Example, Update
 
 PAD_ID = 0  # any token would do: causal attention keeps padding on the right from every target, and its label is masked
 PAD_MULTIPLE = 8  # few distinct widths: both frameworks keep one compiled shape per width
+LOOKED_AT = 256  # rows of a corpus that seem the longest, for its longest micro-batch
 OVERHEAD_TOKENS = 64  # what a micro-batch costs beside its tokens, in tokens: 69 measured, SmolLM2-135M in bfloat16
 
 
 def rows_hash(examples: Sequence[Example]) -> str:
     """sha256 over ids, tokens, prompt lengths and forced positions: the data as the model sees it."""
+    if isinstance(examples, Corpus):
+        return examples.hash
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.id}:{example.num_prompt}:".encode())
@@ -65,8 +69,8 @@ def _width(example: Example) -> int:
 
 
 def width_of(examples: Sequence[Example]) -> int:
-    """T of a micro-batch of these rows."""
-    return max(map(_width, examples))
+    """T of a micro-batch of these rows; of a corpus, the most that a row may have."""
+    return padded_width(examples.max_length) if isinstance(examples, Corpus) else max(map(_width, examples))
 
 
 def by_length(examples: Sequence[Example]) -> list[Example]:
@@ -109,7 +113,8 @@ def _cut(rows: Sequence[Example], max_tokens: int) -> list[tuple[int, int]]:
 
 def fullest(examples: Sequence[Example], max_tokens: int, update_size: int) -> Batch:
     """A micro-batch of the longest rows: as many as `max_tokens` has room for and an update holds, at least one."""
-    return pad(by_length(examples)[: max(min(max_tokens // width_of(examples), update_size), 1)])
+    rows = examples.longest(LOOKED_AT) if isinstance(examples, Corpus) else examples
+    return pad(by_length(rows)[: max(min(max_tokens // width_of(rows), update_size), 1)])
 
 
 def choose_tokens(
@@ -140,12 +145,15 @@ def make_updates(
     seed: int,
     batch_size: int = 1,
     max_tokens: int | None = None,
+    after: int = 0,
 ) -> Iterator[Update]:
-    """Every update of the run, in order, made as it is asked for.
+    """Every update of the run that comes after the first `after`, in order, made as it is asked for.
 
     A micro-batch holds at most `max_tokens` padded tokens; without a budget, `batch_size` rows.
     """
-    for number, (epoch, rows) in enumerate(_rows_of_updates(examples, update_size, num_epochs, seed), 1):
+    every = enumerate(_places_of_updates(examples, update_size, num_epochs, seed), 1)
+    for number, (epoch, places) in islice(every, after, None):
+        rows = examples.take(places) if isinstance(examples, Corpus) else [examples[place] for place in places]
         cut = micro_batches(rows, batch_size) if max_tokens is None else budgeted(rows, max_tokens)
         yield Update(number, epoch, tuple(example.id for example in rows), cut)
 
@@ -153,21 +161,21 @@ def make_updates(
 def padded_tokens(
     examples: Sequence[Example], *, update_size: int, num_epochs: int, seed: int, max_tokens: int
 ) -> Iterator[int]:
-    """`num_tokens` of every update of the run, in order, without making one."""
-    for _, unsorted in _rows_of_updates(examples, update_size, num_epochs, seed):
-        rows = by_length(unsorted)
+    """`num_tokens` of every update of the run, in order, without making one; of a corpus, about as many."""
+    for _, places in _places_of_updates(examples, update_size, num_epochs, seed):
+        rows = by_length(examples.outline(places) if isinstance(examples, Corpus) else [examples[p] for p in places])
         yield sum((end - start) * _width(rows[start]) for start, end in _cut(rows, max_tokens))
 
 
-def _rows_of_updates(
+def _places_of_updates(
     examples: Sequence[Example], update_size: int, num_epochs: int, seed: int
-) -> Iterator[tuple[int, list[Example]]]:
-    """(epoch, rows) of every update, in order."""
+) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, places of its rows) of every update, in order."""
     salt = int(rows_hash(examples)[:16], 16)
     for epoch in range(num_epochs):
         order = np.random.default_rng([seed, epoch, update_size, salt]).permutation(len(examples))
         for start in range(0, len(examples), update_size):
-            yield epoch, [examples[index] for index in order[start : start + update_size]]
+            yield epoch, order[start : start + update_size].tolist()
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -6,7 +6,7 @@ An answer is never cut: a row that does not fit is left out whole, and too many 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
@@ -37,6 +37,7 @@ class Preflight:
     max_length: int
     tokens: dict[str, float]  # mean, p50, p95, max of the whole rows
     suggested_max_length: int
+    looked_at: int = 0  # rows that were tokenised for this, where they are a part of all; 0: all were
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -44,14 +45,17 @@ class Preflight:
     def line(self) -> str:
         """One line for a person."""
         tokens, longer, empty = self.tokens, self.longer_than_max_length, self.without_supervised_token
+        lost_share = f"{'about ' if self.looked_at else ''}{longer:,} ({100 * longer / self.rows:.1f} %)"
+        sample = f" of {self.looked_at:,} of them, the others are tokenised as they are used" if self.looked_at else ""
         lost = (
-            f"{longer:,} ({100 * longer / self.rows:.1f} %) longer than --max-length {self.max_length} are left out "
+            f"{lost_share} longer than --max-length {self.max_length} are left out "
             f"(cut there, {empty:,} would keep no trained token)"
         )
+        fit = lost if longer else f"all fit --max-length {self.max_length}"
         return (
-            f"{self.rows:,}; tokens: mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, "
-            f"max {tokens['max']:.0f}; {lost if longer else f'all fit --max-length {self.max_length}'}; "
-            f"suggested: --max-length {self.suggested_max_length}"
+            f"{self.rows:,}; tokens{sample}: mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, "
+            f"p95 {tokens['p95']:.0f}, max {tokens['max']:.0f}; "
+            f"{fit}; suggested: --max-length {self.suggested_max_length}"
         )
 
 
@@ -69,6 +73,15 @@ def summarise(examples: Sequence[Example], max_length: int) -> Preflight:
         max_length=max_length,
         tokens={"mean": float(lengths.mean()), "p50": float(p50), "p95": float(p95), "max": float(lengths.max())},
         suggested_max_length=int(-(-np.percentile(lengths, 99.5) // 64) * 64),
+    )
+
+
+def of_sample(summary: Preflight, rows: int) -> Preflight:
+    """The summary of a sample as that of all `rows`: counts grow in proportion."""
+    times = rows / summary.rows
+    longer, empty = round(times * summary.longer_than_max_length), round(times * summary.without_supervised_token)
+    return replace(
+        summary, rows=rows, longer_than_max_length=longer, without_supervised_token=empty, looked_at=summary.rows
     )
 
 

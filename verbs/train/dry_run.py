@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
@@ -71,8 +72,7 @@ class Rehearsal:
     def of(self, job: Job, max_tokens: int, loading: float) -> dict[str, Any]:
         """Seconds of the whole run, its micro-batches' padded tokens at the rate of this one's."""
         per_epoch = job.total // job.config.num_epochs
-        first = (update for update in job.updates(max_tokens) if update.number <= per_epoch)
-        tokens = job.config.num_epochs * sum(update.num_tokens for update in first)
+        tokens = job.config.num_epochs * sum(islice(job.tokens(max_tokens), per_epoch))
         seconds = tokens * self.seconds / self.tokens
         return {
             "seconds": seconds,

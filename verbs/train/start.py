@@ -25,11 +25,12 @@ from gsm8k_core.problems.batching import (
     rows_hash,
     width_of,
 )
+from gsm8k_core.problems.corpus import MOST_TOKENISED, Corpus, sampled
 from gsm8k_core.problems.data import DataSet, load_data, training_rows
 from gsm8k_core.problems.overlap import QUESTIONS, Questions
 from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples, prompt_tokens
 from gsm8k_core.problems.reading import RowOptions
-from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, summarise
+from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, of_sample, summarise
 from gsm8k_core.rollouts.progress import PROGRESS, Progress, folder_of
 from gsm8k_core.rollouts.record import RECORDS, last_seconds
 from gsm8k_core.tracking.feed import check_trackers
@@ -62,7 +63,7 @@ LATEST = "latest"
 class Rows:
     """The training rows, the dev rows in order, and what was set aside."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     dev: list[tuple[Problem, Example]]
     probed: list[Example]  # dev rows, too: those that a probe looks at
     num_dev: int
@@ -138,8 +139,7 @@ class Job:
 
     def updates(self, max_tokens: int) -> Iterator[Update]:
         """The updates that are left, in order, in micro-batches of at most `max_tokens` padded tokens."""
-        every = make_updates(self.rows.examples, max_tokens=max_tokens, **self._order)
-        return (update for update in every if update.number > self.done)
+        return make_updates(self.rows.examples, max_tokens=max_tokens, after=self.done, **self._order)
 
     def tokens(self, max_tokens: int) -> Iterator[int]:
         """The padded tokens of every update of the run, from the first one on."""
@@ -456,14 +456,25 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
     train, dev = training_rows(data.train, config.max_samples, config.annotations)
     tokenizer, ends = source.model.tokenizer, source.model.end_ids
     explained = train if config.rationales < 0 else train[: config.rationales]
-    examples = make_examples(tokenizer, explained, ends, whole_turn)
-    check_token_ids((example.tokens for example in examples), source.model.vocabulary)
+
+    def make(problems: Sequence[Problem]) -> list[Example]:
+        made = make_examples(tokenizer, problems, ends, whole_turn)
+        check_token_ids((example.tokens for example in made), source.model.vocabulary)
+        return made
+
+    is_corpus = config.recipe == "sft" and len(explained) > MOST_TOKENISED
+    examples = make(sampled(explained) if is_corpus else explained)
     summary = summarise(examples, config.max_length)
+    if is_corpus:
+        summary = of_sample(summary, len(explained))
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
     probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_every and dev else []
-    kept = keep_whole(examples, summary, config.drop_long)
+    kept: Sequence[Example] = keep_whole(examples, summary, config.drop_long)
+    if is_corpus:
+        content = f"{data.sha256['train']}:{config.max_samples}:{config.rationales}:{config.annotations}"
+        kept = Corpus(explained, make, examples, config.max_length, content)
     rows = Rows(kept, pairs, probed, len(dev), summary, with_base(Questions.of(train), source))
     return _with_asked(rows, config, source, train) if config.recipe == "rft" else rows
 
