@@ -103,8 +103,14 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
     configs = {str(config.get("task")): config for config in map(load_yaml, sorted(home.glob("*.yaml")))}
     if name not in configs:
         raise UsageError(f"--data is for lm-eval's tasks {', '.join(sorted(configs))}, not for {name!r}")
-    load_data(str(folder), "main", 0, lambda line: None)  # a damaged row is an error of ours, with its line
+    data = load_data(str(folder), "main", 0, lambda line: None)  # a damaged row is an error of ours, with its line
     files = {split: str((folder / f"{split}.jsonl").resolve()) for split in ("train", "test")}
+    for split, found in data.found.items():
+        if not found.is_gsm8k or not Path(files[split]).is_file():  # lm-eval reads the file itself
+            raise DataError(
+                f"--data {folder}: lm-eval reads {split}.jsonl with question and answer that ends with ####, and here "
+                f"are {found.shape} in other words; give rows in GSM8K's own form"
+            )
     config = {key: value for key, value in configs[name].items() if key not in ("tag", "group")}
     return config | {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
 

@@ -20,6 +20,7 @@ from gsm8k_core.types import DataError, Problem, first_line
 
 FORM = "give one JSON object a line, with question and answer"
 PARQUET = b"PAR1"
+NOT_READ = (".csv", ".tsv", ".arrow", ".xlsx", ".zip", ".pkl")
 BATCH_ROWS = 4096
 MOST_NAMED = 3  # rows that were left out, in a line; run.json names more
 MOST_KEPT = 100
@@ -58,6 +59,11 @@ class Found:
     systems: int = 0  # rows with a system turn, which is left out
     num_skipped: int = 0
     skipped: list[str] = field(default_factory=list)  # the first ones, each with its place and why
+
+    @property
+    def is_gsm8k(self) -> bool:
+        """Whether it is GSM8K's own form: what others read is the same as what was read here."""
+        return self.shape == "question/answer" and set(self.golds) == {"####"}
 
     def lines(self) -> Iterator[str]:
         """What a person is told."""
@@ -122,7 +128,9 @@ def _rows_of(path: Path, columns: Columns) -> tuple[Shape, Rows]:
     start = first_bytes(path, len(POINTER))
     if start == POINTER:
         raise DataError(f"{path} is a Git LFS pointer, not the data itself; run `git lfs pull` in its repository")
-    if start.startswith(PARQUET) or path.suffix == ".parquet":
+    if (ending := path.suffix.lower()) in NOT_READ:
+        raise DataError(f"{path}: {ending[1:]} is not read; give JSONL, a JSON array or parquet")
+    if start.startswith(PARQUET) or ending == ".parquet":
         return _of_parquet(path, columns)
     rows = read_objects(path, FORM)
     if (first := next(rows, None)) is None:

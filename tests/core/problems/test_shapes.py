@@ -260,6 +260,12 @@ def test_a_damaged_file_is_one_line(content: bytes, why: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
+def test_a_format_that_is_not_read_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\nq,#### 1\n")
+    with pytest.raises(DataError, match="a.csv: csv is not read; give JSONL, a JSON array or parquet"):
+        load(tmp_path / "a.csv")
+
+
 def test_a_packed_file_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed(tmp_path / "a.jsonl.gz", [ROW] * 1000)
     monkeypatch.setattr("gsm8k_core.problems.lines.MAX_LINES_BYTES", 50_000)
