@@ -262,7 +262,7 @@ def test_a_damaged_file_is_one_line(content: bytes, why: str, tmp_path: Path) ->
 
 def test_a_format_that_is_not_read_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("question,answer\nq,#### 1\n")
-    with pytest.raises(DataError, match="a.csv: csv is not read; give JSONL, a JSON array or parquet"):
+    with pytest.raises(DataError, match=r"a\.csv: csv is not read; give JSONL, a JSON array or parquet"):
         load(tmp_path / "a.csv")
 
 
