@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TO_READ = {"github.com", "huggingface.co", "pytorch.org", "reviews.llvm.org", "www.w3.org"}
+TO_READ = {"git-lfs.github.com", "github.com", "huggingface.co", "pytorch.org", "reviews.llvm.org", "www.w3.org"}
 IN_TESTS = {"127.0.0.1", "example.com", "evil.example", "localhost"}
 URL = re.compile(r"https?://(?:[^\s/@'\"]*@)?([A-Za-z0-9.-]+)")
 
