@@ -26,7 +26,6 @@ from backends.mlx.loss import target_positions
 from backends.mlx.train import (
     AdamW,
     MicroBatch,
-    draws_dropout,
     freeze,
     global_norm,
     loss_scale,
@@ -37,7 +36,7 @@ from backends.mlx.train import (
 )
 from gsm8k_core.backend import Pilot, ignore_token
 from gsm8k_core.files import read_json
-from gsm8k_core.models.adapter import LoraSpec, lora_spec, peft_name, write_adapter
+from gsm8k_core.models.adapter import LoraSpec, draws_dropout, lora_spec, peft_name, write_adapter
 from gsm8k_core.models.folder import ModelFolder, weight_files, write_model_folder
 from gsm8k_core.models.window import refuse_longer, window_of
 from gsm8k_core.training.finite import check_fit, check_resumed, check_weights, checked_state

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from backends.mlx.fast_exp import whole_array_ops
 from backends.mlx.loss import loss_sum, sum_all, target_positions
 from gsm8k_core.backend import Live, Pilot
-from gsm8k_core.models.adapter import dropout_seed
+from gsm8k_core.models.adapter import draws_dropout, dropout_seed
 from gsm8k_core.training.finite import check_fit, not_finite
 from gsm8k_core.types import Batch, DivergedError, Outcome, Update, UpdateStats
 
@@ -130,11 +130,6 @@ def scaled_loss(
 ) -> mx.array:
     """loss_sum times `scale`, which is on the gradient before it enters the compute dtype."""
     return loss_sum(model, tokens_BT, positions_N, targets_N, weights_N * scale)
-
-
-def draws_dropout(config: TrainConfig) -> bool:
-    """Whether anything in an update is random."""
-    return bool(config.lora_dropout and config.uses_adapter)
 
 
 @contextmanager

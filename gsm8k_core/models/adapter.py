@@ -133,6 +133,11 @@ def first_values(spec: LoraSpec, weights: Mapping[str, FloatArray]) -> dict[str,
     return values
 
 
+def draws_dropout(config: TrainConfig) -> bool:
+    """Whether anything in an update is random."""
+    return bool(config.lora_dropout and config.uses_adapter)
+
+
 def dropout_seed(seed: int, update: int, micro_batch: int) -> int:
     """The seed of everything random in one micro-batch: 31 bits, independent of whatever ran before."""
     return int(np.random.SeedSequence([seed, update, micro_batch]).generate_state(1)[0]) >> 1
