@@ -8,7 +8,6 @@ its error is under a tenth of its control's.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -91,9 +90,6 @@ def climb(bench: Bench, frozen: bool, numbers: Collection[int] = ALL) -> Iterato
     for rung in RUNGS:
         if rung.number not in numbers:
             continue
-        # Trainer collects garbage whenever it starts: 0.4 s, as long as the frameworks' own objects are looked through.
-        gc.collect()
-        gc.freeze()
         start = time.monotonic()
         try:
             for found in rung.measure(bench):
