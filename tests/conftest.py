@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,24 @@ LONG = (
 )
 
 
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """The garbage collector waits, and never looks at what was made in the block: modules, classes and tests stay."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """To collect tests is to import the frameworks."""
+    with left_alone():
+        return (yield)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
@@ -99,10 +119,9 @@ def frameworks() -> None:
 
     Trainer and `Backend.close` collect garbage: 0.4 s each, as long as the frameworks' own objects are looked through.
     """
-    for name in filter(installed, PROVIDERS):
-        importlib.import_module(f"backends.{name}.backend")
-    gc.collect()
-    gc.freeze()
+    with left_alone():
+        for name in filter(installed, PROVIDERS):
+            importlib.import_module(f"backends.{name}.backend")
 
 
 def _folder_from(variable: str, holds: str) -> Path:
