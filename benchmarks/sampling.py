@@ -155,7 +155,7 @@ def share(name: str, rounds: int, model: str, num_prompts: int) -> None:
     decoding.rate([(1, 2, 3)], Sampling(2, 1))  # what a first call makes
     prompts = [(prompt * 3)[:90] for prompt in decoding.prompts[:num_prompts] for _ in range(8)]
     sampling = Sampling(120, ROWS, temperature=0.8)
-    owner: Any = importlib.import_module("backends.torch.seats" if name == "torch" else "backends.mlx.generate")
+    owner: Any = importlib.import_module("gsm8k_core.scoring.writing")
     ours = owner.first_alike
 
     def together() -> float:
@@ -192,7 +192,7 @@ def force(rounds: int, model: str) -> None:
 
     def step(num_rows: int) -> Callable[[], float]:
         decoder = _Decoder(module, num_rows)
-        seats = [Seat(number, 0, prompt, 0, written=[5]) for number in range(num_rows)]
+        seats = [Seat(number, 0, prompt, 0, Sampling(1, 1), written=[5]) for number in range(num_rows)]
         for row in range(num_rows):
             decoder.copy(prefix, 0, row, 150)
         return lambda: timed(lambda: decoder.step(seats))

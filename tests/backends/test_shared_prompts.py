@@ -71,9 +71,9 @@ def test_control_a_prompt_of_another_is_seen(
     """All prompts of one length are taken for the first of them."""
     backend, prompts = backends.open(backend_name, qwen2, "cpu", "float32"), asked(examples)
     right = dict(backend.generate(prompts, HOT))
-    owner = f"backends.{backend_name}." + ("seats" if backend_name == "torch" else "generate")
     monkeypatch.setattr(
-        f"{owner}.first_alike", lambda prompts: [list(map(len, prompts)).index(len(p)) for p in prompts]
+        "gsm8k_core.scoring.writing.first_alike",
+        lambda prompts: [list(map(len, prompts)).index(len(prompt)) for prompt in prompts],
     )
     wrong = dict(backend.generate(prompts, HOT))
     assert sum(wrong[index] != right[index] for index in right) > 5
