@@ -20,18 +20,31 @@ from gsm8k_core.models.find import Source
 from gsm8k_core.problems.data import is_text
 from gsm8k_core.serving.conversation import ASSISTANT, SYSTEM, USER, ContextLimits, Turn, fit
 from gsm8k_core.serving.detokenizer import Detokenizer
-from gsm8k_core.tracking.terminal import Terminal, counted, printable
-from gsm8k_core.types import EXIT_OK, Completion, DataError, Sampling, UsageError
+from gsm8k_core.tracking.terminal import Terminal, printable
+from gsm8k_core.types import EXIT_OK, Completion, DataError, PreflightError, Sampling, UsageError
 from verbs import Context, say_choices
-from verbs.talk import BASE, TRAINED, Opener, choose_base, choose_model, limits_of, sampling_of, system_turn
+from verbs.talk import (
+    BASE,
+    TRAINED,
+    Opener,
+    choose_base,
+    choose_model,
+    limits_of,
+    sampling_of,
+    system_turn,
+    whole_context,
+)
 
 HELP = """\
-  /base [QUESTION]  asks the base and the trained model, side by side; without a question, the last one
-  /system [TEXT]    another system turn; none: without one; auto: the one it was trained with; alone: shows it
-  /temp [NUMBER]    the temperature: 0 always takes the likeliest token; alone: shows it
+  /base [QUESTION]  base and trained answer side by side, after the conversation
+                    so far; without a question, the last one again
+  /system [TEXT]    another system turn; none: without one; auto: the one it was
+                    trained with; alone: shows it
+  /temp [NUMBER]    the temperature, 0: the likeliest token; alone: shows it
   /reset            a new conversation
   /help             this
-  /exit             leaves, as Ctrl-D does, and Ctrl-C at the prompt; while it answers, Ctrl-C stops the answer"""
+  /exit             leaves, as Ctrl-D does, and Ctrl-C at the prompt; while it
+                    answers, Ctrl-C stops the answer"""
 PROMPT = "> "
 NARROWEST = 60  # columns that two answers side by side need
 MOST_BYTES = 2**20  # of a line
@@ -46,7 +59,7 @@ def run(config: ChatConfig, context: Context) -> int:
     beside = Terminal(json_only=True)
     opener = Opener.of(config)
     source = choose_model(config.model, beside)
-    limits = limits_of(source.model, config.max_new_tokens)
+    limits = limits_of(source.model, config.max_new_tokens, whole_context(source.model))
     base = choose_base(config.base_model, source, beside)
     backend = opener.open(source.model)
     if config.verbose:
@@ -55,7 +68,9 @@ def run(config: ChatConfig, context: Context) -> int:
     write = (lambda text: None) if config.json_ else _to_stdout
     speakers = {TRAINED: Speaker(source, limits, lambda: backend)}
     if base is not None:
-        speakers[BASE] = Speaker(base, limits_of(base.model, 1), lambda: opener.open(base.model))
+        speakers[BASE] = Speaker(
+            base, limits_of(base.model, 1, whole_context(base.model)), lambda: opener.open(base.model)
+        )
     chat = Chat(config, speakers, context.terminal, beside, write, typed)
     if typed:
         beside.say(f"You talk to {source.name}. /help lists the commands, /exit leaves.")
@@ -65,7 +80,7 @@ def run(config: ChatConfig, context: Context) -> int:
             chat.take(line)
         except LeaveError:
             break
-        except (DataError, UsageError) as error:  # this line has no answer; the next one may have
+        except (DataError, PreflightError, UsageError) as error:  # this line has no answer; the next one may have
             beside.say(f"error: {error}")
             failed = True
     context.terminal.result({"model": source.name, "turns": chat.turns})
@@ -254,8 +269,9 @@ class Chat:
         limits = ContextLimits(speaker.limits.window, config.max_new_tokens)
         fitted = fit(speaker.source.model, [*first, *turns], limits)
         if fitted.dropped:
-            what = counted(fitted.dropped, "question")
-            self.beside.say(f"(the oldest {what} left out: the model reads {limits.window:,} tokens)")
+            many = fitted.dropped > 1
+            what = f"the {fitted.dropped} oldest questions are" if many else "the oldest question is"
+            self.beside.say(f"({what} left out: the model reads {limits.window:,} tokens)")
         if speaker is self.trained:
             self.turns = [turn for turn in fitted.turns[:-1] if turn["role"] != SYSTEM]
         self.asked += 1

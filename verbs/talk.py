@@ -79,6 +79,11 @@ def limits_of(model: ModelFolder, max_new_tokens: int, max_context: str = AUTO) 
     return ContextLimits(window, max_new_tokens)
 
 
+def whole_context(model: ModelFolder) -> str:
+    """All that it reads, where it is asked one question at a time."""
+    return AUTO if model.context is None else str(model.context)
+
+
 def system_turn(asked: str, model: ModelFolder) -> str:
     """The system turn of a conversation that has none; empty: the template's own."""
     return "" if asked == NONE else SYSTEM_PROMPT if asked == AUTO else asked

@@ -56,6 +56,7 @@ from gsm8k_core.training.best import read_label
 from gsm8k_core.training.checkpoints import newest, sweep
 from gsm8k_core.training.hold import LOCK, Hold
 from gsm8k_core.training.manifest import check_manifest
+from gsm8k_core.training.pilot import STOP_BUDGET
 from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
@@ -313,10 +314,16 @@ def newest_stopped(folder: Path) -> Path | None:
 
 
 def newest_finished(folder: Path) -> Path | None:
-    """The newest run under `folder` that is complete and still has its model."""
+    """The newest run under `folder` that came to its end, or to its budget's, and still has its model."""
     found = {path.parent: read_manifest(path.parent) or {} for path in folder.glob(f"*/{MANIFEST}")}
-    done = [path for path, manifest in found.items() if manifest.get("status") == "done" and (path / "model").is_dir()]
+    done = [path for path, manifest in found.items() if _is_finished(manifest) and (path / "model").is_dir()]
     return max(done, key=lambda path: (str(found[path].get("started")), path.name), default=None)
+
+
+def _is_finished(manifest: Mapping[str, Any]) -> bool:
+    outcome = manifest.get("outcome")
+    in_time = isinstance(outcome, dict) and outcome.get("reason") == STOP_BUDGET
+    return manifest.get("status") == "done" or (manifest.get("status") == "stopped" and in_time)
 
 
 def check_writable(folder: Path) -> None:

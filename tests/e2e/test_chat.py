@@ -41,11 +41,12 @@ def finished(model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "mine"
     tiny.make(folder / "model", "llama", seed=5)
     began = {"name": str(model), "hash": ModelFolder(model).hash}
-    (folder / "run.json").write_text(json.dumps({"status": "done", "started": "2026-11-01", "model": began}))
-    for name, status in (("older", "done"), ("newer", "stopped")):
+    ended = {"status": "stopped", "outcome": {"reason": "budget"}}
+    (folder / "run.json").write_text(json.dumps({**ended, "started": "2026-11-01", "model": began}))
+    for name, started, status in (("older", "2026-10-01", "done"), ("newer", "2026-11-02", "stopped")):
         shutil.copytree(folder, folder.parent / name)
-        started = "2026-10-01" if name == "older" else "2026-11-02"
-        (folder.parent / name / "run.json").write_text(json.dumps({"status": status, "started": started}))
+        stopped = {"status": status, "started": started, "outcome": {"reason": "interrupted"}}
+        (folder.parent / name / "run.json").write_text(json.dumps(stopped))
     return folder
 
 
@@ -74,6 +75,7 @@ def test_commands_do_what_help_says(chat: Chat) -> None:
     for said in ("/base [QUESTION]", "(temperature 0: greedy)", "(temperature 0.5)", "Solve step by step", "You add ."):
         assert said in done.stderr
     assert "(system turn: none)" in done.stderr
+    assert max(map(len, done.stderr.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_the_oldest_questions_are_left_out_where_they_no_longer_fit(chat: Chat, 
     long = "how many apples has Tom ? " * 25
     done = chat(long, long, long, long, QUESTION)
     assert done.returncode == 0
-    assert "(the oldest 1 question left out: the model reads 512 tokens)" in done.stderr
+    assert "(the oldest question is left out: the model reads 512 tokens)" in done.stderr
     said = [{"role": role, "content": long} for _ in range(9) for role in ("user", "assistant")]
     kept = fit(ModelFolder(model), [*said, {"role": USER, "content": QUESTION}], ContextLimits(512, 64))
     assert len(kept.prompt) + 64 <= 512
