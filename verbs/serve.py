@@ -28,6 +28,7 @@ from gsm8k_core.models.hub import human_size
 from gsm8k_core.serving.scheduler import Scheduler, Served
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.memory import HALF, MARGIN, model_of, sampling_bytes
+from gsm8k_core.training.runs import run_of_model
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError, UsageError
 from verbs import Context, say_choices
 from verbs.evaluate import BATCH, choose_together
@@ -150,8 +151,12 @@ def is_loopback(address: str) -> bool:
 
 
 def _name(source: Source) -> str:
-    """What a client calls a model: the last part of a folder's path, and else the name itself."""
-    return Path(source.name).resolve().name or source.name if Path(source.name).is_dir() else source.name
+    """What a client calls a model: a run's name, a folder's own, else what it was asked for by."""
+    if not Path(source.name).is_dir():
+        return source.name
+    run = run_of_model(source.found)
+    folder = run if run is not None and source.found.resolve() == run / "model" else Path(source.name).resolve()
+    return folder.name or source.name
 
 
 def _other_name(base: Source, source: Source) -> str:

@@ -17,7 +17,7 @@ from gsm8k_core.config.fields import (
     OptionalFile,
     without_none,
 )
-from gsm8k_core.config.score import TOGETHER, UseCalculator
+from gsm8k_core.config.score import UseCalculator
 
 NONE = "none"
 SYSTEM = "the system turn of a conversation that has none; auto: the one it was trained with; none: the template's own"
@@ -63,7 +63,13 @@ class ServeConfig(TalkSettings):
     max_context: Annotated[
         Number, Field(description="tokens of a prompt and its answer; auto: what the model reads, 2048 at most")
     ] = AUTO
-    eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("requests"))] = AUTO
+    eval_batch_size: Annotated[
+        Number,
+        Field(
+            description="requests answered together; auto: as many as fit into half of the free memory at their "
+            "longest, on a CPU 64 at most, elsewhere 512"
+        ),
+    ] = AUTO
     max_waiting: Annotated[
         int, Field(ge=0, description="requests that wait while all places are taken; one more gets a 429")
     ] = 64

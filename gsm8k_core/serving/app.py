@@ -34,7 +34,7 @@ from gsm8k_core.serving.protocol import (
     read,
 )
 from gsm8k_core.serving.scheduler import BusyError, ClosingError, News, Scheduler, Ticket
-from gsm8k_core.types import DataError, GSM8KError, OutOfMemoryError, Sampling
+from gsm8k_core.types import DataError, GSM8KError, OutOfMemoryError, Sampling, UsageError
 
 MOST_BYTES = 2**20  # of a request's body
 GONE = 499  # nobody reads it
@@ -136,6 +136,8 @@ def _worded(error: GSM8KError) -> ApiError:
     """An error of ours as OpenAI's."""
     if isinstance(error, BusyError):
         return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", headers={"retry-after": "1"})
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error))
     if isinstance(error, ClosingError):
         return ApiError(503, str(error), kind="server_error", code="shutting_down")
     if isinstance(error, OutOfMemoryError):

@@ -81,7 +81,7 @@ def check(headers: Mapping[str, str], path: str, rules: Rules) -> None:
     if rules.hosts is not None and (found is None or found[1] not in rules.hosts):
         raise ApiError(403, "this server answers to localhost and 127.0.0.1 alone", code="host_not_allowed")
     origin = headers.get("origin")
-    if origin is not None and origin.lower() != f"http://{host}":
+    if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):  # a proxy speaks TLS
         raise ApiError(403, "a page of another site may not use this server", code="origin_not_allowed")
     foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
     if foreign and headers.get("sec-fetch-mode") != "navigate":

@@ -18,7 +18,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gsm8k_core.serving.detokenizer import Detokenizer
-from gsm8k_core.types import Choice, Completion, DeviceLostError, GSM8KError, OutOfMemoryError, Query, Sampling
+from gsm8k_core.types import (
+    Choice,
+    Completion,
+    DeviceLostError,
+    GSM8KError,
+    OutOfMemoryError,
+    Query,
+    Sampling,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from gsm8k_core.backend import Backend
@@ -114,12 +123,18 @@ class Scheduler:
             raise self.failed
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """All of them or none. Raises BusyError where too many wait, ClosingError where nobody is answered any more."""
+        """All of them or none. Raises BusyError where too many wait, ClosingError where nobody is answered any more,
+        and UsageError for more than ever fit."""
         with self._change:
             if self._end_at is not None or not self._thread.is_alive():
                 raise ClosingError("the server is shutting down")
             name = tickets[0].model
             served, waiting = self.models[name], self._waiting[name]
+            most = served.places + self._max_waiting
+            if len(tickets) > most:
+                raise UsageError(
+                    f"{len(tickets)} answers are asked for at once, and there is room for {most}; ask for fewer"
+                )
             free = served.places - len(served.active)
             if len(waiting) + len(tickets) > max(free, 0) + self._max_waiting:
                 raise BusyError(

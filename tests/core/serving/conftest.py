@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,6 @@ def serving(
     name: str, folder: Path, places: int = PLACES, waiting: int = WAITING, key: str | None = None, grace: float = 60.0
 ) -> Iterator[Running]:
     """On a free port of loopback. `tiny` and `other` are the same folder; the second is opened when it is asked."""
-    import socket
-
     model, said = ModelFolder(folder), []
     offers = {
         each: Offer(each, role, ModelFolder(folder), ContextLimits(WINDOW, 24), "", Sampling(24, 1), 0)
@@ -85,6 +84,3 @@ def running(request: pytest.FixtureRequest, tiny_llama: Path) -> Iterator[Runnin
         pytest.skip(f"backend {request.param} is not installed here")
     with serving(request.param, tiny_llama) as found:
         yield found
-
-
-Serving = Callable[..., Any]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -16,7 +16,7 @@ import backends
 from gsm8k_core.problems.prompts import decode
 from gsm8k_core.serving.conversation import chat_prompt
 from gsm8k_core.types import Sampling
-from tests.core.serving.conftest import PLACES, WINDOW, Running, serving
+from tests.core.serving.conftest import PLACES, WAITING, WINDOW, Running, serving
 from tests.waiting import CEILING, SOONEST, wait_for
 
 CLIENTS, QUESTIONS = 64, 16
@@ -109,6 +109,7 @@ def test_a_text_is_gone_on_with_and_another_model_answers(running: Running) -> N
         ({"max_tokens": WINDOW}, 400, "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "how many " * 200}]}, 400, "context_length_exceeded"),
         ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter"),
+        ({"n": PLACES + WAITING + 1}, 400, None),
         ({"messages": 3}, 400, None),
         ({"messages": [{"role": "user", "content": "x" * 2**20}]}, 413, None),
         (b"{", 400, None),
