@@ -107,7 +107,9 @@ def _find(config: InspectConfig, context: Context) -> Subject:
         problems = tuple(replace(problem, answer=strip_annotations(problem.answer)) for problem in problems)
     taken, _ = training_rows(data.train, _train_samples(config, context, source), config.annotations)
     others = [problem for problem in taken if problem.id not in {problem.id for problem in problems}]
-    tested, overlap = before_training(Questions.of(taken), config, data.name) if taken else ("", Overlap())
+    tested, overlap = (
+        before_training(Questions.of(taken), config, data.name, data.revision) if taken else ("", Overlap())
+    )
     terminal.say(f"model    {source.name}: {model_choice.reason}; {source.choice.reason}", WIDTH)
     terminal.say(f"data     {data.name}, {config.split}: {pair.data_choice.reason}; {data.choice.reason}", WIDTH)
     for line in data.lines():

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 
 from gsm8k_core.config.fields import DEFAULT_DATA, ProblemSettings
 from gsm8k_core.models.find import Source
-from gsm8k_core.problems.data import MissingSplitError, cached_data, is_single_file, load_data
+from gsm8k_core.problems.data import MissingSplitError, is_at_hand, is_single_file, load_data
 from gsm8k_core.problems.overlap import Overlap, Questions, read_questions
 from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.training.runs import run_of_model
 from gsm8k_core.types import DataError, Problem
 
 
-def before_training(questions: Questions, config: ProblemSettings, reference: str) -> tuple[str, Overlap]:
+def before_training(
+    questions: Questions, config: ProblemSettings, reference: str, revision: str = ""
+) -> tuple[str, Overlap]:
     """Whose test problems they are, and how many are among the questions: the data's own, else GSM8K's, if cached."""
     for name, part, reading in (
-        (reference, config.data_config, RowOptions.of(config)),
+        (reference, config.data_config, RowOptions.of(config, revision)),
         (DEFAULT_DATA, "main", RowOptions()),
     ):
-        if is_single_file(name) or (name == DEFAULT_DATA != reference and cached_data(name, part, ("test",)) is None):
+        if is_single_file(name) or not is_at_hand(name, part, "test"):
             continue
         try:
             return name, questions.met(load_data(name, part, config.seed, lambda line: None, ("test",), reading).test)

@@ -90,6 +90,14 @@ def is_single_file(reference: str) -> bool:
     return path is not None and not path.is_dir()
 
 
+def is_at_hand(reference: str, config: str, split: str) -> bool:
+    """Whether a split can be read without a network, as far as names say."""
+    if reference == GENERATED_DATA or hub.local_path(reference):
+        return True
+    repo, _, revision = reference.partition("@")
+    return cached_data(repo, config, (split,), revision) is not None
+
+
 def read_jsonl(path: Path, split: str) -> tuple[Problem, ...]:
     """The problems of one file, whatever its shape; errors say `file:line`."""
     return read_problems([path], split, AS_FOUND)[0]
@@ -98,8 +106,9 @@ def read_jsonl(path: Path, split: str) -> tuple[Problem, ...]:
 def content_hash(problems: Iterable[Problem]) -> str:
     """sha256 of the questions and answers in order, whatever file they came from."""
     digest = hashlib.sha256()
+    quoted = json.encoder.encode_basestring_ascii  # as json.dumps writes a list of both, in half the time
     for problem in problems:
-        digest.update(json.dumps([problem.question, problem.answer]).encode() + b"\n")
+        digest.update(f"[{quoted(problem.question)}, {quoted(problem.answer)}]\n".encode())
     return digest.hexdigest()
 
 
@@ -169,7 +178,7 @@ def _of_files(
     announce: hub.Announce,
     revision: str = "",
 ) -> DataSet:
-    size = sum(path.stat().st_size for paths in files.values() for path in paths)
+    size = sum(path.stat().st_size for paths in files.values() for path in paths if path.exists())
     if size > MUCH_TO_READ:
         announce(f"reading  {name}: {hub.human_size(size)}")
     read = {split: read_problems(paths, split, reading) for split, paths in files.items()}
@@ -254,9 +263,23 @@ def _from_hub(
     choice = Choice("cache", f"it is in the Hub's cache, {hub.hub_cache()}")
     files = cached_data(repo, config, splits, revision)
     if files is None:
-        files = _download(reference, config, announce, splits, revision)
+        files = _download_known(reference, config, announce, splits, revision)
         choice = Choice("hub", f"downloaded from {hub.shown_endpoint()}")
     return _of_files(reference, files, choice, reading, announce, hub.revision_of(next(iter(files.values()))[0]))
+
+
+def _download_known(
+    reference: str, config: str, announce: hub.Announce, splits: Sequence[str], revision: str
+) -> dict[str, list[Path]]:
+    """The files, downloaded. Where that fails and the cache has another split, this one is what is missing."""
+    try:
+        return _download(reference, config, announce, splits, revision)
+    except MissingSplitError:
+        raise
+    except DataError as error:
+        if any(cached_data(_repo(reference), config, (split,), revision) for split in SPLITS):
+            raise MissingSplitError(f"data {reference!r} has no {splits[0]} in the Hub's cache; {error}") from None
+        raise
 
 
 def _listing(reference: str, revision: str = "") -> hub.Listing:

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -41,18 +41,21 @@ def folded(question: str) -> str:
     "Tom's 1,200 EGGS -  how many?" gives "toms 1200 eggs how many".
     """
     text = question if question.isascii() else unicodedata.normalize("NFKC", question)
-    words: list[str] = []
-    for word in text.casefold().translate(_PLAIN).split():
-        if word.isalpha() or word == "-":
-            words.append(word)
-        elif (bare := word.rstrip(".,")).isalpha():
-            words.append(bare)
-        else:
-            found = _WORDS.findall(word)
-            words += [each.replace(",", "") if _THOUSANDS.fullmatch(each) else each for each in found]
-    if "-" in words:  # of a sum, or a dash
-        words = [word for word, after in pairwise([*words, ""]) if word != "-" or after[:1].isdigit()]
-    return " ".join(words) or question
+    words = text.casefold().translate(_PLAIN).split()
+    kept = " ".join(filter(None, [word if word.isalpha() else _parts(word) for word in words]))
+    if " - " in kept:  # of a sum, or a dash
+        words = kept.split()
+        kept = " ".join(word for word, after in pairwise([*words, ""]) if word != "-" or after[:1].isdigit())
+    return kept or question
+
+
+@lru_cache(maxsize=1 << 14)  # few words, many times
+def _parts(word: str) -> str:
+    """What is kept of a word that is not letters alone."""
+    if word == "-":
+        return word
+    found = _WORDS.findall(word)
+    return " ".join(each.replace(",", "") if _THOUSANDS.fullmatch(each) else each for each in found)
 
 
 def _hash(text: str) -> bytes:

@@ -75,8 +75,9 @@ class Shape:
         for name in self.columns:
             if name not in row and name != self.more:
                 raise DataError(f"{where}: no {name!r}; give {self._both}, as the rows before have it")
-        values = fields(row, self.columns, where) if isinstance(row, Row) else row
-        question, answer = values[self.question], values[self.answer]
+        values, question, answer = row, row[self.question], row[self.answer]
+        if isinstance(row, Row) and (row.twice or not type(question) is type(answer) is str):
+            fields(row, self.columns, where)
         if self.is_chat:
             return _of_turns(question, where, self.question)
         if isinstance(question, list) and isinstance(answer, list):  # TRL's prompt/completion as turns

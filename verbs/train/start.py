@@ -177,7 +177,7 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     # A later command, or another machine, may choose otherwise: what was chosen is what is recorded.
     config = config.model_copy(update={"model": _absolute(source.name), "data": _absolute(data.name)})
     rows = _rows(config, source, data, terminal)
-    tested, overlap = before_training(rows.questions, config, data.name)
+    tested, overlap = before_training(rows.questions, config, data.name, data.revision)
     terminal.say(f"overlap  {tested}: {overlap.line}")
     hashes = _hashes(source, data, rows)
     manifest = _manifest(config, pair, source, data, rows, hashes) | {"overlap": {"test": tested, **overlap.as_json()}}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.problems import splits
-from gsm8k_core.problems.data import MissingSplitError, load_data
+from gsm8k_core.problems.data import MissingSplitError, is_at_hand, load_data
 from gsm8k_core.problems.gold import ended
 from gsm8k_core.problems.reading import MOST_KEPT, RowOptions
 from gsm8k_core.problems.shapes import Columns
@@ -322,3 +322,7 @@ def test_the_hub_has_other_shapes_and_a_revision(hub: Any) -> None:
     with pytest.raises(DataError):  # another one is asked for by its name, and never taken from the cache
         load("meta-math/MetaMathQA", RowOptions(revision=pinned))
     assert f"GET api/datasets/meta-math/MetaMathQA/revision/{pinned}" in hub.requests
+    assert not is_at_hand("meta-math/MetaMathQA", "main", "test")
+    hub.stop()
+    with pytest.raises(MissingSplitError, match="has no test in the Hub's cache"):
+        load("meta-math/MetaMathQA", splits=("test",))
