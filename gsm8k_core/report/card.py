@@ -17,6 +17,7 @@ from gsm8k_core.report.words import (
     calculator_line,
     headline,
     how,
+    learned,
     overlap_line,
     p_value,
     percent,
@@ -119,7 +120,7 @@ def _metric(rule: str, score: Mapping[str, Any], summary: Mapping[str, Any]) -> 
     interval = [round(bound, 4) for bound in score["interval"]]
     return {
         "type": "exact_match",
-        "name": f"{name}{how(summary)}, {rule} rule{version}",
+        "name": f"{name}{how(summary)}{learned(summary)}, {rule} rule{version}",
         "value": round(score["accuracy"], 4),
         "verified": False,
         "args": {"rule": rule, "correct": score["correct"], "of": summary["n"], "interval": interval} | votes,

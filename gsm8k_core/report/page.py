@@ -151,7 +151,7 @@ def _view(comparison: Mapping[str, Any], models: Sequence[Column], result: Headl
         "rule": rule,
         "n": models[0].summary["n"],
         "votes": models[0].summary.get("samples", 1),
-        "how": words.how(models[0].summary),
+        "how": words.how(models[0].summary) + words.learned(models[0].summary),
         "rules": rules,
         "rule_rows": _rule_rows(comparison, models, rules),
         "scale": charts.scale(intervals),

@@ -96,11 +96,13 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
 
 def but(comparison: Mapping[str, Any]) -> str:
     """What a verdict may not leave out: that a model learned from the problems that it was tested on."""
-    for which, whose in (("trained", "the training data"), ("base", "the base's training data")):
-        if shared := (comparison[which].get("overlap") or {}).get("shared"):
-            n = comparison[which]["n"]
-            return f", but {shared:,} of these {n:,} problems {'is' if shared == 1 else 'are'} in {whose}"
-    return ""
+    return learned(comparison["trained"]) or learned(comparison["base"], "the base's training data")
+
+
+def learned(summary: Mapping[str, Any], whose: str = "the training data") -> str:
+    """The same of one model's score; nothing where no problem is known to be among what it was trained on."""
+    shared, n = (summary.get("overlap") or {}).get("shared"), summary["n"]
+    return f", but {shared:,} of these {n:,} problems {'is' if shared == 1 else 'are'} in {whose}" if shared else ""
 
 
 def overlap_line(summary: Mapping[str, Any]) -> str:

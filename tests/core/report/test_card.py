@@ -63,6 +63,16 @@ def test_a_score_with_calculator_is_told_as_one() -> None:
     assert "alculator" not in make_card(comparison(calculator=None), "mine")
 
 
+def test_test_problems_in_the_training_data_are_told() -> None:
+    found = comparison()
+    found["trained"]["overlap"] = {"shared": 7, "line": "7 of the 100 test problems are among the 9 questions"}
+    card, why = make_card(found, "mine"), ", but 7 of these 100 problems are in the training data"
+    assert f"**The trained model is better{why}.**" in card
+    assert "Trained: Test problems in the training data" in card
+    assert all(why in metric["name"] for metric in front(card)["model-index"][0]["results"][0]["metrics"])
+    assert "training data" not in make_card(comparison(), "mine")
+
+
 def test_other_data_is_not_called_gsm8k() -> None:
     meta = front(make_card(comparison(data="generated", model="runs/../x y"), "mine"))
     (result,) = meta["model-index"][0]["results"]

@@ -92,6 +92,16 @@ def test_a_score_with_calculator_is_told_as_one() -> None:
 # --- the numbers ------------------------------------------------------------------------------------------------------
 
 
+def test_test_problems_in_the_training_data_are_in_the_verdict() -> None:
+    met = {"shared": 9, "line": "9 of the 12 test problems are among the 40 questions trained on"}
+    made = make_comparison({**summary(BASE)}, {**summary(TRAINED), "overlap": met}, BASE, TRAINED)
+    why = "but 9 of these 12 problems are in the training data"
+    assert why in made["verdict"] == verdict(made)
+    assert made["overlap"] == {"base": None, "trained": met}
+    assert why in " ".join(said(made, show_comparison).split())
+    assert "but" not in compared(BASE, TRAINED)["verdict"]
+
+
 def test_each_rule_has_its_table_its_difference_and_its_interval() -> None:
     made = compared(BASE, TRAINED)
     test = made["paired_by_rule"]["strict"]

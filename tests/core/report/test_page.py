@@ -111,6 +111,16 @@ def test_a_score_with_calculator_is_told_as_one() -> None:
     assert "alculator" not in Read(rendered()).text
 
 
+def test_test_problems_in_the_training_data_are_told() -> None:
+    met, why = {"shared": 3, "line": "3 of the 5"}, ", but 3 of these 5 problems are in the training data"
+    text = Read(page.render_page(*compared("rrww-", "rwrrw", overlap=met))).text
+    assert f"Not distinguishable at n = 5{why}" in text
+    assert "Trained: Test problems in the training data: 3 of the 5." in text
+    one = page.render_page({"base": summary(records("rrrww"), overlap=met)}, records("rrrww"))
+    assert f"right{why}" in Read(one).text
+    assert "training data" not in Read(rendered()).text
+
+
 # --- safety ---------------------------------------------------------------------------------------------------------
 
 
