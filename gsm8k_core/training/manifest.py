@@ -31,6 +31,16 @@ class _Named(Stored):
     revision: Words = ""
 
 
+class _Preflight(Stored):
+    looked_at: Count = 0
+
+
+class _Rows(Stored):
+    """The training rows."""
+
+    preflight: _Preflight | None = None
+
+
 class _Result(Stored):
     """A measurement on the dev rows: measure.DevResult."""
 
@@ -108,6 +118,7 @@ class _Manifest(Stored):
     hashes: dict[str, Words] | None = None
     model: _Named | None = None
     data: _Named | None = None
+    rows: _Rows | None = None
     outcome: _Outcome | None = None
     best: _Best | None = None
     base: _Base | None = None

@@ -475,6 +475,37 @@ def test_a_flag_that_would_change_nothing_is_refused(
     assert (result.returncode, said in result.stderr, "{" in result.stderr) == (2, True, False), result.stderr
 
 
+def test_a_large_set_is_tokenised_as_it_is_used_and_goes_on_to_the_last_bit(
+    run: Any, train: Any, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    chats = [
+        [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}] for row in rows
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    monkeypatch.setattr("verbs.train.start.MOST_TOKENISED", 20)
+    monkeypatch.setattr("gsm8k_core.problems.corpus.SAMPLE_ROWS", 8)
+    done = train(tmp_path / "whole", "--backend", "torch", "--data", str(path))
+    assert done.returncode == 0, done.stderr
+    assert f"shape    messages, {len(rows)} rows, the gold after ####" in done.stdout
+    assert "rows     24; tokens of 8 of them, the others are tokenised as they are used: mean" in done.stdout
+    assert f"overlap  {path}: not checked: it has no test problems of its own" in done.stdout
+    manifest = json.loads((tmp_path / "whole/run.json").read_text())
+    assert (manifest["data"]["found"]["train"]["shape"], manifest["rows"]["train"]) == ("messages", 24)
+    assert (tmp_path / "whole/questions.json").is_file()
+    monkeypatch.setattr("verbs.train.start.MOST_TOKENISED", 9)  # it goes on as it began, whatever is large today
+    folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
+    result = run("train", "--resume", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert losses(folder) == losses(tmp_path / "whole")
+    ours, theirs = weights(folder), weights(tmp_path / "whole")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    refused = run("compare", "--trained-model", str(folder))
+    assert refused.returncode == 2
+    assert f"the run was trained on {path}, which has no test problems; add --data TEST.jsonl" in refused.stderr
+
+
 def test_a_run_goes_on_with_the_rows_that_it_began_with(
     run: Any, train: Any, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,7 +242,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     source = _source_of(run, config, terminal)
     reading = RowOptions.of(config, (run.manifest.get("data") or {}).get("revision", ""))
     data = load_data(config.data, config.data_config, config.seed, terminal.say, ("train",), reading)
-    rows = _rows(config, source, data, terminal)
+    rows = _rows(config, source, data, terminal, all_at_once=not _has_corpus(run))
     if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
         rows = _rows_as_begun(config, source, data, run, terminal) or rows
     hashes = _hashes(source, data, rows)
@@ -276,6 +276,12 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         adjustments=tuple(adjustments_of(run.manifest)),
         unfinished=unfinished,
     )
+
+
+def _has_corpus(run: Run) -> bool:
+    """Whether a run's rows are tokenised as they are used: what decides about that may change, and no run with it."""
+    preflight = (run.manifest.get("rows") or {}).get("preflight") or {}
+    return bool(preflight.get("looked_at"))
 
 
 def _names(run: Run, config: TrainConfig, source: Source, data: DataSet) -> dict[str, Any]:
@@ -445,14 +451,21 @@ def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
 
 def _rows_as_begun(config: TrainConfig, source: Source, data: DataSet, run: Run, terminal: Terminal) -> Rows | None:
     """The rows of a run that began when the line end after the end token was trained too; None where it did not."""
-    rows = _rows(config, source, data, terminal, whole_turn=True)
+    rows = _rows(config, source, data, terminal, whole_turn=True, all_at_once=True)
     if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
         return None
     terminal.say("rows     as the run began: what its template writes after the end token is trained as well")
     return rows
 
 
-def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal, whole_turn: bool = False) -> Rows:
+def _rows(
+    config: TrainConfig,
+    source: Source,
+    data: DataSet,
+    terminal: Terminal,
+    whole_turn: bool = False,
+    all_at_once: bool = False,
+) -> Rows:
     train, dev = training_rows(data.train, config.max_samples, config.annotations)
     tokenizer, ends = source.model.tokenizer, source.model.end_ids
     explained = train if config.rationales < 0 else train[: config.rationales]
@@ -462,7 +475,7 @@ def _rows(config: TrainConfig, source: Source, data: DataSet, terminal: Terminal
         check_token_ids((example.tokens for example in made), source.model.vocabulary)
         return made
 
-    is_corpus = config.recipe == "sft" and len(explained) > MOST_TOKENISED
+    is_corpus = config.recipe == "sft" and len(explained) > MOST_TOKENISED and not all_at_once
     examples = make(sampled(explained) if is_corpus else explained)
     summary = summarise(examples, config.max_length)
     if is_corpus:
