@@ -284,7 +284,8 @@ def _wrong(record: Record) -> dict[str, Any]:
     """What went wrong in one answer: the category in words, and the first claim that is no true sum."""
     found = record["diagnosis"]
     kind = CATEGORIES[found["category"]] if found["category"] != "correct" else None
-    return {"wrong": kind, "slip": found["slip"]}
+    besides = found["category"] not in ("correct", "arithmetic_slip")  # the answer does not hang on that sum alone
+    return {"wrong": kind, "slip": found["slip"], "besides": besides}
 
 
 def _clip(extracted: str | None) -> str | None:

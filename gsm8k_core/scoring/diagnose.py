@@ -1,14 +1,16 @@
 """What went wrong, record by record: one category each, every sign that was seen, and counts of both.
 
 Categories, the first that holds: correct (the robust rule's verdict), degenerate (empty, only token 0, or a loop), cut
-(by the length limit), no_answer (the robust rule found no number), arithmetic_slip (a claim in the text is wrong),
-wrong_last_line (no slip, and the last claim's result is the gold, yet another number was answered), other_wrong.
-The signs stand beside the category: a correct answer can hold a slip, a cut one can loop.
+(by the length limit), no_answer (the robust rule found no number), arithmetic_slip (with each sum corrected the chain
+comes to the gold), wrong_last_line (no wrong sum, and the last claim's result is the gold, yet another number was
+answered), wrong_operation, wrong_number, step_missing, step_extra (the one change that would mend the chain: see
+faults.py), other_wrong. The signs stand beside the category: a correct answer can hold a slip, a cut one can loop.
 
-Limits: a slip is what claims.find_claims can read; in 0.1 % of GSM8K's own claims it calls loose writing wrong. A
-wrong plan (the right sum of the wrong numbers) is other_wrong. A loop whose text changes in each round, by a
-counter, is seen only where most of its word 4-grams stay the same. Token 0 (Qwen2.5's `!`) is the argmax of logits that
-are all NaN; our backends end with an error that names such logits, but completions that were made elsewhere hold it.
+Limits: a sum is what claims.find_claims can read; in 0.1 % of GSM8K's own claims it calls loose writing wrong. The
+gold's steps are one plan of several: an answer that follows another is other_wrong. A loop whose text changes in each
+round, by a counter, is seen only where most of its word 4-grams stay the same. Token 0 (Qwen2.5's `!`) is the argmax of
+logits that are all NaN; our backends end with an error that names such logits, but completions that were made elsewhere
+hold it.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ from typing import Any
 from gsm8k_core.problems.gold import gold_of
 from gsm8k_core.scoring.calculator import written
 from gsm8k_core.scoring.claims import Claim, find_claims
+from gsm8k_core.scoring.faults import Reference, fault, is_slip, steps_of
 from gsm8k_core.scoring.stats import percent, wilson
 
 CATEGORIES = {
     "correct": "correct",
     "arithmetic_slip": "arithmetic slip",
     "wrong_last_line": "right steps, wrong last line",
+    "wrong_operation": "wrong operation",
+    "wrong_number": "wrong number taken",
+    "step_missing": "a step missing",
+    "step_extra": "a step too many",
     "other_wrong": "other wrong answer",
     "no_answer": "no answer",
     "cut": "cut by the length limit",
@@ -48,7 +55,7 @@ NGRAM_DISTINCT = 0.3  # of the n-grams; the train split's answers have 0.68 at t
 
 @dataclass(frozen=True, slots=True)
 class Slip:
-    """The first wrong claim of a text."""
+    """The first wrong claim of a text, whether or not the answer hangs on it."""
 
     expression: str
     stated: str
@@ -74,15 +81,20 @@ def diagnose(record: Mapping[str, Any]) -> Diagnosis:
     text = record["completion"][:MAX_TEXT]
     verdict = record["rules"]["robust"]
     claims = find_claims(text)
-    wrong = [claim for claim in claims if not claim.right]
+    wrong, gold = [claim for claim in claims if not claim.right], gold_fraction(record)
+    answered = None if verdict["extracted"] is None else Fraction(verdict["extracted"])
     degenerate = degeneration(text, record.get("token_ids") or ())
+    steps = steps_of(claims)
     seen = {
         "degenerate": degenerate is not None,
         "cut": record.get("finish_reason") == "length",
         "no_answer": verdict["extracted"] is None,
-        "arithmetic_slip": bool(wrong),
-        "wrong_last_line": _is_wrong_last_line(claims, verdict, gold_fraction(record)),
+        "arithmetic_slip": bool(wrong) and answered is not None and is_slip(steps, gold, answered),
+        "wrong_last_line": _is_wrong_last_line(claims, verdict, gold),
     }
+    if not verdict["correct"] and answered is not None and not any(seen.values()) and (steps or "=" not in text):
+        reference = Reference.of(str(record.get("question", "")), str(record.get("answer") or ""), gold)
+        seen |= {kind: True for kind in [fault(steps, reference, answered)] if kind}
     signs = tuple(name for name, holds in seen.items() if holds)
     category = "correct" if verdict["correct"] else next(iter(signs), "other_wrong")
     slip = _slip(wrong[0]) if wrong else None

@@ -308,7 +308,7 @@ def test_each_answer_says_what_went_wrong_in_it() -> None:
     text = Read(page.render_page(comparison, old, new)).text
     assert text.count("arithmetic slip: 2 + 2 = 5 should be 4") == 2
     assert text.count("Right all the same: 2 + 2 = 5 should be 4") == 1
-    assert text.count("cut by the length limit: 2 + 2 = 5 should be 4") == 1
+    assert text.count("cut by the length limit; besides, 2 + 2 = 5 should be 4") == 1
 
 
 def test_the_counts_of_what_went_wrong_lead_to_their_problems() -> None:

@@ -47,8 +47,11 @@ CASES = [
     ("I do not know.", False, "no_answer", ("no_answer",)),
     ("48/2 = 25, so 48+25 = 73.\n#### 73", False, "arithmetic_slip", ("arithmetic_slip",)),
     ("48/2 = 24. 48+24 = 72.\n#### 24", False, "wrong_last_line", ("wrong_last_line",)),
-    ("48/2 = 25. 48+24 = 72.\n#### 24", False, "arithmetic_slip", ("arithmetic_slip",)),
-    ("48+24 = 72. 72/2 = 36.\n#### 36", False, "other_wrong", ()),
+    ("48/2 = 25. 48+24 = 72.\n#### 24", False, "other_wrong", ()),  # no sum came to 24
+    ("48+24 = 72. 72/2 = 36.\n#### 36", False, "step_extra", ("step_extra",)),
+    ("48/2 = 24. 48+2 = 50.\n#### 50", False, "wrong_number", ("wrong_number",)),
+    ("48*2 = 96. 48+96 = 144.\n#### 144", False, "wrong_operation", ("wrong_operation",)),
+    ("She sells 48/2 = 24.\n#### 24", False, "step_missing", ("step_missing",)),
     (OTHER, False, "other_wrong", ()),
 ]
 
@@ -79,13 +82,13 @@ def test_a_wrong_percentage_should_be_a_percentage(text: str) -> None:
 
 
 def test_a_diagnosis_is_plain_json() -> None:
-    assert json.loads(json.dumps(diagnosis_json(record("48/2 = 25\n#### 25")), allow_nan=False)) == {
+    assert json.loads(json.dumps(diagnosis_json(record("48/2 = 25\n48+25 = 73\n#### 73")), allow_nan=False)) == {
         "category": "arithmetic_slip",
         "signs": ["arithmetic_slip"],
         "degenerate": None,
         "slip": {"expression": "48/2", "stated": "25", "should_be": "24", "start": 0},
         "num_slips": 1,
-        "num_claims": 1,
+        "num_claims": 2,
         "num_steps": 2,
     }
 
@@ -170,7 +173,8 @@ def test_a_breakdown_counts_categories_signs_stops_and_steps() -> None:
         "other_wrong": 1,
     }
     assert sum(found["categories"].values()) == found["n"] == 3
-    assert found["signs"] == {"arithmetic_slip": 1, "wrong_last_line": 0, "no_answer": 0, "cut": 1, "degenerate": 1}
+    named = [name for name in CATEGORIES if name not in ("correct", "other_wrong")]
+    assert found["signs"] == dict.fromkeys(named, 0) | {"arithmetic_slip": 1, "cut": 1, "degenerate": 1}
     assert found["degenerate"] == {"empty": 0, "token_0": 0, "loop": 1}
     assert found["claims"] == {"total": 1, "wrong": 1}
     assert (found["stopped"]["count"], found["stopped"]["n"]) == (2, 3)
