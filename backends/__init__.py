@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from backends import unseen
 from gsm8k_core.machine import report_in_turn
-from gsm8k_core.models.window import refuse_longer, window_of
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
@@ -177,12 +176,11 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
 
 
 def check_rows(name: str, config: Mapping[str, Any], longest: int) -> None:
-    """Refuse rows of `longest` tokens where the model has a shorter window, and the backend would not keep to it.
+    """Refuse rows of `longest` tokens that the backend would compute otherwise than transformers does.
 
     `config` is the model's config.json. Raises PreflightError. Imports the framework.
     """
-    if not _module(name, "device").CAPABILITIES.sliding_window:
-        refuse_longer(window_of(config), longest, name)
+    _module(name, "architectures").refuse_long_rows(config, longest)
 
 
 def left_open(own: Mapping[str, str], given: Mapping[str, str]) -> Mapping[str, str]:

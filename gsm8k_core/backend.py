@@ -64,7 +64,6 @@ class Capabilities:
     dtypes: tuple[str, ...]
     methods: tuple[str, ...]
     trainable: tuple[str, ...] = ("all", "blocks")
-    sliding_window: bool = True  # whether attention keeps to a window where config.json has one
 
 
 def ignore_token(index: int, token: int) -> None:

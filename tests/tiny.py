@@ -3,14 +3,31 @@
 from gsm8k_core.parity.tiny import (
     END_ID,
     KINDS,
+    LONGROPE,
     SPECIAL,
     TEMPLATE,
     TEXT,
+    TYPES,
     WORDS,
     make,
     make_rows,
+    make_type,
     tokenizer_files,
     weights,
 )
 
-__all__ = ["END_ID", "KINDS", "SPECIAL", "TEMPLATE", "TEXT", "WORDS", "make", "make_rows", "tokenizer_files", "weights"]
+__all__ = [
+    "END_ID",
+    "KINDS",
+    "LONGROPE",
+    "SPECIAL",
+    "TEMPLATE",
+    "TEXT",
+    "TYPES",
+    "WORDS",
+    "make",
+    "make_rows",
+    "make_type",
+    "tokenizer_files",
+    "weights",
+]

@@ -19,7 +19,7 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import quantize_model
 from safetensors.numpy import save_file
 
-from backends.mlx.load import load
+from backends.mlx.load import in_order_of_files, load
 from gsm8k_core.models.adapter import LoraSpec, first_values, mlx_name, peft_name, target_modules
 from gsm8k_core.models.folder import ModelFolder, write_config, write_model_folder
 from gsm8k_core.types import DataError
@@ -83,7 +83,8 @@ def quantize_folder(source: Path, directory: Path, bits: int = 4, group_size: in
     # On the CPU, whatever the device: so the base, and with it its hash, does not depend on the GPU.
     with mx.stream(mx.cpu), contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints the bits per weight
         model, config = quantize_model(load(source), config, group_size, bits)
-        arrays = {name: np.array(array, order="C") for name, array in tree_flatten(model.parameters())}
+        parameters = in_order_of_files(dict(tree_flatten(model.parameters())))
+        arrays = {name: np.array(array, order="C") for name, array in parameters.items()}
     if not any(name.endswith(".scales") for name in arrays):
         raise DataError(f"{source} has no layer whose inputs divide into groups of {group_size}; try --method lora")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 
 from backends.mlx import BLAS, COMPILER, memory
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx
+from backends.mlx.architectures import refuse_long_rows
 from backends.mlx.device import CAPABILITIES, choose_device, choose_dtype, fast_tokens, has_gpu, measure_gflops, rated
 from backends.mlx.fast_exp import whole_array_ops
 from backends.mlx.generate import answer, generate, odds, score
-from backends.mlx.load import cast, load, to_dtype
+from backends.mlx.load import cast, in_order_of_files, load, to_dtype
 from backends.mlx.loss import target_positions
 from backends.mlx.train import (
     AdamW,
@@ -35,10 +36,8 @@ from backends.mlx.train import (
     wrapped_blocks,
 )
 from gsm8k_core.backend import Pilot, ignore_token
-from gsm8k_core.files import read_json
 from gsm8k_core.models.adapter import LoraSpec, draws_dropout, lora_spec, peft_name, write_adapter
 from gsm8k_core.models.folder import ModelFolder, weight_files, write_model_folder
-from gsm8k_core.models.window import refuse_longer, window_of
 from gsm8k_core.training.finite import check_fit, check_resumed, check_weights, checked_state
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -86,7 +85,7 @@ class MLXBackend:
             self.choices["blas"] = rated(BLAS, measure_gflops())
         self._folder = folder
         self._end_ids = frozenset(files.end_ids)
-        self._window = window_of(files.config)
+        self._config = files.config
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._masters: dict[str, mx.array] = {}  # what is trained, in float32
@@ -131,7 +130,7 @@ class MLXBackend:
             return outcome
 
     def _refuse_longer(self, longest: int) -> None:
-        refuse_longer(self._window, longest, self.name)
+        refuse_long_rows(self._config, longest)
 
     def _within_window(self, updates: Iterable[Update]) -> Iterator[Update]:
         for update in updates:
@@ -140,7 +139,7 @@ class MLXBackend:
 
     def _predicted_peak(self, config: TrainConfig) -> int:
         names = self.choices["dtype"].name, self.choices["device"].name
-        return memory.own_peak(read_json(self._folder / "config.json"), config, *names)
+        return memory.own_peak(self._config, config, *names)
 
     def peak_memory(self) -> int:
         return memory.peak(self.choices["device"].name)
@@ -169,11 +168,12 @@ class MLXBackend:
             return dict(tree_flatten(self._model.parameters())) | self._masters
         names = {name for name, _ in tree_flatten(self._model.parameters())}
         stored = {name: value for path in weight_files(self._folder) for name, value in mx.load(str(path)).items()}
-        return {name: stored[name].astype(mx.float32) for name in names} | self._masters
+        ours = in_order_of_files({name: stored[name] for name in names})
+        return {name: array.astype(mx.float32) for name, array in ours.items()} | self._masters
 
     def _restore(self, resume: TrainState, optimizer: AdamW) -> None:
         check_resumed(resume)
-        to_ours = to_mlx if self._spec else (lambda values: {name: mx.array(value) for name, value in values.items()})
+        to_ours = to_mlx if self._spec else _from_files
         parameters = to_ours(resume.parameters)
         check_fit(self._masters, parameters)
         self._masters.update(parameters)
@@ -183,7 +183,7 @@ class MLXBackend:
         mx.eval(arrays)
         if self._spec is not None:
             return from_mlx(arrays)
-        return {name: np.asarray(array) for name, array in arrays.items()}
+        return {name: np.ascontiguousarray(np.asarray(array)) for name, array in in_order_of_files(arrays).items()}
 
     def state(self) -> TrainState:
         if self._optimizer is None:
@@ -226,7 +226,8 @@ class MLXBackend:
             check_weights(values)
             write_adapter(directory, values, self._spec, self._base)
             return
-        arrays = {name: np.asarray(array) for name, array in self._whole().items()}
+        whole = in_order_of_files(self._whole())
+        arrays = {name: np.ascontiguousarray(np.asarray(array)) for name, array in whole.items()}
         check_weights(arrays)
         write_model_folder(
             self._folder,
@@ -298,6 +299,11 @@ class MLXBackend:
         self._masters = {}
         gc.collect()  # modules and compiled functions know each other
         mx.clear_cache()
+
+
+def _from_files(values: Mapping[str, FloatArray]) -> dict[str, mx.array]:
+    """Under the same names, as MLX has them."""
+    return in_order_of_files({name: mx.array(value) for name, value in values.items()})
 
 
 def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> MLXBackend:

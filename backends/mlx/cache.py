@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.base import create_causal_mask
 
 GROW = 128  # positions added at once, when the longest row needs one more
 
@@ -28,8 +29,13 @@ class PromptLayer:
         self.offset = 0 if prefix is None else prefix.keys.shape[2]
         self._prefix, self._mask = prefix, mask
 
-    def make_mask(self, *unused: Any, **named: Any) -> mx.array | str | None:
-        return self._mask
+    def make_mask(
+        self, num_tokens: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | str | None:
+        if isinstance(self._mask, mx.array):  # of a body that has no window
+            return self._mask
+        short = window_size is not None and self.offset + num_tokens > window_size
+        return create_causal_mask(num_tokens, self.offset, window_size) if return_array or short else self._mask
 
     def update_and_fetch(self, keys_GHTD: mx.array, values_GHTD: mx.array) -> tuple[mx.array, mx.array]:
         self.keys, self.values = keys_GHTD, values_GHTD
@@ -53,45 +59,64 @@ class Slots:
     """B places in every layer. `begin_step` is called before each step, for all layers at once."""
 
     def __init__(
-        self, num_places: int, prefix: Sequence[PromptLayer] | None, num_layers: int, num_heads: int = 1
+        self,
+        num_places: int,
+        prefix: Sequence[Any] | None,
+        num_layers: int,
+        num_heads: int = 1,
+        window: int | None = None,
+        convolutions: Sequence[bool] | None = None,
     ) -> None:
-        """`num_heads` get a mask of their own, made once a step; one that they share is their attention's to spread."""
-        self._num_heads = num_heads
+        """`num_heads` get a mask of their own, made once a step; one that they share is their attention's to spread.
+
+        `window` is that of some layers, which ask for another mask. `convolutions` says which layers are some.
+        """
+        self._num_heads, self._window = num_heads, window
         # Positions in use, counted on the host: they grow by one a step.
         self.lengths_B = np.zeros(num_places, np.int32)
-        self.layers = [Slot(num_places, None if prefix is None else prefix[place]) for place in range(num_layers)]
+        before = [None] * num_layers if prefix is None else prefix
+        self.layers = [
+            (ConvolutionSlot if convolves else Slot)(num_places, layer)
+            for convolves, layer in zip(convolutions or [False] * num_layers, before, strict=True)
+        ]
 
     @property
     def num_positions(self) -> int:
         """Of each place, used or not."""
-        keys = self.layers[0].keys
+        keys = next((slot.keys for slot in self.layers if isinstance(slot, Slot)), None)
         return 0 if keys is None else int(keys.shape[2])
 
-    def put(self, place: int, prompt: Sequence[PromptLayer], row: int, num_tokens: int) -> None:
+    def put(self, place: int, prompt: Sequence[PromptLayer | PromptConvolution], row: int, num_tokens: int) -> None:
         """Give `place` the keys and values of row `row` of a prompt that was read: `num_tokens` behind its prefix."""
         self.lengths_B[place] = prompt[0].offset + num_tokens
         for slot, layer in zip(self.layers, prompt, strict=True):
-            slot.put(place, layer.offset, layer.keys[row, :, :num_tokens], layer.values[row, :, :num_tokens])
+            slot.take(place, layer, row, num_tokens)
 
     def move(self, source: int, target: int) -> None:
         """Row `source` takes the place of one that left."""
         length = int(self.lengths_B[source])
         self.lengths_B[target] = length
         for slot in self.layers:
-            slot.put(target, 0, slot.keys[source, :, :length], slot.values[source, :, :length])
+            slot.move(source, target, length)
 
     def begin_step(self, num_rows: int, dtype: mx.Dtype) -> None:
         """The first `num_rows` places get one token more."""
         lengths_N = mx.array(self.lengths_B[:num_rows])
         longest = int(self.lengths_B[:num_rows].max()) + 1
         mask = self._mask(lengths_N, longest, dtype) if self.lengths_B[:num_rows].min() + 1 < longest else None
+        near = mask
+        if self._window is not None and longest > self._window:
+            near = self._mask(lengths_N, longest, dtype, self._window)
         for slot in self.layers:
-            slot.offset, slot.mask, slot.longest = lengths_N, mask, longest
+            slot.offset, slot.mask, slot.near, slot.longest = lengths_N, mask, near, longest
         self.lengths_B[:num_rows] += 1
 
-    def _mask(self, lengths_N: mx.array, longest: int, dtype: mx.Dtype) -> mx.array:
+    def _mask(self, lengths_N: mx.array, longest: int, dtype: mx.Dtype, window: int | None = None) -> mx.array:
         """0 where a row sees a position, else -inf: (N, heads, 1, S), each number written out."""
-        hidden_NS = mx.arange(longest) > lengths_N[:, None]  # what an earlier row left there counts for nothing
+        place_S, now_N1 = mx.arange(longest), lengths_N[:, None]
+        hidden_NS = place_S > now_N1  # what an earlier row left there counts for nothing
+        if window is not None:
+            hidden_NS = hidden_NS | (place_S <= now_N1 - window)
         mask_N11S = mx.where(hidden_NS, -mx.inf, 0.0).astype(dtype)[:, None, None, :]
         shape = len(lengths_N), self._num_heads, 1, longest
         return mask_N11S if self._num_heads == 1 else mx.contiguous(mx.broadcast_to(mask_N11S, shape))
@@ -103,6 +128,7 @@ class Slot:
     def __init__(self, num_places: int, prefix: PromptLayer | None) -> None:
         self.offset: Any = None  # (N,) int32
         self.mask: Any = None  # (N, heads or 1, 1, S), added to scores; None where each row sees all positions
+        self.near: Any = None  # the same for a layer with a window
         self.longest = 0  # the longest of the N rows, this step's token included
         self.keys: Any = None
         self.values: Any = None
@@ -111,8 +137,9 @@ class Slot:
             shape = (num_places, *prefix.keys.shape[1:])
             self.keys, self.values = mx.broadcast_to(prefix.keys, shape), mx.broadcast_to(prefix.values, shape)
 
-    def make_mask(self, *unused: Any, **named: Any) -> mx.array | None:
-        return self.mask
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+        found: mx.array | None = self.mask if window_size is None else self.near
+        return found
 
     def update_and_fetch(self, keys_NH1D: mx.array, values_NH1D: mx.array) -> tuple[mx.array, mx.array]:
         num_rows = keys_NH1D.shape[0]
@@ -122,7 +149,15 @@ class Slot:
         self.values[rows_N, :, self.offset] = values_NH1D[:, :, 0]
         return self.keys[:num_rows, :, : self.longest], self.values[:num_rows, :, : self.longest]
 
-    def put(self, place: int, start: int, keys_HTD: mx.array, values_HTD: mx.array) -> None:
+    def take(self, place: int, prompt: PromptLayer, row: int, num_tokens: int) -> None:
+        """What stands behind the prefix in row `row` of a prompt that was read."""
+        self._put(place, prompt.offset, prompt.keys[row, :, :num_tokens], prompt.values[row, :, :num_tokens])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """The first positions of `source` as those of `target`."""
+        self._put(target, 0, self.keys[source, :, :length], self.values[source, :, :length])
+
+    def _put(self, place: int, start: int, keys_HTD: mx.array, values_HTD: mx.array) -> None:
         end = start + keys_HTD.shape[1]
         self._room_for(end, keys_HTD[None])
         self.keys[place, :, start:end] = keys_HTD
@@ -142,3 +177,62 @@ class Slot:
             return room if block is None else mx.concatenate([block, room], axis=2)
 
         self.keys, self.values = grown(self.keys), grown(self.values)
+
+
+class PromptConvolution:
+    """A layer's last inputs of its convolution while G prompts are read, (G, few, channels): mlx-lm's `cache[0]`."""
+
+    def __init__(self, prefix: PromptConvolution | None, offset: int, own: Sequence[int]) -> None:
+        """`own` are the tokens of each prompt behind `offset`, which are the prefix's."""
+        self.inputs: Any = None
+        if prefix is not None:
+            self.inputs = mx.broadcast_to(prefix.inputs, (len(own), *prefix.inputs.shape[1:]))
+        self.offset, self.lengths = offset, mx.array(list(own))
+
+    def make_mask(self, num_tokens: int) -> None:
+        """Nothing: no row sees what stands behind it."""
+
+    def __getitem__(self, place: int) -> Any:
+        return self.inputs
+
+    def __setitem__(self, place: int, inputs: mx.array) -> None:
+        self.inputs = inputs
+
+    def advance(self, num_tokens: int) -> None:
+        """Nothing: `lengths` say where each row ends."""
+
+
+class ConvolutionSlot:
+    """The same of each place while decoding, (B, few, channels)."""
+
+    lengths = None  # every row of a step has one token
+
+    def __init__(self, num_places: int, prefix: PromptConvolution | None) -> None:
+        self._num_places = num_places
+        self.inputs: Any = None
+        self.offset: Any = None  # (N,) int32
+        self.mask: Any = None
+        self.near: Any = None
+        self.longest = 0
+
+    def make_mask(self, num_tokens: int) -> None:
+        """None."""
+
+    def __getitem__(self, place: int) -> Any:
+        return self.inputs[: self.offset.shape[0]]
+
+    def __setitem__(self, place: int, inputs: mx.array) -> None:
+        self.inputs[: inputs.shape[0]] = inputs
+
+    def advance(self, num_tokens: int) -> None:
+        """Nothing."""
+
+    def take(self, place: int, prompt: PromptConvolution, row: int, num_tokens: int) -> None:
+        """The last inputs of row `row` of a prompt that was read."""
+        if self.inputs is None:
+            self.inputs = mx.zeros((self._num_places, *prompt.inputs.shape[1:]), prompt.inputs.dtype)
+        self.inputs[place] = prompt.inputs[row]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Those of `source` as those of `target`."""
+        self.inputs[target] = self.inputs[source]

@@ -15,7 +15,6 @@ CAPABILITIES = Capabilities(
     devices=("cpu", "gpu"),
     dtypes=("float32", "bfloat16", "float16"),
     methods=("full", "lora", "dora", "qlora"),
-    sliding_window=False,  # of the model classes of mlx-lm that are opened here, none has one
 )
 MICRO_BATCH = {
     "cpu": Choice("1024", "on a CPU a few rows fill the cores, and more take memory"),

@@ -247,7 +247,8 @@ def has_fast_body(model: Any) -> bool:
     """Whether the model runs in float32 on a CPU and has blocks that are known here."""
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     known = all(
-        type(layer.self_attn) in (llama.Attention, qwen2.Attention) and type(layer.mlp) in (llama.MLP, qwen2.MLP)
+        type(getattr(layer, "self_attn", None)) in (llama.Attention, qwen2.Attention)
+        and type(layer.mlp) in (llama.MLP, qwen2.MLP)
         for layer in model.layers
     )
     return on_cpu and known and model.layers[0].input_layernorm.weight.dtype == mx.float32

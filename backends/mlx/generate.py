@@ -17,8 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from backends.mlx import fast_exp
-from backends.mlx.cache import PromptLayer, Slots, causal
-from backends.mlx.loss import chunk_rows, head, hidden_states, logsumexp, raw_head
+from backends.mlx.cache import PromptConvolution, PromptLayer, Slots, causal
+from backends.mlx.loss import chunk_rows, compute_dtype, head, hidden_states, logsumexp, raw_head
 from backends.mlx.sampling import draw
 from gsm8k_core.problems.batching import shared_length
 from gsm8k_core.scoring.sampling import uniforms
@@ -36,7 +36,7 @@ class _Reading(NamedTuple):
     """Prompts that were read together: the keys of each in a row, and the state behind it."""
 
     prompts: list[int]  # each one's `alike`
-    layers: list[PromptLayer]
+    layers: list[Any]
     last_BH: mx.array
 
 
@@ -62,7 +62,8 @@ class _Decoder:
         self._model, self._end_ids, self._on_token, self._incoming = model, end_ids, on_token, incoming
         self._is_fast = fast_exp.has_fast_body(model)
         self._body = fast_exp.fast_body(model) if self._is_fast else model.model
-        self._dtype = model.layers[0].input_layernorm.weight.dtype
+        self._dtype = compute_dtype(model)
+        self._convolutions = [hasattr(layer, "conv") for layer in model.layers]
         self._waiting = deque(_longest_first(rows))
         self._reading: _Reading | None = None  # the last one, while rows wait whose prompt is in it
         self._active: list[Writing] = []
@@ -71,13 +72,15 @@ class _Decoder:
         self._prefix = self._read([rows[0].prompt[: self._num_shared]], None)[1] if self._num_shared else None
         # The fused attention of a GPU copies a mask that all heads share, in each layer. (A few models have no args.)
         asked = None if self._is_fast else getattr(model, "args", None)
-        self._num_heads = getattr(asked, "num_attention_heads", 1)
+        self._num_heads = getattr(self._body, "mask_heads", getattr(asked, "num_attention_heads", 1)) if asked else 1
+        self._window = getattr(getattr(self._body, "plan", None), "window", None)
         self._slots = self._make_slots()
         self._inputs_B = mx.zeros(self._num_places, mx.int32)
         self._flying: deque[_Picks] = deque()
 
     def _make_slots(self) -> Slots:
-        return Slots(self._num_places, self._prefix, len(self._model.layers), self._num_heads)
+        num_layers = len(self._model.layers)
+        return Slots(self._num_places, self._prefix, num_layers, self._num_heads, self._window, self._convolutions)
 
     def run(self) -> Iterator[tuple[int, Completion]]:
         """Until all are answered."""
@@ -155,15 +158,18 @@ class _Decoder:
         self._inputs_B[mx.array(places)] = picks.tokens_B
         return picks
 
-    def _read(
-        self, prompts: Sequence[Sequence[int]], prefix: list[PromptLayer] | None
-    ) -> tuple[mx.array, list[PromptLayer]]:
+    def _read(self, prompts: Sequence[Sequence[int]], prefix: list[Any] | None) -> tuple[mx.array, list[Any]]:
         """States (B, T, H) and keys of prompts behind `prefix`. Padded on the right: no token sees what follows it."""
         tokens_BT = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
         for row_T, prompt in zip(tokens_BT, prompts, strict=True):
             row_T[: len(prompt)] = prompt
-        mask = causal(tokens_BT.shape[1], prefix[0].keys.shape[2] if prefix else 0) if self._is_fast else "causal"
-        layers = [PromptLayer(prefix[place] if prefix else None, mask) for place in range(len(self._model.layers))]
+        before = self._num_shared if prefix else 0
+        mask = causal(tokens_BT.shape[1], before) if self._is_fast else "causal"
+        own = [len(prompt) for prompt in prompts]
+        layers = [
+            PromptConvolution(behind, before, own) if convolves else PromptLayer(behind, mask)
+            for convolves, behind in zip(self._convolutions, prefix or [None] * len(self._convolutions), strict=True)
+        ]
         return self._body(mx.array(tokens_BT), layers), layers
 
     def _step(self) -> _Picks:

@@ -11,8 +11,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from backends.mlx import fast_exp
+from gsm8k_core.models.head import PLAIN, Finish
 from gsm8k_core.types import Batch
 
 BLOCK = 256  # elements that are added one after another in float32: few enough to lose nothing that counts
@@ -26,10 +28,33 @@ def hidden_states(model: Any, tokens_BT: mx.array) -> mx.array:
     return model.model(tokens_BT)
 
 
+def compute_dtype(model: Any) -> mx.Dtype:
+    """What its blocks compute in, packed weights apart."""
+    arrays = (value for _, value in tree_flatten(model.layers[0].parameters()))
+    return next(array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating))
+
+
 def raw_head(model: Any, hidden: mx.array) -> mx.array:
-    """Logits in the dtype of the products: (..., H) -> (..., V)."""
+    """Logits in the dtype of the products, or in float32 where something follows those: (..., H) -> (..., V)."""
     tied = not hasattr(model, "lm_head")
-    return model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden)
+    return finished(model.finish, model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden))
+
+
+def finished(finish: Finish, products: mx.array) -> mx.array:
+    """The logits."""
+    if finish.is_plain:
+        return products
+    logits = products.astype(mx.float32) / finish.divisor
+    return logits if finish.cap is None else finish.cap * mx.tanh(logits / finish.cap)
+
+
+def by_products(finish: Finish, logits: mx.array, gradient: mx.array) -> mx.array:
+    """The gradient by the products of what has `gradient` by the logits."""
+    if finish.is_plain:
+        return gradient
+    if finish.cap is not None:
+        gradient = gradient * (1.0 - mx.square(logits / finish.cap))
+    return gradient / finish.divisor
 
 
 def head(model: Any, hidden: mx.array) -> mx.array:
@@ -109,7 +134,9 @@ def _logits(module: Any, hidden_NH: mx.array, *trained: mx.array) -> mx.array:
     return logits + trained[1] if len(trained) > 1 else logits
 
 
-def head_loss(module: Any, hidden_NH: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
+def head_loss(
+    module: Any, hidden_NH: mx.array, targets_N: mx.array, weights_N: mx.array, finish: Finish = PLAIN
+) -> mx.array:
     """Sum of weight x -log p over the targets, in nats; its gradients are computed with it, in chunks of rows.
 
     So no logits wait for the backward pass, and none is computed twice. A frozen head gets no gradient.
@@ -124,9 +151,11 @@ def head_loss(module: Any, hidden_NH: mx.array, targets_N: mx.array, weights_N: 
         for start in range(0, targets_N.size, rows):
             part = slice(start, start + rows)
             arguments = [hidden[part], *trained]
-            logits = _logits(module, *arguments)
+            products = _logits(module, *arguments)
+            logits = finished(finish, products)
             more, d_logits = _nll_and_gradient(logits, targets_N[part], weights_N[part])
-            _, (d_part, *d_more) = mx.vjp(partial(_logits, module), arguments, [d_logits.astype(logits.dtype)])
+            d_products = by_products(finish, logits, d_logits).astype(products.dtype)
+            _, (d_part, *d_more) = mx.vjp(partial(_logits, module), arguments, [d_products])
             loss = loss + more
             d_hidden.append(d_part)
             d_trained = [a + b for a, b in zip(d_trained, d_more, strict=True)] if d_trained else d_more
@@ -146,4 +175,5 @@ def loss_sum(
     """Sum of weight x -log p over the targets of one micro-batch, in nats. Divided by the caller, once."""
     hidden_BTH = hidden_states(model, tokens_BT)
     hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[positions_N]
-    return head_loss(getattr(model, "lm_head", model.model.embed_tokens), hidden_NH, targets_N, weights_N)
+    module = getattr(model, "lm_head", model.model.embed_tokens)
+    return head_loss(module, hidden_NH, targets_N, weights_N, model.finish)

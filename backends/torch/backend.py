@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from backends.torch import memory
 from backends.torch.adapter import add_adapter, cast_frozen
+from backends.torch.architectures import TYPES
 from backends.torch.device import CAPABILITIES, MICRO_BATCH, choose_device, choose_dtype, devices_here
-from backends.torch.generate import answer, generate, odds, score
+from backends.torch.generate import answer, check_decoding, generate, odds, score
 from backends.torch.load import load
 from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
@@ -87,6 +88,8 @@ class TorchBackend:
         self._end_ids = frozenset(files.end_ids)
         with memory_error("torch", NO_MEMORY):
             self._model = load(folder, chosen.name)
+            if self._model.config.model_type not in TYPES:
+                check_decoding(self._model)
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._trained: dict[str, torch.nn.Parameter] = {}  # under Hugging Face's (PEFT's) names

@@ -54,13 +54,20 @@ class SeatCache(transformers.Cache):
         self._grouped, self._group_rows = grouped, GROUP if grouped else num_rows
         starts = range(0, num_rows, self._group_rows)
         self._groups = [_Group(min(self._group_rows, num_rows - start)) for start in starts]
+        self._num_rows = num_rows
         self._rows, self._prefix, self._shared = slice(0, 0), None, 0
         self._positions_B: torch.Tensor | None = None  # of a step; of prompts there is none
+        self._places: dict[int, int] = {}  # layer -> its place among those with keys
+        self._inputs: dict[int, torch.Tensor] = {}  # layer with a convolution -> its last inputs, (B, channels, few)
+        self._lengths_B: torch.Tensor | None = None  # of what is read of each prompt
 
-    def at_prompts(self, rows: slice, width: int, prefix: SeatCache | None, shared: int) -> None:
+    def at_prompts(
+        self, rows: slice, width: int, prefix: SeatCache | None, shared: int, lengths_B: torch.Tensor | None = None
+    ) -> None:
         """The next forward reads the prompts of `rows`, up to `width` tokens, all but the first `shared`, which are
-        those of the only row of `prefix`."""
+        those of the only row of `prefix`. `lengths_B` counts what is read of each, for layers with a convolution."""
         self._rows, self._positions_B, self._prefix, self._shared = rows, None, prefix, shared
+        self._lengths_B = lengths_B
         for group, _, _ in self._parts(rows):
             group.fit(max(width, group.size))
 
@@ -83,12 +90,12 @@ class SeatCache(transformers.Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
         """Write (B, K, T, D) and return what attention sees, (B, K, S, D), or that of each group in a step."""
-        new = key_states, value_states
+        new, place = (key_states, value_states), self._places.setdefault(layer_idx, len(self._places))
         if self._positions_B is None:
-            return self._write_prompts(new, layer_idx)
+            return self._write_prompts(new, place)
         seen: list[Pair] = []
         for group, rows, part in self._parts(self._rows):
-            blocks = group.layer(layer_idx, new)
+            blocks = group.layer(place, new)
             index_B = torch.arange(rows.stop, device=key_states.device)
             for block, states in zip(blocks, new, strict=True):
                 block[index_B, :, self._positions_B[part]] = states[part, :, 0]
@@ -109,6 +116,31 @@ class SeatCache(transformers.Cache):
                 block[rows, :, : states.shape[2]] = states[part]
         return new
 
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
+        """None: so a step asks `update_conv_state`, as prompts do."""
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, conv_kernel_size: int = 0, **unused: Any
+    ) -> torch.Tensor:
+        """Keep the last inputs of each row's convolution, and return (B, channels, few + T) with those before."""
+        few, rows = conv_kernel_size - 1, self._rows
+        if layer_idx not in self._inputs:
+            self._inputs[layer_idx] = conv_states.new_zeros(self._num_rows, conv_states.shape[1], few)
+        kept = self._inputs[layer_idx]
+        if self._positions_B is not None:
+            before = kept[rows]
+        elif self._prefix is not None:
+            before = self._prefix._inputs[layer_idx].expand(len(conv_states), -1, -1)
+        else:
+            before = torch.zeros_like(kept[rows])
+        whole = torch.cat([before, conv_states], dim=2)
+        if self._positions_B is not None or self._lengths_B is None:
+            kept[rows] = whole[:, :, whole.shape[2] - few :]
+        else:
+            index_BF = self._lengths_B.to(whole.device)[:, None] + torch.arange(few, device=whole.device)
+            kept[rows] = whole.gather(2, index_BF[:, None].expand(-1, whole.shape[1], -1))
+        return whole
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(group.size for group, _, _ in self._parts(self._rows))
 
@@ -127,6 +159,10 @@ class SeatCache(transformers.Cache):
         for layer, pair in enumerate(other.layers):
             for block, copied in zip(group.layer(layer, pair), pair, strict=True):
                 block[to, :, :width] = copied[of, :, :width]
+        for layer, inputs in source._inputs.items():
+            if layer not in self._inputs:
+                self._inputs[layer] = inputs.new_zeros(self._num_rows, *inputs.shape[1:])
+            self._inputs[layer][row] = inputs[old]
 
 
 def decode_attention(

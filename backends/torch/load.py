@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from backends.torch.architectures import check_layers
 from gsm8k_core.files import read_json
 from gsm8k_core.models.folder import rope_theta
-from gsm8k_core.types import DataError
+from gsm8k_core.types import DataError, PreflightError
 
 REPEATED = "sdpa_repeated"
 
@@ -24,9 +25,11 @@ def load(folder: Path, device: str) -> Any:
     config = read_json(folder / "config.json")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # A fine-tuning step is the same on both backends, and MLX's models have no dropout.
-    no_dropout = {key: 0.0 for key in config if "dropout" in key or key.endswith("pdrop")}
     try:
+        settings = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        check_layers(settings)
+        # A fine-tuning step is the same on both backends, and MLX's models have no dropout.
+        no_dropout = {key: 0.0 for key in vars(settings) if "dropout" in key or key.endswith("pdrop")}
         model, report = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=torch.float32,
@@ -36,7 +39,7 @@ def load(folder: Path, device: str) -> Any:
             output_loading_info=True,
             **no_dropout,
         )
-    except MemoryError:
+    except (MemoryError, PreflightError):
         raise
     except Exception as error:  # transformers raises many kinds, and all of them mean this folder
         raise DataError(f"transformers cannot load {folder}: {error}") from error

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from gsm8k_core.models.head import PLAIN, Finish
 from gsm8k_core.types import Batch, PreflightError
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits; many short chunks would read and write the (V, H) gradient too often
@@ -68,6 +69,7 @@ class HeadLoss(torch.autograd.Function):
         targets_N: torch.Tensor,
         scale_N: torch.Tensor,
         in_place: bool = False,
+        finish: Finish = PLAIN,
     ) -> torch.Tensor:
         """`weight_VH` gets the gradient, in float32; `compute_VH` is it in the dtype of the products.
 
@@ -81,7 +83,7 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(targets_N), chunk_rows(len(weight_VH))):
             part = slice(start, start + chunk_rows(len(weight_VH)))
             hidden_CH, scale_C = hidden_NH[part].to(compute_VH.dtype), scale_N[part]
-            loss_C, grad_CV = _chunk(hidden_CH, compute_VH, targets_N[part], scale_C)
+            loss_C, grad_CV = _chunk(hidden_CH, compute_VH, targets_N[part], scale_C, finish)
             loss += loss_C.dot(scale_C)
             if grad_NH is not None:
                 grad_NH[part] = _over_vocabulary(grad_CV, compute_VH)
@@ -102,7 +104,7 @@ class HeadLoss(torch.autograd.Function):
             if ctx.in_place and grad.device.type == "cpu":
                 raise RuntimeError("the gradient of the head is there already, for a loss that is not scaled again")
             grad_NH, grad_VH = (None if part is None else part.mul_(grad) for part in (grad_NH, grad_VH))
-        return grad_NH, grad_VH, None, None, None, None
+        return grad_NH, grad_VH, None, None, None, None, None
 
 
 def gradient_of(weight: torch.Tensor) -> torch.Tensor:
@@ -130,15 +132,33 @@ class EmbeddingRows(torch.autograd.Function):
         return None, None
 
 
+def finished(finish: Finish, products: torch.Tensor) -> torch.Tensor:
+    """The logits; in float32 where something follows the products."""
+    if finish.is_plain:
+        return products
+    logits = products.float() / finish.divisor
+    return logits if finish.cap is None else logits.div_(finish.cap).tanh_().mul_(finish.cap)
+
+
 def _chunk(
-    hidden_CH: torch.Tensor, compute_VH: torch.Tensor, targets_C: torch.Tensor, scale_C: torch.Tensor
+    hidden_CH: torch.Tensor,
+    compute_VH: torch.Tensor,
+    targets_C: torch.Tensor,
+    scale_C: torch.Tensor,
+    finish: Finish = PLAIN,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log p of each target, and scale x (p - one at the target), (C, V), in the dtype of the products."""
-    logits_CV = hidden_CH @ compute_VH.T
+    """-log p of each target, and its gradient by the products, scale x (p - one at the target) where nothing follows
+    them, (C, V), in their dtype."""
+    logits_CV = finished(finish, hidden_CH @ compute_VH.T)
     grad_CV = logits_CV.log_softmax(-1, dtype=torch.float32)
-    del logits_CV
+    if finish.cap is None:
+        del logits_CV
     loss_C = -grad_CV.gather(1, targets_C[:, None])[:, 0]
     grad_CV.exp_().scatter_add_(1, targets_C[:, None], grad_CV.new_full((len(targets_C), 1), -1.0))
+    if finish.cap is not None:
+        grad_CV.mul_(logits_CV.div_(finish.cap).square_().neg_().add_(1.0))
+    if finish.divisor != 1:
+        grad_CV.div_(finish.divisor)
     if hidden_CH.dtype == torch.float32 or kind_of(grad_CV.device) == "mps":  # which has no product into another dtype
         return loss_C, grad_CV.mul_(scale_C[:, None]).to(hidden_CH.dtype)
     return loss_C, torch.mul(grad_CV, scale_C[:, None], out=torch.empty_like(grad_CV, dtype=hidden_CH.dtype))
@@ -170,7 +190,7 @@ class LossModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._plain = has_plain_head(model)
+        self._finish = finish_of(model)
         self._in_update = False
         self._cast: torch.Tensor | None = None  # the head in the dtype of the products
 
@@ -197,7 +217,7 @@ class LossModel(nn.Module):
         """Sum of scale x weight x -log p over the targets, in nats. `scale` is 1 / targets of the whole update."""
         scale_N = weights_N * scale
         # Right-padded rows need no mask under causal attention; without one, SDPA takes its causal path.
-        if not self._plain:
+        if self._finish is None:
             wanted_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
             wanted_BT.view(-1)[positions_N] = True
             with _head_in_blocks(self.model.get_output_embeddings()):
@@ -210,7 +230,13 @@ class LossModel(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
         with torch.autocast(device, enabled=False):
             loss: torch.Tensor = HeadLoss.apply(
-                hidden_NH, weight_VH, self._head(weight_VH, dtype), targets_N, scale_N, self._in_update
+                hidden_NH,
+                weight_VH,
+                self._head(weight_VH, dtype),
+                targets_N,
+                scale_N,
+                self._in_update,
+                self._finish,
             )
         return loss
 
@@ -252,26 +278,33 @@ def _head_in_blocks(head: Any) -> Iterator[None]:
         del head.forward
 
 
-def has_plain_head(model: Any) -> bool:
-    """Whether the logits are the last hidden state times one matrix, and nothing else.
+def finish_of(model: Any) -> Finish | None:
+    """What follows the product of the head's one matrix with the last hidden state; None where that is not all.
 
-    Asked of the model itself, with a loud hidden state: a bias, a factor or a soft cap shows, whatever its name.
+    Named by the config, and asked of the model itself, with a loud hidden state and with a quiet one: a bias, another
+    factor or another cap shows, whatever its name.
     """
-    head, body = model.get_output_embeddings(), model.get_decoder()
+    head, body, config = model.get_output_embeddings(), model.get_decoder(), model.config
     if type(head) is not nn.Linear or head.bias is not None:
-        return False
+        return None
+    divisor = getattr(config, "logits_scaling", None) or 1 / (getattr(config, "logit_scale", None) or 1)
+    finish = Finish(float(divisor), getattr(config, "final_logit_softcapping", None) or None)
     weight_VH = head.weight
     loud_H = torch.linspace(-LOUD, LOUD, head.in_features, device=weight_VH.device).to(weight_VH.dtype)
     token_BT = torch.zeros((1, 1), dtype=torch.long, device=head.weight.device)
     before = vars(body).get("forward")
-    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=loud_H.expand(1, 1, -1))
     try:
-        with torch.no_grad():
-            logits_V = model(input_ids=token_BT, use_cache=False).logits[0, 0]
-            right_V = weight_VH @ loud_H
+        for hidden_H in (loud_H, loud_H / LOUD):
+            answer = BaseModelOutputWithPast(last_hidden_state=hidden_H.expand(1, 1, -1))
+            body.forward = lambda *args, answer=answer, **kwargs: answer
+            with torch.no_grad():
+                logits_V = model(input_ids=token_BT, use_cache=False).logits[0, 0].float()
+                right_V = finished(finish, weight_VH @ hidden_H).float()
+            rounding = max(1e-3, 4 * torch.finfo(weight_VH.dtype).eps)
+            if not bool((logits_V - right_V).abs().max() <= rounding * right_V.abs().max()):
+                return None
     finally:
         del body.forward
         if before is not None:
             body.forward = before
-    rounding = max(1e-3, 4 * torch.finfo(weight_VH.dtype).eps)
-    return bool((logits_V - right_V).abs().max() <= rounding * right_V.abs().max())
+    return finish

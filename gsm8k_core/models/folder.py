@@ -54,6 +54,7 @@ HEAD = "lm_head.weight"
 HASHED_FILES = ("*.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES)
 CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name Python files to run
 LARGEST_BASE = 1e30  # JSON can say 1e999, which is infinite, and whole numbers that no float can hold
+ROPE_BY_LAYER = ("gemma3", "gemma3_text")
 QUANTISED_KEYS = ("quantization", "quantization_config")
 STORED_DTYPES = {  # safetensors' name -> numpy's
     "F64": "<f8",
@@ -329,8 +330,9 @@ def with_both_rope_keys(config: Mapping[str, Any]) -> Config:
     base = rope_theta(config)
     # Where both are there, transformers and mlx-lm both go by rope_scaling.
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if base is None or any(isinstance(value, Mapping) for value in scaling.values()):
-        return both  # no RoPE, or one for each kind of layer: only rope_parameters can say that
+    by_layer = config.get("model_type") in ROPE_BY_LAYER or any(isinstance(each, Mapping) for each in scaling.values())
+    if base is None or by_layer:
+        return both  # no RoPE, or one for each kind of layer, which rope_parameters or keys of its own say
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     rest = {key: value for key, value in scaling.items() if key not in ("rope_theta", "rope_type", "type")}
     both["rope_theta"] = base

@@ -34,9 +34,10 @@ def window_of(config: Mapping[str, Any]) -> Window | None:
     size = config.get(KEY, DEFAULT if kind in HAVE_DEFAULT else None)
     if not isinstance(size, int) or size < 1 or kind in WITHOUT:
         return None
-    if kind in SWITCHED and not config.get(SWITCH):
-        return None
     layers = config.get("layer_types")
+    named = kind == "smollm3" and isinstance(layers, list)  # whose masks go by the layers, whatever the switch says
+    if kind in SWITCHED and not config.get(SWITCH) and not named:
+        return None
     if isinstance(layers, list):
         if kind not in EVERY_LAYER and "sliding_attention" not in layers:
             return None

@@ -20,7 +20,7 @@ import numpy as np
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import read_json
-from gsm8k_core.models.folder import Config, rope_theta, with_both_rope_keys
+from gsm8k_core.models.folder import ROPE_BY_LAYER, Config, rope_theta, with_both_rope_keys
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import (
     IGNORE_INDEX,
@@ -72,6 +72,7 @@ class Bench:
     batch_size: int = 3
     update_size: int = 9
     max_new_tokens: int = 24
+    gradients: Sequence[str] = ("full", "blocks", "lora", "dora")  # of which ways to train
 
     @property
     def both(self) -> tuple[Implementation, Implementation]:
@@ -111,7 +112,14 @@ class Bench:
 
 
 def _ten_times_base(config: Config) -> Config:
+    layered = config.get("rope_parameters")
+    if layered and all(isinstance(rope, dict) for rope in layered.values()):
+        wrong = {kind: {**rope, "rope_theta": 10 * rope.get("rope_theta", 10_000.0)} for kind, rope in layered.items()}
+        return {**config, "rope_parameters": wrong}
     base = rope_theta(config) or 10_000.0  # transformers' own default
+    if config.get("model_type") in ROPE_BY_LAYER:  # in the older way to write it
+        near = config.get("rope_local_base_freq") or 10_000.0
+        return {**config, "rope_theta": 10 * base, "rope_local_base_freq": 10 * near}
     both = with_both_rope_keys({**config, "rope_theta": base})
     rope = both.get("rope_parameters")
     if not rope or "rope_theta" not in rope:

@@ -138,7 +138,7 @@ def _with_pad(batch: Batch) -> Batch:
 def gradients(bench: Bench) -> Iterator[Measurement]:
     """Every tensor's gradient, over micro-batches of several widths. Control: a pad counted."""
     update = replace(bench.uneven_update, number=1)
-    for method in ("full", "blocks", "lora", "dora"):
+    for method in bench.gradients:
         config = settings(method, max_grad_norm=UNCLIPPED)
         start = None if method in ("full", "blocks") else _adapter_start(bench, config)
         right = trained(bench.reference, bench, [update], config, _Gradient(config), start, rate=0).found

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import backends
 from backends.torch import loss as loss_module
-from backends.torch.loss import HeadLoss, LossModel, has_plain_head, to_device
+from backends.torch.loss import HeadLoss, LossModel, finish_of, to_device
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.head import PLAIN, Finish
 from gsm8k_core.problems.batching import make_updates, pad
 from gsm8k_core.types import Example
 from tests import tiny
@@ -67,6 +68,18 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(parts: Parts) -> None:
     alike = (*parts[:3], parts[3].mean().expand(N))  # as if every target counted the same
     control = gap(right, with_gradients(parts, ours(alike)))
     assert error < 1e-6 < control / 10  # measured 1.3e-7, and 0.52 for the control
+
+
+@pytest.mark.parametrize("finish", [Finish(3.0), Finish(cap=1.5), Finish(2.0, 1.5)])
+def test_what_follows_the_head_is_in_loss_and_gradients(parts: Parts, finish: Finish) -> None:
+    """A division and a soft cap, as Granite and Gemma have them; chunk by chunk, so that no more logits are there."""
+    hidden_NH, weight_VH, targets_N, scale_N = parts
+    logits_NV = hidden_NH @ weight_VH.T / finish.divisor
+    if finish.cap is not None:
+        logits_NV = finish.cap * torch.tanh(logits_NV / finish.cap)
+    right = with_gradients(parts, F.cross_entropy(logits_NV, targets_N, reduction="none").dot(scale_N))
+    found = HeadLoss.apply(hidden_NH, weight_VH, weight_VH.detach(), targets_N, scale_N, False, finish)
+    assert gap(right, with_gradients(parts, found)) < 1e-6 < gap(right, with_gradients(parts, ours(parts))) / 10
 
 
 def test_bfloat16_products_keep_a_float32_gradient_sum(parts: Parts) -> None:
@@ -153,9 +166,9 @@ def test_every_gradient_of_a_model_is_the_plain_one(weighted: bool, model: Any, 
     if weighted:
         batch = replace(batch, weights=np.random.default_rng(0).random(batch.tokens.shape, np.float32))
     fast = LossModel(model)
-    assert fast._plain
+    assert fast._finish == PLAIN
     slow = LossModel(model)
-    slow._plain = False
+    slow._finish = None
     arguments = to_device(batch, torch.device("cpu"))
     right, found = (gradients(model, one(**arguments, scale=0.01)) for one in (slow, fast))
     assert right.keys() == found.keys()
@@ -210,12 +223,12 @@ def test_another_kind_of_head_is_left_to_the_model(change: str, model: Any) -> N
         output.logits = output.logits / 8 if change == "factor" else 30 * torch.tanh(output.logits / 30)
         return output
 
-    assert has_plain_head(model)
+    assert finish_of(model) == PLAIN
     if change == "bias":
         head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
     else:
         model.forward = changed
-    assert not has_plain_head(model)
+    assert finish_of(model) is None
 
 
 def test_frozen_weights_in_bfloat16_change_no_bit(

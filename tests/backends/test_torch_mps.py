@@ -16,6 +16,7 @@ import backends
 from backends.torch import loss as loss_module
 from backends.torch.loss import BLOCK, TOO_MANY_ON_MPS, LossModel, to_device
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.head import PLAIN
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.types import Example, PreflightError
 from tests import tiny
@@ -159,7 +160,7 @@ def test_no_product_of_an_update_sums_over_as_many(
     """A model whose head is plain, and one that computes its logits itself."""
     model: Any = backends.open("torch", large, "cpu", "float32")._model  # type: ignore[attr-defined]
     loss = LossModel(model)
-    loss._plain = plain
+    loss._finish = PLAIN if plain else None
     with Sums() as sums:
         loss(**to_device(pad(examples[:3]), CPU), scale=0.1).backward()
     assert 32 < sums.most <= BLOCK

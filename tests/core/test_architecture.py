@@ -37,6 +37,7 @@ FRAMEWORKS = {
     "backends/mlx": {"mlx", "mlx_lm", "safetensors.mlx"},
 }
 STRANGERS = {
+    "backends/mlx/body.py",
     "backends/mlx/fast_exp.py",
     "backends/mlx/kernels.py",
     "backends/torch/seats.py",

@@ -22,6 +22,8 @@ from gsm8k_core.types import PreflightError
         ({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, 16),
         ({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2}, None),
         ({"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 0}, 4096),
+        ({"model_type": "smollm3", "sliding_window": 16}, None),
+        ({"model_type": "smollm3", "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}, 16),
         ({"model_type": "starcoder2", "sliding_window": 16}, 16),
         ({"model_type": "llama", "sliding_window": 16}, None),
     ],
