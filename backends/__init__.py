@@ -20,6 +20,7 @@ from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
     from gsm8k_core.backend import Backend
+    from gsm8k_core.models.rendering import Rendering
     from gsm8k_core.training.memory import DeviceMemory
 
 
@@ -215,6 +216,12 @@ def quantize(folder: Path, directory: Path) -> None:
     _module(QUANTIZER, "adapter").quantize_folder(folder, directory)
 
 
-def open(name: str, folder: Path, device: str = "auto", dtype: str = "auto") -> Backend:
-    """Load the model in `folder` on a backend. Raises PreflightError for a device or dtype it does not have."""
-    return cast("Backend", _module(name, "backend").open_backend(folder, device, dtype))
+def open(
+    name: str, folder: Path, device: str = "auto", dtype: str = "auto", rendering: Rendering | None = None
+) -> Backend:
+    """Load the model in `folder` on a backend. Raises PreflightError for a device or dtype it does not have.
+
+    An answer ends at the tokens that the `rendering` names, and what is saved can be rendered as it says; without one,
+    at those that the model's files name.
+    """
+    return cast("Backend", _module(name, "backend").open_backend(folder, device, dtype, rendering))

@@ -65,7 +65,7 @@ def main() -> None:
     asked = parser.parse_args()
     source = resolve_model(asked.model, lambda line: None)
     problems = load_data(asked.data, "main", 0, lambda line: None, splits=("train",)).train
-    rows = make_examples(source.model.tokenizer, problems, source.model.end_ids)
+    rows = make_examples(source.model.rendering, problems)
     rows = [row for row in rows if len(row.tokens) <= 512]
     first, second = updates(rows, asked.tokens)
     backends.check(asked.backend, "cpu", asked.dtype, asked.method)  # imports the framework

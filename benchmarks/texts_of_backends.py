@@ -39,7 +39,7 @@ def main() -> int:
     ours, theirs = records(options.reference), records(options.other)
     both = [name for name in ours if name in theirs]
     problems = [Problem(name, ours[name]["question"], ours[name]["answer"], ours[name]["gold"]) for name in both]
-    prompts = prompt_tokens(source.model.tokenizer, problems)
+    prompts = prompt_tokens(source.model.rendering, problems)
     answers = [
         AnswerPair(name, prompt, 0, completion_of(ours[name]), completion_of(theirs[name]))
         for name, prompt in zip(both, prompts, strict=True)

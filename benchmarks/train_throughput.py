@@ -87,7 +87,7 @@ def _tokenised(job: TrainJob) -> dict[str, Example]:
     rows = [row for update in job.updates for row in update]
     problems = [Problem(row.id, row.messages[-2]["content"], row.messages[-1]["content"], gold="") for row in rows]
     model = ModelFolder(job.model)
-    examples = make_examples(model.tokenizer, problems, model.end_ids)
+    examples = make_examples(model.rendering, problems)
     for row, example in zip(rows, examples, strict=True):
         check_tokens("our tokenizer", row, example.tokens, example.num_prompt)
     return {example.id: example for example in examples}

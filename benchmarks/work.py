@@ -25,6 +25,7 @@ from gsm8k_core.machine import ROOT
 from gsm8k_core.models.adapter import LoraSpec, first_values, lora_spec, target_modules, write_adapter
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.folder import ModelFolder, read_tensors, weight_files
+from gsm8k_core.models.rendering import Rendering
 from gsm8k_core.problems.batching import make_updates
 from gsm8k_core.problems.data import DataSet
 from gsm8k_core.problems.prompts import make_examples, messages, prompt_tokens
@@ -78,17 +79,18 @@ class Work:
 
 def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
     """Tokenise once; core's own batching says which rows an update holds. Raises DataError where there are too few."""
-    tokenizer, ends = source.model.tokenizer, source.model.end_ids
+    rendering = source.model.rendering
+    ends = rendering.end_ids
     if config.mode == GENERATE:
-        prompts = [list(prompt) for prompt in prompt_tokens(tokenizer, data.test[: config.problems])]
+        prompts = [list(prompt) for prompt in prompt_tokens(rendering, data.test[: config.problems])]
         if not prompts:
             raise DataError(f"{data.name} has no test problems to answer; give a folder with a test.jsonl")
         return Work(source, [], [], [], prompts, sorted(ends))
     if config.select == "spread":
-        every = _rows(tokenizer, data.train, ends, len(data.train), config.max_length)
+        every = _rows(rendering, data.train, len(data.train), config.max_length)
         rows = _evenly(sorted(every, key=lambda row: len(row.tokens)), config.rows)
     else:
-        rows = _rows(tokenizer, data.train, ends, config.rows, config.max_length)
+        rows = _rows(rendering, data.train, config.rows, config.max_length)
     whole = len(rows) // config.update_size * config.update_size
     if not whole:
         raise DataError(
@@ -96,16 +98,16 @@ def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
             "--max-length, more --rows or fewer --update-size"
         )
     ours = _plan(config, rows[:whole])
-    held_out = _rows(tokenizer, data.test, ends, config.held_out, config.max_length)
+    held_out = _rows(rendering, data.test, config.held_out, config.max_length)
     return Work(source, ours, _peers_plan(config, ours), held_out, [], sorted(ends))
 
 
-def _rows(tokenizer: Any, problems: Sequence[Problem], ends: Sequence[int], count: int, max_length: int) -> list[Row]:
+def _rows(rendering: Rendering, problems: Sequence[Problem], count: int, max_length: int) -> list[Row]:
     """The first `count` rows that are short enough."""
     found: list[Row] = []
     for start in range(0, len(problems), 256):
         part = problems[start : start + 256]
-        for problem, example in zip(part, make_examples(tokenizer, part, ends), strict=True):
+        for problem, example in zip(part, make_examples(rendering, part), strict=True):
             if len(found) < count and len(example.tokens) <= max_length:
                 found.append(
                     Row(

@@ -180,6 +180,10 @@ class Backend(Live, Protocol):
         """
         ...
 
+    def start_token(self, token: int, like: int) -> None:
+        """Before anything is trained: the rows of `token`, in the embedding and the head, become those of `like`."""
+        ...
+
     def choose_dtype(self, batch: Batch, config: TrainConfig) -> Choice:
         """The compute dtype for training: one real micro-batch timed in each that this device may be fast in.
 

@@ -63,6 +63,8 @@ def run(config: CompareConfig, context: Context) -> int:
         base_scored = one_answer(first_of(base_scored, trained_scored))
     if base_scored.summary["hash"] == trained_scored.summary["hash"]:
         terminal.say("note     both are the same model, file by file: there is nothing to compare")
+    if base.model.rendering.template != trained.model.rendering.template:
+        terminal.say("note     the two have different chat templates: each was asked with its own")
     made = Provenance("compare", config, context.explicit, problems.problems, owner)
     page = _finish(made, config.output_dir or _results(owner, trained.found), base_scored, trained_scored, terminal)
     if config.open_:

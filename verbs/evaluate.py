@@ -299,28 +299,32 @@ def open_model(
     """Load the model; what it cannot be asked is refused before that."""
     check_writable(place.folder)
     tokenizer = source.model.tokenizer
-    prompts = prompt_tokens(tokenizer, problems.problems, problems.shots)
+    rendering = source.model.rendering
+    prompts = prompt_tokens(rendering, problems.problems, problems.shots)
     check_token_ids(prompts, source.model.vocabulary)
     check_context(prompts, source.model.context, config.max_new_tokens, problems.shots.count)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     asked = counted(len(problems.problems), f"{config.split} problem")
     terminal.say(f"problems {asked} of {problems.name}: {problems.reason}")
+    for note in rendering.notes():
+        terminal.say(note)
     overlap = of_model(source, problems.problems)
     terminal.say(f"overlap  {overlap.line}")
+    prompt_name = problems.shots.prompt_name(rendering.name)
     if config.shots:
-        terminal.say(f"shots    {config.shots} of the train problems: {problems.shots.prompt_name}")
+        terminal.say(f"shots    {config.shots} of the train problems: {prompt_name}")
     if config.samples > 1:
         terminal.say(f"samples  {config.samples} of each; tests and tables by problem take the one that the vote chose")
     longest = max(map(len, prompts)) + config.max_new_tokens
     together = choose_together(place.together, source, place.backend.name, place.device, place.dtype, longest)
-    backend = backends.open(place.backend.name, source.folder, place.device, place.dtype)
+    backend = backends.open(place.backend.name, source.folder, place.device, place.dtype, rendering)
     choices = {"backend": place.backend, **backend.choices, BATCH: together}
     if place.settled:
         choices |= {name: replace(choices[name], reason=place.settled) for name in ("device", "dtype", BATCH)}
     key = Key(
         model=source.model.hash,
         data=problems_hash(problems.problems),
-        prompt=problems.shots.prompt_name,
+        prompt=prompt_name,
         max_new_tokens=config.max_new_tokens,
         batch_size=int(together.name),
         backend=place.backend.name,
@@ -466,7 +470,9 @@ def check_batching(opened: LoadedModel, answers: Sequence[Mapping[str, Any]], te
     for index, request in enumerate(requests):
         name = request.problem.id
         pairs.append(AnswerPair(name, opened.prompts[name], request.key, alone[index], together[name]))
-    result = compare(pairs, opened.backend, opened.sampling(opened.key), opened.source.model.end_ids, opened.key.dtype)
+    result = compare(
+        pairs, opened.backend, opened.sampling(opened.key), opened.source.model.rendering.end_ids, opened.key.dtype
+    )
     terminal.say(batching_line(result))
     return result
 

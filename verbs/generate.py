@@ -35,7 +35,9 @@ def run(config: GenerateConfig, context: Context) -> int:
     prompts = _prompts(source.model, questions or [], config)  # refused before the weights are loaded
     longest = max(map(len, prompts), default=0) + config.max_new_tokens
     together = choose_together(config.eval_batch_size, source, choice.name, config.device, config.dtype, longest)
-    backend = backends.open(choice.name, source.folder, config.device, config.dtype)
+    backend = backends.open(choice.name, source.folder, config.device, config.dtype, source.model.rendering)
+    for note in source.model.rendering.notes():
+        beside.say(note)
     if config.verbose:
         say_choices(beside, {"backend": choice, **backend.choices, BATCH: together})
     writer = Answers(config, backend, source.model.tokenizer, context.terminal, beside, int(together.name))
@@ -98,7 +100,7 @@ def _of_row(line: str, where: str, give: str) -> str:
 
 def _prompts(model: ModelFolder, questions: Sequence[str], config: GenerateConfig) -> list[tuple[int, ...]]:
     problems = [Problem(str(number), _checked(question), "", "") for number, question in enumerate(questions)]
-    prompts = prompt_tokens(model.tokenizer, problems)
+    prompts = prompt_tokens(model.rendering, problems)
     check_token_ids(prompts, model.vocabulary)
     check_context(prompts, model.context, config.max_new_tokens)
     return prompts

@@ -55,10 +55,12 @@ def run(config: HarnessConfig, context: Context) -> int:
     source = resolve_model(config.model, terminal.say)
     tasks = find_tasks([name.strip() for name in config.tasks.split(",") if name.strip()], config.data)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
-    opened = backends.open(backend.name, source.folder, config.device, config.dtype)
+    opened = backends.open(backend.name, source.folder, config.device, config.dtype, source.model.rendering)
     choices = {"backend": backend, **opened.choices}
     say_choices(terminal, choices)
     _say_penalties(source.model, terminal)
+    for note in source.model.rendering.notes() if config.apply_chat_template else ():
+        terminal.say(note)
     with contextlib.ExitStack() as bars:
         lm = make_lm(opened, source, config.eval_batch_size, config.seed, terminal.say, _bars(terminal, bars))
         found = evaluate(lm, tasks, config)
@@ -130,12 +132,12 @@ def make_lm(
     engine = Engine(
         model=backend,
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
-        end_ids=frozenset(source.model.end_ids),
+        end_ids=frozenset(source.model.rendering.end_ids),
         vocabulary=source.model.vocabulary,
         max_length=max_length(source.model.config, tokenizer.model_max_length),
         batch_size=batch_size,
     )
-    return BackendLM(engine, tokenizer, source.name, say, done, seed)
+    return BackendLM(engine, source.model.rendering, source.name, say, done, seed)
 
 
 def evaluate(lm: Any, tasks: Tasks, config: HarnessConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gsm8k_core.models.find import Source
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
 from gsm8k_core.problems.overlap import Overlap, Questions
-from gsm8k_core.problems.prompts import make_examples
+from gsm8k_core.problems.prompts import make_examples, spelled, spelled_line
 from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.problems.rows import (
     Piece,
@@ -30,7 +30,7 @@ from gsm8k_core.problems.rows import (
     summarise,
 )
 from gsm8k_core.tracking.terminal import Terminal, counted, printable
-from gsm8k_core.types import EXIT_OK, Choice, DataError, Example, GSM8KError, Problem
+from gsm8k_core.types import EXIT_OK, SHOWN_ROWS, Choice, DataError, Example, GSM8KError, Problem
 from verbs import Context
 from verbs.overlap import before_training
 from verbs.own_answers import show_run
@@ -63,14 +63,19 @@ def run(config: InspectConfig, context: Context) -> int:
     if config.run is not None:
         return show_run(config.run, config.show, terminal)
     found = _find(config, context)
-    tokenizer = found.source.model.tokenizer
-    every = make_examples(tokenizer, [*found.problems, *found.others], found.source.model.end_ids)
+    rendering = found.source.model.rendering
+    for note in rendering.notes():
+        terminal.say(note, WIDTH)
+    tokens = spelled(rendering, found.problems)
+    every = make_examples(rendering, [*found.problems, *found.others])
     examples = every[: len(found.problems)]
     summary = summarise(examples, config.max_length)
     _show_summary(summary, examples, terminal)
+    for line in spelled_line(tokens):
+        terminal.say(line, WIDTH)
     taken = [example for example in every if example.id in found.taken]
     refusal = _verdict(taken, config.max_length, terminal) if taken else None
-    _show_rows(tokenizer, examples[: config.show], config, terminal)
+    _show_rows(rendering.tokenizer, examples[: config.show], config, terminal)
     terminal.result(
         {
             "model": found.source.name,
@@ -81,6 +86,8 @@ def run(config: InspectConfig, context: Context) -> int:
             **summary.as_json(),
             "supervised_tokens": sum(example.num_targets for example in examples),
             "train_rows": len(taken),
+            "spelled_control_tokens": {"rows": len(tokens), "ids": list(tokens)[:SHOWN_ROWS]},
+            "prompt": rendering.as_json(),
             "train_would_refuse": refusal,
             "reasons": {name: asdict(choice) for name, choice in found.reasons.items()},
         }

@@ -13,6 +13,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from gsm8k_core.models.control_tokens import PlainTexts, Rendered
+from gsm8k_core.models.rendering import Rendering
+from gsm8k_core.models.trial import arranged
 from gsm8k_core.scoring.harness import (
     Continuation,
     Done,
@@ -36,14 +39,16 @@ class BackendLM(TemplateLM):
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Any,
+        rendering: Rendering,
         name: str,
         say: Callable[[str], None],
         done: Callable[[str, int], Done],
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.tokenizer, self._engine, self._name, self._seed = tokenizer, engine, name, seed
+        self.tokenizer: Any = rendering.tokenizer
+        self._rendering, self._engine, self._name, self._seed = rendering, engine, name, seed
+        self._texts_seen = PlainTexts(rendering.control, self.tokenizer.decode([self.prefix_token_id]))
         self._say, self._done = say, done
 
     # --- words -----------------------------------------------------------------------------------------------------
@@ -65,18 +70,27 @@ class BackendLM(TemplateLM):
         if add_special_tokens is None:
             # The template's own first token must not come twice.
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode([self.prefix_token_id]))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        if (tokens := self._texts_seen.encode(string)) is None:
+            return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        begin = self.tokenizer.encode("", add_special_tokens=True) if add_special_tokens else []
+        return [*begin, *tokens]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         def render(turns: list[dict[str, str]]) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
+            hidden: list[str] = []
+            safe = [{**turn, "content": self._rendering.control.hide(turn["content"], hidden)} for turn in turns]
+            made = Rendered(
+                str(
+                    self.tokenizer.apply_chat_template(
+                        arranged(safe, "system", self._rendering.parts),
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=not add_generation_prompt,
+                    )
+                ),
+                tuple(hidden),
             )
+            return self._texts_seen.give(made)
 
         try:
             return render(chat_history)

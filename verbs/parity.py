@@ -169,11 +169,11 @@ def _real_part(
     data = load_data(pair.data, "main", 0, terminal.say, splits=("train",))
     terminal.say(f"model    {source.name}: {source.choice.reason}\ndata     {data.name}: {data.choice.reason}")
     terminal.say(f"rungs    {_listed(ladder.OF_A_MODEL)} with this model, the others with the tiny models")
-    problems, tokenizer = data.train[:LOOKED_AT], source.model.tokenizer
-    examples = make_examples(tokenizer, problems, source.model.end_ids)
+    problems, rendering = data.train[:LOOKED_AT], source.model.rendering
+    examples = make_examples(rendering, problems)
     check_token_ids((example.tokens for example in examples), source.model.vocabulary)
     rows = _uneven(sorted(examples, key=lambda example: len(example.tokens))[:NUM_ROWS])
-    prompts = sorted(prompt_tokens(tokenizer, problems), key=len)[:NUM_PROMPTS]
+    prompts = sorted(prompt_tokens(rendering, problems), key=len)[:NUM_PROMPTS]
     folder = scratch / "model"
     folder.mkdir()
     bench = Bench(*both, source.folder, rows, prompts, folder, batch_size=2, update_size=4, max_new_tokens=48)

@@ -14,7 +14,7 @@ from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import base_of, is_adapter
 from gsm8k_core.models.find import Source, cached_model, identity, resolve_model
 from gsm8k_core.models.folder import ModelFolder
-from gsm8k_core.problems.prompts import SYSTEM_PROMPT
+from gsm8k_core.models.rendering import SYSTEM_PROMPT
 from gsm8k_core.problems.rows import check_context
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.serving.conversation import ContextLimits
@@ -108,4 +108,4 @@ class Opener:
         return cls(backends.resolve(config.backend), config.device, config.dtype)
 
     def open(self, model: ModelFolder) -> Backend:
-        return backends.open(self.choice.name, model.path, self.device, self.dtype)
+        return backends.open(self.choice.name, model.path, self.device, self.dtype, model.rendering)

@@ -37,7 +37,7 @@ from backends.mlx.train import (
 )
 from gsm8k_core.backend import Pilot, ignore_token
 from gsm8k_core.models.adapter import LoraSpec, draws_dropout, lora_spec, peft_name, write_adapter
-from gsm8k_core.models.folder import ModelFolder, weight_files, write_model_folder
+from gsm8k_core.models.folder import EMBEDDING, HEAD, ModelFolder, weight_files, write_model_folder
 from gsm8k_core.training.finite import check_fit, check_resumed, check_weights, checked_state
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -56,6 +56,7 @@ from gsm8k_core.types import (
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
+    from gsm8k_core.models.rendering import Rendering
     from gsm8k_core.types import FloatArray
 
 # How MLX, Metal and CUDA's libraries say that memory ran out. ("memory" alone is in an illegal access, too.)
@@ -76,7 +77,7 @@ class MLXBackend:
     name = "mlx"
     capabilities = CAPABILITIES
 
-    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+    def __init__(self, folder: Path, device: str, dtype: str, rendering: Rendering | None = None) -> None:
         chosen = choose_device(device, has_gpu())
         self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name), "compile": COMPILER}
         files = ModelFolder(folder).check(quantized=True)
@@ -84,12 +85,14 @@ class MLXBackend:
         if chosen.name == "cpu":
             self.choices["blas"] = rated(BLAS, measure_gflops())
         self._folder = folder
-        self._end_ids = frozenset(files.end_ids)
+        self._rendering = rendering
+        self._end_ids = frozenset(rendering.end_ids if rendering else files.end_ids)
         self._config = files.config
         self._base = str(folder)  # what an adapter of this model says it belongs to
         self._spec: LoraSpec | None = None
         self._masters: dict[str, mx.array] = {}  # what is trained, in float32
         self._optimizer: AdamW | None = None
+        self._started: list[tuple[int, int]] = []  # tokens whose rows are another's: the folder says otherwise
         with memory_error("mlx", NO_MEMORY):
             self._model = load(folder)
             if self._dtype != mx.float32:
@@ -168,8 +171,17 @@ class MLXBackend:
             return dict(tree_flatten(self._model.parameters())) | self._masters
         names = {name for name, _ in tree_flatten(self._model.parameters())}
         stored = {name: value for path in weight_files(self._folder) for name, value in mx.load(str(path)).items()}
+        for name in [name for name in stored if name.endswith((EMBEDDING, HEAD))]:
+            for token, like in self._started:
+                stored[name][token] = stored[name][like]
         ours = in_order_of_files({name: stored[name] for name in names})
         return {name: array.astype(mx.float32) for name, array in ours.items()} | self._masters
+
+    def start_token(self, token: int, like: int) -> None:
+        self._started.append((token, like))
+        layers = [self._model.model.embed_tokens, *([self._model.lm_head] if "lm_head" in self._model else [])]
+        for layer in layers:
+            layer.weight[token] = layer.weight[like]
 
     def _restore(self, resume: TrainState, optimizer: AdamW) -> None:
         check_resumed(resume)
@@ -233,6 +245,7 @@ class MLXBackend:
             self._folder,
             directory,
             lambda target: save_file(arrays, str(target / "model.safetensors"), metadata={"format": "pt"}),
+            rendering=self._rendering,
         )
 
     def rehearse(self, batch: Batch, config: TrainConfig, late: Callable[[], bool] = lambda: False) -> float:
@@ -306,6 +319,8 @@ def _from_files(values: Mapping[str, FloatArray]) -> dict[str, mx.array]:
     return in_order_of_files({name: mx.array(value) for name, value in values.items()})
 
 
-def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> MLXBackend:
+def open_backend(
+    folder: Path, device: str = "auto", dtype: str = "auto", rendering: Rendering | None = None
+) -> MLXBackend:
     """Load the model in `folder`. Raises PreflightError for a device or dtype that is not there."""
-    return MLXBackend(folder, device, dtype)
+    return MLXBackend(folder, device, dtype, rendering)

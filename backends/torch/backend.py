@@ -44,6 +44,7 @@ from gsm8k_core.types import (
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
+    from gsm8k_core.models.rendering import Rendering
     from gsm8k_core.types import FloatArray
 
 # How torch, Metal and CUDA's libraries say that memory ran out; torch.OutOfMemoryError is a RuntimeError. "Not enough
@@ -80,12 +81,13 @@ class TorchBackend:
     name = "torch"
     capabilities = CAPABILITIES
 
-    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+    def __init__(self, folder: Path, device: str, dtype: str, rendering: Rendering | None = None) -> None:
         chosen = choose_device(device, devices_here())
         self.choices = {"device": chosen, "dtype": choose_dtype(dtype, chosen.name)}
         files = ModelFolder(folder).check()
         self._folder = folder
-        self._end_ids = frozenset(files.end_ids)
+        self._rendering = rendering
+        self._end_ids = frozenset(rendering.end_ids if rendering else files.end_ids)
         with memory_error("torch", NO_MEMORY):
             self._model = load(folder, chosen.name)
             if self._model.config.model_type not in TYPES:
@@ -144,6 +146,12 @@ class TorchBackend:
             if self._spec is None:
                 self._spec = spec
                 self._trained = add_adapter(self._model, spec)
+
+    def start_token(self, token: int, like: int) -> None:
+        self._forget()
+        with torch.no_grad():
+            for layer in (self._model.get_input_embeddings(), self._model.get_output_embeddings()):
+                layer.weight[token] = layer.weight[like]
 
     def state(self) -> TrainState:
         if self._optimizer is None:
@@ -247,6 +255,7 @@ class TorchBackend:
             self._folder,
             directory,
             lambda target: save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"}),
+            rendering=self._rendering,
         )
 
     def close(self) -> None:
@@ -258,6 +267,8 @@ class TorchBackend:
             empty()
 
 
-def open_backend(folder: Path, device: str = "auto", dtype: str = "auto") -> TorchBackend:
+def open_backend(
+    folder: Path, device: str = "auto", dtype: str = "auto", rendering: Rendering | None = None
+) -> TorchBackend:
     """Load the model in `folder`. Raises PreflightError for a device or dtype that is not there."""
-    return TorchBackend(folder, device, dtype)
+    return TorchBackend(folder, device, dtype, rendering)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from gsm8k_core.files import (
     read_json,
     write_json,
 )
+from gsm8k_core.models.rendering import Rendering
 from gsm8k_core.models.tokenizer import (
     TEMPLATES,
     TOKENIZER_FILES,
@@ -36,6 +37,7 @@ from gsm8k_core.models.tokenizer import (
     copied_files,
     has_tokenizer,
     load_tokenizer,
+    plain_template,
     tokenizer_end,
 )
 from gsm8k_core.types import DataError, StorageError
@@ -157,11 +159,22 @@ class ModelFolder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """transformers' tokenizer: seconds, the first time, and a chat template for certain."""
-        return load_tokenizer(self.path)
+        tokenizer = load_tokenizer(self.path)
+        if tokenizer.eos_token is None and tokenizer.chat_template == plain_template(tokenizer):  # which asks for it
+            tokenizer.eos_token = tokenizer.decode([self.end_ids[0]], skip_special_tokens=False)
+        return tokenizer
+
+    @cached_property
+    def rendering(self) -> Rendering:
+        """How it is talked to, and what ends an answer; the tokenizer is loaded for it."""
+        return Rendering.of(self.tokenizer, self.end_ids)
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Every token that ends a turn: of generation_config.json, config.json and the tokenizer together."""
+        """Every token that ends an answer by generation_config.json, config.json and the tokenizer together.
+
+        A base model's template may close a turn with another one: `rendering` knows it.
+        """
         alone = not (self.path / "config.json").is_file()  # a tokenizer's folder, for `inspect`
         found = {
             *_end_ids(self.path / "generation_config.json", self.generation),
@@ -342,15 +355,21 @@ def with_both_rope_keys(config: Mapping[str, Any]) -> Config:
 
 
 def write_model_folder(
-    source: Path, directory: Path, write_weights: Callable[[Path], None], dtype: str = "float32"
+    source: Path,
+    directory: Path,
+    write_weights: Callable[[Path], None],
+    dtype: str = "float32",
+    rendering: Rendering | None = None,
 ) -> None:
     """Writes `directory` (new) as a Hugging Face folder: `source`'s files, and weights from the caller.
 
-    `write_weights` gets a folder and writes model.safetensors into it.
+    `write_weights` gets a folder and writes model.safetensors into it. With a `rendering`, what that needs is added.
     """
     with new_folder(directory) as folder:
         copy_plain(source, folder, (*copied_files(source), "generation_config.json"))
         write_config(folder, read_json(source / "config.json"), dtype)
+        if rendering is not None:
+            rendering.write(folder)
         write_weights(folder)
         try:
             check_safetensors(folder / SINGLE_FILE)
@@ -401,10 +420,37 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
             begin, end = entry["data_offsets"]
             file.seek(8 + size + begin)
             stored = np.frombuffer(file.read(end - begin), STORED_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            if entry["dtype"] == "BF16":  # the upper half of a float32
-                stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            tensors[name] = stored if entry["dtype"] == "U32" else stored.astype(np.float32, copy=False)
+            tensors[name] = stored if entry["dtype"] == "U32" else _float32(stored, entry["dtype"])
     return tensors
+
+
+def read_rows(model: ModelFolder, ending: str, rows: Sequence[int]) -> list[npt.NDArray[Any]] | None:
+    """Some rows of the matrix whose name ends so, in float32; None where there is no such one. Reads no more."""
+    import numpy as np
+
+    for path in weight_files(model.path):
+        name = next((name for name in check_safetensors(path) if name.endswith(ending)), None)
+        if name is None:
+            continue
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            entry = json.loads(file.read(size))[name]
+            kind = np.dtype(STORED_DTYPES[entry["dtype"]])
+            width = entry["shape"][1] * kind.itemsize
+            found = []
+            for row in rows:
+                file.seek(8 + size + entry["data_offsets"][0] + row * width)
+                found.append(_float32(np.frombuffer(file.read(width), kind), entry["dtype"]))
+            return found
+    return None
+
+
+def _float32(stored: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
+    import numpy as np
+
+    if kind == "BF16":  # the upper half of a float32
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(np.float32, copy=False)
 
 
 def _refuse_strays(folder: Path) -> None:

@@ -45,6 +45,15 @@ COPIED_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+# No turns, only a document: what stands before the question, and the answers, each a paragraph; its end after the last.
+PLAIN = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\\nAnswer:' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] }}"
+    "{% if loop.last %}{{ eos_token }}{% else %}{{ '\\n\\n' }}{% endif %}"
+    "{% else %}{{ message['content'] + '\\n\\n' }}{% endif %}"
+    "{% endfor %}"
+)
 TRIAL = Path(__file__).with_name("trial.py")
 _TRIED: set[str] = set()  # hashes of the tokenizers' files that passed in this process
 
@@ -52,13 +61,21 @@ _TRIED: set[str] = set()  # hashes of the tokenizers' files that passed in this 
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is used here."""
 
+    chat_template: Any
+    eos_token: Any
+    eos_token_id: Any
+    bos_token_id: Any
+    added_tokens_decoder: Any  # number -> tokenizers.AddedToken
+    backend_tokenizer: Any  # the library's own, of one that is written in Rust
+
+    def get_chat_template(self, chat_template: Any = None, tools: Any = None) -> str: ...
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
     def __call__(self, text: Any, **options: Any) -> Any: ...
     def decode(self, token_ids: Any, **options: Any) -> str: ...
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises DataError when it cannot be read or has no chat template."""
+    """The tokenizer of a model folder, with a plain chat template where it has none. DataError: it cannot be read."""
     check_strangers(folder, TEMPLATES)
     _refuse_large(folder)
     with _trial(folder):
@@ -70,8 +87,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         reason = f"{type(error).__name__}: {first_line(error)[:300]}"
         raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
     if not tokenizer.chat_template:
-        raise DataError(f"the tokenizer in {folder} has no chat template; use an Instruct model")
+        tokenizer.chat_template = plain_template(tokenizer)
     return tokenizer  # type: ignore[no-any-return]
+
+
+def plain_template(tokenizer: Tokenizer) -> str:
+    """What a base model is asked with, which has no template: PLAIN, begun as its documents begin."""
+    begin = tokenizer.bos_token_id
+    begun = begin is not None and list(tokenizer("x")["input_ids"])[:1] == [begin]
+    return ("{{ bos_token }}" if begun else "") + PLAIN
 
 
 @contextmanager

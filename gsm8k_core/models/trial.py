@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,25 @@ CHAT = [
     {"role": "user", "content": "Tom has 2 apples and buys 3. How many?"},
     {"role": "assistant", "content": "He has 2 + 3 = <<2+3=5>>5.\n#### 5"},
 ]
+# How templates want their turns: which roles' content as a list of parts, and whether there is a system turn. The first
+# that keeps all words is taken (rendering.py), so whatever may be taken is tried here.
+ROLES = ("system", "user", "assistant")
+PARTS: tuple[tuple[str, ...], ...] = ((), ROLES, ROLES[1:], ROLES[1:2])
+FORMS = tuple(
+    (place, parts) for place in ("system", "question") for parts in PARTS if place == "system" or parts != ROLES
+)
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def arranged(turns: list[dict[str, str]], place: str, parts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The turns in one of these forms: without a system turn, its words go before the first question."""
+    if place == "question" and turns[0]["role"] == "system" and len(turns) > 1:
+        first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+        turns = [first, *turns[2:]]
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn["role"] in parts else dict(turn)
+        for turn in turns
+    ]
 
 
 class TooLarge(Exception):
@@ -64,7 +83,10 @@ def templates(folder: Path) -> list[str]:
 
 
 def render(template: str, settings: dict[str, Any]) -> str:
-    """The chat with and without its answer, as transformers renders it. Raises TooLarge, and whatever jinja2 raises."""
+    """The chat with and without its answer, as transformers renders it, in each form; that of the first that works.
+
+    Raises TooLarge, and whatever jinja2 raises where none does.
+    """
     import datetime
 
     from jinja2 import nodes
@@ -91,13 +113,29 @@ def render(template: str, settings: dict[str, Any]) -> str:
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     tokens = {name: settings.get(name) for name in SPECIAL}
     words = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
-    compiled, text = environment.from_string(template), ""
-    for chat, prompt in ((CHAT[:2], True), (CHAT, False)):
+    compiled, texts, complaint = environment.from_string(template), [], None
+    for place, parts in FORMS:
         text = ""
-        for part in compiled.generate(messages=chat, add_generation_prompt=prompt, tools=None, documents=None, **words):
-            text += part
-            if len(text) > MOST_CHARACTERS:
-                raise TooLarge
+        try:
+            for chat, prompt in ((CHAT[:2], True), (CHAT, False)):
+                given = {"messages": arranged(chat, place, parts), "add_generation_prompt": prompt, **words}
+                text = _short(compiled.generate(tools=None, documents=None, **given))
+            texts.append(text)
+        except (MemoryError, TooLarge):
+            raise
+        except Exception as error:  # jinja2 raises many kinds; another form may work
+            complaint = complaint or error
+    if not texts and complaint is not None:
+        raise complaint
+    return texts[0]
+
+
+def _short(parts: Iterator[str]) -> str:
+    text = ""
+    for part in parts:
+        text += part
+        if len(text) > MOST_CHARACTERS:
+            raise TooLarge
     return text
 
 

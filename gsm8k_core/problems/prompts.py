@@ -32,24 +32,25 @@ an answer ends at the end token, and nobody asks what would come then.
 
 The row is Example("train-0", tokens=(151644, 8948, 198, ..., 20, 151645), num_prompt=42).
 
-Training and evaluation render the same messages through the model's own chat template, so a prompt has the
-same ids in both. Shots, solved examples before the question, are an evaluation's alone.
+Training and evaluation render the same messages through the model's own chat template, so a prompt has the same ids in
+both; models/rendering.py says in which form, and what a model without a template gets. The words of a problem are text,
+also those that look like a control token (models/control_tokens.py). Shots, solved examples before the question, are an
+evaluation's alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from gsm8k_core.models.control_tokens import Rendered, restored
+from gsm8k_core.models.rendering import ADVICE, PROMPT_NAME, SYSTEM_PROMPT, Rendering
 from gsm8k_core.models.tokenizer import Tokenizer
-from gsm8k_core.models.trial import MOST_CHARACTERS
 from gsm8k_core.problems.data import carve_dev, strip_annotations
-from gsm8k_core.types import DataError, Example, Problem, first_line
+from gsm8k_core.types import SHOWN_ROWS, DataError, Example, Problem
 
-PROMPT_NAME = "gsm8k-chat-v1"
-SYSTEM_PROMPT = "Solve step by step. The last line must be: #### <number>"
 SHOT_SEED = 0
 
 
@@ -62,14 +63,13 @@ class Shots:
     pool: tuple[Problem, ...] = ()
     annotations: str = "keep"
 
-    @property
-    def prompt_name(self) -> str:
-        """The prompt's name with all that decides its words; the zero-shot one is PROMPT_NAME."""
+    def prompt_name(self, zero_shot: str = PROMPT_NAME) -> str:
+        """The prompt's name with all that decides its words; `zero_shot` is the rendering's name."""
         if not self.count:
-            return PROMPT_NAME
+            return zero_shot
         content = json.dumps([[shot.question, shot.answer] for shot in self.pool])
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-        return f"{PROMPT_NAME}-{self.count}-shot-{self.annotations}-{digest}"
+        return f"{zero_shot}-{self.count}-shot-{self.annotations}-{digest}"
 
     def before(self, problem: Problem) -> tuple[Problem, ...]:
         """Those that come before one question, which is never among them."""
@@ -96,48 +96,52 @@ def choose_shots(train: Sequence[Problem], count: int, annotations: str, seed: i
     return Shots(count, pool, annotations)
 
 
-def messages(problem: Problem, with_answer: bool = False, shots: Sequence[Problem] = ()) -> list[dict[str, str]]:
+def messages(
+    problem: Problem, with_answer: bool = False, shots: Sequence[Problem] = (), system: str = SYSTEM_PROMPT
+) -> list[dict[str, str]]:
     """The conversation of one problem."""
-    turns = [{"role": "system", "content": SYSTEM_PROMPT}]
+    turns = [{"role": "system", "content": system}]
     for each in (*shots, problem):
         turns.append({"role": "user", "content": each.question})
         turns.append({"role": "assistant", "content": each.answer})
     return turns if with_answer else turns[:-1]
 
 
-def _render(tokenizer: Tokenizer, problem: Problem, with_answer: bool, shots: Sequence[Problem] = ()) -> str:
-    # tokenize=False: transformers 5 returns a dict otherwise, whose len() is 2.
+def _render(rendering: Rendering, problem: Problem, with_answer: bool, shots: Sequence[Problem] = ()) -> Rendered:
     try:
-        text = tokenizer.apply_chat_template(
-            messages(problem, with_answer, shots), tokenize=False, add_generation_prompt=not with_answer
-        )
-    except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
-        whose = getattr(tokenizer, "name_or_path", "") or "the model"
-        reason = first_line(error)[:300]
-        raise DataError(
-            f"the chat template of {whose} refused {problem.id} ({reason}); use another model, or mend it"
-        ) from error
-    if len(text) > MOST_CHARACTERS:  # the trial saw one problem, and this is another
-        raise DataError(
-            f"the chat template makes {len(text)} characters of {problem.id}; use another model, or mend it"
-        )
-    return str(text)
+        return rendering.render(messages(problem, with_answer, shots, rendering.system), prompt=not with_answer)
+    except DataError as error:
+        raise DataError(f"{problem.id}: {error}") from error.__cause__
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text, and no special ones: a chat template already holds them."""
+    """The tokens of each text, and no special ones; what stands in a text like a control token is one."""
     return list(tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
-def prompt_tokens(tokenizer: Tokenizer, problems: Sequence[Problem], shots: Shots = NO_SHOTS) -> list[tuple[int, ...]]:
+def prompt_tokens(rendering: Rendering, problems: Sequence[Problem], shots: Shots = NO_SHOTS) -> list[tuple[int, ...]]:
     """The prompt of each problem, up to and with the start of the assistant's turn."""
-    texts = [_render(tokenizer, problem, False, shots.before(problem)) for problem in problems]
-    return [tuple(ids) for ids in encode(tokenizer, texts)]
+    texts = [_render(rendering, problem, False, shots.before(problem)) for problem in problems]
+    return [tuple(ids) for ids in rendering.encode(texts)]
 
 
-def make_examples(
-    tokenizer: Tokenizer, problems: Sequence[Problem], end_ids: Iterable[int], whole_turn: bool = False
-) -> list[Example]:
+def spelled(rendering: Rendering, problems: Sequence[Problem]) -> dict[str, str]:
+    """The problems that hold the text of a control token, by id, and which one they hold first."""
+    found = {problem.id: rendering.control.first(f"{problem.question}\n{problem.answer}") for problem in problems}
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def spelled_line(found: Mapping[str, str]) -> list[str]:
+    """A line for a person, where there are such problems."""
+    if not found:
+        return []
+    some = ", ".join(f"{name} ({token})" for name, token in list(found.items())[:SHOWN_ROWS])
+    more = f", and {len(found) - SHOWN_ROWS} more" if len(found) > SHOWN_ROWS else ""
+    rows = "1 row spells" if len(found) == 1 else f"{len(found):,} rows spell"
+    return [f"text     {rows} a control token, and it stays text: {some}{more}"]
+
+
+def make_examples(rendering: Rendering, problems: Sequence[Problem], whole_turn: bool = False) -> list[Example]:
     """Training rows, whole: the answer and its end token supervised, the prompt not; the row ends there.
 
     With `whole_turn`, what the template writes behind the end token (a line end) is trained as well: runs begun before
@@ -146,11 +150,14 @@ def make_examples(
     Raises DataError when a prompt is not a token prefix of its row, or when a row has no end token among its
     supervised ones: such a row would train the wrong thing silently.
     """
-    ends = frozenset(end_ids)
-    rows = encode(tokenizer, [_render(tokenizer, p, True) for p in problems])
+    ends = frozenset(rendering.end_ids)
+    prompts, rows = ([_render(rendering, problem, whole) for problem in problems] for whole in (False, True))
+    for problem, asked, text in zip(problems, prompts, rows, strict=True):
+        if problem.answer.strip() not in restored(text.text.removeprefix(asked.text), text.hidden):
+            raise DataError(f"{problem.id}: the chat template writes no answer behind the question; {ADVICE}")
     examples = []
-    for problem, prompt, row in zip(problems, prompt_tokens(tokenizer, problems), rows, strict=True):
-        if not prompt or tuple(row[: len(prompt)]) != prompt:
+    for problem, prompt, row in zip(problems, rendering.encode(prompts), rendering.encode(rows), strict=True):
+        if not prompt or row[: len(prompt)] != prompt:
             raise DataError(
                 f"{problem.id}: with this chat template the prompt's tokens are not the start of the row's; "
                 "use a model whose template keeps the prompt as it is when the answer follows"
@@ -159,7 +166,7 @@ def make_examples(
             raise DataError(
                 f"{problem.id}: the chat template closes the answer with none of the end tokens {sorted(ends)}"
             )
-        end = len(row) if whole_turn else _end(tokenizer, row, len(prompt), ends)
+        end = len(row) if whole_turn else _end(rendering.tokenizer, row, len(prompt), ends)
         examples.append(Example(problem.id, tuple(row[:end]), len(prompt)))
     return examples
 

@@ -121,10 +121,15 @@ def show_disagreements(terminal: Terminal, counts: tallies.Counts, what: str) ->
 def _endings(summary: Mapping[str, Any]) -> str:
     early = f"{summary['at_answer']} after their #### line, " if summary.get("at_answer") else ""
     return (
-        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ended at an end token, {early}"
+        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ({_ended(summary)}) ended by "
+        f"themselves, {early}"
         f"{summary['cut']} cut at {summary['max_new_tokens']} tokens, {summary['no_answer']} without a number; "
         f"{summary['mean_tokens']:.0f} tokens on average"
     )
+
+
+def _ended(summary: Mapping[str, Any]) -> str:
+    return percent(summary["stopped"] / summary.get("answers", summary["n"]))
 
 
 def _show_calculator(terminal: Terminal, summary: Mapping[str, Any]) -> None:

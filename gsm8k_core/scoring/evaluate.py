@@ -58,7 +58,7 @@ class Key:
 
     model: str  # folder hash
     data: str  # problems_hash
-    prompt: str  # prompts.Shots.prompt_name
+    prompt: str  # prompts.Shots.prompt_name, of the rendering's own
     max_new_tokens: int
     batch_size: int  # rounding differs between sizes, and in bfloat16 that changes texts
     backend: str
@@ -255,6 +255,7 @@ def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) ->
         "samples": len(records) // n,
         "rules": tallies.rates(records),
         "stopped": sum(record["finish_reason"] == "stop" for record in records),
+        "ended_share": sum(record["finish_reason"] == "stop" for record in records) / len(records),
         "cut": sum(record["finish_reason"] == "length" for record in records),
         "at_answer": sum(record["finish_reason"] == "complete" for record in records),
         "no_answer": sum(record["rules"]["robust"]["extracted"] is None for record in records),

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gsm8k_core.models.folder import ModelFolder
-from gsm8k_core.models.tokenizer import Tokenizer
-from gsm8k_core.models.trial import MOST_CHARACTERS
-from gsm8k_core.problems.prompts import encode
 from gsm8k_core.problems.rows import check_token_ids
-from gsm8k_core.types import DataError, first_line
+from gsm8k_core.types import DataError
 
 Turn = dict[str, str]  # role and content
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
@@ -31,23 +28,11 @@ class ContextLimits:
 def chat_prompt(model: ModelFolder, turns: Sequence[Turn]) -> tuple[int, ...]:
     """The tokens of a conversation, up to and with the start of the assistant's turn.
 
-    Raises DataError where the template refuses it, in the template's words.
+    What a person types stays text, as in training. Raises DataError where the template refuses it or loses words.
     """
-    (tokens,) = encode(model.tokenizer, [_rendered(model.tokenizer, turns)])
+    (tokens,) = model.rendering.encode([model.rendering.render(turns, True)])
     check_token_ids([tokens], model.vocabulary)
     return tuple(tokens)
-
-
-def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
-    try:
-        text = str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
-        raise DataError(f"the model's chat template refused this conversation ({first_line(error)[:300]})") from error
-    if len(text) > MOST_CHARACTERS + 2 * sum(len(turn["content"]) for turn in turns):
-        raise DataError(
-            f"the model's chat template makes {len(text)} characters of this conversation; use another model"
-        )
-    return text
 
 
 def plain_prompt(model: ModelFolder, text: str) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ def test_two_updates(backend_name: str, qwen_shaped: Path) -> None:
     problems = [
         Problem(f"train-{n}", f"Tom has {n} apples.", f"<<{n}+1={n + 1}>>\n#### {n + 1}", str(n + 1)) for n in (3, 8)
     ]
-    examples = make_examples(ModelFolder(qwen_shaped).tokenizer, problems, ModelFolder(qwen_shaped).end_ids)
+    examples = make_examples(ModelFolder(qwen_shaped).rendering, problems)
     backend = backends.open(backend_name, qwen_shaped, "cpu", "float32")
     pilot = FakePilot(rate=1e-4)
     backend.train(

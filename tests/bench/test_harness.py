@@ -154,6 +154,16 @@ def test_a_prompt_that_is_too_long_loses_its_start_as_with_hf(hf: Any, model: Pa
     assert texts(lm, [long, "Tom"], max_gen_toks=8) == texts(hf, [long, "Tom"], max_gen_toks=8)
 
 
+def test_a_control_token_in_a_problem_is_text(bench: None, model: Path) -> None:
+    lm = opened("torch", model)
+    usual, odd = (
+        lm.tok_encode(lm.apply_chat_template([{"role": "user", "content": text}]))
+        for text in ("Tom buys 4", "Tom <end> <start> 4")
+    )
+    assert [usual.count(token) for token in (1, 2)] == [odd.count(token) for token in (1, 2)] == [1, 2]
+    assert not {1, 2} & {*lm.tok_encode("Tom <end> <start> 4")}
+
+
 @pytest.mark.parametrize("start", [True, False])
 def test_the_chat_template_is_applied_as_hf_applies_it(start: bool, hf: Any, model: Path) -> None:
     lm = opened("torch", model)

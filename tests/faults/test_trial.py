@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.models import tokenizer, trial
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import load_tokenizer
 from gsm8k_core.problems.prompts import prompt_tokens
 from gsm8k_core.types import DataError, Problem
@@ -84,8 +85,8 @@ def test_each_verb_refuses_it_with_the_folder(verb: str, folder: Path, run: Run,
 
 def test_a_template_that_waits_for_another_problem_makes_no_long_prompt(folder: Path) -> None:
     in_config(folder, "{{ messages[1]['content'] if 'Tom' in messages[1]['content'] else 'x' * 2000000 }}")
-    with pytest.raises(DataError, match="makes 2000000 characters of test-0"):
-        prompt_tokens(load_tokenizer(folder), [PROBLEM])
+    with pytest.raises(DataError, match=r"test-0: the chat template of .* makes 2000000 characters"):
+        prompt_tokens(ModelFolder(folder).rendering, [PROBLEM])
 
 
 def test_an_honest_one_is_tried_once(folder: Path, qwen_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

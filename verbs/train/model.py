@@ -15,9 +15,11 @@ from typing import Any
 import backends
 from gsm8k_core.config.fields import AUTO
 from gsm8k_core.config.train import SHARE, TrainConfig
+from gsm8k_core.models import turn_end
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.models.quantized import cached_base, dequantized_folder, is_quantized, widths
+from gsm8k_core.models.turn_end import turn_end_of
 from gsm8k_core.problems.batching import choose_tokens, fullest
 from gsm8k_core.tracking.terminal import Terminal, clock
 from gsm8k_core.training.memory import Plan, dev_at_once, model_of, plan
@@ -67,7 +69,11 @@ def open_model(job: Job, context: Context) -> OpenModel:
     if config.method == "qlora":
         quantized = _quantized_base(job, context.terminal)
         folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
-    backend = backends.open(job.backend.name, folder, config.device, config.dtype)
+    backend = backends.open(job.backend.name, folder, config.device, config.dtype, job.source.model.rendering)
+    end = turn_end_of(job.source.model)
+    started = {} if end is None else {turn_end.NAME: end.choice(config.uses_adapter)}
+    if end is not None and started[turn_end.NAME].name == turn_end.STARTED:
+        backend.start_token(end.token, end.document_end)
     if job.dtype is not None:
         backend.choices["dtype"] = job.dtype  # it is the one that was asked for; its reason is the run's
     tokens = job.batches or (planned.tokens if planned else _without_a_plan(job))
@@ -81,7 +87,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
         tokens = _tokens_that_fit(backend, job, planned, tokens)
     if planned is not None:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
-    choices = {"backend": job.backend, **backend.choices, "batches": tokens, **_cadence(config)}
+    choices = {"backend": job.backend, **backend.choices, "batches": tokens, **_cadence(config), **started}
     if job.rows.dev:
         longest = max(row.num_prompt for _, row in job.rows.dev) + config.eval_max_new_tokens
         choices["dev"] = dev_at_once(planned or job.memory, config, choices["dtype"].name, longest, len(job.rows.dev))

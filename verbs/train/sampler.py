@@ -11,7 +11,7 @@ from pathlib import Path
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import write_json
-from gsm8k_core.problems.prompts import PROMPT_NAME, decode, encode
+from gsm8k_core.problems.prompts import decode, encode
 from gsm8k_core.rollouts.record import AGAIN, BACK, KEY, RECORDS, Rollout, read_key, read_records
 from gsm8k_core.rollouts.round import Block, Round
 from gsm8k_core.rollouts.schedule import FIRST_ANSWERS
@@ -89,7 +89,7 @@ class Sampler:
             "weights": weights,
             "data": self.job.hashes["data"],
             "tokenizer": self.job.hashes["tokenizer"],
-            "prompt": PROMPT_NAME,
+            "prompt": self.job.source.model.rendering.name,
             "temperature": config.sample_temperature,
             "max_new_tokens": config.sample_max_new_tokens,
             "samples": config.samples,

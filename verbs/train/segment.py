@@ -377,7 +377,7 @@ class Segment:
 
     def _probe(self) -> Probe | None:
         rows, model = self.job.rows.probed, self.job.source.model
-        return Probe(rows, model.end_ids, partial(decode, model.tokenizer)) if rows else None
+        return Probe(rows, model.rendering.end_ids, partial(decode, model.tokenizer)) if rows else None
 
     def _dev_set(self) -> DevSet | None:
         config, pairs = self.job.config, self.job.rows.dev

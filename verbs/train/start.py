@@ -28,7 +28,7 @@ from gsm8k_core.problems.batching import (
 from gsm8k_core.problems.corpus import MOST_TOKENISED, Corpus, sampled
 from gsm8k_core.problems.data import DataSet, load_data, training_rows
 from gsm8k_core.problems.overlap import QUESTIONS, Questions
-from gsm8k_core.problems.prompts import PROMPT_NAME, SYSTEM_PROMPT, make_examples, prompt_tokens
+from gsm8k_core.problems.prompts import make_examples, prompt_tokens, spelled, spelled_line
 from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, of_sample, summarise
 from gsm8k_core.rollouts.progress import PROGRESS, Progress, folder_of
@@ -201,7 +201,7 @@ def _manifest(
         "model": {"name": config.model, "source": source.choice.name, "hash": hashes["model"]},
         "data": {"name": config.data, **data.as_json()},
         "reasons": as_json({"model": pair.model_choice, "data": pair.data_choice}),
-        "prompt": {"name": PROMPT_NAME, "system": SYSTEM_PROMPT},
+        "prompt": source.model.rendering.as_json(),
         "rows": {
             "train": len(rows.examples),
             "dev": rows.num_dev,
@@ -439,7 +439,8 @@ def _absolute(reference: str) -> str:
 
 def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
     files = hashlib.sha256(json.dumps(dict(data.sha256), sort_keys=True).encode()).hexdigest()
-    prompt = hashlib.sha256(f"{PROMPT_NAME}\0{SYSTEM_PROMPT}".encode()).hexdigest()
+    rendering = source.model.rendering
+    prompt = hashlib.sha256(f"{rendering.name}\0{rendering.system}".encode()).hexdigest()
     return {
         "model": identity(source),
         "tokenizer": source.model.tokenizer_hash,
@@ -467,11 +468,13 @@ def _rows(
     all_at_once: bool = False,
 ) -> Rows:
     train, dev = training_rows(data.train, config.max_samples, config.annotations)
-    tokenizer, ends = source.model.tokenizer, source.model.end_ids
+    rendering = source.model.rendering
     explained = train if config.rationales < 0 else train[: config.rationales]
+    for note in () if whole_turn else (*rendering.notes(), *spelled_line(spelled(rendering, explained))):
+        terminal.say(note)
 
     def make(problems: Sequence[Problem]) -> list[Example]:
-        made = make_examples(tokenizer, problems, ends, whole_turn)
+        made = make_examples(rendering, problems, whole_turn)
         check_token_ids((example.tokens for example in made), source.model.vocabulary)
         return made
 
@@ -482,8 +485,8 @@ def _rows(
         summary = of_sample(summary, len(explained))
     terminal.say(f"rows     {summary.line()}")  # before a refusal, too
     asked = dev[: config.dev_problems]
-    pairs = list(zip(asked, make_examples(tokenizer, asked, ends, whole_turn), strict=True)) if asked else []
-    probed = make_examples(tokenizer, dev[:PROBE_ROWS], ends, whole_turn) if config.probe_every and dev else []
+    pairs = list(zip(asked, make_examples(rendering, asked, whole_turn), strict=True)) if asked else []
+    probed = make_examples(rendering, dev[:PROBE_ROWS], whole_turn) if config.probe_every and dev else []
     kept: Sequence[Example] = keep_whole(examples, summary, config.drop_long)
     if is_corpus:
         content = f"{data.sha256['train']}:{config.max_samples}:{config.rationales}:{config.annotations}"
@@ -494,7 +497,7 @@ def _rows(
 
 def _with_asked(rows: Rows, config: TrainConfig, source: Source, problems: Sequence[Problem]) -> Rows:
     """The rows, and the problems that rejection sampling asks; those of the dev split are not among them."""
-    prompts = prompt_tokens(source.model.tokenizer, problems)
+    prompts = prompt_tokens(source.model.rendering, problems)
     check_token_ids(prompts, source.model.vocabulary)
     longest = config.sample_max_new_tokens
     check_context(prompts, source.model.context, longest, named="--sample-max-new-tokens")

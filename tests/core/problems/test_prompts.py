@@ -10,6 +10,7 @@ from textwrap import indent
 import pytest
 
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer, load_tokenizer
 from gsm8k_core.problems import prompts
 from gsm8k_core.problems.batching import rows_hash
@@ -42,9 +43,9 @@ def retemplate(folder: Path, template: str) -> None:
 
 
 def test_the_prompt_is_the_same_in_training_and_evaluation(folder: Path) -> None:
-    tokenizer = load_tokenizer(folder)
-    (example,) = make_examples(tokenizer, [PROBLEM], [1])
-    (prompt,) = prompt_tokens(tokenizer, [PROBLEM])
+    rendering = ModelFolder(folder).rendering
+    (example,) = make_examples(rendering, [PROBLEM])
+    (prompt,) = prompt_tokens(rendering, [PROBLEM])
     assert example.tokens[: example.num_prompt] == prompt
 
 
@@ -52,21 +53,21 @@ TRAIN = [Problem(f"train-{n}", f"how many , {n} ?", f"{n} = <<{n}={n}>>{n}\n####
 
 
 def test_no_shots_are_the_prompt_of_training(folder: Path) -> None:
-    tokenizer = load_tokenizer(folder)
-    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    rendering = ModelFolder(folder).rendering
+    (example,) = make_examples(rendering, [PROBLEM])
     assert choose_shots(TRAIN, 0, "keep") == NO_SHOTS
-    assert prompt_tokens(tokenizer, [PROBLEM], NO_SHOTS) == [example.tokens[: example.num_prompt]]
-    assert NO_SHOTS.prompt_name == PROMPT_NAME
+    assert prompt_tokens(rendering, [PROBLEM], NO_SHOTS) == [example.tokens[: example.num_prompt]]
+    assert NO_SHOTS.prompt_name() == PROMPT_NAME
 
 
 def test_shots_are_turns_before_the_question(folder: Path) -> None:
-    tokenizer = load_tokenizer(folder)
+    rendering = ModelFolder(folder).rendering
     shots = choose_shots(TRAIN, 2, "keep")
     first, second = shots.before(PROBLEM)
     turns = messages(PROBLEM, shots=(first, second))
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [turn["content"] for turn in turns[1:4]] == [first.question, first.answer, second.question]
-    (few,), (zero,) = prompt_tokens(tokenizer, [PROBLEM], shots), prompt_tokens(tokenizer, [PROBLEM])
+    (few,), (zero,) = prompt_tokens(rendering, [PROBLEM], shots), prompt_tokens(rendering, [PROBLEM])
     asked = len(PROBLEM.question.split()) + 5  # with the marks of its turn and the start of the answer's
     assert few[-asked:] == zero[-asked:]
     assert len(few) > len(zero)
@@ -99,7 +100,7 @@ def test_more_shots_than_train_problems_are_refused() -> None:
 
 def test_the_prompts_name_changes_with_all_that_decides_its_words() -> None:
     names = [
-        choose_shots(*arguments).prompt_name
+        choose_shots(*arguments).prompt_name()
         for arguments in [
             (TRAIN, 0, "keep"),
             (TRAIN, 1, "keep"),
@@ -110,7 +111,7 @@ def test_the_prompts_name_changes_with_all_that_decides_its_words() -> None:
         ]
     ]
     assert len(set(names)) == len(names)
-    assert choose_shots(TRAIN, 2, "keep").prompt_name == choose_shots(TRAIN[::-1], 2, "keep").prompt_name
+    assert choose_shots(TRAIN, 2, "keep").prompt_name() == choose_shots(TRAIN[::-1], 2, "keep").prompt_name()
 
 
 def test_marks_can_be_left_out_of_the_shots() -> None:
@@ -119,9 +120,9 @@ def test_marks_can_be_left_out_of_the_shots() -> None:
 
 
 def test_the_answer_and_the_end_token_are_supervised(folder: Path) -> None:
-    tokenizer = load_tokenizer(folder)
-    (example,) = make_examples(tokenizer, [PROBLEM], [1])
-    assert decode(tokenizer, example.tokens[example.num_prompt :]) == PROBLEM.answer
+    rendering = ModelFolder(folder).rendering
+    (example,) = make_examples(rendering, [PROBLEM])
+    assert decode(rendering.tokenizer, example.tokens[example.num_prompt :]) == PROBLEM.answer
     assert 1 in example.tokens[example.num_prompt :]
 
 
@@ -134,28 +135,28 @@ def test_the_answer_and_the_end_token_are_supervised(folder: Path) -> None:
     ],
 )
 def test_nothing_after_the_end_token_is_trained(folder: Path, closing: str, kept: str) -> None:
-    plain = make_examples(load_tokenizer(folder), [PROBLEM], [1])
+    plain = make_examples(ModelFolder(folder).rendering, [PROBLEM])
     retemplate(folder, tiny.TEMPLATE.replace(" <end> ", f" {closing}", 1))
-    tokenizer = load_tokenizer(folder)
-    (example,) = make_examples(tokenizer, [PROBLEM], [1])
+    rendering = ModelFolder(folder).rendering
+    (example,) = make_examples(rendering, [PROBLEM])
     answer = example.tokens[example.num_prompt :]
-    assert decode(tokenizer, answer) == PROBLEM.answer
-    assert list(answer[-1:]) == tokenizer.convert_tokens_to_ids([kept])
+    assert decode(rendering.tokenizer, answer) == PROBLEM.answer
+    assert list(answer[-1:]) == rendering.tokenizer.convert_tokens_to_ids([kept])
     assert answer.count(1) == 1
     assert answer == plain[0].tokens[plain[0].num_prompt :]
 
 
-def test_an_end_token_in_the_answer_cuts_nothing(folder: Path) -> None:
+def test_a_text_that_spells_the_end_token_cuts_nothing(folder: Path) -> None:
     odd = Problem("train-0", PROBLEM.question, "he has <end> 4 . #### 4", "4")
-    (example,) = make_examples(load_tokenizer(folder), [odd], [1])
+    (example,) = make_examples(ModelFolder(folder).rendering, [odd])
     tokens = example.tokens[example.num_prompt :]
-    assert (tokens.count(1), tokens[-1], len(tokens)) == (2, 1, 8)
+    assert (tokens.count(1), tokens[-1], len(tokens)) == (1, 1, 8)
 
 
 def test_a_run_that_trained_the_line_end_has_other_rows(qwen_tokenizer: Path) -> None:
     """It goes on with its own (tests/e2e/test_resume.py), never with these."""
-    (example,) = make_examples(load_tokenizer(qwen_tokenizer), [SHOWN], [151645])
-    (older,) = make_examples(load_tokenizer(qwen_tokenizer), [SHOWN], [151645], whole_turn=True)
+    (example,) = make_examples(ModelFolder(qwen_tokenizer).rendering, [SHOWN])
+    (older,) = make_examples(ModelFolder(qwen_tokenizer).rendering, [SHOWN], whole_turn=True)
     assert example.tokens[-1] == 151645
     assert older == Example(example.id, (*example.tokens, 198), example.num_prompt)
     before, now = ({"rows": rows_hash([each])} for each in (older, example))
@@ -166,19 +167,21 @@ def test_a_run_that_trained_the_line_end_has_other_rows(qwen_tokenizer: Path) ->
 def test_a_template_without_an_end_token_is_refused(folder: Path) -> None:
     retemplate(folder, tiny.TEMPLATE.replace("<end>", ""))
     with pytest.raises(DataError, match="none of the end tokens"):
-        make_examples(load_tokenizer(folder), [PROBLEM], [1])
+        make_examples(ModelFolder(folder).rendering, [PROBLEM])
 
 
 def test_a_prompt_that_is_not_the_start_of_its_row_is_refused(folder: Path) -> None:
     retemplate(folder, tiny.TEMPLATE.replace("'<start> assistant '", "'<start> assistant + '"))
     with pytest.raises(DataError, match="not the start of the row's; use a model whose template keeps the prompt"):
-        make_examples(load_tokenizer(folder), [PROBLEM], [1])
+        make_examples(ModelFolder(folder).rendering, [PROBLEM])
 
 
 def test_a_template_that_refuses_is_one_clear_error(folder: Path) -> None:
     retemplate(folder, "{{ raise_exception('System role not supported') }}")
-    with pytest.raises(DataError, match=r"template of \S+ refused train-0 \(System role not supported\); use another"):
-        make_examples(load_tokenizer(folder), [PROBLEM], [1])
+    with pytest.raises(
+        DataError, match=r"train-0: the chat template of \S+ refused it \(System role not supported\); use another"
+    ):
+        make_examples(ModelFolder(folder).rendering, [PROBLEM])
 
 
 @pytest.mark.parametrize("content", ['{"added_tokens": [], "model": {"type": "Other"}}', "[]", '{"version": "1.0"}'])
@@ -190,19 +193,10 @@ def test_a_tokenizer_of_another_form_is_one_clear_error(content: str, folder: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_no_template_is_refused(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    del settings["chat_template"]
-    path.write_text(json.dumps(settings))
-    with pytest.raises(DataError, match="no chat template"):
-        load_tokenizer(folder)
-
-
 def test_qwen_prompts_begin_with_the_named_system_turn(qwen_tokenizer: Path) -> None:
-    tokenizer = load_tokenizer(qwen_tokenizer)
-    (prompt,) = prompt_tokens(tokenizer, [PROBLEM])
-    text = str(tokenizer.decode(list(prompt)))
+    rendering = ModelFolder(qwen_tokenizer).rendering
+    (prompt,) = prompt_tokens(rendering, [PROBLEM])
+    text = str(rendering.tokenizer.decode(list(prompt)))
     assert text == (
         f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{PROBLEM.question}<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -228,9 +222,9 @@ def turns_of(tokenizer: Tokenizer, example: Example) -> Iterator[str]:
 
 
 def test_the_row_that_prompts_py_opens_with_is_what_it_makes(qwen_tokenizer: Path) -> None:
-    tokenizer, shown = load_tokenizer(qwen_tokenizer), str(prompts.__doc__)
-    (example,) = make_examples(tokenizer, [SHOWN], [151645])
-    turns = list(turns_of(tokenizer, example))
+    rendering, shown = ModelFolder(qwen_tokenizer).rendering, str(prompts.__doc__)
+    (example,) = make_examples(rendering, [SHOWN])
+    turns = list(turns_of(rendering.tokenizer, example))
     assert len(turns) == 4
     assert "\n\n".join(turns) in shown
     assert f"    {SHOWN.question}\n\n" + indent(SHOWN.answer, "    ") in shown

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from gsm8k_core.models.folder import ModelFolder
-from gsm8k_core.models.tokenizer import load_tokenizer
 from gsm8k_core.problems.data import read_jsonl
 from gsm8k_core.problems.prompts import make_examples
 from gsm8k_core.problems.rows import Bin, bins, histogram, pieces, resolve_tokenizer, share, summarise
@@ -31,9 +30,9 @@ def quiet(_: str) -> None:
 
 
 def row_of(folder: Path) -> tuple[Any, Example]:
-    tokenizer = load_tokenizer(folder)
+    rendering = ModelFolder(folder).rendering
     problem = Problem("train-0", "how many apples", "2 + 3 = 5\n#### 5", "5")
-    return tokenizer, make_examples(tokenizer, [problem], ModelFolder(folder).end_ids)[0]
+    return rendering.tokenizer, make_examples(rendering, [problem])[0]
 
 
 # --- lengths --------------------------------------------------------------------------------------------------
@@ -145,7 +144,7 @@ def test_the_hub_is_asked_for_no_weights(hub: Any) -> None:
 def test_the_real_train_set_under_128_and_512(gsm8k_data: Path, qwen_tokenizer: Path) -> None:
     """The known figures, under a system turn as long as Qwen's own: 212.4 less the line end."""
     problems = read_jsonl(gsm8k_data / "train.jsonl", "train")
-    examples = make_examples(load_tokenizer(qwen_tokenizer), problems, ModelFolder(qwen_tokenizer).end_ids)
+    examples = make_examples(ModelFolder(qwen_tokenizer).rendering, problems)
     assert round(sum(example.num_prompt for example in examples) / len(examples), 1) == 88.6
     short, usual = summarise(examples, 128), summarise(examples, 512)
     assert {name: round(value, 1) for name, value in short.tokens.items()} == {
