@@ -98,8 +98,8 @@ class Rendering:
         lines = []
         if self.is_plain:
             lines.append(
-                "prompt   Question: ... Answer: ... and the document's end, in training and evaluation: the model has no "
-                "chat template of its own; it is saved with what is trained"
+                "prompt   Question: ... Answer: ... and the document's end, in training and evaluation: the model has "
+                "no chat template of its own; it is saved with what is trained"
             )
         if self.place == "question":
             lines.append("prompt   the chat template has no system turn: the instruction goes before the question")
