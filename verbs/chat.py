@@ -27,6 +27,7 @@ from verbs.talk import (
     BASE,
     TRAINED,
     Opener,
+    adapter_base,
     choose_base,
     choose_model,
     limits_of,
@@ -58,7 +59,7 @@ def run(config: ChatConfig, context: Context) -> int:
     """The verb. Answers go to stdout and all else to stderr, as generate's do."""
     beside = Terminal(json_only=True)
     opener = Opener.of(config)
-    source = choose_model(config.model, beside)
+    source = choose_model(config.model, beside, adapter_base(config))
     limits = limits_of(source.model, config.max_new_tokens, whole_context(source.model))
     base = choose_base(config.base_model, source, beside)
     backend = opener.open(source.model)

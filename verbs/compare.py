@@ -14,7 +14,8 @@ from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.files import write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
+from gsm8k_core.models.find import NoBaseError, Source, identity, resolve_model
 from gsm8k_core.report.comparison import make_comparison, show_comparison
 from gsm8k_core.scoring.answers import judge_by, shown_rules
 from gsm8k_core.scoring.math_verify import judge_records, require
@@ -40,7 +41,7 @@ def run(config: CompareConfig, context: Context) -> int:
     if config.slow_rules:
         require()
     backend = backends.resolve(config.backend)
-    trained = _resolve("--trained-model", config.trained_model, terminal)
+    trained = _trained(config, terminal)
     base = _base(config, trained.found, terminal)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
@@ -123,10 +124,22 @@ def _resolve(flag: str, reference: str, terminal: Terminal) -> Source:
         raise DataError(f"{flag} {reference}: there is no such folder; {advice}")
     try:
         return resolve_model(reference, terminal.say)
+    except NoBaseError:
+        raise
     except DataError as error:
         if not missing:
             raise
         raise DataError(f"{flag}: {str(error).partition('; ')[0]}; {advice}") from error
+
+
+def _trained(config: CompareConfig, terminal: Terminal) -> Source:
+    """The trained model; an adapter whose own base is not here is opened on the one that it is compared with."""
+    try:
+        return _resolve("--trained-model", config.trained_model, terminal)
+    except NoBaseError:
+        if config.base_model == AUTO:
+            raise
+        return resolve_model(config.trained_model, terminal.say, config.base_model)
 
 
 def _base(config: CompareConfig, trained: Path, terminal: Terminal) -> Source:
@@ -136,9 +149,11 @@ def _base(config: CompareConfig, trained: Path, terminal: Terminal) -> Source:
     folder = run_of_model(trained)
     recorded = (known_manifest(folder) if folder else {}).get("model") or {}
     name = recorded.get("name")
-    if not isinstance(name, str):
+    if folder is None and is_adapter(trained):
+        return _resolve(f"the base of {config.trained_model}", base_of(trained), terminal)
+    if folder is None or not isinstance(name, str):
         raise UsageError(f"{config.trained_model} is in no run folder that names its base; add --base-model MODEL")
-    source = resolve_model(name, terminal.say)
+    source = resolve_model(name, terminal.say, recorded_base(folder / "model"))
     if identity(source) != recorded.get("hash"):
         raise DataError(
             f"{name} is not what the run began with any more; add --base-model {name} to take it all the same"

@@ -151,7 +151,7 @@ def run(config: EvalConfig, context: Context) -> int:
     pair = None
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
-    source = resolve_model(pair.model if pair else config.model, terminal.say)
+    source = resolve_model(pair.model if pair else config.model, terminal.say, config.base_model)
     reason = pair.model_choice.reason if pair else NAMED
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)

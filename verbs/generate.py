@@ -31,7 +31,7 @@ def run(config: GenerateConfig, context: Context) -> int:
         raise UsageError("give a question or --file, not both")
     choice = backends.resolve(config.backend)
     questions = _questions(config)
-    source = choose_model(config.model, beside)
+    source = choose_model(config.model, beside, config.base_model)
     prompts = _prompts(source.model, questions or [], config)  # refused before the weights are loaded
     longest = max(map(len, prompts), default=0) + config.max_new_tokens
     together = choose_together(config.eval_batch_size, source, choice.name, config.device, config.dtype, longest)

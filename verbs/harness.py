@@ -52,7 +52,7 @@ def run(config: HarnessConfig, context: Context) -> int:
     if config.records is not None:
         check_records(config.records)
     backend = backends.resolve(config.backend)
-    source = resolve_model(config.model, terminal.say)
+    source = resolve_model(config.model, terminal.say, config.base_model)
     tasks = find_tasks([name.strip() for name in config.tasks.split(",") if name.strip()], config.data)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     opened = backends.open(backend.name, source.folder, config.device, config.dtype, source.model.rendering)

@@ -102,7 +102,7 @@ def _find(config: InspectConfig, context: Context) -> Subject:
     pair = choose_pair(stand_in, config.data, config.data_config, lambda asked: None)
     automatic = config.model == AUTO
     model_choice = pair.model_choice if automatic else Choice(config.model, NAMED)
-    source = resolve_tokenizer(model_choice.name, terminal.say)
+    source = resolve_tokenizer(model_choice.name, terminal.say, config.base_model)
     reading = RowOptions.of(config)
     data = load_data(pair.data, config.data_config, config.seed, terminal.say, (config.split,), reading)
     problems = data.train if config.split == "train" else data.test

@@ -165,7 +165,7 @@ def _real_part(
 ) -> Part:
     """A real model, on its shortest rows. Its figures depend on it: no tolerance is frozen."""
     pair = choose_pair(config.model, config.data, "main", lambda asked: None)
-    source = resolve_model(pair.model, terminal.say)
+    source = resolve_model(pair.model, terminal.say, config.base_model)
     data = load_data(pair.data, "main", 0, terminal.say, splits=("train",))
     terminal.say(f"model    {source.name}: {source.choice.reason}\ndata     {data.name}: {data.choice.reason}")
     terminal.say(f"rungs    {_listed(ladder.OF_A_MODEL)} with this model, the others with the tiny models")

@@ -32,7 +32,17 @@ from gsm8k_core.training.runs import run_of_model
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError, UsageError
 from verbs import Context, say_choices
 from verbs.evaluate import BATCH, choose_together
-from verbs.talk import BASE, TRAINED, Opener, choose_base, choose_model, limits_of, sampling_of, system_turn
+from verbs.talk import (
+    BASE,
+    TRAINED,
+    Opener,
+    adapter_base,
+    choose_base,
+    choose_model,
+    limits_of,
+    sampling_of,
+    system_turn,
+)
 
 if TYPE_CHECKING:
     from gsm8k_core.serving.app import Offer
@@ -53,7 +63,7 @@ def run(config: ServeConfig, context: Context) -> int:
 
     opener = Opener.of(config)
     with listen(config, key) as sock:  # before a model is read: a taken port shows at once
-        source = choose_model(config.model, terminal)
+        source = choose_model(config.model, terminal, adapter_base(config))
         base = choose_base(config.base_model, source, terminal)
         sources = {_name(source): source} | ({_other_name(base, source): base} if base is not None else {})
         offers = {

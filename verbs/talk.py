@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import backends
 from gsm8k_core.auto import AUTO, NAMED, choose_pair
@@ -27,8 +28,8 @@ LONGEST_WINDOW = 2048  # tokens of a prompt and its answer, where nobody asks fo
 BASE, TRAINED = "base", "trained"
 
 
-def choose_model(reference: str, terminal: Terminal) -> Source:
-    """The model; where none is named, the newest finished run, and that is said."""
+def choose_model(reference: str, terminal: Terminal, base: str = "") -> Source:
+    """The model; where none is named, the newest finished run, and that is said. `base`: an adapter's, where named."""
     reason = NAMED
     if reference == AUTO:
         folder = RunsConfig().folder
@@ -38,10 +39,16 @@ def choose_model(reference: str, terminal: Terminal) -> Source:
             return resolve_model(str(run), terminal.say)
         pair = choose_pair(AUTO, AUTO, "main", lambda asked: None)
         reference, reason = pair.model, pair.model_choice.reason
-    source = resolve_model(reference, terminal.say)
+    source = resolve_model(reference, terminal.say, base)
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     return source
+
+
+def adapter_base(config: TalkSettings) -> str:
+    """What --base-model means for an adapter's folder: what it is opened on, as well as the model beside it."""
+    named = config.base_model not in (AUTO, NONE) and is_adapter(Path(config.model))
+    return config.base_model if named else ""
 
 
 def choose_base(reference: str, source: Source, terminal: Terminal) -> Source | None:

@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field
 
 from gsm8k_core.config.fields import (
+    AdapterBase,
     BackendName,
     Count,
     DeviceName,
@@ -48,6 +49,7 @@ class InspectConfig(ProblemSettings, RowSettings):
     model: Annotated[
         str, Field(description="auto, a Hub id, embedded, or a folder; only its tokenizer is read, never its weights")
     ] = "auto"
+    base_model: AdapterBase = ""
     split: Annotated[Literal["train", "test"], Field(description="which problems")] = "train"
     max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
     show: Annotated[
@@ -77,6 +79,7 @@ class ParityConfig(Settings):
         tyro.conf.arg(help_behavior_hint=without_none),
         Field(description="also check this model, named as for train; without it, two tiny random ones"),
     ] = ""
+    base_model: AdapterBase = ""
     data: Annotated[str, Field(description="problems for --model's rows, as for train")] = "auto"
     backend: Annotated[
         BackendName, Field(description="what is checked: mlx, torch, or auto: mlx if installed, else torch on a GPU")

@@ -108,6 +108,12 @@ def without_none(default: str) -> str:
     return "" if default in ("None", "", "''") else f"(default: {default})"
 
 
+# Where it is used, the adapter's folder is what --model (or --trained-model) names.
+AdapterBase = Annotated[
+    str,
+    tyro.conf.arg(metavar="MODEL", help_behavior_hint=without_none),
+    Field(description="for an adapter: the model under it, instead of the one that its adapter_config.json names"),
+]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint=without_none)]
 OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=without_none)]
 OptionalDuration = Annotated[Duration | None, tyro.conf.arg(metavar="TIME", help_behavior_hint=without_none)]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gsm8k_core.config.fields import (
     AUTO,
+    AdapterBase,
     BackendSettings,
     Count,
     DataSettings,
@@ -91,6 +92,7 @@ class EvalConfig(ScoreSettings):
     """Score a model on the test problems, under every extraction rule."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
+    base_model: AdapterBase = ""
     check_batching: Annotated[
         bool, Field(description="answer the first 32 problems again, one by one, and list where the texts part")
     ] = False
@@ -102,9 +104,13 @@ class EvalConfig(ScoreSettings):
 class CompareConfig(ScoreSettings):
     """Tell base from trained: numbers, report.html and model_card.md."""
 
-    base_model: Annotated[str, Field(description="the model before training; auto: the one that the run names")] = (
-        "auto"
-    )
+    base_model: Annotated[
+        str,
+        Field(
+            description="the model before training; auto: the one that the run or the adapter names; an adapter whose "
+            "own base is not on this machine is opened on it"
+        ),
+    ] = "auto"
     trained_model: Annotated[
         str,
         tyro.conf.arg(help_behavior_hint=without_none),
@@ -126,6 +132,7 @@ class GenerateConfig(BackendSettings, DrawSettings):
     model: Annotated[
         str, Field(description="a model, run or adapter folder, a Hub id, or embedded; auto: the newest finished run")
     ] = "auto"
+    base_model: AdapterBase = ""
     file: Annotated[OptionalFile, Field(description="a question on each line, or .jsonl with question; - is stdin")] = (
         None
     )
@@ -146,6 +153,7 @@ class HarnessConfig(BackendSettings):
         tyro.conf.arg(help_behavior_hint=without_none),
         Field(description="a model, run or adapter folder, a Hub id, or embedded"),
     ] = ""
+    base_model: AdapterBase = ""
     tasks: Annotated[
         str, Field(min_length=1, description="lm-eval's tasks, or YAML files of tasks, with commas between")
     ] = "gsm8k"

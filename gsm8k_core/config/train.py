@@ -15,6 +15,7 @@ from pydantic import Field
 from gsm8k_core.config.fields import (
     ALL_LINEAR,
     AUTO,
+    AdapterBase,
     Count,
     DataSettings,
     Duration,
@@ -61,6 +62,7 @@ class TrainConfig(DataSettings, RowSettings):
     """Fine-tune a model on GSM8K."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
+    base_model: AdapterBase = ""
     profile: Annotated[
         Literal["auto", "standard", "demo"],
         Field(

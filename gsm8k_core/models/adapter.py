@@ -1,8 +1,8 @@
-"""What an adapter is, the same on both backends: its first values, its two kinds of folder, what it makes of its base.
+"""What an adapter is, the same on both backends: its first values, its two kinds of folder, which base it names.
 
 LoRA (Hu et al. 2021) leaves a weight W frozen and adds scale x B A to it, scale = alpha / rank. DoRA (Liu et al. 2024)
 learns the length m of each row as well: the weight is m x (W + scale x B A) / |W + scale x B A|, by output row.
-Only A, B and m are trained and saved; `merged_folder` makes a whole model of them once, in the cache.
+Only A, B and m are trained and saved; models/merged.py makes a whole model of them once, in the cache.
 
 PEFT's folder: adapter_config.json with `base_model_name_or_path`, adapter_model.safetensors. Its names are ours, too.
 mlx-lm's folder: adapter_config.json with `model` and `lora_parameters`, adapters.safetensors, every matrix transposed.
@@ -13,9 +13,9 @@ Shapes: W (out, in), A (r, in), B (out, r), m (out,).
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,17 +25,9 @@ from pydantic import Field
 
 from gsm8k_core.config.fields import ALL_LINEAR
 from gsm8k_core.config.stored import Size, Stored, stored
-from gsm8k_core.files import file_hash, new_folder, read_json, write_json
+from gsm8k_core.files import new_folder, read_json, write_json
 from gsm8k_core.models import hub
-from gsm8k_core.models.folder import (
-    RUN_RECORD,
-    ModelFolder,
-    read_tensors,
-    weight_files,
-    with_both_rope_keys,
-    write_model_folder,
-)
-from gsm8k_core.models.store import made_once, short_hash
+from gsm8k_core.models.folder import INDEX_FILE, RUN_RECORD, SINGLE_FILE, ModelFolder, with_both_rope_keys
 from gsm8k_core.types import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -48,25 +40,32 @@ PEFT_PREFIX = "base_model.model."
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 ENDINGS = {A: ".lora_a", B: ".lora_b", MAGNITUDE: ".m"}  # PEFT's -> mlx-lm's
 BLOCK_NAME = re.compile(r"model\.layers\.\d+\.(.+)")
-MLX_SCALE = 20.0  # where mlx-lm's own settings name none
 BASE = "base"  # the folder in a run that keeps the quantised base of its adapters
+_Factor = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class _MlxSettings(Stored):
-    scale: Annotated[float, Field(ge=-1e6, le=1e6)] = MLX_SCALE
+    rank: Size | None = None
+    scale: _Factor | None = None
 
 
-class _AdapterSettings(Stored):
+class AdapterSettings(Stored):
     """adapter_config.json, PEFT's or mlx-lm's: what is read of it."""
 
+    peft_type: str | None = None
     base_model_name_or_path: str | None = None
-    model: str | None = None
     r: Size | None = None
-    lora_alpha: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    lora_alpha: _Factor | None = None
     use_rslora: bool | None = None
-    rank_pattern: dict[str, Any] | None = None
-    alpha_pattern: dict[str, Any] | None = None
+    use_dora: bool | None = None
+    rank_pattern: dict[str, Size] | None = None
+    alpha_pattern: dict[str, _Factor] | None = None
     modules_to_save: list[str] | None = None
+    target_modules: Any = None  # PEFT's: a list of names, or one pattern
+    trainable_token_indices: Any = None  # PEFT's: a list of tokens, or one for each embedding
+    ensure_weight_tying: bool | None = None
+    model: str | None = None
+    fine_tune_type: str | None = None
     lora_parameters: _MlxSettings | None = None
 
 
@@ -224,8 +223,9 @@ def _module(name: str) -> str:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    """Whether a folder holds an adapter and not a whole model; some who train one put their base's config.json in."""
+    whole = any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    return (folder / CONFIG).is_file() and not ((folder / "config.json").is_file() and whole)
 
 
 def base_of(folder: Path) -> str:
@@ -234,7 +234,7 @@ def base_of(folder: Path) -> str:
     Runs are moved and copied: a path that is gone means the base beside the adapter, and a run's own base is never
     another run's that has its old place now.
     """
-    config = _settings(folder)
+    config = settings_of(folder)
     name = config.base_model_name_or_path or config.model
     if name is None:
         raise DataError(f"{folder / CONFIG} names no base model; add base_model_name_or_path to it")
@@ -256,6 +256,18 @@ def _moved_base(adapter: Path) -> str | None:
     return name if isinstance(name, str) and hub.local_path(name) else None
 
 
+def recorded_base(adapter: Path) -> str:
+    """The --base-model of the run that an adapter belongs to; nothing where there is none."""
+    run = next((folder for folder in adapter.absolute().parents[:3] if (folder / RUN_RECORD).is_file()), None)
+    if run is None:
+        return ""
+    config = None
+    with suppress(DataError):  # a damaged run.json hinders no one from opening the model beside it
+        config = read_json(run / RUN_RECORD).get("config")
+    name = config.get("base_model") if isinstance(config, dict) else None
+    return name if isinstance(name, str) else ""
+
+
 def _kept_base(adapter: Path) -> Path | None:
     """RUN/base for RUN/model and for RUN/checkpoints/update-N/model, or None."""
     parents = adapter.parents
@@ -263,127 +275,15 @@ def _kept_base(adapter: Path) -> Path | None:
     return next((run / BASE for run in runs if (run / BASE / "config.json").is_file()), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What an adapter does to one weight."""
-
-    a_RI: FloatArray  # (r, in)
-    b_OR: FloatArray  # (out, r)
-    scale: float
-    magnitude_O: FloatArray | None  # (out,); None for plain LoRA
-
-
-def read_deltas(adapter: Path) -> dict[str, Delta]:
-    """Weight name in the base -> its delta."""
-    config, path = _settings(adapter), _weights(adapter)
-    tensors = read_tensors(path)
-    try:
-        found = _from_peft(config, tensors) if path.name == PEFT_WEIGHTS else _from_mlx(config, tensors)
-    except KeyError as error:
-        raise DataError(f"{path} lacks {error.args[0]}; save the adapter again") from None
-    for name, delta in found.items():
-        _check_shapes(path, name, delta)
-    if not found:
-        raise DataError(f"{path} holds no LoRA weights; other kinds of adapter are not read here")
-    return found
-
-
-def _settings(adapter: Path) -> _AdapterSettings:
+def settings_of(adapter: Path) -> AdapterSettings:
+    """What adapter_config.json says."""
     path = adapter / CONFIG
-    return stored(_AdapterSettings, read_json(path), path, "save the adapter again")
+    return stored(AdapterSettings, read_json(path), path, "save the adapter again")
 
 
-def _check_shapes(path: Path, name: str, delta: Delta) -> None:
-    a_RI, b_OR, magnitude_O = delta.a_RI, delta.b_OR, delta.magnitude_O
-    fits = a_RI.ndim == b_OR.ndim == 2 and len(a_RI) == b_OR.shape[1]
-    if not fits or (magnitude_O is not None and magnitude_O.size != len(b_OR)):
-        raise DataError(f"{path} holds for {name} an A of {a_RI.shape} and a B of {b_OR.shape}; save the adapter again")
-
-
-def _from_peft(config: _AdapterSettings, tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
-    if config.rank_pattern or config.alpha_pattern or config.modules_to_save:
-        raise DataError(
-            "adapters with rank_pattern, alpha_pattern or modules_to_save are not read here; merge it with peft"
-        )
-    deltas, used = {}, set()
-    for name, a_RI in tensors.items():
-        if not name.endswith(A):
-            continue
-        stem = name.removesuffix(A)
-        if config.r is None or config.lora_alpha is None:
-            raise DataError(
-                f"{CONFIG} of the adapter names no {'r' if config.r is None else 'lora_alpha'}; save it again"
-            )
-        rank = math.sqrt(config.r) if config.use_rslora else config.r
-        magnitude = tensors.get(f"{stem}{MAGNITUDE}.weight", tensors.get(f"{stem}{MAGNITUDE}"))
-        weight = f"{stem.removeprefix(PEFT_PREFIX)}.weight"
-        deltas[weight] = Delta(a_RI, tensors[f"{stem}{B}"], config.lora_alpha / rank, magnitude)
-        used |= {key for key in tensors if key.startswith(f"{stem}.lora_")}
-    _refuse_rest(set(tensors) - used)
-    return deltas
-
-
-def _from_mlx(config: _AdapterSettings, tensors: Mapping[str, FloatArray]) -> dict[str, Delta]:
-    scale = config.lora_parameters.scale if config.lora_parameters else MLX_SCALE
-    deltas, used = {}, set()
-    for name, a_IR in tensors.items():
-        if name.endswith(".lora_a"):
-            stem = name.removesuffix(".lora_a")
-            magnitude = tensors.get(f"{stem}.m")
-            deltas[f"{stem}.weight"] = Delta(a_IR.T, tensors[f"{stem}.lora_b"].T, scale, magnitude)
-            used |= {name, f"{stem}.lora_b", f"{stem}.m"}
-    _refuse_rest(set(tensors) - used)
-    return deltas
-
-
-def _refuse_rest(names: set[str]) -> None:
-    if names:
-        raise DataError(
-            f"the adapter also holds {min(names)}, which is not read here; merge it with the tool that made it"
-        )
-
-
-def _weights(adapter: Path) -> Path:
+def adapter_weights(adapter: Path) -> Path:
+    """The file with the adapter's tensors."""
     for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         if (adapter / name).is_file():
             return adapter / name
     raise DataError(f"{adapter} has neither {PEFT_WEIGHTS} nor {MLX_WEIGHTS}; save the adapter again as safetensors")
-
-
-# --- merged into its base --------------------------------------------------------------------------------------------
-
-
-def merged_folder(base: Path, adapter: Path, identity: str) -> Path:
-    """The whole model, from the cache or made now; `identity` is the base's hash.
-
-    Raises DataError for an adapter that does not fit its base.
-    """
-    deltas = read_deltas(adapter)
-    hashes = [identity, file_hash(adapter / CONFIG), file_hash(_weights(adapter))]
-    return made_once(
-        "merged",
-        short_hash("".join(hashes)),
-        lambda target: write_model_folder(base, target, lambda folder: _write(base, deltas, folder)),
-    )
-
-
-def merge(weight_OI: FloatArray, delta: Delta) -> FloatArray:
-    """The merged weight, (out, in) float32."""
-    merged = weight_OI.astype(np.float32) + np.float32(delta.scale) * (delta.b_OR @ delta.a_RI)
-    if delta.magnitude_O is None:
-        return merged
-    whole: FloatArray = delta.magnitude_O.reshape(-1, 1) * merged / np.linalg.norm(merged, axis=1, keepdims=True)
-    return whole
-
-
-def _write(base: Path, deltas: Mapping[str, Delta], folder: Path) -> None:
-    from safetensors.numpy import save_file  # here, not above: only an adapter needs it
-
-    tensors: dict[str, FloatArray] = {}
-    for path in weight_files(base):
-        tensors |= read_tensors(path)
-    for name, delta in deltas.items():
-        if name not in tensors or tensors[name].shape != (len(delta.b_OR), delta.a_RI.shape[1]):
-            raise DataError(f"the adapter changes {name}, which its base lacks in that shape; name the right base")
-        tensors[name] = np.ascontiguousarray(merge(tensors[name], delta))
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})

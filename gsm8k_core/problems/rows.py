@@ -15,8 +15,10 @@ import numpy as np
 
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.models import hub
+from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
 from gsm8k_core.models.find import SMALL_FILES, Source, cached_model, resolve_model
 from gsm8k_core.models.folder import RUN_RECORD, ModelFolder
+from gsm8k_core.models.merged import own_tokenizer
 from gsm8k_core.models.tokenizer import Tokenizer, has_tokenizer
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, UsageError
 
@@ -147,15 +149,25 @@ def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:
 # --- the tokenizer, without weights ---------------------------------------------------------------------------
 
 
-def resolve_tokenizer(reference: str, announce: hub.Announce) -> Source:
+def resolve_tokenizer(reference: str, announce: hub.Announce, base: str = "") -> Source:
     """As resolve_model, but a folder with the tokenizer's files is enough, and the Hub is asked for no weights."""
     path = hub.local_path(reference)
+    if path is not None and (adapter := _adapter(path.absolute())) and not has_tokenizer(adapter):
+        if own_tokenizer(adapter):
+            return resolve_model(reference, announce, base)
+        return resolve_tokenizer(base or recorded_base(adapter) or base_of(adapter), announce)
     if path is not None and path.is_dir():
         return _local(reference, path.absolute())
     named = hub.is_hub_id(reference) and not hub.looks_like_path(reference)
     if path is None and named and reference != EMBEDDED_MODEL and cached_model(reference) is None:
         return _named(reference, announce)
     return resolve_model(reference, announce)
+
+
+def _adapter(path: Path) -> Path | None:
+    """The folder, or the model of the run whose folder it is, where that is an adapter."""
+    found = path / "model" if (path / RUN_RECORD).is_file() else path
+    return found if is_adapter(found) else None
 
 
 def _local(reference: str, folder: Path) -> Source:

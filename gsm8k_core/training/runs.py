@@ -424,6 +424,7 @@ FREE: Final = frozenset(
         "json_",
         "verbose",
         "output_dir",
+        "base_model",  # where it is now; the model's hash says whether it is the same
         "resume",
         "force",
         "dry_run",

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 import cli
 from gsm8k_core.files import new_folder, write_bytes
 from gsm8k_core.models import hub
-from gsm8k_core.models.adapter import LoraSpec, base_of, read_deltas, write_adapter
+from gsm8k_core.models.adapter import LoraSpec, base_of, write_adapter
 from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.merged import read_changes
 from gsm8k_core.models.store import cache_folder
 from gsm8k_core.rollouts.progress import PROGRESS, Progress
 from gsm8k_core.rollouts.record import as_line, judged, last_seconds, read_records
@@ -239,7 +240,7 @@ def test_an_adapters_settings_are_typed(adapter: Path, values: dict[str, Any]) -
         path = copy / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
         own_error(lambda: base_of(copy))
-        own_error(lambda: read_deltas(copy))
+        own_error(lambda: read_changes(copy))
 
 
 @pytest.mark.parametrize("missing", [".lora_B.weight", None])
@@ -255,7 +256,7 @@ def test_an_adapters_tensors_have_to_fit(missing: str | None, adapter: Path, tmp
     }
     save_file(tensors, copy / "adapter_model.safetensors")
     with pytest.raises(DataError, match=r"adapter_model\.safetensors (lacks|holds for)"):
-        read_deltas(copy)
+        read_changes(copy)
 
 
 # --- config.json ---

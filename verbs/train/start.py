@@ -165,7 +165,7 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     if pair.model == EMBEDDED_MODEL:
         banner(terminal, pair.model_choice.reason)
     backends.check(choice.name, config.device, config.dtype, config.method)
-    source = resolve_model(pair.model, terminal.say)
+    source = resolve_model(pair.model, terminal.say, config.base_model)
     if (spec := lora_spec(config)) is not None:
         target_modules(spec, source.model.linear_layers)  # a name that no layer has
     reading = RowOptions.of(config)
@@ -175,7 +175,8 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     for line in data.lines():
         terminal.say(line)
     # A later command, or another machine, may choose otherwise: what was chosen is what is recorded.
-    config = config.model_copy(update={"model": _absolute(source.name), "data": _absolute(data.name)})
+    names = {"model": source.name, "data": data.name, "base_model": config.base_model}
+    config = config.model_copy(update={key: _absolute(name) for key, name in names.items()})
     rows = _rows(config, source, data, terminal)
     tested, overlap = before_training(rows.questions, config, data.name, data.revision)
     terminal.say(f"overlap  {tested}: {overlap.line}")
@@ -340,7 +341,9 @@ def _asked(config: TrainConfig, explicit: frozenset[str]) -> dict[str, Any]:
     # `auto` is the run's own, wherever it goes on; backend and device are this machine's, and these two a way to go on.
     meant = ("backend", "device", "save_steps", "probe_steps")
     asked = {name: value for name, value in given.items() if value != AUTO or name in meant}
-    return {name: _absolute(value) if name in ("model", "data") else value for name, value in asked.items()}
+    return {
+        name: _absolute(value) if name in ("model", "data", "base_model") else value for name, value in asked.items()
+    }
 
 
 def _folder(config: TrainConfig, context: Context) -> Path:
@@ -403,7 +406,7 @@ def _source_of(run: Run, config: TrainConfig, terminal: Terminal) -> Source:
     """The model that the run began with. qlora needs no more than the 4-bit base in the run."""
     if config.method == "qlora" and (run.manifest.get("base") or {}).get("hash"):
         return Source(config.model, ModelFolder(checked_base(run)), Choice("folder", "the 4-bit base of the run"))
-    return resolve_model(config.model, terminal.say)
+    return resolve_model(config.model, terminal.say, config.base_model)
 
 
 def checked_base(run: Run) -> Path:
@@ -432,7 +435,7 @@ def _refuse_spent(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
 
 def _absolute(reference: str) -> str:
     """A path stays right when a later command runs in another folder; a name stays a name."""
-    if reference in (EMBEDDED_MODEL, GENERATED_DATA):
+    if not reference or reference in (EMBEDDED_MODEL, GENERATED_DATA):
         return reference
     return str(Path(reference).resolve()) if Path(reference).exists() else reference
 
