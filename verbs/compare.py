@@ -15,7 +15,7 @@ from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.files import write_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
-from gsm8k_core.models.find import NoBaseError, Source, identity, resolve_model
+from gsm8k_core.models.find import NoBaseError, Source, identity, prompted, resolve_model
 from gsm8k_core.report.comparison import make_comparison, show_comparison
 from gsm8k_core.scoring.answers import judge_by, shown_rules
 from gsm8k_core.scoring.math_verify import judge_records, require
@@ -25,7 +25,17 @@ from gsm8k_core.training.runs import known_manifest, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context, evaluate
 from verbs.demo import banner
-from verbs.evaluate import Evaluation, Place, Problems, first_of, limit_of, load_problems, say_limits, score
+from verbs.evaluate import (
+    Evaluation,
+    Place,
+    Problems,
+    asked_prompts,
+    first_of,
+    limit_of,
+    load_problems,
+    say_limits,
+    score,
+)
 from verbs.results import Provenance, one_a_problem, write_both
 
 COMPARISON = "model_comparison.json"
@@ -45,6 +55,8 @@ def run(config: CompareConfig, context: Context) -> int:
     base = _base(config, trained.found, terminal)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
+    trained = prompted(trained, asked_prompts(config))
+    base = prompted(base, trained.model.rendering.settled)  # both are asked alike
     problems = load_problems(config, trained, context)
     limit = limit_of(config, context)
     say_limits(len(problems.problems), limit, terminal)

@@ -16,10 +16,11 @@ from typing import Any
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.backend import Backend, ignore_token
-from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag, parse_duration
+from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, PromptFlags, flag, parse_duration
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
-from gsm8k_core.models.find import Source, resolve_model
+from gsm8k_core.models.find import Source, prompted, resolve_model
+from gsm8k_core.models.prompt_settings import PromptSettings, given
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.problems.data import MissingSplitError, is_single_file, load_data
@@ -152,6 +153,7 @@ def run(config: EvalConfig, context: Context) -> int:
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
     source = resolve_model(pair.model if pair else config.model, terminal.say, config.base_model)
+    source = prompted(source, asked_prompts(config))
     reason = pair.model_choice.reason if pair else NAMED
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
@@ -207,6 +209,11 @@ def refuse(config: ScoreSettings) -> None:
             raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
         if config.num_problems == 1:
             raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
+
+
+def asked_prompts(config: PromptFlags) -> PromptSettings:
+    """What the flags say of the prompts."""
+    return given(config.thinking, config.system_prompt, config.chat_template)
 
 
 def limit_of(config: ScoreSettings, context: Context) -> Limit | None:
@@ -300,6 +307,8 @@ def open_model(
     check_writable(place.folder)
     tokenizer = source.model.tokenizer
     rendering = source.model.rendering
+    if config.stop_at_answer and rendering.thinking == "on":
+        raise UsageError("--stop-at-answer would end an answer inside of its thought; leave it out, or --thinking off")
     prompts = prompt_tokens(rendering, problems.problems, problems.shots)
     check_token_ids(prompts, source.model.vocabulary)
     check_context(prompts, source.model.context, config.max_new_tokens, problems.shots.count)
@@ -377,6 +386,7 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     summary |= {"backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"eval_batch_size": str(key.batch_size)}
     summary |= {"max_new_tokens": key.max_new_tokens, "prompt": key.prompt, "stop_rule": key.stop}
+    summary |= {"rendering": opened.source.model.rendering.settings(template=False)}
     summary |= {"sampling": {name: getattr(key, name) for name in ("temperature", "top_p", "top_k", "seed")}}
     summary |= {"calculator": calculated(records) if key.calculator else None}
     summary |= {"records": str(path), "reused": reused}
@@ -405,7 +415,7 @@ def _answered(
     """All of `problems`, as scoring.evaluate gives them."""
     generate = partial(opened.generate, sampling=opened.sampling(key), on_token=on_token)
     return evaluate(
-        problems, generate, partial(decode, opened.tokenizer), key, opened.folder / "logs", progress, terminal.say
+        problems, generate, opened.source.model.rendering.text, key, opened.folder / "logs", progress, terminal.say
     )
 
 

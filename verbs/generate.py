@@ -10,6 +10,7 @@ from pathlib import Path
 import backends
 from gsm8k_core.backend import Backend, ignore_token
 from gsm8k_core.config.score import GenerateConfig
+from gsm8k_core.models.find import prompted
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import strip_annotations
@@ -20,7 +21,7 @@ from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
-from verbs.evaluate import BATCH, choose_together
+from verbs.evaluate import BATCH, asked_prompts, choose_together
 from verbs.talk import choose_model
 
 
@@ -32,6 +33,7 @@ def run(config: GenerateConfig, context: Context) -> int:
     choice = backends.resolve(config.backend)
     questions = _questions(config)
     source = choose_model(config.model, beside, config.base_model)
+    source = prompted(source, asked_prompts(config))
     prompts = _prompts(source.model, questions or [], config)  # refused before the weights are loaded
     longest = max(map(len, prompts), default=0) + config.max_new_tokens
     together = choose_together(config.eval_batch_size, source, choice.name, config.device, config.dtype, longest)

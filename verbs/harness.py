@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import backends
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import HarnessConfig
-from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.find import Source, identity, prompted, resolve_model
 from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.prompt_settings import given
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.scoring.completions import check_records, write_records
 from gsm8k_core.scoring.harness import Done, Engine, max_length
@@ -53,6 +54,7 @@ def run(config: HarnessConfig, context: Context) -> int:
         check_records(config.records)
     backend = backends.resolve(config.backend)
     source = resolve_model(config.model, terminal.say, config.base_model)
+    source = prompted(source, given(config.thinking, "", config.chat_template))
     tasks = find_tasks([name.strip() for name in config.tasks.split(",") if name.strip()], config.data)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     opened = backends.open(backend.name, source.folder, config.device, config.dtype, source.model.rendering)

@@ -13,7 +13,8 @@ from gsm8k_core.auto import AUTO, NAMED, choose_pair
 from gsm8k_core.config.diagnostics import InspectConfig
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig, with_profile
-from gsm8k_core.models.find import Source
+from gsm8k_core.models.find import Source, prompted
+from gsm8k_core.models.prompt_settings import given
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
 from gsm8k_core.problems.overlap import Overlap, Questions
@@ -103,6 +104,7 @@ def _find(config: InspectConfig, context: Context) -> Subject:
     automatic = config.model == AUTO
     model_choice = pair.model_choice if automatic else Choice(config.model, NAMED)
     source = resolve_tokenizer(model_choice.name, terminal.say, config.base_model)
+    source = prompted(source, given(config.thinking, config.system_prompt, config.chat_template))
     reading = RowOptions.of(config)
     data = load_data(pair.data, config.data_config, config.seed, terminal.say, (config.split,), reading)
     problems = data.train if config.split == "train" else data.test

@@ -86,6 +86,7 @@ class BackendLM(TemplateLM):
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
                         continue_final_message=not add_generation_prompt,
+                        **self._rendering.options,
                     )
                 ),
                 tuple(hidden),

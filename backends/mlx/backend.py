@@ -236,7 +236,7 @@ class MLXBackend:
         if self._spec is not None:
             values = self._to_state(self._masters)
             check_weights(values)
-            write_adapter(directory, values, self._spec, self._base)
+            write_adapter(directory, values, self._spec, self._base, self._rendering)
             return
         whole = in_order_of_files(self._whole())
         arrays = {name: np.ascontiguousarray(np.asarray(array)) for name, array in whole.items()}

@@ -242,7 +242,7 @@ class TorchBackend:
         if self._spec is not None:
             values = {name: to_numpy(parameter) for name, parameter in self._trained.items()}
             check_weights(values)
-            write_adapter(directory, values, self._spec, self._base)
+            write_adapter(directory, values, self._spec, self._base, self._rendering)
             return
         tied = bool(self._model.config.tie_word_embeddings)
         state = {

@@ -15,6 +15,7 @@ from gsm8k_core.config.fields import (
     DeviceName,
     OptionalPath,
     ProblemSettings,
+    PromptFlags,
     RowSettings,
     Settings,
     without_none,
@@ -43,7 +44,7 @@ class RunsConfig(Settings):
     ] = Path("runs")
 
 
-class InspectConfig(ProblemSettings, RowSettings):
+class InspectConfig(ProblemSettings, RowSettings, PromptFlags):
     """Look at training rows without a model: lengths, lost answers."""
 
     model: Annotated[

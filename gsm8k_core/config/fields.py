@@ -233,6 +233,31 @@ class ProblemSettings(Settings):
     ] = 0
 
 
+class ThinkingSettings(Settings):
+    """What the chat template is, and whether the model thinks."""
+
+    thinking: Annotated[
+        Literal["auto", "off", "on"],
+        Field(
+            description="of a chat template with a switch for it (Qwen3, SmolLM3): whether the model thinks before it "
+            "answers; auto: as it was trained, else off"
+        ),
+    ] = "auto"
+    chat_template: Annotated[
+        OptionalFile, Field(description="a Jinja chat template instead of the model's own; a trained model keeps it")
+    ] = None
+
+
+class PromptFlags(ThinkingSettings):
+    """How a model is asked."""
+
+    system_prompt: Annotated[
+        str,
+        tyro.conf.arg(metavar="TEXT", help_behavior_hint=without_none),
+        Field(description="the instruction, instead of the usual one that asks for ####; a trained model keeps it"),
+    ] = ""
+
+
 class DrawSettings(Settings):
     """How a token is chosen."""
 

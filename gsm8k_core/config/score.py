@@ -19,7 +19,9 @@ from gsm8k_core.config.fields import (
     OptionalDuration,
     OptionalFile,
     OptionalPath,
+    PromptFlags,
     Settings,
+    ThinkingSettings,
     without_none,
 )
 
@@ -50,7 +52,7 @@ SAME_SEED = "the same seed draws the same answers; on a GPU in half precision on
 TOGETHER = "{} answered together; auto: 64 on a CPU, elsewhere as many as fit into half of the free memory, 512 at most"
 
 
-class ScoreSettings(DataSettings, DrawSettings):
+class ScoreSettings(DataSettings, DrawSettings, PromptFlags):
     """Which problems are answered, and how."""
 
     alternatives = (("max_samples", "all_"),)
@@ -121,7 +123,7 @@ class CompareConfig(ScoreSettings):
     ] = False
 
 
-class GenerateConfig(BackendSettings, DrawSettings):
+class GenerateConfig(BackendSettings, DrawSettings, PromptFlags):
     """Answer a question, a file of questions, or what you type."""
 
     question: Annotated[
@@ -145,7 +147,7 @@ class GenerateConfig(BackendSettings, DrawSettings):
     eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("questions"))] = AUTO
 
 
-class HarnessConfig(BackendSettings):
+class HarnessConfig(BackendSettings, ThinkingSettings):
     """Run tasks of lm-eval, its prompts and scores, on either backend."""
 
     model: Annotated[

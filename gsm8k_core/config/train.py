@@ -22,6 +22,7 @@ from gsm8k_core.config.fields import (
     Modules,
     Number,
     OptionalPath,
+    PromptFlags,
     Rounds,
     RowSettings,
     Steps,
@@ -58,7 +59,7 @@ SHARE = 0.05  # of the time, at most, for each of the two
 ADAPTER_RATE = 10
 
 
-class TrainConfig(DataSettings, RowSettings):
+class TrainConfig(DataSettings, RowSettings, PromptFlags):
     """Fine-tune a model on GSM8K."""
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"

@@ -32,6 +32,7 @@ from gsm8k_core.types import DataError, UsageError
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
+    from gsm8k_core.models.rendering import Rendering
     from gsm8k_core.types import FloatArray
 
 CONFIG = "adapter_config.json"
@@ -145,8 +146,17 @@ def dropout_seed(seed: int, update: int, micro_batch: int) -> int:
 # --- its folder, PEFT's and mlx-lm's, written ------------------------------------------------------------------------
 
 
-def write_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraSpec, base: str) -> None:
-    """Write `directory` (new) in PEFT's layout; `base` is the reference of the model underneath."""
+def write_adapter(
+    directory: Path,
+    values: Mapping[str, FloatArray],
+    spec: LoraSpec,
+    base: str,
+    rendering: Rendering | None = None,
+) -> None:
+    """Write `directory` (new) in PEFT's layout; `base` is the reference of the model underneath.
+
+    With a `rendering`, what the adapter is to be asked with goes along.
+    """
     from safetensors.numpy import save_file  # here, not above: only an adapter needs it
 
     config = {
@@ -168,9 +178,17 @@ def write_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraS
     with new_folder(directory) as folder:
         save_file(dict(values), str(folder / PEFT_WEIGHTS), metadata={"format": "pt"})
         write_json(folder / CONFIG, config)
+        if rendering is not None:
+            rendering.write_settings(folder)
 
 
-def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: LoraSpec, base: str) -> None:
+def write_mlx_adapter(
+    directory: Path,
+    values: Mapping[str, FloatArray],
+    spec: LoraSpec,
+    base: str,
+    rendering: Rendering | None = None,
+) -> None:
     """Write `directory` (new) as an mlx-lm adapter folder: what `mlx_lm.load(base, adapter_path=...)` opens."""
     from safetensors.numpy import save_file
 
@@ -187,6 +205,8 @@ def write_mlx_adapter(directory: Path, values: Mapping[str, FloatArray], spec: L
     with new_folder(directory) as folder:
         save_file(arrays, str(folder / MLX_WEIGHTS), metadata={"format": "mlx"})
         write_json(folder / CONFIG, config)
+        if rendering is not None:
+            rendering.write_settings(folder)
 
 
 def mlx_command(base: ModelFolder, name: str, adapter: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from gsm8k_core.models.folder import (
     missing_files,
 )
 from gsm8k_core.models.merged import TEMPLATE_FILE, merged_folder, own_tokenizer
+from gsm8k_core.models.prompt_settings import NOTHING, PromptSettings, saved_in
 from gsm8k_core.models.quantized import dequantized_folder, is_quantized, widths
 from gsm8k_core.models.tokenizer import TOKENIZER_FILES
 from gsm8k_core.types import Choice, DataError, GSM8KError, UsageError
@@ -81,6 +82,14 @@ def _resolve(reference: str, announce: hub.Announce, base: str, above: tuple[Pat
         source = _dequantized(source)
     source.model.check()
     return source
+
+
+def prompted(source: Source, asked: PromptSettings = NOTHING, recorded: PromptSettings = NOTHING) -> Source:
+    """The same model, asked with what was asked for, else with what its run recorded, or its folder goes with."""
+    saved = saved_in(source.found)
+    if saved == NOTHING:
+        saved = saved_in(source.folder)
+    return replace(source, model=replace(source.model, prompts=asked.over(recorded).over(saved)))
 
 
 def identity(source: Source) -> str:

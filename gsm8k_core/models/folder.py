@@ -28,6 +28,7 @@ from gsm8k_core.files import (
     read_json,
     write_json,
 )
+from gsm8k_core.models.prompt_settings import NOTHING, PromptSettings
 from gsm8k_core.models.rendering import Rendering
 from gsm8k_core.models.tokenizer import (
     TEMPLATES,
@@ -39,6 +40,7 @@ from gsm8k_core.models.tokenizer import (
     load_tokenizer,
     plain_template,
     tokenizer_end,
+    try_template,
 )
 from gsm8k_core.types import DataError, StorageError
 
@@ -136,6 +138,7 @@ class ModelFolder:
     """
 
     path: Path
+    prompts: PromptSettings = NOTHING  # what it is asked with, where that is not all its own
 
     def check(self, quantized: bool = False) -> ModelFolder:
         """Itself. Raises DataError unless it holds a whole model, or a `quantized` one, that opens without its code."""
@@ -167,7 +170,9 @@ class ModelFolder:
     @cached_property
     def rendering(self) -> Rendering:
         """How it is talked to, and what ends an answer; the tokenizer is loaded for it."""
-        return Rendering.of(self.tokenizer, self.end_ids)
+        if self.prompts.template:
+            try_template(self.path, self.prompts.template, self.prompts.template_name)
+        return Rendering.of(self.tokenizer, self.end_ids, self.prompts)
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ COPIED_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "prompt.json",
 )
 # No turns, only a document: what stands before the question, and the answers, each a paragraph; its end after the last.
 PLAIN = (
@@ -128,6 +130,22 @@ def _trial(folder: Path) -> Iterator[None]:
     if reason := _verdict(child.returncode, said, complaint):
         raise DataError(f"the model in {folder} is refused: {reason}; give another model")
     _TRIED.add(content)
+
+
+def try_template(folder: Path, template: str, name: str) -> None:
+    """A template that is not the folder's own: what it makes of one short problem with the folder's special tokens."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = folder / "tokenizer_config.json"
+        known = read_json(settings) if settings.is_file() else {}
+        words = {key: value for key, value in known.items() if key.endswith("_token")}
+        Path(scratch, "tokenizer_config.json").write_text(json.dumps(words), encoding="utf-8")
+        Path(scratch, "chat_template.jinja").write_text(template, encoding="utf-8")
+        try:
+            with _trial(Path(scratch)):
+                pass
+        except DataError as error:
+            _, _, reason = str(error).removesuffix("; give another model").partition(" is refused: ")
+            raise DataError(f"the chat template {name} is refused: {reason}; mend it") from None
 
 
 def _verdict(code: int, said: str, complaint: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,12 @@ def render(template: str, settings: dict[str, Any]) -> str:
     tokens = {name: settings.get(name) for name in SPECIAL}
     words = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
     compiled, texts, complaint = environment.from_string(template), [], None
-    for place, parts in FORMS:
+    switches = [{"enable_thinking": on} for on in (False, True)] if "enable_thinking" in template else [{}]
+    for (place, parts), switch in product(FORMS, switches):
         text = ""
         try:
             for chat, prompt in ((CHAT[:2], True), (CHAT, False)):
-                given = {"messages": arranged(chat, place, parts), "add_generation_prompt": prompt, **words}
+                given = {"messages": arranged(chat, place, parts), "add_generation_prompt": prompt, **words, **switch}
                 text = _short(compiled.generate(tools=None, documents=None, **given))
             texts.append(text)
         except (MemoryError, TooLarge):

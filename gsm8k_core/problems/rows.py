@@ -152,7 +152,10 @@ def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:
 def resolve_tokenizer(reference: str, announce: hub.Announce, base: str = "") -> Source:
     """As resolve_model, but a folder with the tokenizer's files is enough, and the Hub is asked for no weights."""
     path = hub.local_path(reference)
-    if path is not None and (adapter := _adapter(path.absolute())) and not has_tokenizer(adapter):
+    adapter = _adapter(path.absolute()) if path else None
+    if base and adapter is None:
+        raise UsageError(f"--base-model {base} is for an adapter, and {reference} is none; leave it out")
+    if adapter is not None and not has_tokenizer(adapter):
         if own_tokenizer(adapter):
             return resolve_model(reference, announce, base)
         return resolve_tokenizer(base or recorded_base(adapter) or base_of(adapter), announce)

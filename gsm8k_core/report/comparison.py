@@ -102,6 +102,7 @@ def show_scores(terminal: Terminal, summary: Mapping[str, Any], found: Mapping[s
     rows = [[labelled(name), str(rules[name]["correct"]), accuracy(rules[name])] for name in rules]
     terminal.table(["rule", "correct", f"accuracy{how(summary)} (95 % interval)"], rows)
     terminal.say(_endings(summary))
+    _show_thoughts(terminal, summary)
     _show_calculator(terminal, summary)
     _show_held_out(terminal, summary)
     _show_samples(terminal, summary)
@@ -126,6 +127,15 @@ def _endings(summary: Mapping[str, Any]) -> str:
         f"{summary['cut']} cut at {summary['max_new_tokens']} tokens, {summary['no_answer']} without a number; "
         f"{summary['mean_tokens']:.0f} tokens on average"
     )
+
+
+def _show_thoughts(terminal: Terminal, summary: Mapping[str, Any]) -> None:
+    if found := summary.get("thoughts"):
+        never = f"; {found['unclosed']} never closed, and so without an answer" if found["unclosed"] else ""
+        terminal.say(
+            f"Thoughts, which no rule reads: in {counted(found['answers'], 'answer')}, "
+            f"{found['mean_tokens']:.0f} tokens on average{never}"
+        )
 
 
 def _ended(summary: Mapping[str, Any]) -> str:
@@ -181,6 +191,7 @@ def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
     terminal.table(["rule", *columns, "points", "p"], rows)
     for which in ("base", "trained"):
         terminal.say(f"{which}: {_endings(comparison[which])}")
+        _show_thoughts(terminal, comparison[which])
         _show_calculator(terminal, comparison[which])
         _show_held_out(terminal, comparison[which])
         _show_samples(terminal, comparison[which])

@@ -31,6 +31,7 @@ from gsm8k_core.problems.gold import checked_number, marked_number, plain_decima
 from gsm8k_core.scoring import published
 from gsm8k_core.scoring.robust import robust, robust_equal
 from gsm8k_core.scoring.robust_v1 import robust_v1, robust_v1_equal
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.types import UsageError
 
 
@@ -57,6 +58,7 @@ def grade(completion: str, answer: str) -> dict[str, Verdict]:
 
     A number without its text is graded as the plainest one: "18.0", "$18" and 18 are the same gold.
     """
+    completion = split(completion).answer
     target = _target(answer)
     return {rule.name: _verdict(rule, completion, target) for rule in RULES.values()}
 

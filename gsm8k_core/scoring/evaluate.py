@@ -25,6 +25,7 @@ from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import RULES_HERE, grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
 from gsm8k_core.scoring.sampling import noise_key
+from gsm8k_core.scoring.thinking import count_tokens, split
 from gsm8k_core.types import Completion, DataError, FinishReason, Problem, StorageError
 
 STOP_RULE = "end-tokens"  # an answer ends before the first of ModelFolder.end_ids, and at no text
@@ -88,8 +89,13 @@ def problems_hash(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
-def make_record(problem: Problem, completion: Completion, text: str, sample: int = 0) -> dict[str, Any]:
-    """One line of records.jsonl: what was asked and answered, what each rule read, what went wrong."""
+def make_record(
+    problem: Problem, completion: Completion, text: str, sample: int = 0, decode: Decode | None = None
+) -> dict[str, Any]:
+    """One line of records.jsonl: what was asked and answered, what each rule read, what went wrong.
+
+    `decode` made the text; with it, the tokens of a thought are counted.
+    """
     rules = {name: asdict(verdict) for name, verdict in grade(text, problem.answer).items()}
     record = {
         "id": problem.id,
@@ -106,6 +112,8 @@ def make_record(problem: Problem, completion: Completion, text: str, sample: int
         "end_token": completion.end_token,
         "forced": list(completion.forced),
     }
+    if decode is not None and (thought := split(text)).end:
+        record["thought"] = {"tokens": count_tokens(completion.tokens, thought.end, decode), "closed": thought.closed}
     return record | {"diagnosis": diagnosis_json(record)}
 
 
@@ -162,7 +170,7 @@ def _read_records(path: Path, wanted: Mapping[Name, Request], decode: Decode, sa
             request = wanted.get((kept.id, kept.sample))
             if request is not None:
                 completion = kept.completion
-                record = make_record(request.problem, completion, decode(completion.tokens), request.sample)
+                record = make_record(request.problem, completion, decode(completion.tokens), request.sample, decode)
                 changed += record != row
                 records[request.problem.id, request.sample] = record
         except (ValueError, OverflowError, RecursionError) as error:  # a token number that no tokenizer has, too
@@ -226,7 +234,7 @@ def evaluate(
             with path.open("ab") as file:
                 for index, completion in generate(left) if left else ():
                     text = decode(completion.tokens)
-                    record = make_record(left[index].problem, completion, text, left[index].sample)
+                    record = make_record(left[index].problem, completion, text, left[index].sample, decode)
                     file.write(_line(record))
                     file.flush()
                     records[record["id"], record["sample"]] = record
@@ -240,6 +248,15 @@ def calculated(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """What the calculator did: in how many answers it wrote a result, and how many results."""
     counts = [completion_of(record).num_forced_runs for record in records]
     return {"results": sum(counts), "answers": sum(map(bool, counts)), "of": len(records)}
+
+
+def thoughts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """In how many answers there was one, with how many tokens on average, and how many were never closed."""
+    found = [record["thought"] for record in records if "thought" in record]
+    if not found:
+        return None
+    tokens = sum(thought["tokens"] for thought in found) / len(found)
+    return {"answers": len(found), "mean_tokens": tokens, "unclosed": sum(not each["closed"] for each in found)}
 
 
 def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) -> dict[str, Any]:
@@ -260,6 +277,7 @@ def summarise(records: Sequence[Mapping[str, Any]], held_out: frozenset[str]) ->
         "at_answer": sum(record["finish_reason"] == "complete" for record in records),
         "no_answer": sum(record["rules"]["robust"]["extracted"] is None for record in records),
         "mean_tokens": sum(record["tokens"] for record in records) / len(records),
+        "thoughts": thoughts(records),
         **tallies.sample_summary(records),
         **tallies.disagreement_summary(named),
     }

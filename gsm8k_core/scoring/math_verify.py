@@ -23,6 +23,7 @@ from typing import Any
 from gsm8k_core.problems.gold import gold_of
 from gsm8k_core.processes import end
 from gsm8k_core.scoring.answers import Verdict
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.types import PreflightError
 
 NAME = "math-verify"
@@ -68,7 +69,7 @@ class MathVerify:
 
     def judge(self, completion: str, answer: str) -> Verdict:
         """A row that cannot be judged in time, or that breaks the worker, reads nothing and is wrong."""
-        gold = gold_of(answer)
+        gold, completion = gold_of(answer), split(completion).answer
         try:
             answered = self._ask({"completion": completion, "gold": gold})
         except TimeoutError:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from gsm8k_core.problems.batching import pad
 from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.scoring.timed import Deadline, TimeUp, checking
 from gsm8k_core.types import CollapsedError, Completion, DivergedError, Example, Sampling, StepEvent
 
@@ -90,7 +91,7 @@ def vitals(completions: Sequence[Completion], texts: Sequence[str], end_log_p: S
         sum(token == 0 for tokens in answers for token in tokens) / max(num_tokens, 1),
         _mean([len(set(tokens)) / len(tokens) if tokens else 0.0 for tokens in heads]),
         _mean([longest_run(tokens) / len(tokens) if tokens else 0.0 for tokens in heads]),
-        _mean([extract(text) is None for text in texts]),
+        _mean([extract(split(text).answer) is None for text in texts]),
         _mean(stopped),
         could_stop,
         _mean([math.exp(value) for value in end_log_p]) if end_log_p else None,

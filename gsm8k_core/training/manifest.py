@@ -119,6 +119,7 @@ class _Manifest(Stored):
     model: _Named | None = None
     data: _Named | None = None
     rows: _Rows | None = None
+    prompt: dict[str, Any] | None = None
     outcome: _Outcome | None = None
     best: _Best | None = None
     base: _Base | None = None

@@ -493,6 +493,9 @@ FIXED: Final = frozenset(
         "calculator",
         "verify",
         "rationales",
+        "thinking",
+        "chat_template",
+        "system_prompt",
     }
 )
 

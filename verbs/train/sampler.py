@@ -11,7 +11,7 @@ from pathlib import Path
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import write_json
-from gsm8k_core.problems.prompts import decode, encode
+from gsm8k_core.problems.prompts import encode
 from gsm8k_core.rollouts.record import AGAIN, BACK, KEY, RECORDS, Rollout, read_key, read_records
 from gsm8k_core.rollouts.round import Block, Round
 from gsm8k_core.rollouts.schedule import FIRST_ANSWERS
@@ -170,7 +170,7 @@ class Sampler:
         return Calculator.of(self.job.source.model.tokenizer)
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return decode(self.job.source.model.tokenizer, tokens)
+        return self.job.source.model.rendering.text(tokens)
 
     def _late(self) -> bool:
         """Asked after each token."""

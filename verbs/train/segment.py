@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,7 +14,6 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import remove_folder
 from gsm8k_core.models.adapter import lora_spec, mlx_command, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
-from gsm8k_core.problems.prompts import decode
 from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.best import read_label, write_label
@@ -224,7 +222,8 @@ class Segment:
         self.run.replace(self.run.model, backend.save)
         if spec is not None:
             values, base = backend.state().parameters, self.trained_config().model
-            self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base))
+            asked = self.job.source.model.rendering
+            self.run.replace(self.run.mlx_adapter, lambda folder: write_mlx_adapter(folder, values, spec, base, asked))
             under = ModelFolder(self.run.base) if self.model.quantized else self.job.source.model
             if command := mlx_command(under, base, self.run.mlx_adapter):
                 said = (
@@ -377,7 +376,7 @@ class Segment:
 
     def _probe(self) -> Probe | None:
         rows, model = self.job.rows.probed, self.job.source.model
-        return Probe(rows, model.rendering.end_ids, partial(decode, model.tokenizer)) if rows else None
+        return Probe(rows, model.rendering.end_ids, model.rendering.text) if rows else None
 
     def _dev_set(self) -> DevSet | None:
         config, pairs = self.job.config, self.job.rows.dev
@@ -388,7 +387,7 @@ class Segment:
         return DevSet(
             [example for _, example in pairs],
             [problem for problem, _ in pairs],
-            partial(decode, self.job.source.model.tokenizer),
+            self.job.source.model.rendering.text,
             batch_size=config.batch_size,
             eval_batch_size=min(len(pairs), int(self.model.choices["dev"].name)),
             max_new_tokens=config.eval_max_new_tokens,

@@ -15,8 +15,9 @@ from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
 from gsm8k_core.config.train import OF_RFT, TrainConfig, with_profile
 from gsm8k_core.files import refuse_links
 from gsm8k_core.models.adapter import lora_spec, target_modules
-from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.find import Source, identity, prompted, resolve_model
 from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.prompt_settings import PromptSettings, from_json, given
 from gsm8k_core.problems.batching import (
     make_updates,
     num_updates,
@@ -165,7 +166,7 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     if pair.model == EMBEDDED_MODEL:
         banner(terminal, pair.model_choice.reason)
     backends.check(choice.name, config.device, config.dtype, config.method)
-    source = resolve_model(pair.model, terminal.say, config.base_model)
+    source = prompted(resolve_model(pair.model, terminal.say, config.base_model), _prompts(config))
     if (spec := lora_spec(config)) is not None:
         target_modules(spec, source.model.linear_layers)  # a name that no layer has
     reading = RowOptions.of(config)
@@ -212,6 +213,10 @@ def _manifest(
     }
 
 
+def _prompts(config: TrainConfig) -> PromptSettings:
+    return given(config.thinking, config.system_prompt, config.chat_template)
+
+
 def _refuse_idle(config: TrainConfig, context: Context) -> None:
     """Refuse flags that would change nothing."""
     if config.force:
@@ -240,7 +245,11 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     choice = backends.resolve(config.backend)
     check_trackers(config, terminal.say)
     _check_backend(choice.name, config, "dtype" in asked)
-    source = _source_of(run, config, terminal)
+    # The day and the template are the run's, whatever day it is and whatever became of the file.
+    recorded_prompts = from_json(run.manifest.get("prompt"), f"{run.folder / MANIFEST}: prompt")
+    if config.chat_template is not None and not recorded_prompts.template:
+        raise DataError(f"{run.folder / MANIFEST}: prompt has no chat_template any more; bring the file back")
+    source = prompted(_source_of(run, config, terminal), recorded_prompts)
     reading = RowOptions.of(config, (run.manifest.get("data") or {}).get("revision", ""))
     data = load_data(config.data, config.data_config, config.seed, terminal.say, ("train",), reading)
     rows = _rows(config, source, data, terminal, all_at_once=not _has_corpus(run))
