@@ -27,6 +27,7 @@ from gsm8k_core.scoring.harness import (
     sampling_of,
 )
 from gsm8k_core.scoring.sampling import noise_key
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.types import UsageError
 
 DEFAULT_MAX_GEN_TOKS = 256  # of lm-eval's hf backend, where a task names none
@@ -135,6 +136,8 @@ class BackendLM(TemplateLM):
             before[context] += 1
         rows = complete(self._engine, [prompt[-room:] for prompt in prompts], until, sampling, keys, done)
         texts = [self.tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in rows]
+        if self._rendering.thinking:  # as lm-eval's hf backend does where it is told the token that ends a thought
+            texts = [split(self._rendering.text(tokens)).answer for tokens in rows]
         return [postprocess_generated_text(text, until, None) for text in texts]
 
     # --- log-likelihoods -------------------------------------------------------------------------------------------
