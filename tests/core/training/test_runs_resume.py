@@ -82,6 +82,10 @@ OTHER: dict[str, object] = {
     "calculator": "off",
     "verify": "gold",
     "rationales": 9,
+    "base_model": "base",
+    "thinking": "on",
+    "chat_template": Path("t.jinja"),
+    "system_prompt": "add",
 }
 
 
