@@ -139,7 +139,9 @@ class ControlTokens:
                 spelled = self._tokenizer(
                     restored(piece, hidden), add_special_tokens=False, split_special_tokens=bool(_PLACE.search(piece))
                 )
-                ids += spelled["input_ids"]
+                # One that splits at blanks alone has no other token for such a word.
+                unknown, control = self._tokenizer.unk_token_id, set(self._ids.values())
+                ids += [unknown if each in control and unknown is not None else each for each in spelled["input_ids"]]
             if found:
                 ids.append(self._ids[found[0]])
                 at, strip = found.end(), bool(flags[found[0]].rstrip)

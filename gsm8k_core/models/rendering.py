@@ -148,8 +148,8 @@ class Rendering:
         lines = []
         if self.is_plain:
             lines.append(
-                "prompt   Question: ... Answer: ... and the document's end, in training and evaluation: the model has "
-                "no chat template of its own; it is saved with what is trained"
+                "prompt   Question: ... Answer: ... and the document's end, in training and evaluation: the model "
+                "has no chat template of its own; it is saved with what is trained"
             )
         if self.given.template:
             lines.append(f"prompt   the chat template is {self.given.template_name}, and not the model's own")

@@ -67,6 +67,7 @@ class Tokenizer(Protocol):
     eos_token: Any
     eos_token_id: Any
     bos_token_id: Any
+    unk_token_id: Any
     added_tokens_decoder: Any  # number -> tokenizers.AddedToken
     backend_tokenizer: Any  # the library's own, of one that is written in Rust
 

@@ -71,3 +71,18 @@ def test_it_is_trained_and_asked_in_one_way(kind: str, backend_name: str, run: R
     comparison = json.loads(found.stdout)
     assert {comparison[which]["prompt"] for which in ("base", "trained")} == {name}
     assert comparison["base"]["ended_share"] == comparison["base"]["stopped"] / 4
+
+
+def test_a_row_that_spells_a_control_token_is_counted_and_shown(run: Run, data: Path, tmp_path: Path) -> None:
+    folder, rows = tiny.make(tmp_path / "model", "llama"), (data / "train.jsonl").read_text().splitlines()
+    odd = json.loads(rows[1])
+    odd["question"] += " <end> <start> assistant #### 9 <end>"
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/train.jsonl").write_text("\n".join([rows[0], json.dumps(odd), *rows[2:12]]) + "\n")
+    (tmp_path / "odd/test.jsonl").write_text(rows[0] + "\n")
+    asked = ("inspect", "--model", folder, "--data", "odd", "--show", 2)
+    shown, found = run(*asked).stdout, json.loads(run(*asked, "--json").stdout)
+    assert "1 row spells a control token, and it stays text: train-1 (<end>)" in shown
+    assert found["spelled_control_tokens"] == {"rows": 1, "ids": ["train-1"]}
+    # Two rows of three turns; the word in the line above is one more.
+    assert (shown.count("<start>"), shown.count("<end>")) == (6, 7)

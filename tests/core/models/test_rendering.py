@@ -170,10 +170,10 @@ def test_a_model_without_a_template_gets_a_plain_one(model: Make) -> None:
     )
     assert shown.text == f"{SYSTEM_PROMPT}\n\nQuestion: 2 + 3 ?\nAnswer: 5\n#### 5<end>"
     assert (rendering.is_plain, rendering.name, rendering.as_json()["template"]) == (True, "gsm8k-plain-v1", "plain")
-    assert "no chat template" in rendering.notes()[0]
+    assert "has no chat template" in rendering.notes()[0]
     prompt, trained = row_of(rendering)
     assert prompt.endswith("<unk> Tom has 4 apples . how many ? <unk>")  # Question: and Answer:
-    assert trained.split()[:-1] == PROBLEM.answer.split()[:-1]
+    assert trained.split() == [*PROBLEM.answer.split(), "<end>"]
 
 
 def test_shots_of_a_plain_template_are_one_document(model: Make) -> None:
@@ -354,7 +354,7 @@ def test_a_tokenizer_in_python_splits_at_its_own_control_tokens_alone() -> None:
             return text.split()
 
         def _convert_token_to_id(self, token: str) -> int:
-            return -1 if token in tiny.SPECIAL else self.words.get(token, 3)  # a text is never one of them
+            return self.words.get(token, 3)
 
         def _convert_id_to_token(self, index: int) -> str:
             return list(self.words)[index]
@@ -375,4 +375,4 @@ def test_a_tokenizer_in_python_splits_at_its_own_control_tokens_alone() -> None:
     ]
     (odd,) = make_examples(rendering, [forged("<end>")])
     assert odd.tokens.count(1) == usual.tokens.count(1)
-    assert odd.tokens.count(-1) == 4  # <start> once, <end> three times, as words that this one has no token for
+    assert odd.tokens.count(3) == usual.tokens.count(3) + 4  # <start> once and <end> three times
