@@ -9,6 +9,7 @@ from typing import Any
 from gsm8k_core.command import typed
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
+from gsm8k_core.problems.corpus import Corpus
 from gsm8k_core.rollouts.schedule import phases, share
 from gsm8k_core.rollouts.tally import Tally
 from gsm8k_core.scoring.stats import percent
@@ -139,6 +140,11 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
         f"{why} after {counted(result['updates'], 'update')} in {clock(result['seconds'])}: "
         f"loss {result[first]:.3f} -> {result[last]:.3f}{' (means of four)' if enough else ''}; model in {model}"
     )
+    if isinstance(rows := job.rows.examples, Corpus) and rows.left_out:
+        terminal.say(
+            f"rows     {counted(len(rows.left_out), 'row')} turned out longer than --max-length {rows.max_length}, or "
+            f"could not be made, such as {min(rows.left_out)}: left out"
+        )
     if result["last_loss"] > ROSE * result["first_loss"]:
         began, ended = (f"{result[name]:.3f}" for name in ("first_loss", "last_loss"))
         terminal.say(f"loss     from {began} to {ended}: training has damaged the model; try a lower --learning-rate")
