@@ -17,6 +17,7 @@ from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
 from gsm8k_core.models.find import NoBaseError, Source, identity, prompted, resolve_model
 from gsm8k_core.report.comparison import make_comparison, show_comparison
+from gsm8k_core.report.words import COMPARISON
 from gsm8k_core.scoring.answers import judge_by, shown_rules
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.timed import BASE_SHARE
@@ -37,8 +38,6 @@ from verbs.evaluate import (
     score,
 )
 from verbs.results import Provenance, one_a_problem, write_both
-
-COMPARISON = "model_comparison.json"
 
 
 def run(config: CompareConfig, context: Context) -> int:

@@ -17,6 +17,7 @@ from rich.cells import cell_len
 from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.files import read_plain
 from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
+from gsm8k_core.report.words import COMPARISON
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
@@ -24,7 +25,7 @@ from gsm8k_core.training.runs import MANIFEST, read_manifest
 from gsm8k_core.types import EXIT_OK, DataError
 from verbs import Context
 
-COMPARISON, SUMMARY = "model_comparison.json", "summary.json"
+SUMMARY = "summary.json"
 DEEPEST = 3  # folders below the one that is asked for
 WIDTH = 80
 OTHERS = {"checkpoints", "best", "base"}  # models of a run that are not what it ended with

@@ -10,6 +10,7 @@ from typing import Any
 
 from gsm8k_core.scoring import stats
 
+COMPARISON = "model_comparison.json"  # in a run's folder: what `compare` found
 # The keys of the Hub, of W&B and of the big providers, a password in a URL, and what a flag or a variable calls one.
 _SECRETS = (
     (re.compile(r"\bhf_\w{8,}|\bsk-[\w-]{16,}|\bwandb_v1_\w+|\bgh[pousr]_\w{16,}|\bAKIA[0-9A-Z]{12,}"), "[secret]"),
