@@ -17,7 +17,8 @@ import backends
 from benchmarks.job import Score, ScoreJob
 from gsm8k_core.files import write_bytes
 from gsm8k_core.models.adapter import PEFT_PREFIX, A, B
-from gsm8k_core.models.folder import read_tensors, weight_files, write_model_folder
+from gsm8k_core.models.folder import weight_files, write_model_folder
+from gsm8k_core.models.tensors import read_tensors
 from gsm8k_core.problems.batching import pad
 
 BATCH = 4

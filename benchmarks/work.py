@@ -24,8 +24,9 @@ from benchmarks.job import GenerateJob, Job, Row, Score, ScoreJob, TextsJob, Tra
 from gsm8k_core.machine import ROOT
 from gsm8k_core.models.adapter import LoraSpec, first_values, lora_spec, target_modules, write_adapter
 from gsm8k_core.models.find import Source
-from gsm8k_core.models.folder import ModelFolder, read_tensors, weight_files
+from gsm8k_core.models.folder import ModelFolder, weight_files
 from gsm8k_core.models.rendering import Rendering
+from gsm8k_core.models.tensors import read_tensors
 from gsm8k_core.problems.batching import make_updates
 from gsm8k_core.problems.data import DataSet
 from gsm8k_core.problems.prompts import make_examples, messages, prompt_tokens

@@ -119,11 +119,11 @@ class Weights(Protocol):
         """log p of every token that may follow `tokens`, in nats, (V,) float32."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write a Hugging Face folder, float32, whole or not at all. `directory` must not exist.
+    def save(self, directory: Path, dtype: str = "float32") -> None:
+        """Write a Hugging Face folder, whole or not at all, each weight rounded to `dtype`. `directory` must not exist.
 
-        With an adapter, the folder is one in PEFT's layout, and holds the adapter alone. Raises DivergedError, before
-        anything is written, when a weight is not finite.
+        With an adapter, the folder is one in PEFT's layout, and holds the adapter alone, in float32. Raises
+        DivergedError, before anything is written, when a weight is not finite, and NumberTooLarge for float16.
         """
         ...
 

@@ -14,7 +14,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from safetensors.numpy import save_file
 
 from backends.mlx import BLAS, COMPILER, memory
 from backends.mlx.adapter import add_adapter, from_mlx, to_mlx
@@ -37,7 +36,8 @@ from backends.mlx.train import (
 )
 from gsm8k_core.backend import Pilot, ignore_token
 from gsm8k_core.models.adapter import LoraSpec, draws_dropout, lora_spec, peft_name, write_adapter
-from gsm8k_core.models.folder import EMBEDDING, HEAD, ModelFolder, weight_files, write_model_folder
+from gsm8k_core.models.folder import EMBEDDING, HEAD, SINGLE_FILE, ModelFolder, weight_files, write_model_folder
+from gsm8k_core.models.tensors import write_tensors
 from gsm8k_core.training.finite import check_fit, check_resumed, check_weights, checked_state
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -232,7 +232,7 @@ class MLXBackend:
         with memory_error("mlx", NO_MEMORY):
             return odds(self._model, tokens)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, dtype: str = "float32") -> None:
         if self._spec is not None:
             values = self._to_state(self._masters)
             check_weights(values)
@@ -244,7 +244,8 @@ class MLXBackend:
         write_model_folder(
             self._folder,
             directory,
-            lambda target: save_file(arrays, str(target / "model.safetensors"), metadata={"format": "pt"}),
+            lambda target: write_tensors(target / SINGLE_FILE, arrays, dtype),
+            dtype,
             rendering=self._rendering,
         )
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from backends.torch import memory
 from backends.torch.adapter import add_adapter, cast_frozen
@@ -23,7 +22,8 @@ from backends.torch.loss import LossModel, to_device
 from backends.torch.train import enable_checkpointing, freeze, make_optimizer, restore, state_of, to_numpy, train
 from gsm8k_core.backend import Live, Pilot, ignore_token
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, write_adapter
-from gsm8k_core.models.folder import ModelFolder, write_model_folder
+from gsm8k_core.models.folder import SINGLE_FILE, ModelFolder, write_model_folder
+from gsm8k_core.models.tensors import write_tensors
 from gsm8k_core.training.finite import check_weights
 from gsm8k_core.training.memory import NOT_FINITE, OUT_OF_MEMORY, fastest, memory_error, time_each
 from gsm8k_core.types import (
@@ -238,7 +238,7 @@ class TorchBackend:
         with memory_error("torch", NO_MEMORY):
             return odds(self._compute_model(), tokens)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, dtype: str = "float32") -> None:
         if self._spec is not None:
             values = {name: to_numpy(parameter) for name, parameter in self._trained.items()}
             check_weights(values)
@@ -246,15 +246,16 @@ class TorchBackend:
             return
         tied = bool(self._model.config.tie_word_embeddings)
         state = {
-            name: tensor.detach().cpu().contiguous()
+            name: tensor.detach().cpu().contiguous().numpy()
             for name, tensor in self._model.state_dict().items()
             if not (tied and name == "lm_head.weight")
         }
-        check_weights({name: tensor.numpy() for name, tensor in state.items() if tensor.is_floating_point()})
+        check_weights(state)
         write_model_folder(
             self._folder,
             directory,
-            lambda target: save_file(state, str(target / "model.safetensors"), metadata={"format": "pt"}),
+            lambda target: write_tensors(target / SINGLE_FILE, state, dtype),
+            dtype,
             rendering=self._rendering,
         )
 

@@ -26,6 +26,7 @@ GENERATED_DATA = "generated"
 BackendName = Annotated[str, tyro.conf.arg(metavar="auto|NAME")]
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+SaveDtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def flag(name: str) -> str:

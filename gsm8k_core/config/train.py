@@ -25,6 +25,7 @@ from gsm8k_core.config.fields import (
     PromptFlags,
     Rounds,
     RowSettings,
+    SaveDtypeName,
     Steps,
     Trackers,
     flag,
@@ -171,6 +172,13 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
         Field(
             description="a checkpoint every so many updates; 0: only when the run is stopped early; auto: every "
             f"{SAVE_EVERY}, or more where that would take over 5 % of the time"
+        ),
+    ] = "auto"
+    save_dtype: Annotated[
+        SaveDtypeName,
+        Field(
+            description="the dtype of model/, each weight rounded once, at the end; checkpoints, best/ and an adapter "
+            "stay float32; auto: the base's own"
         ),
     ] = "auto"
     save_total_limit: Annotated[int, Field(gt=0, description="checkpoints to keep, the newest ones")] = 2

@@ -20,6 +20,7 @@ from gsm8k_core.models.folder import (
     SINGLE_FILE,
     ModelFolder,
     missing_files,
+    own_dtype,
 )
 from gsm8k_core.models.merged import TEMPLATE_FILE, merged_folder, own_tokenizer
 from gsm8k_core.models.prompt_settings import NOTHING, PromptSettings, saved_in
@@ -40,11 +41,17 @@ class Source:
     model: ModelFolder
     choice: Choice
     made_from: Path | None = None  # an adapter or a quantised model: `model` is what became of it, in our cache
+    stored: str = ""  # the dtype of what `model` was made from, where it was made
 
     @property
     def folder(self) -> Path:
         """The model's folder."""
         return self.model.path
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its own weights; where it was made of another's, of that one's."""
+        return self.stored or own_dtype(self.folder)
 
     @property
     def found(self) -> Path:
@@ -110,10 +117,10 @@ def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Pa
     base = _base(adapter.folder, announce, asked, (*above, adapter.folder))
     folder = merged_folder(base.folder, adapter.folder, identity(base))
     how = f"{base.choice.reason}, and merged" if base.choice.name == "dequantized" else "merged into it"
-    own = own_tokenizer(adapter.folder)
+    own = own_tokenizer(adapter.folder, base.dtype)
     whose = f", with its own {OWN[own]}" if own else ""
     choice = Choice("adapter", f"an adapter of {base.name}, {how}{whose}")
-    return Source(adapter.name, ModelFolder(folder), choice, adapter.folder)
+    return Source(adapter.name, ModelFolder(folder), choice, adapter.folder, base.dtype)
 
 
 def _base(adapter: Path, announce: hub.Announce, asked: str, above: tuple[Path, ...]) -> Source:
@@ -144,7 +151,7 @@ def _dequantized(source: Source) -> Source:
     source.model.check(quantized=True)
     reason = f"{widths(source.model)} weights of {source.name}, de-quantised to float32"
     whole = ModelFolder(dequantized_folder(source.folder))
-    return Source(source.name, whole, Choice("dequantized", reason), source.folder)
+    return Source(source.name, whole, Choice("dequantized", reason), source.folder, own_dtype(source.folder))
 
 
 def require_model(reference: str) -> None:

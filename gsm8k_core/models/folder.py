@@ -6,9 +6,7 @@ Nothing in it is ever run: pickled weights and custom code are refused unread.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from gsm8k_core.files import (
 )
 from gsm8k_core.models.prompt_settings import NOTHING, PromptSettings
 from gsm8k_core.models.rendering import Rendering
+from gsm8k_core.models.tensors import SAVED_DTYPES, STORED_DTYPES, check_safetensors, float32_of, stored_tensors
 from gsm8k_core.models.tokenizer import (
     TEMPLATES,
     TOKENIZER_FILES,
@@ -60,19 +59,7 @@ CODE_KEYS = ("auto_map", "model_file")  # transformers' and mlx-lm's way to name
 LARGEST_BASE = 1e30  # JSON can say 1e999, which is infinite, and whole numbers that no float can hold
 ROPE_BY_LAYER = ("gemma3", "gemma3_text")
 QUANTISED_KEYS = ("quantization", "quantization_config")
-STORED_DTYPES = {  # safetensors' name -> numpy's
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "U32": "<u4",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
+
 LINEAR_WEIGHT = re.compile(r"(model\.layers\.\d+\..+)\.weight")
 
 
@@ -398,38 +385,14 @@ def write_config(folder: Path, config: Config, dtype: str) -> None:
     write_json(folder / "config.json", {**with_both_rope_keys(config), "dtype": dtype, "torch_dtype": dtype})
 
 
-def check_safetensors(path: Path) -> set[str]:
-    """The tensors' names. DataError when the file is not whole; reads the header, not the numbers."""
-    from safetensors import SafetensorError, safe_open  # heavy: loads numpy
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is cut short or damaged ({_size(path)}; {error}); copy or download it again") from None
-    if not names:
-        raise DataError(f"{path} holds no weights; copy or download it again")
-    return names
-
-
-def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Every tensor of a safetensors file: uint32 as it is, all others as float32. numpy has no bfloat16."""
-    import numpy as np  # here, not above: most who ask about a folder read no weights
-
-    check_safetensors(path)
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            if entry["dtype"] not in STORED_DTYPES:
-                raise DataError(f"{path} holds {name} as {entry['dtype']}, which is not read here; save it as float32")
-            begin, end = entry["data_offsets"]
-            file.seek(8 + size + begin)
-            stored = np.frombuffer(file.read(end - begin), STORED_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            tensors[name] = stored if entry["dtype"] == "U32" else _float32(stored, entry["dtype"])
-    return tensors
+def own_dtype(folder: Path) -> str:
+    """The dtype that most of a model's weights are stored in: float32, bfloat16 or float16."""
+    bytes_in = dict.fromkeys(SAVED_DTYPES.values(), 0)
+    for path in weight_files(folder):
+        for tensor in stored_tensors(path).values():
+            if tensor.dtype in bytes_in:
+                bytes_in[tensor.dtype] += tensor.end - tensor.begin
+    return max(SAVED_DTYPES, key=lambda name: bytes_in[SAVED_DTYPES[name]])
 
 
 def read_rows(model: ModelFolder, ending: str, rows: Sequence[int]) -> list[npt.NDArray[Any]] | None:
@@ -437,28 +400,19 @@ def read_rows(model: ModelFolder, ending: str, rows: Sequence[int]) -> list[npt.
     import numpy as np
 
     for path in weight_files(model.path):
-        name = next((name for name in check_safetensors(path) if name.endswith(ending)), None)
-        if name is None:
+        tensors = stored_tensors(path)
+        tensor = next((tensors[name] for name in tensors if name.endswith(ending)), None)
+        if tensor is None:
             continue
+        kind = np.dtype(STORED_DTYPES[tensor.dtype])
+        width = tensor.shape[1] * kind.itemsize
+        found = []
         with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            entry = json.loads(file.read(size))[name]
-            kind = np.dtype(STORED_DTYPES[entry["dtype"]])
-            width = entry["shape"][1] * kind.itemsize
-            found = []
             for row in rows:
-                file.seek(8 + size + entry["data_offsets"][0] + row * width)
-                found.append(_float32(np.frombuffer(file.read(width), kind), entry["dtype"]))
-            return found
+                file.seek(tensor.begin + row * width)
+                found.append(float32_of(np.frombuffer(file.read(width), kind), tensor.dtype))
+        return found
     return None
-
-
-def _float32(stored: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
-    import numpy as np
-
-    if kind == "BF16":  # the upper half of a float32
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float32, copy=False)
 
 
 def _refuse_strays(folder: Path) -> None:
@@ -538,7 +492,3 @@ def _hint(folder: Path, missing: list[str]) -> str:
     if SINGLE_FILE in missing and pickles:
         return f"; {pickles[0]} is a pickle, which can run code, and is refused unrun; convert it to safetensors"
     return "; download or save the model again"
-
-
-def _size(path: Path) -> str:
-    return f"{path.stat().st_size} bytes" if path.is_file() else "missing"

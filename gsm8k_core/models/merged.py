@@ -32,16 +32,9 @@ from gsm8k_core.models.adapter import (
     adapter_weights,
     settings_of,
 )
-from gsm8k_core.models.folder import (
-    EMBEDDING,
-    HEAD,
-    ModelFolder,
-    read_tensors,
-    weight_files,
-    write_config,
-    write_model_folder,
-)
+from gsm8k_core.models.folder import EMBEDDING, HEAD, ModelFolder, weight_files, write_config, write_model_folder
 from gsm8k_core.models.store import made_once, short_hash
+from gsm8k_core.models.tensors import read_tensors
 from gsm8k_core.models.tokenizer import TOKENIZER_FILES, has_tokenizer
 from gsm8k_core.types import DataError
 

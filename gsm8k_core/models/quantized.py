@@ -18,16 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gsm8k_core.files import read_json
-from gsm8k_core.models.folder import (
-    QUANTISED_KEYS,
-    ModelFolder,
-    affine,
-    read_tensors,
-    weight_files,
-    write_config,
-    write_model_folder,
-)
+from gsm8k_core.models.folder import QUANTISED_KEYS, ModelFolder, affine, weight_files, write_config, write_model_folder
 from gsm8k_core.models.store import made_once, short_hash
+from gsm8k_core.models.tensors import read_tensors
 from gsm8k_core.types import DataError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ base/           qlora only: the 4-bit model that the adapter belongs to
 best/           the model with the best dev accuracy (--eval-steps); best.json in it says which one it is
 checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
+export/         what `export` made of the model for other programs; no part of what a run goes on from
 rollouts/       --recipe rft: a folder a round, with its sampled answers, and the checkpoints of a training in between
 
 A run that goes on may differ in some settings from what it began with; every one of TrainConfig is in one class:
@@ -103,7 +104,7 @@ def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
 
 def versions(*more: str) -> dict[str, str]:
     """Versions of what decides the numbers, and of `more` packages, those that are installed."""
-    found = {"python": platform.python_version()}
+    found = {"gsm8k-finetune": __version__, "python": platform.python_version()}
     for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
@@ -433,6 +434,7 @@ FREE: Final = frozenset(
         "device",
         "max_time",
         "save_steps",
+        "save_dtype",
         "save_total_limit",
         "probe_steps",
         "guard_problems",

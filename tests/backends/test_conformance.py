@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,22 @@ def test_blocks_leaves_embeddings_and_final_norm(
     before, after = load_file(qwen2 / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     same = {name for name in before if np.array_equal(before[name], after[name])}
     assert same == {"model.embed_tokens.weight", "model.norm.weight"}
+
+
+def test_a_model_is_saved_in_a_narrower_dtype_rounded_as_torch_rounds(
+    backend_name: str, qwen2: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file as load_tensors
+
+    backend = open_it(backend_name, qwen2)
+    for dtype in ("float32", "bfloat16", "float16"):
+        backend.save(tmp_path / dtype, dtype)
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
+    exact = load_tensors(tmp_path / "float32/model.safetensors")
+    for dtype in (torch.bfloat16, torch.float16):
+        found = load_tensors(tmp_path / str(dtype).removeprefix("torch.") / "model.safetensors")
+        assert all(torch.equal(found[name], exact[name].to(dtype)) for name in exact)
 
 
 def test_weights_of_targets_scale_the_loss(backend_name: str, qwen2: Path, examples: list[Example]) -> None:

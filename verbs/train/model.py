@@ -87,7 +87,14 @@ def open_model(job: Job, context: Context) -> OpenModel:
         tokens = _tokens_that_fit(backend, job, planned, tokens)
     if planned is not None:
         planned = planned.settled(config, backend.choices["dtype"].name, tokens)
-    choices = {"backend": job.backend, **backend.choices, "batches": tokens, **_cadence(config), **started}
+    choices = {
+        "backend": job.backend,
+        **backend.choices,
+        "batches": tokens,
+        **_cadence(config),
+        **started,
+        **_saved(job),
+    }
     if job.rows.dev:
         longest = max(row.num_prompt for _, row in job.rows.dev) + config.eval_max_new_tokens
         choices["dev"] = dev_at_once(planned or job.memory, config, choices["dtype"].name, longest, len(job.rows.dev))
@@ -152,6 +159,16 @@ def _cadence(config: TrainConfig) -> dict[str, Choice]:
     why = f"updates from one to the next, or more where they would take over {100 * SHARE:.0f} % of the time"
     every = {"saves": (config.save_steps, config.save_every), "probes": (config.probe_steps, config.probe_every)}
     return {name: Choice(str(updates), why) for name, (asked, updates) in every.items() if asked == AUTO}
+
+
+def _saved(job: Job) -> dict[str, Choice]:
+    """The dtype of model/; an adapter is small, and stays as it is."""
+    asked = job.config.save_dtype
+    if job.config.uses_adapter:
+        return {}
+    if asked != AUTO:
+        return {"saved": Choice(asked, "--save-dtype")}
+    return {"saved": Choice(job.source.dtype, "as the base's own weights are stored")}
 
 
 def _quantized_base(job: Job, terminal: Terminal) -> Path:

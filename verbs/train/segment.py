@@ -14,6 +14,7 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import remove_folder
 from gsm8k_core.models.adapter import lora_spec, mlx_command, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
+from gsm8k_core.models.tensors import NumberTooLarge
 from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile
 from gsm8k_core.training.best import read_label, write_label
@@ -219,7 +220,7 @@ class Segment:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
         backend, spec = self.model.backend, lora_spec(self.job.config)
         self.run.sync_metrics()
-        self.run.replace(self.run.model, backend.save)
+        self.run.replace(self.run.model, self._save_model)
         if spec is not None:
             values, base = backend.state().parameters, self.trained_config().model
             asked = self.job.source.model.rendering
@@ -230,6 +231,15 @@ class Segment:
                     f"mlx-lm does not read all of the base's config.json; {self.run.mlx_adapter} opens with {command}"
                 )
                 self.context.terminal.say(f"note     {said}")
+
+    def _save_model(self, folder: Path) -> None:
+        """The weights as the base's are stored, or as was asked for."""
+        saved = self.model.choices.get("saved")
+        try:
+            self.model.backend.save(folder, saved.name if saved else "float32")
+        except NumberTooLarge as error:
+            self.context.terminal.say(f"saved    float32, and not {saved.name if saved else ''}: {error}")
+            self.model.backend.save(folder)
 
     def guard_now(self) -> Guard:
         """What the base showed, before what comes before this segment's training. The model may be another one then."""

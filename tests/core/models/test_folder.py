@@ -20,14 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from gsm8k_core import files
 from gsm8k_core.files import read_json
-from gsm8k_core.models.folder import (
-    ModelFolder,
-    copy_model_folder,
-    read_tensors,
-    rope_theta,
-    with_both_rope_keys,
-    write_model_folder,
-)
+from gsm8k_core.models.folder import ModelFolder, copy_model_folder, rope_theta, with_both_rope_keys, write_model_folder
+from gsm8k_core.models.tensors import read_tensors
 from gsm8k_core.models.tokenizer import TEMPLATES
 from gsm8k_core.types import DataError, StorageError
 
