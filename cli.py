@@ -47,6 +47,7 @@ VERBS = {
     "generate": ("gsm8k_core.config.score:GenerateConfig", "verbs.generate"),
     "chat": ("gsm8k_core.config.talk:ChatConfig", "verbs.chat"),
     "serve": ("gsm8k_core.config.talk:ServeConfig", "verbs.serve"),
+    "export": ("gsm8k_core.config.export:ExportConfig", "verbs.export"),
     "inspect": ("gsm8k_core.config.diagnostics:InspectConfig", "verbs.inspect"),
     "grade": ("gsm8k_core.config.score:GradeConfig", "verbs.grade"),
     "doctor": ("gsm8k_core.config.diagnostics:DoctorConfig", "verbs.doctor"),

@@ -216,6 +216,11 @@ def quantize(folder: Path, directory: Path) -> None:
     _module(QUANTIZER, "adapter").quantize_folder(folder, directory)
 
 
+def convert(folder: Path, directory: Path, bits: int | None, dtype: str) -> None:
+    """Write `directory` (new) as mlx-lm's own conversion of the model in `folder`, quantised where `bits` says so."""
+    _module(QUANTIZER, "adapter").convert_folder(folder, directory, bits, dtype)
+
+
 def open(
     name: str, folder: Path, device: str = "auto", dtype: str = "auto", rendering: Rendering | None = None
 ) -> Backend:

@@ -6,6 +6,7 @@ with FakeHub({("model", "owner/name"): tiny_qwen2()}) as hub:
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ import pytest
 from gsm8k_core.models import hub as hub_source
 from tests.tiny import make
 
+KEY = "hf_a_key_that_the_fake_hub_knows"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 REAL_MODEL = ("model", "Qwen/Qwen2.5-0.5B-Instruct")
 REAL_DATA = ("dataset", "openai/gsm8k")
@@ -45,6 +47,8 @@ class FakeHub:
         self.page: bytes | None = None  # answer every look-up with this, as a captive network does
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
+        self.pushed: dict[str, dict[str, bytes]] = {}  # repository -> what was uploaded there
+        self.private: dict[str, bool] = {}  # repository that was made -> whether nobody else sees it
         self._stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -108,13 +112,23 @@ class _Sender(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def _body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []  # a body of unknown length comes in chunks, each with its size before it
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, cut: int | None = None) -> None:
         self.send_response(status)
         standing = {"Content-Length": str(len(body)), "Connection": "close"}  # so that stop() is the end
         for name, value in {**standing, **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:cut])
 
 
@@ -132,6 +146,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 return
             if hub.status:
                 self._send(hub.status, json.dumps({"error": "refused"}).encode())
+            elif path == "api/whoami-v2":
+                known = self.headers.get("Authorization") == f"Bearer {KEY}"
+                self._send(200 if known else 401, b'{"name": "me"}' if known else b"{}")
             elif path.startswith("api/") and hub.moved:
                 self._send(302, b"", {"Location": hub.moved + self.path})
             elif path.startswith("api/") and hub.page is not None:
@@ -143,6 +160,35 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self._file("dataset", path.removeprefix("datasets/"))
             else:
                 self._file("model", path)
+
+        def do_POST(self) -> None:
+            """What an upload asks for: a repository, how each file is to come, and the commit that holds them all."""
+            path = unquote(urlsplit(self.path).path).strip("/")
+            hub.requests.append(f"POST {path}")
+            body = self._body()
+            if hub.status:
+                self._send(hub.status, json.dumps({"error": "refused"}).encode())
+            elif path == "api/repos/create":
+                asked = json.loads(body)
+                name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+                hub.private[name] = asked.get("visibility") == "private"
+                self._send(200, json.dumps({"url": f"{hub.url}/{name}", "name": name}).encode())
+            elif path == "api/validate-yaml":  # of the card's front matter
+                self._send(200, b'{"errors": [], "warnings": []}')
+            elif path.endswith("/preupload/main"):
+                modes = [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in json.loads(body)["files"]
+                ]
+                self._send(200, json.dumps({"files": modes}).encode())
+            else:
+                name = path.removeprefix("api/models/").removesuffix("/commit/main")
+                files = hub.pushed.setdefault(name, {})
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                done = {"commitUrl": f"{hub.url}/{name}/commit/{REVISION}", "commitOid": REVISION, "success": True}
+                self._send(200, json.dumps(done).encode())
 
         def _api(self, kinds: str, path: str) -> None:
             found = hub.find(kinds.removesuffix("s"), path)

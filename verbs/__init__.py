@@ -6,9 +6,11 @@ stands beside them: demo, link, results, lm_eval_model.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from gsm8k_core.clock import RunClock
 from gsm8k_core.models import hub
@@ -45,3 +47,10 @@ def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:
 def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:
     """The same, for run.json and results."""
     return {name: asdict(chosen) for name, chosen in choices.items()}
+
+
+def say_export(run: Path, terminal: Terminal) -> str:
+    """How to take the model of a run to another program: the command."""
+    command = shlex.join(["python", "cli.py", "export", str(run), "--to", "ollama"])
+    terminal.say(f"export   {command}   (or merged, mlx, gguf)")
+    return command

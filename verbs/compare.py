@@ -24,7 +24,7 @@ from gsm8k_core.scoring.timed import BASE_SHARE
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.runs import known_manifest, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
-from verbs import Context, evaluate
+from verbs import Context, evaluate, say_export
 from verbs.demo import banner
 from verbs.evaluate import (
     Evaluation,
@@ -116,7 +116,9 @@ def _finish(made: Provenance, folder: Path, base: Evaluation, trained: Evaluatio
     show_comparison(terminal, comparison)
     page, card = write_both(made, folder, comparison, (base.records, trained.records), terminal.say)
     terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}\ncard     {card}")
-    terminal.result({**comparison, "file": str(folder / COMPARISON), "page": str(page), "card": str(card)})
+    files = {"file": str(folder / COMPARISON), "page": str(page), "card": str(card)}
+    take = {"export": say_export(made.run, terminal)} if made.run else {}
+    terminal.result({**comparison, **files, **take})
     return page
 
 

@@ -1,6 +1,6 @@
 """LoRA and DoRA on MLX: mlx-lm's layers, with the names and first values of gsm8k_core.models.adapter.
 
-And the base of qlora: a model in mlx-lm's affine quantisation, as a folder that mlx-lm opens.
+And models as folders of mlx-lm's: the 4-bit base of qlora, and what `export --to mlx` makes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.convert import convert
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import quantize_model
@@ -93,3 +94,16 @@ def quantize_folder(source: Path, directory: Path, bits: int = 4, group_size: in
         save_file(arrays, str(folder / "model.safetensors"), metadata={"format": "mlx"})
 
     write_model_folder(source, directory, write)
+
+
+def convert_folder(source: Path, directory: Path, bits: int | None, dtype: str) -> None:
+    """Write `directory` (new) by mlx-lm's own conversion; a quantised layer's scales and biases are in `dtype`.
+
+    mlx-lm reads RoPE's base and the tie of the head from the top level of config.json: `source` has to have them there.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            convert(str(source), str(directory), quantize=bits is not None, q_group_size=64, q_bits=bits, dtype=dtype)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # of a model type or a shape that it has not
+        raise DataError(f"mlx-lm cannot convert {source} ({error}); export --to merged") from error

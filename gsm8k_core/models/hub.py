@@ -29,6 +29,7 @@ Kind = Literal["model", "dataset"]
 Announce = Callable[[str], None]
 T = TypeVar("T")
 
+ANSWER_SECONDS = 20.0  # of a question that a person waits for
 PROBE_SECONDS = 1.0  # with the start of Python and a busy machine, a refusal stays under two seconds
 MAX_NAME_BYTES = 1 << 16  # of a file that holds one name, or one key
 MAX_ANSWER_BYTES = 16 << 20
@@ -105,9 +106,8 @@ def revision_of(path: Path) -> str:
 
 def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS, *, revision: str = "") -> Listing:
     """The repository's files and their sizes, or Unavailable, within `timeout` seconds."""
-    for key in OFFLINE_KEYS:
-        if (os.environ.get(key) or "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise Unavailable(f"{key} is set", f"unset {key}")
+    for key in filter(_is_on, OFFLINE_KEYS):
+        raise Unavailable(f"{key} is set", f"unset {key}")
     from http.client import HTTPException  # heavy, with urllib: a tenth of a second
     from urllib.error import HTTPError
 
@@ -124,6 +124,10 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS, *, revision: 
         raise Unavailable(f"the Hub could not be reached ({_reason(error)})") from None
     except (ValueError, RecursionError):  # no JSON, or no listing
         raise Unavailable(f"{shown_endpoint()} does not answer as a Hub does", "check HF_ENDPOINT") from None
+
+
+def _is_on(key: str) -> bool:
+    return (os.environ.get(key) or "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path:
@@ -148,6 +152,42 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
         raise _download_error(listing, error) from None
     finally:
         _DOWNLOADS.append(through_sleep() - began)
+
+
+def check_push(repo: str) -> None:
+    """Raises DataError where nothing could be uploaded to `repo`: no connection, no key, or another's name."""
+    if (key := next((key for key in OFFLINE_KEYS if _is_on(key)), None)) is not None:
+        raise DataError(f"--push {repo}: {key} is set; unset {key}")
+    if _token() is None:
+        raise DataError(f"--push {repo} needs a key of the Hub; log in with `hf auth login`, or set HF_TOKEN")
+    try:
+        _bounded(lambda: _ask("api/whoami-v2", ANSWER_SECONDS), ANSWER_SECONDS)
+    except Unavailable as error:
+        raise DataError(f"--push {repo}: {error}; {error.advice}") from None
+    except Exception as error:  # whatever the network library raises
+        status = getattr(error, "code", None)
+        what = (
+            "the Hub does not know this key"
+            if status in (401, 403)
+            else f"the Hub could not be reached ({_reason(error)})"
+        )
+        raise DataError(f"--push {repo}: {what}; log in with `hf auth login`") from None
+
+
+def upload(folder: Path, repo: str, announce: Announce) -> str:
+    """The repository's address, after its folder there became `folder`; a new one is private. Raises DataError."""
+    from huggingface_hub import HfApi  # heavy: a third of a second
+
+    announce(f"pushing  {folder} to {shown_endpoint()}/{repo}")
+    api = HfApi(endpoint=endpoint(), token=_token())
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by gsm8k-finetune")
+    except Exception as error:  # whatever the network library raises
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        what = _http_reason(status, "model") if isinstance(status, int) and status >= 400 else _reason(error)
+        raise DataError(f"{repo} was not uploaded: {what}") from None
+    return f"{shown_endpoint()}/{repo}"
 
 
 def seconds_downloading() -> float:

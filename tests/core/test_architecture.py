@@ -20,7 +20,7 @@ ORDER = (
     ("gsm8k_core.config",),
     ("gsm8k_core.backend",),
     ("gsm8k_core.models",),
-    ("gsm8k_core.problems",),
+    ("gsm8k_core.problems", "gsm8k_core.exports"),
     ("gsm8k_core.scoring", "gsm8k_core.auto"),
     ("gsm8k_core.rollouts",),
     ("gsm8k_core.training",),

@@ -17,6 +17,7 @@ from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
 from gsm8k_core.training import measure
 from gsm8k_core.training.pilot import STOP_BUDGET, STOP_INTERRUPTED
 from gsm8k_core.types import StepEvent
+from verbs import say_export
 from verbs.train.start import Job
 
 ROSE = 1.5  # times the first loss: updates are of unlike rows, but not that unlike
@@ -156,7 +157,8 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
         terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder), *more])}")
     follow = shlex.join([*typed().split(), "compare", "--base-model", job.config.model, "--trained-model", str(folder)])
     terminal.say(f"next     {follow}")
-    terminal.result({"run": str(folder), "model": str(model), "next": follow, **result})
+    take = say_export(folder, terminal)
+    terminal.result({"run": str(folder), "model": str(model), "next": follow, "export": take, **result})
 
 
 def say_stopped(folder: Path, terminal: Terminal) -> None:
