@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import gsm8k_core
 from gsm8k_core.config.fields import parse_duration
 from gsm8k_core.config.score import EvalConfig
 from gsm8k_core.config.train import DEMO_PROFILE, TrainConfig, with_profile
+from gsm8k_core.training.runs import versions
 from gsm8k_core.types import UsageError
 
 
@@ -155,6 +158,13 @@ def test_help_names_the_values_of_the_demo_profile(capsys: pytest.CaptureFixture
 def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"gsm8k-finetune {gsm8k_core.__version__}\n"
+
+
+def test_the_version_is_one_everywhere_and_what_it_brought_is_told() -> None:
+    root = Path(cli.__file__).parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    (newest, *_) = re.findall(r"^## ([0-9.]+)", (root / "CHANGELOG.md").read_text(), re.M)
+    assert project["version"] == newest == gsm8k_core.__version__ == versions()["gsm8k-finetune"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7200", 7200), ("90s", 90), ("1.5h", 5400), ("10m", 600)])
