@@ -117,7 +117,7 @@ def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Pa
     base = _base(adapter.folder, announce, asked, (*above, adapter.folder))
     folder = merged_folder(base.folder, adapter.folder, identity(base))
     how = f"{base.choice.reason}, and merged" if base.choice.name == "dequantized" else "merged into it"
-    own = own_tokenizer(adapter.folder, base.dtype)
+    own = own_tokenizer(adapter.folder)
     whose = f", with its own {OWN[own]}" if own else ""
     choice = Choice("adapter", f"an adapter of {base.name}, {how}{whose}")
     return Source(adapter.name, ModelFolder(folder), choice, adapter.folder, base.dtype)

@@ -224,16 +224,12 @@ class Run:
 
     def begin_segment(self, config: Mapping[str, object], choices: Mapping[str, object], update: int) -> None:
         """Note that the run goes on after `update`, and how."""
-        before = {
-            key: self.manifest.get(key)
-            for key in ("started", "command", "choices", "version", "versions", "host", "code")
-        }
+        before = {key: self.manifest.get(key) for key in ("started", "command", "choices", "versions", "host", "code")}
         self.record(
             status="running",
             pid=os.getpid(),
             started=_now(),
             command=sys.argv,
-            version=__version__,
             versions=versions(),
             host=host(),
             code=code_hash(),
@@ -381,7 +377,6 @@ def create(folder: Path, first: Mapping[str, object]) -> Run:
         "pid": os.getpid(),
         "started": _now(),
         "command": sys.argv,
-        "version": __version__,
         "versions": versions(),
         "host": host(),
         "code": code_hash(),
