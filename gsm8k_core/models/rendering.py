@@ -75,7 +75,8 @@ class Rendering:
             given=asked,
         )
         tried = [replace(first, place=place, parts=parts) for place, parts in FORMS]
-        best = min(tried, key=lambda each: each._lost())  # the first of equal ones
+        # The first that keeps all, else the first of those that lose the least: each problem will say what.
+        best = next((each for each in tried if not each._lost()), None) or min(tried, key=cls._lost)
         if not best.thinking and best._begun:  # it always thinks, unless its thought is closed for it
             best = replace(best, thinking=asked.thinking or "off")
         if asked.thinking == "on" and not best.thinking:
@@ -163,7 +164,9 @@ class Rendering:
             how = "begins a thought" if self.thinking == "on" and SWITCH not in self.template else how
             lines.append(f"thinking {self.thinking}: the chat template {how} (--thinking {other})")
         if self.place == "question":
-            lines.append("prompt   the chat template has no system turn: the instruction goes before the question")
+            lines.append(
+                "prompt   the chat template has no system turn, or loses it: the instruction goes before the question"
+            )
         if self.parts:
             lines.append(f"prompt   the chat template reads lists of parts, and gets them ({', '.join(self.parts)})")
         if self.turn_end is not None:

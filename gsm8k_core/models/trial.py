@@ -25,7 +25,7 @@ CHAT = [
     {"role": "assistant", "content": "He has 2 + 3 = <<2+3=5>>5.\n#### 5"},
 ]
 # How templates want their turns: which roles' content as a list of parts, and whether there is a system turn. The first
-# that keeps all words is taken (rendering.py), so whatever may be taken is tried here.
+# that keeps all words is taken (rendering.py), so all up to that one are tried here.
 ROLES = ("system", "user", "assistant")
 PARTS: tuple[tuple[str, ...], ...] = ((), ROLES, ROLES[1:], ROLES[1:2])
 FORMS = tuple(
@@ -84,7 +84,7 @@ def templates(folder: Path) -> list[str]:
 
 
 def render(template: str, settings: dict[str, Any]) -> str:
-    """The chat with and without its answer, as transformers renders it, in each form; that of the first that works.
+    """The chat with and without its answer, as transformers renders it, in each form up to one that keeps every word.
 
     Raises TooLarge, and whatever jinja2 raises where none does.
     """
@@ -116,13 +116,16 @@ def render(template: str, settings: dict[str, Any]) -> str:
     words = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
     compiled, texts, complaint = environment.from_string(template), [], None
     switches = [{"enable_thinking": on} for on in (False, True)] if "enable_thinking" in template else [{}]
-    for (place, parts), switch in product(FORMS, switches):
-        text = ""
+    for place, parts in FORMS:
+        text, whole = "", True
         try:
-            for chat, prompt in ((CHAT[:2], True), (CHAT, False)):
+            for switch, (chat, prompt) in product(switches, ((CHAT[:2], True), (CHAT, False))):
                 given = {"messages": arranged(chat, place, parts), "add_generation_prompt": prompt, **words, **switch}
                 text = _short(compiled.generate(tools=None, documents=None, **given))
+                whole = whole and all(turn["content"] in text for turn in chat)
             texts.append(text)
+            if whole:  # no other form is asked for
+                return text
         except (MemoryError, TooLarge):
             raise
         except Exception as error:  # jinja2 raises many kinds; another form may work

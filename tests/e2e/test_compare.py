@@ -20,6 +20,7 @@ import yaml
 import cli
 from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.rendering import Rendering
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.scoring import math_verify as slow_rules
 from gsm8k_core.scoring.stats import cannot_show
@@ -66,7 +67,6 @@ def trained(tmp_path: Path, other: Path, model: Path, data: Path) -> Path:
 @pytest.fixture
 def words(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """`words(base, trained)`: what the models answer; `{n}` is the gold of every other problem."""
-    from verbs import evaluate
 
     def say(base: str, trained: str) -> None:
         turns = {False: base, True: trained}
@@ -76,7 +76,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
             asked.append(1)
             return turns[len(asked) > 8].replace("{n}", "4")
 
-        monkeypatch.setattr(evaluate, "decode", decode)
+        monkeypatch.setattr(Rendering, "text", decode)
 
     return say
 

@@ -19,6 +19,8 @@ from gsm8k_core.models import embedded
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.store import cache_folder
+from gsm8k_core.problems.data import read_jsonl
+from gsm8k_core.problems.prompts import make_examples, messages
 from gsm8k_core.types import DataError, PreflightError
 from tests.tiny import make
 
@@ -106,6 +108,20 @@ def test_tokens_are_theirs_with_the_digits_split_first(folder: Path, theirs: dic
     assert ours.get_vocab() == reference.get_vocab()
     assert ours.chat_template == reference.chat_template
     assert set(ours.added_tokens_decoder) == set(reference.added_tokens_decoder)
+
+
+def test_rows_are_what_its_template_and_tokenizer_make(folder: Path, gsm8k_data: Path) -> None:
+    """No text of GSM8K spells a control token, and the careful way would make the same of it."""
+    rendering, problems = ModelFolder(folder).rendering, read_jsonl(gsm8k_data / "train.jsonl", "train")[::80]
+    texts = [
+        rendering.tokenizer.apply_chat_template(messages(problem, with_answer=True), tokenize=False)
+        for problem in problems
+    ]
+    rows = [rendering.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    examples = make_examples(rendering, problems)
+    ours = [list(example.tokens) for example in examples]
+    assert ours == [row[: len(tokens)] for row, tokens in zip(rows, ours, strict=True)]
+    assert [rendering.control.encode(text) for text in texts] == rows
 
 
 def test_padding_is_not_the_end(folder: Path) -> None:
