@@ -16,6 +16,7 @@ from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.models.find import Source, prompted
 from gsm8k_core.models.prompt_settings import given
 from gsm8k_core.models.tokenizer import Tokenizer
+from gsm8k_core.problems.corpus import MOST_TOKENISED, sampled
 from gsm8k_core.problems.data import load_data, strip_annotations, training_rows
 from gsm8k_core.problems.overlap import Overlap, Questions
 from gsm8k_core.problems.prompts import make_examples, spelled, spelled_line
@@ -25,6 +26,7 @@ from gsm8k_core.problems.rows import (
     Preflight,
     histogram,
     keep_whole,
+    of_sample,
     pieces,
     resolve_tokenizer,
     share,
@@ -53,6 +55,8 @@ class Subject:
     problems: Sequence[Problem]
     taken: frozenset[str]  # ids of the rows that train would take; some may lie beyond `problems`
     others: Sequence[Problem]  # those
+    num_problems: int  # in all: of very many a part is looked at
+    num_taken: int
     data: str
     reasons: dict[str, Choice]
     found: dict[str, Any]  # what the rows turned out to be, and whether they are the test's
@@ -70,12 +74,12 @@ def run(config: InspectConfig, context: Context) -> int:
     tokens = spelled(rendering, found.problems)
     every = make_examples(rendering, [*found.problems, *found.others])
     examples = every[: len(found.problems)]
-    summary = summarise(examples, config.max_length)
+    summary = _summary(examples, config.max_length, found.num_problems)
     _show_summary(summary, examples, terminal)
     for line in spelled_line(tokens):
         terminal.say(line, WIDTH)
     taken = [example for example in every if example.id in found.taken]
-    refusal = _verdict(taken, config.max_length, terminal) if taken else None
+    refusal = _verdict(taken, config.max_length, found.num_taken, terminal) if taken else None
     _show_rows(rendering.tokenizer, examples[: config.show], config, terminal)
     terminal.result(
         {
@@ -86,7 +90,7 @@ def run(config: InspectConfig, context: Context) -> int:
             "overlap": found.found["overlap"],
             **summary.as_json(),
             "supervised_tokens": sum(example.num_targets for example in examples),
-            "train_rows": len(taken),
+            "train_rows": found.num_taken,
             "spelled_control_tokens": {"rows": len(tokens), "ids": list(tokens)[:SHOWN_ROWS]},
             "prompt": rendering.as_json(),
             "train_would_refuse": refusal,
@@ -115,7 +119,9 @@ def _find(config: InspectConfig, context: Context) -> Subject:
     if config.annotations == "strip":
         problems = tuple(replace(problem, answer=strip_annotations(problem.answer)) for problem in problems)
     taken, _ = training_rows(data.train, _train_samples(config, context, source), config.annotations)
-    others = [problem for problem in taken if problem.id not in {problem.id for problem in problems}]
+    looked_at = _part(problems, config.show)
+    shown = {problem.id for problem in looked_at}
+    others = [problem for problem in _part(taken, 0) if problem.id not in shown]
     tested, overlap = (
         before_training(Questions.of(taken), config, data.name, data.revision) if taken else ("", Overlap())
     )
@@ -128,7 +134,19 @@ def _find(config: InspectConfig, context: Context) -> Subject:
     reasons = {"model": model_choice, "data": pair.data_choice}
     ids = frozenset(problem.id for problem in taken)
     found = {**data.as_json(), "overlap": {"test": tested, **overlap.as_json()} if taken else None}
-    return Subject(source, problems, ids, others, data.name, reasons, found)
+    return Subject(source, looked_at, ids, others, len(problems), len(taken), data.name, reasons, found)
+
+
+def _part(problems: Sequence[Problem], first: int) -> Sequence[Problem]:
+    """All of them, or of very many the first ones and a sample."""
+    if len(problems) <= MOST_TOKENISED:
+        return problems
+    return list({problem.id: problem for problem in (*problems[:first], *sampled(problems))}.values())
+
+
+def _summary(examples: Sequence[Example], max_length: int, rows: int) -> Preflight:
+    summary = summarise(examples, max_length)
+    return of_sample(summary, rows) if len(examples) < rows else summary
 
 
 def _train_samples(config: InspectConfig, context: Context, source: Source) -> int:
@@ -138,17 +156,20 @@ def _train_samples(config: InspectConfig, context: Context, source: Source) -> i
     return with_profile(TrainConfig(), demo=source.name == EMBEDDED_MODEL, explicit=()).max_samples
 
 
-def _verdict(taken: list[Example], max_length: int, terminal: Terminal) -> str | None:
+def _verdict(taken: list[Example], max_length: int, num_rows: int, terminal: Terminal) -> str | None:
     """Says what `train` would do with its rows; the words with which it would refuse them, or None."""
-    summary = summarise(taken, max_length)
-    rows = f"{counted(len(taken), 'row')} (the dev split set aside, --max-samples as in train)"
+    summary = _summary(taken, max_length, num_rows)
+    rows = f"{counted(num_rows, 'row')} (the dev split set aside, --max-samples as in train)"
     try:
         kept = keep_whole(taken, summary, drop_long=False)
     except GSM8KError as error:
         terminal.say(f"train    would take {rows} and refuse: {error}", WIDTH)
         return str(error)
-    rest = f"; {len(taken) - len(kept):,} longer would be left out" if len(kept) < len(taken) else ""
-    terminal.say(f"train    would take {rows} and accept this limit: {len(kept):,} fit whole{rest}", WIDTH)
+    longer = summary.longer_than_max_length
+    about = "about " if summary.looked_at and longer else ""
+    rest = f"; {longer:,} longer would be left out" if len(kept) < len(taken) else ""
+    fit = f"{about}{num_rows - longer:,} fit whole{rest}"
+    terminal.say(f"train    would take {rows} and accept this limit: {fit}", WIDTH)
     return None
 
 
@@ -156,10 +177,11 @@ def _show_summary(summary: Preflight, examples: Sequence[Example], terminal: Ter
     tokens, rows, limit = summary.tokens, summary.rows, summary.max_length
     trained = sum(example.num_targets for example in examples)
     longer, empty = summary.longer_than_max_length, summary.without_supervised_token
-    terminal.say(f"rows     {rows:,}")
+    part = f"; {summary.looked_at:,} of them are looked at here" if summary.looked_at else ""
+    terminal.say(f"rows     {rows:,}{part}")
     terminal.say(
         f"tokens   mean {tokens['mean']:.1f}, p50 {tokens['p50']:.0f}, p95 {tokens['p95']:.0f}, max "
-        f"{tokens['max']:.0f}; {share(trained, round(tokens['mean'] * rows))} trained, the rest masked",
+        f"{tokens['max']:.0f}; {share(trained, round(tokens['mean'] * len(examples)))} trained, the rest masked",
         WIDTH,
     )
     bars = histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal))

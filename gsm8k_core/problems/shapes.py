@@ -74,7 +74,8 @@ class Shape:
         """(question, answer, whether it had a system turn) of a row. Raises DataError with its place."""
         for name in self.columns:
             if name not in row and name != self.more:
-                raise DataError(f"{where}: no {name!r}; give {self._both}, as the rows before have it")
+                error = DataError if row else BadRowError
+                raise error(f"{where}: no {name!r}; give {self._both}, as the rows before have it")
         values, question, answer = row, row[self.question], row[self.answer]
         if isinstance(row, Row) and (row.twice or not type(question) is type(answer) is str):
             fields(row, self.columns, where)

@@ -99,3 +99,20 @@ def test_bad_input_is_one_clear_line(
     assert done.returncode == code
     assert says in done.stderr
     assert done.stderr.count("error:") == done.stderr.count("\n") == 1
+
+
+def test_of_very_many_rows_a_part_is_looked_at(
+    run: Run, tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"query": f"Tom has {n} apples .", "response": f"{n}\n#### {n}\nThe answer is: {n}"} for n in range(90)]
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("verbs.inspect.MOST_TOKENISED", 40)
+    monkeypatch.setattr("gsm8k_core.problems.corpus.SAMPLE_ROWS", 10)
+    done = run("inspect", "--model", tokenizer_folder, "--data", path, "--show", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "rows     90; 12 of them are looked at here" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["looked_at"], found["shape"]["train"]["shape"]) == (90, 12, "query/response")
+    assert 80 < found["train_rows"] < 90
+    assert f"would take {found['train_rows']} rows" in done.stderr

@@ -13,6 +13,7 @@ import pytest
 from gsm8k_core.problems import splits
 from gsm8k_core.problems.data import MissingSplitError, is_at_hand, load_data
 from gsm8k_core.problems.gold import ended
+from gsm8k_core.problems.lines import POINTER
 from gsm8k_core.problems.reading import MOST_KEPT, RowOptions
 from gsm8k_core.problems.shapes import Columns
 from gsm8k_core.types import DataError, UsageError
@@ -155,7 +156,7 @@ def test_a_chat_is_one_question_and_its_answer(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_refused_by_line_and_with_the_flag_counted_and_named(tmp_path: Path) -> None:
-    rows = [ROW, {**ROW, "answer": "#### None"}, {**ROW, "question": " "}, {**ROW, "answer": None}, ROW]
+    rows = [ROW, {**ROW, "answer": "#### None"}, {**ROW, "question": " "}, {**ROW, "answer": None}, {}, ROW]
     path = write(tmp_path / "a.jsonl", *rows)
     with pytest.raises(DataError, match=r"a\.jsonl:2: the final answer is no plain number: 'None'.*--skip-bad-rows"):
         load(path)
@@ -163,14 +164,14 @@ def test_bad_rows_are_refused_by_line_and_with_the_flag_counted_and_named(tmp_pa
         load(path, RowOptions())  # of a verb without the flag
     assert "--skip-bad-rows" not in str(caught.value)
     data = load(path, RowOptions(skip_bad_rows=True))
-    assert [problem.id for problem in data.train] == ["train-0", "train-4"]
+    assert [problem.id for problem in data.train] == ["train-0", "train-5"]
     assert data.lines()[1].startswith(
-        f"skipped  3 of 5 rows: {path}:2: the final answer is no plain number: 'None'; {path}:3: 'question' is empty; "
+        f"skipped  4 of 6 rows: {path}:2: the final answer is no plain number: 'None'; {path}:3: 'question' is empty; "
         f"{path}:4: 'answer' is null"
     )
-    assert data.as_json()["found"]["train"]["skipped"]["count"] == 3
+    assert data.as_json()["found"]["train"]["skipped"]["count"] == 4
     with pytest.raises(DataError, match="has no problems that can be used"):
-        load(write(tmp_path / "b.jsonl", *rows[1:4] * MOST_KEPT), RowOptions(skip_bad_rows=True))
+        load(write(tmp_path / "b.jsonl", *rows[1:5] * MOST_KEPT), RowOptions(skip_bad_rows=True))
     (tmp_path / "c.jsonl").write_text(json.dumps(ROW) + "\n{oops\n")  # a damaged file is no bad row
     with pytest.raises(DataError, match=r"c\.jsonl:2: not valid JSON"):
         load(tmp_path / "c.jsonl", RowOptions(skip_bad_rows=True))
@@ -250,7 +251,7 @@ def test_messages_in_parquet(tmp_path: Path) -> None:
         (b'[{"question": "\xff"}]', "not UTF-8"),
         (b'[{"question": "\0"}]', "a NUL byte"),
         (gzip.compress(b"x" * 99)[:-20], "cannot be read"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run `git lfs pull`"),
+        (POINTER + b"\noid sha256:0\nsize 9\n", "run `git lfs pull`"),
     ],
 )
 def test_a_damaged_file_is_one_line(content: bytes, why: str, tmp_path: Path) -> None:
