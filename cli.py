@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from gsm8k_core import __version__
 from gsm8k_core.command import INSTALLED, as_typed, typed
+from gsm8k_core.config.brought import meant, spelled
 from gsm8k_core.config.fields import Settings, flag, one_line
 from gsm8k_core.types import (
     EXIT_INTERRUPTED,
@@ -287,6 +288,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     model = _settings(verb)
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
+    rest = _spelled(model, rest, flags)
     path = _config_path(rest)
     from_file = _settle_alternatives(model, asked, _read_file(verb, model, path) if path else {})
     if isinstance(name := from_file.get("backend"), str) and "backend" not in asked:
@@ -336,15 +338,35 @@ def _flags(model: type[Settings]) -> dict[str, str]:
 def _asked(verb: str, arguments: Sequence[str], flags: dict[str, str]) -> set[str]:
     asked = set()
     for argument in arguments:
-        if not argument.startswith("--") or argument == "--help":
+        if not re.match(r"--|-[A-Za-z]{2}", argument) or argument == "--help":  # -lr is meant as a flag, -v is one
             continue
-        name = "--" + argument[2:].split("=", 1)[0].replace("_", "-")
-        if name not in flags:
-            near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
-            hint = f"did you mean {near[0]}?" if near else f"python cli.py {verb} --help lists the flags"
-            raise UsageError(f"{verb} has no flag {name}; {hint}")
+        name = "--" + argument.lstrip("-").split("=", 1)[0].replace("_", "-")
+        if name not in flags or not argument.startswith("--"):
+            ours = meant(name[2:], [each[2:].replace("-", "_") for each in flags])
+            hint = f"did you mean {_as_flag(ours)}?" if ours else f"python cli.py {verb} --help lists the flags"
+            typed = name if argument.startswith("--") else argument
+            raise UsageError(f"{verb} has no flag {typed}; {hint}")
         asked.add(flags[name])
     return asked
+
+
+def _as_flag(ours: str) -> str:
+    name, _, value = ours.partition(" ")
+    return f"{flag(name)} {value}".rstrip()
+
+
+def _spelled(model: type[Settings], arguments: Sequence[str], flags: Mapping[str, str]) -> list[str]:
+    """The arguments with their choices as tyro knows them: --dtype bf16, --method LoRA."""
+    found: list[str] = []
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        before = found[-1] if found else ""
+        if sign and (field := flags.get(name.replace("_", "-"))):
+            argument = f"{name}={spelled(value, model.model_fields[field].annotation)}"
+        elif not argument.startswith("-") and (field := flags.get(before.replace("_", "-"))):
+            argument = spelled(argument, model.model_fields[field].annotation)
+        found.append(argument)
+    return found
 
 
 def _config_path(arguments: Sequence[str]) -> Path | None:
@@ -364,9 +386,8 @@ def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
     for key, value in read_yaml(path).items():
         name = names.get(str(key).replace("-", "_"))
         if name is None or name == "config":
-            near = difflib.get_close_matches(str(key), names, n=1)
-            there = ", ".join(sorted(set(names) - {"config"}))
-            hint = f"did you mean {near[0]}?" if near else f"{verb} has {there}"
+            ours = meant(str(key), sorted(set(names) - {"config"}))
+            hint = f"did you mean {ours.replace(' ', ': ')}?" if ours else f"python cli.py {verb} --help lists them"
             raise UsageError(f"--config {path}: there is no setting {key!r}; {hint}")
         fields[name] = value
     return fields

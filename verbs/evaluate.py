@@ -204,6 +204,11 @@ def refuse(config: ScoreSettings) -> None:
         )
     if config.shot_annotations != "keep" and not config.shots:
         raise UsageError(f"--shot-annotations {config.shot_annotations} is for --shots; add --shots 4")
+    if isinstance(config, EvalConfig) and config.repeat > 1 and config.temperature == 0:
+        raise UsageError(
+            f"--repeat {config.repeat} without --temperature would ask the same and get the same each time; add "
+            "--temperature 0.7 for the spread over seeds, or leave --repeat out"
+        )
     if isinstance(config, EvalConfig) and config.check_batching:
         if config.eval_batch_size == "1":
             raise UsageError("--check-batching needs batches, and --eval-batch-size is 1; leave one of the two out")
@@ -502,14 +507,11 @@ def batching_line(result: Mapping[str, Any]) -> str:
 
 
 def repeat(opened: LoadedModel, runs: int, first: Evaluation, terminal: Terminal) -> dict[str, Any]:
-    """The same evaluation `runs` times, each with the next seed (greedy: the same); for summary.json."""
+    """The same evaluation `runs` times, each with the next seed; for summary.json."""
     key, scored = opened.key, [first]
     for number in range(1, runs):
-        changes = {"seed": key.seed + number} if key.temperature > 0 else {"repeat": number}
-        terminal.say(
-            f"repeat   {number + 1} of {runs}" + (f", --sample-seed {changes['seed']}" if key.temperature else "")
-        )
-        scored.append(answer(opened, terminal, replace(key, **changes)))
+        terminal.say(f"repeat   {number + 1} of {runs}, --sample-seed {key.seed + number}")
+        scored.append(answer(opened, terminal, replace(key, seed=key.seed + number)))
     found = {name: asdict(spread([each.summary["rules"][name]["accuracy"] for each in scored])) for name in HEADLINE}
     rows = [
         [
@@ -523,6 +525,4 @@ def repeat(opened: LoadedModel, runs: int, first: Evaluation, terminal: Terminal
     terminal.table([f"{runs} runs", "mean", "standard deviation, points", "range"], rows)
     texts = [[record["completion"] for record in each.records] for each in scored]
     changed = sum(len(set(answers)) > 1 for answers in zip(*texts, strict=True))
-    if key.temperature == 0:
-        terminal.say(f"greedy, so the texts should be the same each time: {changed} of {len(texts[0])} are not")
     return {"runs": runs, "rules": found, "texts_changed": changed, "records": [s.summary["records"] for s in scored]}

@@ -15,6 +15,7 @@ import pydantic
 import tyro
 from pydantic import Field
 
+from gsm8k_core.config.brought import spelled
 from gsm8k_core.types import UsageError
 
 AUTO = "auto"  # of a setting that is chosen by the machine, with a reason
@@ -34,12 +35,21 @@ def flag(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
+_AMOUNT = r"[0-9]{1,9}(?:\.[0-9]{1,6})?"
+_TIMES = (
+    rf"(?:({_AMOUNT}) ?(?:h|hr|hours?))? ?(?:({_AMOUNT}) ?(?:m|min|minutes?))? ?(?:({_AMOUNT}) ?(?:s|sec|seconds?))?"
+)
+
+
 def parse_duration(text: str) -> float:
-    """Seconds from "7200", "90s", "120m" or "2h". Raises ValueError for anything else."""
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smh]?)", text.strip())
-    if not found:
-        raise ValueError("must be a number of seconds, or a number with s, m or h, such as 90m")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    """Seconds from "7200", "90s", "120m", "2h", "1h30m" or "90 min". Raises ValueError for anything else."""
+    plain = text.strip().lower()
+    if re.fullmatch(_AMOUNT, plain):
+        return float(plain)
+    found = re.fullmatch(_TIMES, plain)
+    if not found or not plain:
+        raise ValueError("must be a number of seconds, or a number with s, m or h, such as 90m or 1h30m")
+    return sum(float(amount) * seconds for amount, seconds in zip(found.groups(), (3600, 60, 1), strict=True) if amount)
 
 
 def _checked_duration(text: str) -> str:
@@ -173,11 +183,11 @@ class Settings(pydantic.BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_numbers(cls, value: object, info: pydantic.ValidationInfo) -> object:
+    def _no_truth_for_numbers_and_any_spelling(cls, value: object, info: pydantic.ValidationInfo) -> object:
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError("must not be true or false")
-        return value
+        return spelled(value, annotation) if isinstance(value, str) else value
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -99,7 +99,12 @@ class EvalConfig(ScoreSettings):
         bool, Field(description="answer the first 32 problems again, one by one, and list where the texts part")
     ] = False
     repeat: Annotated[
-        int, Field(gt=0, le=1000, description="evaluate so many times, each with the next --sample-seed: the spread")
+        int,
+        Field(
+            gt=0,
+            le=1000,
+            description="with --temperature: evaluate so many times, each with the next --sample-seed: the spread",
+        ),
     ] = 1
 
 

@@ -150,7 +150,9 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
     )
     max_time: Annotated[
         Duration,
-        Field(description="end the run, model saved, within this time: seconds, 90m or 2h; with --resume, in all"),
+        Field(
+            description="end the run, model saved, within this time: seconds, 90m, 2h or 1h30m; with --resume, in all"
+        ),
     ] = "2h"
     output_dir: Annotated[
         OptionalPath, Field(description="the run's folder, new; default runs/<date>-<time>-<model>")

@@ -72,7 +72,6 @@ class Key:
     top_k: int = 0
     seed: int = 0  # of the noise
     samples: int = 1
-    repeat: int = 0  # greedy only: the same again, to see whether it is the same
     stop: str = STOP_RULE
     calculator: bool = False
     rules: str = RULES_HERE  # they decide no text, but what is said of it

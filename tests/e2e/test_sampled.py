@@ -249,10 +249,9 @@ def test_a_repeat_is_another_seed_and_the_spread_is_said(run: Run, model: Path, 
     assert third["records"] == found["records"][2]
     assert third["reused"] == 8
     assert {"mean", "deviation", "lowest", "highest"} <= set(found["rules"]["flexible"])
-    greedy = summary_of(run, *arguments, *COLD, "--repeat", 2)["repeat"]
-    assert len(set(greedy["records"])) == 2
-    assert greedy["texts_changed"] == 0
-    assert greedy["rules"]["flexible"]["deviation"] == 0
+    greedy = run("eval", *arguments, *COLD, "--repeat", 2)
+    assert greedy.returncode == 2
+    assert "--repeat 2 without --temperature would ask the same and get the same each time; add" in greedy.stderr
 
 
 def test_shots_change_the_prompt_and_the_key(run: Run, model: Path, data: Path) -> None:

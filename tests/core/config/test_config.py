@@ -6,11 +6,13 @@ import contextlib
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import cli
 import gsm8k_core
+from gsm8k_core.config import brought
 from gsm8k_core.config.fields import parse_duration
 from gsm8k_core.config.score import EvalConfig
 from gsm8k_core.config.train import DEMO_PROFILE, TrainConfig, with_profile
@@ -59,6 +61,23 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
     ("line", "says"),
     [
         ("train --max-sample 3", "no flag --max-sample; did you mean --max-samples?"),
+        ("train --lr 1e-4", "no flag --lr; did you mean --learning-rate?"),
+        ("train -lr 1e-4", "no flag -lr; did you mean --learning-rate?"),
+        ("train --iters 100", "no flag --iters; did you mean --num-epochs?"),
+        ("train --epochs 2", "did you mean --num-epochs?"),
+        ("train --lora", "did you mean --method lora?"),
+        ("train --load_in_4bit", "did you mean --method qlora?"),
+        ("train --limit 5", "did you mean --max-samples?"),
+        ("eval --limit=5", "did you mean --max-samples?"),
+        ("harness --max-samples 5", "did you mean --limit?"),
+        ("train --grad-accum 4", "did you mean --gradient-accumulation-steps?"),
+        ("train --grad_accum=4", "did you mean --gradient-accumulation-steps?"),
+        ("train --per-device-train-batch-size 4", "did you mean --batch-size?"),
+        ("train --bs 4", "did you mean --batch-size?"),
+        ("eval --bs 4", "did you mean --eval-batch-size?"),
+        ("train --bf16", "did you mean --dtype bfloat16?"),
+        ("compare --model m", "did you mean --trained-model?"),
+        ("train --zebra", "no flag --zebra; python cli.py train --help lists the flags"),
         ("train --max-samples x", "--max-samples must be a whole number (got 'x')"),
         ("train --max-samples -2", "--max-samples must be greater than zero, or -1 for all (got -2)"),
         ("train --dtype float61", "--dtype takes 'auto', 'float32', 'bfloat16', 'float16' (got 'float61')"),
@@ -92,7 +111,9 @@ def test_a_bad_line_is_as_clear_in_the_colours_of_a_terminal() -> None:
         ("max_sampels: 3", "there is no setting 'max_sampels'; did you mean max_samples?"),
         ("max_samples: many", "c.yaml: max_samples must be a whole number (got 'many')"),
         ("max_samples:", "c.yaml: max_samples must be a whole number (got nothing)"),
-        ("zebra: 1", "there is no setting 'zebra'; train has adam_beta1, adam_beta2, "),
+        ("zebra: 1", "there is no setting 'zebra'; python cli.py train --help lists them"),
+        ("lr: 1e-4", "there is no setting 'lr'; did you mean learning_rate?"),
+        ("use_lora: true", "did you mean method: lora?"),
         ("- 1", "must hold keys and values"),
         ("a: [", "is not YAML (line 1: "),
         ("[" * 3000, "is not YAML"),
@@ -172,7 +193,7 @@ def test_a_time_is_seconds_or_has_a_unit(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "h", "-1", "1e3", "9" * 20, "2 h 5"])
+@pytest.mark.parametrize("text", ["", " ", "h", "-1", "1e3", "9" * 20, "2 h 5", "30m1h", "1h30", "1d"])
 def test_another_text_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="a number of seconds"):
         parse_duration(text)
@@ -192,3 +213,36 @@ def test_a_flag_of_train_that_may_stand_alone_has_its_value() -> None:
     ):
         assert getattr(cli.parse(["train", *given])[0], name) == value
     assert cli.parse(["eval", "--model", "embedded", "--calculator"])[0].calculator is True
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("train --dtype bf16", "dtype", "bfloat16"),
+        ("train --dtype=FP32", "dtype", "float32"),
+        ("eval --dtype fp16", "dtype", "float16"),
+        ("train --method LoRA", "method", "lora"),
+        ("train --method=QLoRA --backend mlx", "method", "qlora"),
+        ("train --max-time 1h30m", "budget_seconds", 5400),
+        ("train --max-time 90min", "budget_seconds", 5400),
+        ("train --model bf16", "model", "bf16"),  # no choice: a name is left alone
+    ],
+)
+def test_a_value_that_means_one_thing_is_taken_as_people_write_it(line: str, name: str, value: object) -> None:
+    assert getattr(cli.parse(line.split())[0], name) == value
+
+
+def test_a_file_may_spell_its_choices_so_too(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("dtype: bf16\nmethod: LoRA\nmax_time: 1h30m\n")
+    config, _ = cli.parse(["train", "--config", str(tmp_path / "c.yaml")])
+    assert isinstance(config, TrainConfig)
+    assert (config.dtype, config.method, config.budget_seconds) == ("bfloat16", "lora", 5400)
+
+
+def test_each_name_that_is_offered_is_a_setting_and_each_value_one_of_its_choices() -> None:
+    models = [cli._settings(verb) for verb in cli.VERBS]
+    for ours in brought._NAMES:
+        name, _, value = ours.partition(" ")
+        fields = [model.model_fields[name] for model in models if name in model.model_fields]
+        assert fields, ours
+        assert not value or any(value in get_args(field.annotation) for field in fields), ours
