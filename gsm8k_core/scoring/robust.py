@@ -44,7 +44,7 @@ _AT_NUMBER = re.compile(r"[-+$√]?[ $-]{0,3}\.?[0-9]|√")
 _BEHIND_WORDS = re.compile(r"[^0-9.\n]*(?=\.?[0-9])")
 _PAIR = re.compile(r"[0-9][0-9.,]* and [$]?[0-9]")
 _SMALL_HEADING = re.compile(r"^[ \t]{0,3}#{1,3}[ \t*]*([^\n#]{1,60})$", re.MULTILINE)
-_ALONE = re.compile(r"[-$ ]{0,4}[0-9][0-9.,/ ]*[$%]?(?: ?[^\W\d_]+){0,3}[.!*]{0,3}\s*")
+_ALONE = re.compile(r"[-$ ]{0,4}[0-9](?:[0-9.,/]| (?=[0-9]))*[$%]?(?P<unit>(?: ?[^\W\d_]+){0,3})[.!]{0,3}")
 
 
 def robust(completion: str) -> str | None:
@@ -131,7 +131,7 @@ def _boxed(text: str) -> Read | None:
     if "oxed" not in text:
         return None
     for _, part in _parts(list(_BOX.finditer(text)), text):
-        if (content := closed(part)) and (found := only(plain(content.replace("\n", " ")))):
+        if (content := closed(part)) and (found := only(plain(content.replace("\n", " ").replace("~", " ")))):
             return found
     return None
 
@@ -172,10 +172,13 @@ def _headed(text: str) -> Read | None:
     before = text.count("\n#", 0, start)
     for place, mark in enumerate(reversed(marks)):
         line = plain(mark[1]).strip()
-        found = first(line, minus=True) if _ALONE.fullmatch(line) else None
-        if found is None or found.value is None:
+        whole = None if _HEADING.match(line) else _ALONE.fullmatch(line)
+        found, after = first(line, minus=True) if whole else None, text[mark.end() :]
+        if whole is None or found is None or found.value is None:
             continue
-        if found.value > before + len(marks) - place or not text[mark.end() :].strip():
+        if whole["unit"] and "**" not in mark[1] and _DIGIT.search(after):  # ### 2 Solve for x
+            continue
+        if found.value > before + len(marks) - place or not after.strip():
             return found
     return None
 

@@ -60,6 +60,9 @@ LINES: dict[str, list[tuple[str, str | None]]] = {
         ("# 18", "18"),
         ("### 1\nShe has 9.\n### 2\nShe makes 18", "18"),
         ("### Step 2\nShe makes 18", "18"),
+        ("### 3. Conclusion\nShe makes 18", "18"),
+        ("### 2 Solve it\nShe makes 18", "18"),
+        ("### 18 eggs", "18"),
         ("＃＃＃＃ 18", "18"),
     ],
     "answer tags": [
@@ -180,6 +183,8 @@ LINES: dict[str, list[tuple[str, str | None]]] = {
         ("\\boxed{10{,}000}", "10000"),
         ("\\boxed{10\\,000}", "10000"),
         ("\\boxed{10\\!000}", "10000"),
+        ("\\boxed{10~000}", "10000"),
+        ("\\boxed{10\\ 000}", "10000"),
         ("\\boxed{1,234.50}", "1234.5"),
         ("It costs $118 000.", "118000"),
         ("It costs 1 234 567 dollars", "1234567"),

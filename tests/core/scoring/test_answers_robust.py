@@ -110,7 +110,7 @@ def test_robust_does_not_take_a_percentage_for_its_hundredth() -> None:
 # --- labelled lines -------------------------------------------------------------------------------------------
 
 LEAST = 350
-V1_READS = 156  # of the same lines, as it did when they were labelled
+V1_READS = 159  # of the same lines, as it did when they were labelled
 
 
 @pytest.mark.parametrize("kind", LINES)
