@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from backends import unseen
-from gsm8k_core.machine import report_in_turn
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ def _packages(names: Iterable[str]) -> set[str]:
 
 def look(name: str) -> None:
     """All that a process does which `doctor` starts for one backend."""
+    from gsm8k_core.machine import report_in_turn  # here, not above: it brings numpy, which `train`'s parent needs not
+
     _resolved.add(name)
     keep_to_one()
     report_in_turn(_module(name, "doctor").report)

@@ -21,7 +21,6 @@ import tempfile
 from pathlib import Path
 
 from backends import left_open
-from backends.mlx.kernels import build_quickly
 from gsm8k_core.types import Choice, PreflightError
 
 # Metal's watchdog ends a long kernel while the display is on. Read once, when MLX starts.
@@ -92,6 +91,8 @@ def compiler() -> Choice:
         return Choice("eager", "MLX_DISABLE_COMPILE is set")
     problem = _compile_problem()
     if problem is None:
+        from backends.mlx.kernels import build_quickly  # here, not above: it brings numpy, and a Mac has no use for it
+
         build_quickly()
         return Choice("compiled", "g++ compiles here")
     os.environ["MLX_DISABLE_COMPILE"] = "1"

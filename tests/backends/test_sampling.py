@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+import scipy  # which brings its parts when they are asked for: the tests' collection need not
 
 from gsm8k_core.scoring.sampling import draw, moved, uniforms, weights
 from gsm8k_core.types import Sampling
@@ -83,7 +83,7 @@ def test_20000_draws_have_the_odds_of_the_softmax(backend_name: str, changes: di
         odds = weights(logits_V, sampling(**changes))
         assert counts[odds == 0].sum() == 0 or how.temperature != 1
         seen = odds > 0
-        return float(chisquare(counts[seen], odds[seen] / odds.sum() * counts[seen].sum()).pvalue)
+        return float(scipy.stats.chisquare(counts[seen], odds[seen] / odds.sum() * counts[seen].sum()).pvalue)
 
     assert p_value(sampling(**changes)) > 1e-3
     assert p_value(sampling(temperature=0.8, **changes)) < 1e-6

@@ -185,7 +185,8 @@ def test_the_version_is_one_everywhere_and_what_it_brought_is_told() -> None:
     root = Path(cli.__file__).parent
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     (newest, *_) = re.findall(r"^## ([0-9.]+)", (root / "CHANGELOG.md").read_text(), re.M)
-    assert project["version"] == newest == gsm8k_core.__version__ == versions()["gsm8k-finetune"]
+    assert project["dynamic"] == ["version"]  # which hatch reads there
+    assert newest == gsm8k_core.__version__ == versions()["gsm8k-finetune"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7200", 7200), ("90s", 90), ("1.5h", 5400), ("10m", 600)])

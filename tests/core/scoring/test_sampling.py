@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare, kstest, pearsonr
+import scipy  # which brings its parts when they are asked for: the tests' collection need not
 
 from gsm8k_core.scoring.sampling import FAN, draw, moved, noise_key, uniforms, weights
 from gsm8k_core.types import Sampling
@@ -48,7 +48,7 @@ def test_draws_follow_the_softmax_over_groups_blocks_and_tokens() -> None:
         )
         expected = weights(logits, sampling())
         folded = [each[: FAN**2].reshape(-1, 512).sum(axis=1) for each in (counts, expected)]
-        return float(chisquare(folded[0], folded[1] / folded[1].sum() * folded[0].sum()).pvalue)
+        return float(scipy.stats.chisquare(folded[0], folded[1] / folded[1].sum() * folded[0].sum()).pvalue)
 
     assert p_value(1.0) > 1e-3
     assert p_value(0.5) < 1e-9
@@ -87,14 +87,14 @@ def test_numbers_are_uniform_and_their_neighbours_tell_nothing() -> None:
     grid = np.stack([uniforms(seed, [key] * size, range(size)) for seed in range(size) for key in range(size)])
     cube = grid.reshape(size, size, size, 3).astype(np.float64)
     assert 0 < cube.min() < cube.max() < 1
-    assert kstest(cube.ravel(), "uniform").pvalue > 1e-3
+    assert scipy.stats.kstest(cube.ravel(), "uniform").pvalue > 1e-3
     neighbours = [np.roll(cube, 1, axis=axis) for axis in range(4)]
-    assert [pearsonr(cube.ravel(), each.ravel()).pvalue > 1e-3 for each in neighbours] == [True] * 4
+    assert [scipy.stats.pearsonr(cube.ravel(), each.ravel()).pvalue > 1e-3 for each in neighbours] == [True] * 4
     pairs = np.histogram2d(cube.ravel(), neighbours[2].ravel(), bins=20, range=[[0, 1]] * 2)[0]
-    assert chisquare(pairs.ravel()).pvalue > 1e-3
+    assert scipy.stats.chisquare(pairs.ravel()).pvalue > 1e-3
     # The control: numbers that grow with the position are seen.
     slanted = cube + np.linspace(0, 0.05, size)[None, None, :, None]
-    assert kstest(slanted.ravel() % 1.05, "uniform").pvalue < 1e-9
+    assert scipy.stats.kstest(slanted.ravel() % 1.05, "uniform").pvalue < 1e-9
 
 
 def test_a_key_is_of_problem_and_sample_and_frozen() -> None:
