@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,16 @@ def run(config: ServeConfig, context: Context) -> int:
         raise scheduler.failed
     cut = f", {counted(scheduler.cut, 'answer')} cut" if scheduler.cut else ""
     terminal.say(f"ended    {counted(scheduler.answered, 'answer')} given{cut}")
+    return leave(scheduler)
+
+
+def leave(scheduler: Scheduler) -> int:
+    """The exit code. A step that still goes on is not waited for: all else is closed, and Python would take the
+    framework apart under it, which ends in an abort."""
+    if not scheduler.join(0):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(EXIT_OK)
     return EXIT_OK
 
 

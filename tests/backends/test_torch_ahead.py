@@ -234,7 +234,7 @@ def test_a_read_waits_for_its_own_step_alone(kind: str, monkeypatch: pytest.Monk
     asked: list[str] = []
     fake: Any = Fake(kind, asked)
     monkeypatch.setattr(f"torch.{kind}.Event", lambda: fake)
-    picks = module._Picks([Seat(0, 0, (4, 5), 0)], fake)
+    picks = module._Picks([Seat(0, 0, (4, 5), 0, Sampling(1, 1))], fake)
     assert asked == ["to cpu, non_blocking=True", "record"]
     assert picks.read() == [4]
     assert asked[2:] == ["synchronize", "tolist"]

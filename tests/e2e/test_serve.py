@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.conftest import ROOT, Run
 from tests.waiting import CEILING, SOONEST
+from verbs.serve import leave
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,20 @@ def test_a_package_that_is_missing_is_named(run: Run, model: Path, monkeypatch: 
     done = run("serve", "--model", model)
     assert done.returncode == 3
     assert done.stderr == "error: serve needs uvicorn, not installed here; pip install uvicorn\n"
+
+
+def test_a_step_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+
+    class Scheduler:
+        def __init__(self, has_ended: bool) -> None:
+            self.join = lambda timeout: has_ended
+
+    assert leave(Scheduler(True)) == 0  # type: ignore[arg-type]
+    assert left == []
+    leave(Scheduler(False))  # type: ignore[arg-type]
+    assert left == [0]
 
 
 def test_a_process_answers_and_ends_cleanly(model: Path, tmp_path: Path) -> None:
