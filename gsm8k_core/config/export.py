@@ -14,7 +14,7 @@ GGUF_TYPES = ("f32", "f16", "q8_0", "q4_0")
 
 
 class ExportConfig(Settings):
-    """Take a trained model to other programs: Ollama, llama.cpp, MLX, vLLM."""
+    """Take a trained model to Ollama, llama.cpp, MLX or vLLM."""
 
     run: Annotated[
         tyro.conf.Positional[str],

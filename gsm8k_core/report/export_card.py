@@ -90,4 +90,4 @@ def _section(taken: Taken, measured: bool) -> list[str]:
     ]
     lines += ["| file | sha256 |", "| --- | --- |"]
     lines += [f"| {code(visible(name))} | {code(digest)} |" for name, digest in taken.files.items()]
-    return [*lines, "", "## Limits", "", LIMITS]
+    return [*lines, "", "## Limits", "", LIMITS] if taken.manifest else lines

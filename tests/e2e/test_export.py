@@ -161,7 +161,6 @@ def test_a_run_is_exported_into_itself_with_its_dtype_its_prompt_and_its_card(
     ]
     done = run(
         "train", "--backend", "torch", "--model", half, "--data", data, *flags, *quick, "--output-dir", "one",
-        "--max-time", "5m",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "export   python cli.py export one --to ollama" in done.stdout

@@ -30,6 +30,7 @@ OTHER: dict[str, object] = {
     "device": "cpu",
     "max_time": "9m",
     "save_steps": 7,
+    "save_dtype": "bfloat16",
     "save_total_limit": 9,
     "probe_steps": 3,
     "report_to": "wandb",
