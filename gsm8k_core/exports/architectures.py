@@ -33,7 +33,7 @@ LLAMA3_DEFAULTS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class GgufArchitecture:
     """One of llama.cpp's, and what a model of that type has to be converted by."""
 
     name: str  # as in general.architecture
@@ -46,7 +46,7 @@ class Architecture:
     more: Callable[[Config], Fields] = field(default=lambda config: {})  # its own settings, beside those that all have
 
 
-def architecture_of(config: Config) -> Architecture:
+def architecture_of(config: Config) -> GgufArchitecture:
     """Raises DataError for a model that no GGUF can hold, or none of ours, with its name and what there is."""
     kind = str(config.get("model_type"))
     found = ARCHITECTURES.get(kind)
@@ -64,7 +64,7 @@ def architecture_of(config: Config) -> Architecture:
 INSTEAD = "export --to merged keeps it as it is"
 
 
-def fields_of(config: Config, architecture: Architecture) -> Fields:
+def fields_of(config: Config, architecture: GgufArchitecture) -> Fields:
     """The settings of a model, by GGUF's keys without the architecture's name before them."""
     shape = shape_of(config)
     fields: Fields = {
@@ -85,7 +85,7 @@ def fields_of(config: Config, architecture: Architecture) -> Fields:
     return fields | _stretched(config) | architecture.more(config)
 
 
-def converted(name: str, weight: FloatArray, config: Config, architecture: Architecture) -> FloatArray:
+def converted(name: str, weight: FloatArray, config: Config, architecture: GgufArchitecture) -> FloatArray:
     """A weight as llama.cpp keeps it; `name` is transformers'."""
     kind = name.split(".")[-2]
     if architecture.norm_shift and kind.endswith("norm"):
@@ -255,13 +255,13 @@ def _granite(config: Config) -> Fields:
 
 
 ARCHITECTURES = {  # config.json's model_type -> llama.cpp's
-    "llama": Architecture("llama", rotary=True, refuse=_refuse_window),
-    "mistral": Architecture("llama", rotary=True, refuse=_refuse_window),
-    "qwen2": Architecture("qwen2", refuse=_refuse_window),
-    "qwen3": Architecture("qwen3", refuse=_refuse_window),
-    "smollm3": Architecture("smollm3", rotary=True, refuse=_refuse_smollm3),
-    "granite": Architecture("granite", rotary=True, more=_granite),
-    "gemma2": Architecture("gemma2", norm_shift=1.0, activations=GELU, refuse=_refuse_gemma2, more=_gemma2),
-    "gemma3_text": Architecture("gemma3", norm_shift=1.0, activations=GELU, refuse=_refuse_gemma3, more=_window),
-    "phi3": Architecture("phi3", more=_phi3),
+    "llama": GgufArchitecture("llama", rotary=True, refuse=_refuse_window),
+    "mistral": GgufArchitecture("llama", rotary=True, refuse=_refuse_window),
+    "qwen2": GgufArchitecture("qwen2", refuse=_refuse_window),
+    "qwen3": GgufArchitecture("qwen3", refuse=_refuse_window),
+    "smollm3": GgufArchitecture("smollm3", rotary=True, refuse=_refuse_smollm3),
+    "granite": GgufArchitecture("granite", rotary=True, more=_granite),
+    "gemma2": GgufArchitecture("gemma2", norm_shift=1.0, activations=GELU, refuse=_refuse_gemma2, more=_gemma2),
+    "gemma3_text": GgufArchitecture("gemma3", norm_shift=1.0, activations=GELU, refuse=_refuse_gemma3, more=_window),
+    "phi3": GgufArchitecture("phi3", more=_phi3),
 }

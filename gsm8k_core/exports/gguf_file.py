@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.exports.architectures import (
-    Architecture,
+    GgufArchitecture,
     architecture_of,
     converted,
     factors_of,
@@ -41,7 +41,7 @@ class FilePlan:
     """What will be written, found out before anything is: nothing of the folder is refused later."""
 
     model: ModelFolder
-    architecture: Architecture
+    architecture: GgufArchitecture
     vocabulary: Vocabulary
     weights: Mapping[str, tuple[str, Path, StoredTensor]]  # GGUF's name -> transformers', where, and how it is stored
     type: str
@@ -73,7 +73,7 @@ def _numbers(shape: tuple[int, ...]) -> int:
     return total
 
 
-def _names(model: ModelFolder, architecture: Architecture) -> dict[str, tuple[str, Path, StoredTensor]]:
+def _names(model: ModelFolder, architecture: GgufArchitecture) -> dict[str, tuple[str, Path, StoredTensor]]:
     import gguf  # heavy: loads numpy and its own tables
 
     kind = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gsm8k_core.scoring.answers import OLDER, RULES, grade
@@ -109,6 +112,7 @@ def test_robust_does_not_take_a_percentage_for_its_hundredth() -> None:
 
 # --- labelled lines -------------------------------------------------------------------------------------------
 
+GIVEN = Path(__file__).with_name("given_verdicts.jsonl")  # labelled by others: completion, gold, right or not
 LEAST = 350
 V1_READS = 159  # of the same lines, as it did when they were labelled
 
@@ -116,6 +120,12 @@ V1_READS = 159  # of the same lines, as it did when they were labelled
 @pytest.mark.parametrize("kind", LINES)
 def test_what_models_end_in_is_read_as_it_was_labelled(kind: str) -> None:
     assert [(completion, extracted("robust", completion)) for completion, _ in LINES[kind]] == LINES[kind]
+
+
+def test_the_verdicts_that_others_gave_are_ours() -> None:
+    rows = [json.loads(row) for row in GIVEN.read_text(encoding="utf-8").splitlines()]
+    judged = {row["id"]: grade(row["completion"], str(row["gold"]))["robust"].correct for row in rows}
+    assert judged == {row["id"]: row["right"] for row in rows}
 
 
 def test_there_are_enough_lines_and_version_1_reads_fewer() -> None:
