@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OURS = {"backends", "benchmarks", "cli", "docs", "gsm8k_core", "lock", "tests", "verbs"}
+OURS = {"backends", "benchmarks", "cli", "docs", "gsm8k_core", "gsm8k_finetune", "lock", "tests", "verbs"}
 DISTRIBUTIONS = {"markdown_it": "markdown-it-py", "yaml": "pyyaml"}  # where the name to import is another one
 ASKED_FOR_BY_NAME = {"playwright"}  # the Makefile installs it, for tests/page alone
 

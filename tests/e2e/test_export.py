@@ -65,7 +65,7 @@ def test_a_merged_adapter_is_one_model_for_transformers_and_for_mlx_lm(run: Run,
     assert "an adapter of" in done.stdout
     theirs = logits(tmp_path / "out")
     assert np.abs(theirs - logits(model)).max() > 0.1  # the adapter does something
-    assert np.abs(theirs - mlx_logits(tmp_path / "out")).max() < 2e-4  # measured: 2e-5
+    assert np.abs(theirs - mlx_logits(tmp_path / "out")).max() < 3e-5  # measured: 3e-6
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (100_000.0, 100_000.0)
     assert config["tie_word_embeddings"] is True
@@ -104,7 +104,10 @@ def test_mlx_lm_opens_its_own_conversion_and_answers_with_it(run: Run, half: Pat
 
     done = run("export", half, "--to", "mlx", "--output-dir", "plain")
     assert done.returncode == 0, done.stderr
-    assert np.abs(mlx_logits(tmp_path / "plain") - logits(half)).max() < 0.3  # bfloat16 products; measured: 0.04
+    # mlx-lm's conversion of bfloat16 weights to bfloat16 changes none, and leaves none out.
+    before, after = (read_tensors(place / "model.safetensors") for place in (half, tmp_path / "plain"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
     done = run("export", half, "--to", "mlx", "--bits", "8", "--output-dir", "eight")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "eight/config.json").read_text())["quantization"]["bits"] == 8
