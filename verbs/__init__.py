@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gsm8k_core.clock import RunClock
+from gsm8k_core.command import typed
 from gsm8k_core.models import hub
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice
@@ -51,6 +52,7 @@ def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:
 
 def say_export(run: Path, terminal: Terminal) -> str:
     """How to take the model of a run to another program: the command."""
-    command = shlex.join(["python", "cli.py", "export", str(run), "--to", "ollama"])
+    command = shlex.join([*typed().split(), "export", str(run), "--to", "ollama"])
     terminal.say(f"export   {command}   (or merged, mlx, gguf)")
+    terminal.say(f"talk     {shlex.join([*typed().split(), 'chat', '--model', str(run)])}")
     return command

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,10 +23,10 @@ from gsm8k_core.exports.merged import write_merged
 from gsm8k_core.exports.modelfile import Turns, modelfile, ollama_name, turns_of
 from gsm8k_core.files import file_hash, make_folder, new_folder, read_plain, refuse_links, write_bytes
 from gsm8k_core.models import hub
-from gsm8k_core.models.find import Source, identity, resolve_model
+from gsm8k_core.models.find import Source, identity, prompted, resolve_model
 from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.prompt_settings import SWITCH
 from gsm8k_core.models.tokenizer import copied_files
-from gsm8k_core.problems.prompts import SYSTEM_PROMPT
 from gsm8k_core.report.export_card import Taken, make_export_card
 from gsm8k_core.training.runs import known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, DataError, PreflightError, StorageError, UsageError
@@ -35,6 +37,7 @@ from verbs.results import CARD
 README = "README.md"  # the card's name on the Hub
 FOLDER = "export"  # in a run
 OLLAMA = "ollama"
+CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # in a template, with the form of the day
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +56,20 @@ class Exported:
 
     @property
     def chat_template(self) -> str:
-        """The one that it was trained and measured with."""
-        found: Any = self.model.tokenizer.chat_template  # type: ignore[attr-defined]
-        return str(found.get("default", next(iter(found.values()))) if isinstance(found, Mapping) else found)
+        """The one that it was trained and measured with; its day and its switch stand in it: others know neither."""
+        asked = self.model.rendering
+        text = asked.template
+        if asked.date:
+            day = datetime.date.fromisoformat(asked.date)
+            text = CLOCK.sub(lambda found: json.dumps(day.strftime(found[2])), text)
+        if asked.thinking and SWITCH in text:
+            text = f"{{% set {SWITCH} = {'true' if asked.thinking == 'on' else 'false'} %}}{text}"
+        return text
 
     @property
     def system(self) -> str:
         """The instruction that it was trained and measured with."""
-        kept = self.manifest.get("prompt")
-        found = kept.get("system") if isinstance(kept, Mapping) else None
-        return found if isinstance(found, str) else SYSTEM_PROMPT
+        return self.model.rendering.system
 
 
 def run(config: ExportConfig, context: Context) -> int:
@@ -108,7 +115,7 @@ def _refuse(config: ExportConfig) -> None:
 
 
 def _subject(config: ExportConfig, context: Context) -> Exported:
-    source = resolve_model(config.run, context.terminal.say)
+    source = prompted(resolve_model(config.run, context.terminal.say, config.base_model))
     run = run_of_model(source.found)
     manifest = known_manifest(run) if run else {}
     part = "" if source.found.name in ("model", "mlx-adapter") else f"-{source.found.name}"
@@ -145,6 +152,8 @@ def _writer(config: ExportConfig, subject: Exported) -> Callable[[Path], None]:
     if config.to == "mlx":
         return partial(_write_mlx, subject, config.bits)
     plan = gguf_file.plan(subject.model, config.file_type)
+    if config.to == OLLAMA and ('"""' in subject.system or subject.system.endswith('"')):
+        raise DataError("the instruction has quotes that a Modelfile has no place for; export --to gguf")
     turns = turns_of(partial(_render, subject)) if config.to == OLLAMA else None
     return partial(_write_gguf, subject, plan, turns)
 
@@ -152,6 +161,7 @@ def _writer(config: ExportConfig, subject: Exported) -> Callable[[Path], None]:
 def _write_merged(subject: Exported, target: Path) -> None:
     with new_folder(target) as folder:
         write_merged(subject.model, folder, subject.dtype)
+        subject.model.rendering.write(folder)
         _write_card(subject, folder, f"a Hugging Face folder, weights in {subject.dtype}", "transformers")
 
 
@@ -160,6 +170,7 @@ def _write_mlx(subject: Exported, bits: int | None, target: Path) -> None:
         whole, made = folder / "whole", folder / "made"
         whole.mkdir()
         write_merged(subject.model, whole, subject.dtype)  # with what mlx-lm reads of a config.json
+        subject.model.rendering.write(whole)
         backends.convert(whole, made, bits, subject.dtype)
         # As they were: transformers would write them anew, in other words.
         for name in {path.name for path in whole.iterdir()} & set(copied_files(whole)):
@@ -187,13 +198,13 @@ def _write_gguf(subject: Exported, plan: gguf_file.FilePlan, turns: Turns | None
 def _render(subject: Exported, conversation: Any) -> str:
     """A prompt, without the start token where llama.cpp writes it by itself."""
     tokenizer: Any = subject.model.tokenizer
-    text = str(tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True))
+    text = subject.model.rendering.render(list(conversation), True).shown
     adds_start = bool(tokenizer("")["input_ids"])
     return text.removeprefix(tokenizer.bos_token) if adds_start and tokenizer.bos_token else text
 
 
 def _stops(subject: Exported, plan: gguf_file.FilePlan) -> list[str]:
-    return [plan.vocabulary.tokens[number] for number in subject.model.end_ids]
+    return [plan.vocabulary.tokens[number] for number in subject.model.rendering.end_ids]
 
 
 # --- beside it --------------------------------------------------------------------------------------------------------
@@ -221,7 +232,7 @@ def _card(subject: Exported) -> str | None:
     for place in (owner, *sorted(owner.glob("compare/*"))):
         try:
             found = json.loads(read_plain(place / COMPARISON))
-            if found["trained"]["hash"] == identity(subject.source):
+            if found["trained"]["hash"] == subject.model.hash:
                 return read_plain(place / CARD).decode("utf-8", errors="replace")
         except (OSError, ValueError, KeyError, TypeError, DataError, RecursionError):
             continue  # none, or not one that can be read: the export says that there are no scores

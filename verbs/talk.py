@@ -13,9 +13,8 @@ from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.talk import NONE, TalkSettings
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import base_of, is_adapter
-from gsm8k_core.models.find import Source, cached_model, identity, resolve_model
+from gsm8k_core.models.find import Source, cached_model, identity, prompted, resolve_model
 from gsm8k_core.models.folder import ModelFolder
-from gsm8k_core.models.rendering import SYSTEM_PROMPT
 from gsm8k_core.problems.rows import check_context
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.serving.conversation import ContextLimits
@@ -36,10 +35,10 @@ def choose_model(reference: str, terminal: Terminal, base: str = "") -> Source:
         run = newest_finished(folder)
         if run is not None:
             terminal.say(f"model    {run}: the newest finished run under {folder}/; --model takes another")
-            return resolve_model(str(run), terminal.say)
+            return prompted(resolve_model(str(run), terminal.say, base))
         pair = choose_pair(AUTO, AUTO, "main", lambda asked: None)
         reference, reason = pair.model, pair.model_choice.reason
-    source = resolve_model(reference, terminal.say, base)
+    source = prompted(resolve_model(reference, terminal.say, base))
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     return source
@@ -47,7 +46,8 @@ def choose_model(reference: str, terminal: Terminal, base: str = "") -> Source:
 
 def adapter_base(config: TalkSettings) -> str:
     """What --base-model means for an adapter's folder: what it is opened on, as well as the model beside it."""
-    named = config.base_model not in (AUTO, NONE) and is_adapter(Path(config.model))
+    folder = Path(config.model)
+    named = config.base_model not in (AUTO, NONE) and any(map(is_adapter, (folder, folder / "model")))
     return config.base_model if named else ""
 
 
@@ -56,7 +56,7 @@ def choose_base(reference: str, source: Source, terminal: Terminal) -> Source | 
     if reference == NONE:
         return None
     if reference != AUTO:
-        return resolve_model(reference, terminal.say)
+        return prompted(resolve_model(reference, terminal.say), source.model.rendering.settled)
     folder = run_of_model(source.found)
     recorded = (known_manifest(folder) if folder else {}).get("model") or {}
     name = recorded.get("name") or (base_of(source.found) if is_adapter(source.found) else None)
@@ -71,7 +71,7 @@ def choose_base(reference: str, source: Source, terminal: Terminal) -> Source | 
     except GSM8KError as error:
         terminal.say(f"base     left out: {name}: {error}")
         return None
-    return base
+    return prompted(base, source.model.rendering.settled)  # both are asked alike
 
 
 def limits_of(model: ModelFolder, max_new_tokens: int, max_context: str = AUTO) -> ContextLimits:
@@ -93,7 +93,7 @@ def whole_context(model: ModelFolder) -> str:
 
 def system_turn(asked: str, model: ModelFolder) -> str:
     """The system turn of a conversation that has none; empty: the template's own."""
-    return "" if asked == NONE else SYSTEM_PROMPT if asked == AUTO else asked
+    return "" if asked == NONE else model.rendering.system if asked == AUTO else asked
 
 
 def sampling_of(config: TalkSettings, model: ModelFolder, seed: int = 0) -> Sampling:

@@ -90,10 +90,11 @@ class _Decoder:
     def run_on(self) -> Iterator[list[tuple[int, Completion]]]:
         """For ever, one turn at a time. While nobody is here, no room is held that the longest answer took."""
         while True:
-            yield list(self._turn())
+            ended = list(self._turn())
             if not self._active and self._slots.num_positions:
                 self._slots = self._make_slots()
                 mx.clear_cache()
+            yield ended
 
     def _turn(self) -> Iterator[tuple[int, Completion]]:
         self._flying.extend(self._turn_over())

@@ -8,7 +8,7 @@ import pydantic
 import tyro
 from pydantic import Field
 
-from gsm8k_core.config.fields import OptionalPath, SaveDtypeName, Settings, without_none
+from gsm8k_core.config.fields import AdapterBase, OptionalPath, SaveDtypeName, Settings, without_none
 
 GGUF_TYPES = ("f32", "f16", "q8_0", "q4_0")
 
@@ -21,6 +21,7 @@ class ExportConfig(Settings):
         tyro.conf.arg(metavar="[RUN]", help_behavior_hint=without_none),
         Field(description="a run, model or adapter folder, a Hub id, or embedded; an adapter is merged into its base"),
     ] = ""
+    base_model: AdapterBase = ""
     to: Annotated[
         Literal["merged", "mlx", "gguf", "ollama"] | None,
         tyro.conf.arg(metavar="merged|mlx|gguf|ollama", help_behavior_hint=without_none),

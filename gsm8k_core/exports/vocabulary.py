@@ -170,6 +170,6 @@ def _special(tokenizer: Any, model: ModelFolder, tokens: list[str]) -> dict[str,
     numbers = {text: number for number, text in enumerate(tokens)}
     named = {"bos": tokenizer.bos_token, "unknown": tokenizer.unk_token, "padding": tokenizer.pad_token}
     found = {name: numbers[text] for name, text in named.items() if text in numbers}
-    ends = list(dict.fromkeys([*tokenizer_end(model.path), *model.end_ids]))
+    ends = list(dict.fromkeys([*tokenizer_end(model.path), *model.rendering.end_ids]))
     # llama.cpp ends an answer at each of these three, and at those that it knows by their text.
     return found | dict(zip(("eos", "eot", "eom"), ends, strict=False))

@@ -37,8 +37,9 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 def arranged(turns: list[dict[str, str]], place: str, parts: tuple[str, ...]) -> list[dict[str, Any]]:
     """The turns in one of these forms: without a system turn, its words go before the first question."""
     if place == "question" and turns[0]["role"] == "system" and len(turns) > 1:
-        first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-        turns = [first, *turns[2:]]
+        at = next((number for number, turn in enumerate(turns) if turn["role"] == "user"), 1)
+        first = {**turns[at], "content": f"{turns[0]['content']}\n\n{turns[at]['content']}"}
+        turns = [*turns[1:at], first, *turns[at + 1 :]]
     return [
         {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn["role"] in parts else dict(turn)
         for turn in turns

@@ -188,6 +188,10 @@ class Paths:
         offer = self._offer(asked.model)
         if not asked.prompts:
             raise ApiError(400, "prompt is an empty list", param="prompt")
+        try:
+            self._scheduler.check_room(offer.name, len(asked.prompts) * (asked.n or 1))  # before any is made
+        except GSM8KError as error:
+            raise _worded(error) from None
         prompts = [await self._prompt(offer, prompt) for prompt in asked.prompts]
         return await self._answer(request, asked, offer, prompts, "prompt")
 

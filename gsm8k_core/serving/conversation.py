@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.rows import check_token_ids
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.types import DataError
 
 Turn = dict[str, str]  # role and content
@@ -28,9 +29,11 @@ class ContextLimits:
 def chat_prompt(model: ModelFolder, turns: Sequence[Turn]) -> tuple[int, ...]:
     """The tokens of a conversation, up to and with the start of the assistant's turn.
 
-    What a person types stays text, as in training. Raises DataError where the template refuses it or loses words.
+    What a person types stays text, as in training. Of earlier answers the thoughts go: templates leave them out, and
+    models were trained so. Raises DataError where the template refuses the conversation or loses words.
     """
-    (tokens,) = model.rendering.encode([model.rendering.render(turns, True)])
+    said = [{**turn, "content": split(turn["content"]).answer} if turn["role"] == ASSISTANT else turn for turn in turns]
+    (tokens,) = model.rendering.encode([model.rendering.render(said, True)])
     check_token_ids([tokens], model.vocabulary)
     return tuple(tokens)
 

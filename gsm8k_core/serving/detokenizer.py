@@ -62,7 +62,10 @@ class Detokenizer:
         if self.stopped:
             return 0
         sizes = (
-            size for stop in self._stops for size in range(len(stop) - 1, 0, -1) if self.text.endswith(stop[:size])
+            size
+            for stop in self._stops
+            for size in range(min(len(stop) - 1, len(self.text)), 0, -1)
+            if self.text.endswith(stop[:size])
         )
         return max(sizes, default=0)
 

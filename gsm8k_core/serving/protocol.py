@@ -21,7 +21,7 @@ from gsm8k_core.types import Completion
 
 INVALID = "invalid_request_error"
 COMPLETION_TOKENS = 16  # of /v1/completions where max_tokens is not given: OpenAI's number
-MOST_CHOICES, MOST_STOPS = 128, 4
+MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 128, 4, 500
 # What says something about the caller, or asks for what is so anyway.
 WITHOUT_EFFECT = {
     "user",
@@ -143,6 +143,8 @@ class AnswerRequest(pydantic.BaseModel):
             raise ValueError("stream_options is for stream: true")
         if len(self.stops) > MOST_STOPS or "" in self.stops:
             raise ValueError(f"stop takes up to {MOST_STOPS} texts, none of them empty")
+        if any(len(stop) > LONGEST_STOP for stop in self.stops):
+            raise ValueError(f"stop takes texts of {LONGEST_STOP} characters at most")
         return self
 
     @property

@@ -122,6 +122,12 @@ class Scheduler:
         if self.failed is not None:
             raise self.failed
 
+    def check_room(self, model: str, count: int) -> None:
+        """Raises UsageError for more answers at once than ever fit."""
+        most = self.models[model].places + self._max_waiting
+        if count > most:
+            raise UsageError(f"{count} answers are asked for at once, and there is room for {most}; ask for fewer")
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """All of them or none. Raises BusyError where too many wait, ClosingError where nobody is answered any more,
         and UsageError for more than ever fit."""
@@ -130,11 +136,7 @@ class Scheduler:
                 raise ClosingError("the server is shutting down")
             name = tickets[0].model
             served, waiting = self.models[name], self._waiting[name]
-            most = served.places + self._max_waiting
-            if len(tickets) > most:
-                raise UsageError(
-                    f"{len(tickets)} answers are asked for at once, and there is room for {most}; ask for fewer"
-                )
+            self.check_room(name, len(tickets))
             free = served.places - len(served.active)
             if len(waiting) + len(tickets) > max(free, 0) + self._max_waiting:
                 raise BusyError(

@@ -25,7 +25,7 @@ from gsm8k_core.command import as_typed
 from gsm8k_core.types import StepEvent, StorageError
 
 INDENT = " " * 9  # under a line's label, such as "model    "
-COMMAND = re.compile(r"(?:python cli\.py|\bgsm8k|pip install) [^;\n]*")
+COMMAND = re.compile(r"(?:python cli\.py|(?<![\w./-])gsm8k|pip install) [^;\n]*")
 HELD = "\ue000"  # stands for a space that no line may be broken at
 FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
