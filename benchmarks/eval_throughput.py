@@ -88,9 +88,10 @@ def _before_end(tokens: Sequence[int], end_ids: Sequence[int]) -> list[int]:
 def ours(job: GenerateJob) -> Answer:
     """This project, through the interface that `eval` uses."""
     import backends
+    from gsm8k_core.models.folder import ModelFolder
     from gsm8k_core.types import Sampling
 
-    backend = backends.open(job.framework, job.model, job.device, job.dtype)
+    backend = backends.open(job.framework, job.model, job.device, job.dtype, ModelFolder(job.model).rendering)
 
     def answer(prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[list[int]]:
         found = dict(backend.generate(prompts, Sampling(new_tokens, size)))

@@ -37,6 +37,7 @@ from verbs.evaluate import (
     say_limits,
     score,
 )
+from verbs.overlap import of_model
 from verbs.results import Provenance, one_a_problem, write_both
 
 
@@ -73,6 +74,9 @@ def run(config: CompareConfig, context: Context) -> int:
     trained_scored = _scored(config, place, trained, problems, terminal)
     if limit and len(trained_scored.records) < len(base_scored.records):
         base_scored = one_answer(first_of(base_scored, trained_scored))
+        names = {record["id"] for record in trained_scored.records}
+        answered = [problem for problem in problems.problems if problem.id in names]
+        base_scored.summary["overlap"] = of_model(base, answered).as_json()
     if base_scored.summary["hash"] == trained_scored.summary["hash"]:
         terminal.say("note     both are the same model, file by file: there is nothing to compare")
     if base.model.rendering.template != trained.model.rendering.template:

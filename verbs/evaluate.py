@@ -396,6 +396,9 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     summary |= {"calculator": calculated(records) if key.calculator else None}
     summary |= {"records": str(path), "reused": reused}
     if limit is not None:
+        answered = {record["id"] for record in records}
+        shared = of_model(opened.source, [problem for problem in problems if problem.id in answered])
+        summary["overlap"] = shared.as_json()
         summary["time"] = {
             "n": summary["n"],
             "of": len(problems),
@@ -446,9 +449,12 @@ def _in_time(
 def first_of(scored: Evaluation, wanted: Evaluation) -> Evaluation:
     """`scored` on the problems of `wanted` alone, which are among its own."""
     names = {record["id"] for record in wanted.records}
+    kept = {key: value for key, value in scored.summary.items() if key != "held_out_templates"}
+    if "time" in kept:
+        kept["time"] = {**kept["time"], "n": len(names)}
     records, answers = ([each for each in rows if each["id"] in names] for rows in (scored.records, scored.answers))
     counts = {"calculator": calculated(answers)} if scored.summary["calculator"] else {}
-    return Evaluation({**scored.summary, **summarise(answers, HELD_OUT), **counts}, records, answers)
+    return Evaluation({**kept, **summarise(answers, HELD_OUT), **counts}, records, answers)
 
 
 # --- beside it ------------------------------------------------------------------------------------------------

@@ -80,19 +80,17 @@ class BackendLM(TemplateLM):
         def render(turns: list[dict[str, str]]) -> str:
             hidden: list[str] = []
             safe = [{**turn, "content": self._rendering.control.hide(turn["content"], hidden)} for turn in turns]
-            made = Rendered(
-                str(
-                    self.tokenizer.apply_chat_template(
-                        arranged(safe, "system", self._rendering.parts),
-                        tokenize=False,
-                        add_generation_prompt=add_generation_prompt,
-                        continue_final_message=not add_generation_prompt,
-                        **self._rendering.options,
-                    )
-                ),
-                tuple(hidden),
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    arranged(safe, "system", self._rendering.parts),
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                    **self._rendering.options,
+                )
             )
-            return self._texts_seen.give(made)
+            shown = self._rendering.closed(text) if add_generation_prompt else text
+            return self._texts_seen.give(Rendered(shown, tuple(hidden)))
 
         try:
             return render(chat_history)

@@ -10,7 +10,7 @@ from gsm8k_core.problems.data import MissingSplitError, is_at_hand, is_single_fi
 from gsm8k_core.problems.overlap import Overlap, Questions, read_questions
 from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.training.runs import run_of_model
-from gsm8k_core.types import DataError, Problem
+from gsm8k_core.types import DataError, Problem, UsageError
 
 
 def before_training(
@@ -27,7 +27,7 @@ def before_training(
             return name, questions.met(load_data(name, part, config.seed, lambda line: None, ("test",), reading).test)
         except MissingSplitError:
             continue
-        except DataError as error:
+        except (DataError, UsageError) as error:
             return name, Overlap(why=f"its test problems cannot be read: {error}")
     return reference, Overlap(why="it has no test problems of its own")
 

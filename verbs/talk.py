@@ -12,7 +12,7 @@ from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.talk import NONE, TalkSettings
 from gsm8k_core.models import hub
-from gsm8k_core.models.adapter import base_of, is_adapter
+from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
 from gsm8k_core.models.find import Source, cached_model, identity, prompted, resolve_model
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.problems.rows import check_context
@@ -65,7 +65,7 @@ def choose_base(reference: str, source: Source, terminal: Terminal) -> Source | 
     try:
         if name != EMBEDDED_MODEL and hub.local_path(name) is None and cached_model(name) is None:
             raise DataError(f"it is not on this machine; --base-model {name} fetches it")
-        base = resolve_model(name, terminal.say)
+        base = resolve_model(name, terminal.say, recorded_base(folder / "model") if folder else "")
         if recorded and identity(base) != recorded.get("hash"):
             raise DataError(f"it is not what the run began with any more; --base-model {name} takes it all the same")
     except GSM8KError as error:

@@ -84,7 +84,7 @@ def _resolve(reference: str, announce: hub.Announce, base: str, above: tuple[Pat
     else:
         source = _named(reference, announce)
     if is_adapter(source.folder):
-        source = _merged(source, announce, base or recorded_base(source.folder), above)
+        source = _merged(source, announce, base or _recorded_under(source.folder), above)
     elif is_quantized(source.model):
         source = _dequantized(source)
     source.model.check()
@@ -121,6 +121,15 @@ def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Pa
     whose = f", with its own {OWN[own]}" if own else ""
     choice = Choice("adapter", f"an adapter of {base.name}, {how}{whose}")
     return Source(adapter.name, ModelFolder(folder), choice, adapter.folder, base.dtype)
+
+
+def _recorded_under(adapter: Path) -> str:
+    """The --base-model of its run, for the adapter that it names itself; nothing where it names a whole model."""
+    with suppress(DataError):  # it names none: said by who needs it
+        path = hub.local_path(base_of(adapter))
+        if path and path.is_dir() and is_adapter(_local(str(path), path.absolute()).folder):
+            return recorded_base(adapter)
+    return ""
 
 
 def _base(adapter: Path, announce: hub.Announce, asked: str, above: tuple[Path, ...]) -> Source:

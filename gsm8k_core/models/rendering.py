@@ -190,8 +190,8 @@ class Rendering:
         hidden: list[str] = []
         safe = [{**turn, "content": self.control.hide(turn["content"], hidden)} for turn in turns]
         text = self._apply(arranged(safe, self.place, self.parts), prompt)
-        if self._closed_for_it and prompt:
-            text = f"{text.rstrip()}\n\n{THOUGHTS[self._opened(text)]}\n\n" if self._opened(text) else text
+        if prompt:
+            text = self.closed(text)
         elif self._closed_for_it:
             start = text.rindex(answer) if (answer := safe[-1]["content"].strip()) in text else len(text)
             text = self.render(turns[:-1], True).text + text[start:]
@@ -204,6 +204,11 @@ class Rendering:
     def _closed_for_it(self) -> bool:
         """Whether a prompt ends with a thought that the template only began, and the row with it."""
         return self.thinking == "off" and SWITCH not in self.template
+
+    def closed(self, prompt: str) -> str:
+        """A prompt with the thought closed that the template only began, where it is not to think."""
+        mark = self._opened(prompt) if self._closed_for_it else ""
+        return f"{prompt.rstrip()}\n\n{THOUGHTS[mark]}\n\n" if mark else prompt
 
     @staticmethod
     def _opened(prompt: str) -> str:

@@ -158,7 +158,8 @@ def resolve_tokenizer(reference: str, announce: hub.Announce, base: str = "") ->
     if adapter is not None and not has_tokenizer(adapter):
         if own_tokenizer(adapter):
             return resolve_model(reference, announce, base)
-        return resolve_tokenizer(base or recorded_base(adapter) or base_of(adapter), announce)
+        found = resolve_tokenizer(base or recorded_base(adapter) or base_of(adapter), announce)
+        return replace(found, made_from=adapter)  # its prompt.json goes with it
     if path is not None and path.is_dir():
         return _local(reference, path.absolute())
     named = hub.is_hub_id(reference) and not hub.looks_like_path(reference)

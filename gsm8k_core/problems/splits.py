@@ -57,7 +57,8 @@ def _names_a_split(name: str) -> bool:
 
 
 def _of_split(rows: Sequence[str], config: str, split: str) -> list[str]:
-    for folder in (f"{config}/", "data/", f"data/{config}/", ""):
+    below = (f"{config}/", "data/", f"data/{config}/")
+    for folder in ("", *below) if config == DEFAULT_CONFIG else (*below, ""):
         if found := _in_folder(rows, folder, split):
             return found
     return _in_folder(rows, ORIGINAL, split if config == DEFAULT_CONFIG else f"{split}_{config}")

@@ -21,6 +21,7 @@ from gsm8k_core.config.stored import Count, Seconds, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, write_bytes
 from gsm8k_core.rollouts.wave import Ask
 from gsm8k_core.scoring.evaluate import StoredAnswer
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
 
@@ -95,7 +96,7 @@ def chain_of(verdict: Verification, text: str) -> tuple[str, ...]:
 def judged(problem: Problem, sample: int, completion: Completion, decode: Decode, seconds: float) -> Rollout:
     """An answer with its text and its verdict."""
     text = decode(completion.tokens)
-    verdict = verify(text, completion.finish_reason, problem.answer)
+    verdict = verify(split(text).answer, completion.finish_reason, problem.answer)
     return Rollout(problem, sample, completion, text, seconds, verdict)
 
 

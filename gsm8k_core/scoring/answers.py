@@ -66,10 +66,9 @@ def grade(completion: str, answer: str) -> dict[str, Verdict]:
 def judge_by(names: Sequence[str], records: Iterable[dict[str, Any]]) -> None:
     """Leaves each record the verdicts of these rules alone, of RULES or OLDER; those it has not are made."""
     for record in records:
-        made, target = record["rules"], _target(str(record["gold"]))
+        made, target, text = record["rules"], _target(str(record["gold"])), split(record["completion"]).answer
         record["rules"] = {
-            name: made[name] if name in made else asdict(_verdict(OLDER[name], record["completion"], target))
-            for name in names
+            name: made[name] if name in made else asdict(_verdict(OLDER[name], text, target)) for name in names
         }
 
 

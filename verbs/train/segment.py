@@ -27,6 +27,7 @@ from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.plan import Change, wider
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
+    Choice,
     CollapsedError,
     DeviceLostError,
     DivergedError,
@@ -240,6 +241,8 @@ class Segment:
         except NumberTooLarge as error:
             self.context.terminal.say(f"saved    float32, and not {saved.name if saved else ''}: {error}")
             self.model.backend.save(folder)
+            instead = {"saved": Choice("float32", str(error))}
+            self.run.record(choices={**self.run.manifest.get("choices", {}), **as_json(instead)})
 
     def guard_now(self) -> Guard:
         """What the base showed, before what comes before this segment's training. The model may be another one then."""

@@ -155,7 +155,8 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
     if result["reason"] != "done":
         more = ["--max-time", f"{int(2 * result['seconds'] / 60) + 1}m"] if result["reason"] == STOP_BUDGET else []
         terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder), *more])}")
-    follow = shlex.join([*typed().split(), "compare", "--base-model", job.config.model, "--trained-model", str(folder)])
+    named = [] if job.config.base_model else ["--base-model", job.config.model]  # an adapter's own base is on record
+    follow = shlex.join([*typed().split(), "compare", *named, "--trained-model", str(folder)])
     terminal.say(f"next     {follow}")
     take = say_export(folder, terminal)
     terminal.result({"run": str(folder), "model": str(model), "next": follow, "export": take, **result})
