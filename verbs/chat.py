@@ -17,7 +17,7 @@ from rich.text import Text
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.talk import ChatConfig
 from gsm8k_core.models.find import Source
-from gsm8k_core.problems.data import is_text
+from gsm8k_core.problems.lines import is_text
 from gsm8k_core.serving.conversation import ASSISTANT, SYSTEM, USER, ContextLimits, Turn, fit
 from gsm8k_core.serving.detokenizer import Detokenizer
 from gsm8k_core.tracking.terminal import Terminal, printable

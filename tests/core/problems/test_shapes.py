@@ -280,6 +280,8 @@ LAYOUTS: dict[str, tuple[list[str], str, list[str], list[str]]] = {
     "beside each other": (["train.jsonl", "test.jsonl", "README.md"], "main", ["train.jsonl"], ["test.jsonl"]),
     "of other formats": (["train.jsonl.gz", "test.json"], "main", ["train.jsonl.gz"], ["test.json"]),
     "gsm8k": ([MAIN, SOCRATIC, "README.md"], "socratic", [SOCRATIC], []),
+    "its own before a folder's": (["train.jsonl", "test.jsonl", "data/train.jsonl", "main/train.jsonl"], "main",
+                                  ["train.jsonl"], ["test.jsonl"]),
     "in parts": ([*PARTS[::-1], "data/test.parquet"], "main", PARTS, ["data/test.parquet"]),
     "converted": (["default/train/0.parquet", "default/test/0.parquet"], "main", ["default/train/0.parquet"],
                   ["default/test/0.parquet"]),

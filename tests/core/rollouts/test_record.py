@@ -31,6 +31,8 @@ def rollout(text: str, sample: int = 0, finish: Any = "stop", forced: tuple[int,
         (WRONG_STEP, "stop", False, True, True),
         (NO_STEP, "stop", False, True, False),
         (RIGHT, "length", False, False, False),
+        (f"<think> {RIGHT}", "stop", False, False, False),  # a thought that never ended
+        (f"<think> #### 7 </think> {RIGHT}", "stop", True, True, False),
     ],
 )
 def test_an_answer_is_judged_by_its_steps_or_by_its_number(

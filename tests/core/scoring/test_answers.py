@@ -151,3 +151,9 @@ def test_records_are_judged_by_the_asked_rules_alone() -> None:
         "robust-v1": {"extracted": "18", "correct": False},
         "robust": {"extracted": "kept", "correct": True},
     }
+
+
+def test_an_older_rule_reads_no_thought_either() -> None:
+    record = {"completion": "<think>#### 18</think> I give up: 7", "gold": "#### 18", "rules": {}}
+    judge_by(("robust-v1",), [record])
+    assert record["rules"] == {"robust-v1": {"extracted": "7", "correct": False}}

@@ -49,6 +49,7 @@ def test_what_asks_for_nothing_more_is_taken(more: dict[str, Any]) -> None:
         (ASKED | {"n": 1000}, "n", "n must be"),
         (ASKED | {"stop": ["a", "b", "c", "d", "e"]}, None, "up to 4 texts"),
         (ASKED | {"stop": ""}, None, "none of them empty"),
+        (ASKED | {"stop": "a" * 501}, None, "500 characters at most"),
         (ASKED | {"stream_options": {"include_usage": True}}, None, "stream_options is for stream: true"),
         (ASKED | {"tools": [{"type": "function"}]}, "tools", "tools is not supported here"),
         (ASKED | {"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported here"),
