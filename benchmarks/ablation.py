@@ -77,15 +77,15 @@ def kept_logits_torch(job: TrainJob) -> Patches:
     import torch
     import torch.nn.functional as F
 
-    from backends.torch.loss import HeadLoss
+    from backends.torch.loss import HeadLoss, finished
 
     def apply(
-        hidden_NH: Any, weight_VH: Any, compute_VH: Any, targets_N: Any, scale_N: Any, in_place: bool = False
+        hidden_NH: Any, weight_VH: Any, compute_VH: Any, targets_N: Any, scale_N: Any, in_place: bool, finish: Any
     ) -> Any:
         cast = compute_VH.dtype != weight_VH.dtype
         with torch.autocast(hidden_NH.device.type, compute_VH.dtype if cast else None, enabled=cast):
             logits_NV = F.linear(hidden_NH, weight_VH)
-        return F.cross_entropy(logits_NV.float(), targets_N, reduction="none").dot(scale_N)
+        return F.cross_entropy(finished(finish, logits_NV).float(), targets_N, reduction="none").dot(scale_N)
 
     return [mock.patch.object(HeadLoss, "apply", apply)]
 
@@ -113,7 +113,7 @@ def gradients_torch(job: TrainJob) -> Patches:
     apply = HeadLoss.apply
     return [
         mock.patch.object(LossModel, "_inputs", lambda self, tokens_BT: {"input_ids": tokens_BT}),
-        mock.patch.object(HeadLoss, "apply", lambda *arguments: apply(*arguments[:5], False)),
+        mock.patch.object(HeadLoss, "apply", lambda *arguments: apply(*arguments[:5], False, *arguments[6:])),
     ]
 
 
@@ -170,8 +170,9 @@ def kept_logits_mlx(job: TrainJob) -> Patches:
 
     import backends.mlx.loss as loss
 
-    def head_loss(module: Any, hidden_NH: Any, targets_N: Any, weights_N: Any) -> Any:
-        logits_NV = (module.as_linear if hasattr(module, "as_linear") else module)(hidden_NH).astype(mx.float32)
+    def head_loss(module: Any, hidden_NH: Any, targets_N: Any, weights_N: Any, finish: Any = loss.PLAIN) -> Any:
+        logits_NV = (module.as_linear if hasattr(module, "as_linear") else module)(hidden_NH)
+        logits_NV = loss.finished(finish, logits_NV).astype(mx.float32)
         picked = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
         return ((mx.logsumexp(logits_NV, axis=-1) - picked) * weights_N).sum()
 

@@ -251,7 +251,7 @@ class _Turns:
             yield from self._land(self._ahead)
             first += len(arrived.seats)
         self._decoder.reorder(seats.order(), seats.taken)
-        if not seats.taken:
+        if not seats:
             yield from self._land(0)
 
     def _wait(self) -> None:
@@ -365,7 +365,9 @@ def check_decoding(model: Any) -> None:
         alone = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
         decoder = _Decoder(model, len(rows))
         first_BV = decoder.prefill(slice(0, len(rows)), [row[:-1] for row in rows])
-        seats = [Seat(place, place, row[:-1], place, launched=1) for place, row in enumerate(rows)]
+        seats = [
+            Seat(place, place, row[:-1], place, Sampling(1, len(rows)), launched=1) for place, row in enumerate(rows)
+        ]
         decoder.sit_down(0, seats)
         decoder.read_next(0, torch.tensor([row[-1] for row in rows], device=model.device))
         then_BV = decoder.step(seats)

@@ -347,7 +347,7 @@ def test_without_the_folder_of_the_benchmark_all_else_works(unpacked: Path, tmp_
     overview, refused, of_help, of_typing, _, modules = done.stdout.split("exit ")
     assert "train" in overview
     assert "benchmark" not in overview
-    verbs = "train, eval, compare, generate, chat, serve, inspect, grade, doctor, parity, plot, runs, harness"
+    verbs = "train, eval, compare, generate, chat, serve, export, inspect, grade, doctor, parity, plot, runs, harness"
     said = f"error: benchmark comes with the source and not with the package (here are {verbs})"
     said += "; clone the repository, and there python ./cli.py benchmark"
     assert refused.splitlines() == ["0", said]

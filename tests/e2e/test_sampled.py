@@ -71,8 +71,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """The CPU as a GPU with so many bytes free."""
     opened = backends.open
 
-    def as_gpu(name: str, folder: Path, device: str, dtype: str) -> Any:
-        return OnAGpu(opened(name, folder, "cpu", dtype))
+    def as_gpu(name: str, folder: Path, device: str, dtype: str, rendering: Any) -> Any:
+        return OnAGpu(opened(name, folder, "cpu", dtype, rendering))
 
     monkeypatch.setattr(backends, "open", as_gpu)
 
@@ -166,8 +166,8 @@ sys.path.insert(0, {root!r})
 import cli
 from verbs.evaluate import LoadedModel
 original = LoadedModel.generate
-def generate(self, draws, sampling):
-    for number, found in enumerate(original(self, draws, sampling)):
+def generate(self, draws, sampling, **more):
+    for number, found in enumerate(original(self, draws, sampling, **more)):
         if number == 40: signal.pause()
         yield found
 LoadedModel.generate = generate
@@ -229,8 +229,8 @@ def test_answers_that_were_made_one_by_one_are_not_taken_for_a_batchs(
     summary_of(run, *arguments, "--eval-batch-size", 1)
     original = LoadedModel.generate
 
-    def batches_are_wrong(self: LoadedModel, draws: Any, sampling: Any) -> Any:
-        for index, completion in original(self, draws, sampling):
+    def batches_are_wrong(self: LoadedModel, draws: Any, sampling: Any, **more: Any) -> Any:
+        for index, completion in original(self, draws, sampling, **more):
             yield index, Completion((7,), "length") if sampling.batch_size > 1 else completion
 
     monkeypatch.setattr(LoadedModel, "generate", batches_are_wrong)

@@ -153,6 +153,14 @@ def command_lines() -> Iterator[list[str]]:
         lines += seen
 
 
+def _content(path: Path) -> bytes:
+    """Nothing for what W&B's own service took away since it was listed."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="argument lists are read from /proc")
 @pytest.mark.parametrize("tracker", ["wandb offline", "Leaks", "LeaksNetrc"])
 def test_the_key_is_nowhere(
@@ -191,7 +199,7 @@ def test_the_key_is_nowhere(
     assert any("gsm8k_core.tracking.trackers" in line for line in lines)
     assert "WANDB_API_KEY" not in os.environ
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path != key]
-    found = [str(path) for path in files if CANARY.encode() in path.read_bytes()]
+    found = [str(path) for path in files if CANARY.encode() in _content(path)]
     found += [line for line in [*lines, done.stdout, done.stderr] if CANARY in line]
     assert found == []
     print(
