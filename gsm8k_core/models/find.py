@@ -96,7 +96,7 @@ def prompted(source: Source, asked: PromptSettings = NOTHING, recorded: PromptSe
     saved = saved_in(source.found)
     if saved == NOTHING:
         saved = saved_in(source.folder)
-    return replace(source, model=replace(source.model, prompts=asked.over(recorded).over(saved)))
+    return replace(source, model=source.model.prompted(asked.over(recorded).over(saved)))
 
 
 def identity(source: Source) -> str:

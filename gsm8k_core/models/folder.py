@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +134,12 @@ class ModelFolder:
         except OSError as error:
             raise DataError(f"model folder {self.path} cannot be read ({error}); check its rights") from None
         return self
+
+    def prompted(self, prompts: PromptSettings) -> ModelFolder:
+        """The same folder asked in another way; what was read of it is kept."""
+        other = replace(self, prompts=prompts)
+        other.__dict__.update({name: each for name, each in self.__dict__.items() if name in ("config", "hash")})
+        return other
 
     @cached_property
     def config(self) -> Config:

@@ -121,8 +121,8 @@ def test_a_size_that_ran_out_of_memory_is_not_gone_back_to(
 ) -> None:
     original = evaluate.LoadedModel.generate
 
-    def no_room_for_512(self: evaluate.LoadedModel, draws: Any, sampling: Any) -> Any:
-        for number, found in enumerate(original(self, draws, sampling)):
+    def no_room_for_512(self: evaluate.LoadedModel, draws: Any, sampling: Any, **more: Any) -> Any:
+        for number, found in enumerate(original(self, draws, sampling, **more)):
             if number == answered and sampling.batch_size == 512:
                 raise OutOfMemoryError("no room")
             yield found
