@@ -28,6 +28,7 @@ BUILD = ("hatchling", "editables")  # what links the project, which is done with
 # The platforms of constraints.txt: Python 3.11 to 3.14, Linux (glibc) and macOS (arm64).
 PYTHONS = re.compile(r"-(py3|py2\.py3|cp31[1-4])-|-cp3\d+-abi3-")
 PLATFORMS = re.compile(r"-any\.whl$|manylinux[^-]*_(x86_64|aarch64)\.whl$|macosx[^-]*_(arm64|universal2)\.whl$")
+SOURCES = (".tar.gz", ".zip")  # of a package without a wheel
 HEADER = """\
 # The sha256 of every file that constraints.txt may install. Written by `python lock.py write`; checked by the set-up.
 """
@@ -105,7 +106,7 @@ def files_of(name: str, version: str) -> list[str]:
     )
     with urllib.request.urlopen(request, context=ssl.create_default_context()) as answer:
         files = {file["filename"]: file["hashes"]["sha256"] for file in json.load(answer)["files"]}
-    ours = {f: h for f, h in files.items() if f.endswith((".whl", ".tar.gz")) and _version(f, name) == version}
+    ours = {f: h for f, h in files.items() if f.endswith((".whl", *SOURCES)) and _version(f, name) == version}
     wheels = [h for f, h in ours.items() if PYTHONS.search(f) and PLATFORMS.search(f)]
     return sorted(wheels or ours.values())
 
@@ -113,7 +114,7 @@ def files_of(name: str, version: str) -> list[str]:
 def _version(file: str, name: str) -> str:
     """Of a file's name: what stands behind the project's."""
     rest = file[len(name) + 1 :]
-    return rest.removesuffix(".tar.gz") if file.endswith(".tar.gz") else rest.split("-")[0]
+    return next((rest.removesuffix(kind) for kind in SOURCES if file.endswith(kind)), rest.split("-")[0])
 
 
 def write() -> None:
