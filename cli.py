@@ -344,8 +344,8 @@ def _asked(verb: str, arguments: Sequence[str], flags: dict[str, str]) -> set[st
         if name not in flags or not argument.startswith("--"):
             ours = meant(name[2:], [each[2:].replace("-", "_") for each in flags])
             hint = f"did you mean {_as_flag(ours)}?" if ours else f"python cli.py {verb} --help lists the flags"
-            typed = name if argument.startswith("--") else argument
-            raise UsageError(f"{verb} has no flag {typed}; {hint}")
+            given = name if argument.startswith("--") else argument
+            raise UsageError(f"{verb} has no flag {given}; {hint}")
         asked.add(flags[name])
     return asked
 

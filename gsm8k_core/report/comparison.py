@@ -121,9 +121,10 @@ def show_disagreements(terminal: Terminal, counts: tallies.Counts, what: str) ->
 
 def _endings(summary: Mapping[str, Any]) -> str:
     early = f"{summary['at_answer']} after their #### line, " if summary.get("at_answer") else ""
+    share = percent(summary["ended_share"])  # of the answers, which are several a problem with --samples
     return (
-        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ({_ended(summary)}) ended by "
-        f"themselves, {early}"
+        f"{counted(summary['n'], 'problem')}: {counted(summary['stopped'], 'answer')} ({share}) ended by themselves, "
+        f"{early}"
         f"{summary['cut']} cut at {summary['max_new_tokens']} tokens, {summary['no_answer']} without a number; "
         f"{summary['mean_tokens']:.0f} tokens on average"
     )
@@ -136,10 +137,6 @@ def _show_thoughts(terminal: Terminal, summary: Mapping[str, Any]) -> None:
             f"Thoughts, which no rule reads: in {counted(found['answers'], 'answer')}, "
             f"{found['mean_tokens']:.0f} tokens on average{never}"
         )
-
-
-def _ended(summary: Mapping[str, Any]) -> str:
-    return percent(summary["stopped"] / summary.get("answers", summary["n"]))
 
 
 def _show_calculator(terminal: Terminal, summary: Mapping[str, Any]) -> None:

@@ -102,6 +102,13 @@ def test_test_problems_in_the_training_data_are_in_the_verdict() -> None:
     assert "but" not in compared(BASE, TRAINED)["verdict"]
 
 
+def test_of_several_answers_to_a_problem_the_share_that_ended_is_of_the_answers() -> None:
+    ended, cut = BASE[0], {**BASE[1], "finish_reason": "length"}
+    rows = [{**row, "sample": sample} for row in (ended | {"finish_reason": "stop"}, cut) for sample in range(4)]
+    text = said(summary(rows), diagnose.breakdown(rows), show_scores)
+    assert "2 problems: 4 answers (50.0 %) ended by themselves" in text
+
+
 def test_each_rule_has_its_table_its_difference_and_its_interval() -> None:
     made = compared(BASE, TRAINED)
     test = made["paired_by_rule"]["strict"]
