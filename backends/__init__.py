@@ -9,37 +9,53 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from backends import unseen
+from gsm8k_core.doing import doing
 from gsm8k_core.types import Choice, PreflightError, UsageError
 
 if TYPE_CHECKING:
-    from gsm8k_core.backend import Backend
+    from gsm8k_core.backend import Backend, Group
     from gsm8k_core.models.rendering import Rendering
+    from gsm8k_core.ranks.world import World
     from gsm8k_core.training.memory import DeviceMemory
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One backend: the folder of its name here, and what must be importable for it. `install` gets that."""
+    """One backend: the folder of its name here, and what must be importable for it. `install` gets that.
+
+    `launchers` start two processes of it, each behind the program's name; the first is the one to try.
+    """
 
     packages: tuple[str, ...]
     install: str
+    launchers: tuple[str, ...]
 
 
 PROVIDERS = {
     "mlx": Provider(
         ("mlx", "mlx_lm"),
         "pip install -e '.[mlx-cpu]' (Linux; '.[mlx-cuda]' with an NVIDIA GPU), pip install -e . (Apple Silicon)",
+        ("mlx.launch -n 2 -- python",),
     ),
-    "torch": Provider(("torch", "transformers", "accelerate"), "pip install -e ."),
+    "torch": Provider(
+        ("torch", "transformers", "accelerate"),
+        "pip install -e .",
+        ("torchrun --nproc-per-node 2", "accelerate launch --multi_gpu --num_processes 2"),
+    ),
 }
 
 _resolved: set[str] = set()  # the backends that this process asked for
+_shared: Callable[..., Backend] | None = None  # how a model is opened on several ranks
+_here = 1  # and how many of them are on this host
+_spread = 1  # and over how many of them a model's weights are spread
+_reason = ""  # for the backend, where a launcher starts it
 QUANTIZER = "mlx"  # whose adapter.py writes 4-bit weights: their layout is mlx-lm's
 MINIMUM_MACOS = (14, 0)  # the oldest macOS that MLX's wheels are built for
 
@@ -111,7 +127,7 @@ def resolve(name: str) -> Choice:
     Raises UsageError for an unknown name, PreflightError for one whose packages are missing.
     """
     check_name(name)
-    choice = choose(detect()) if name == "auto" else Choice(name, f"--backend {name}")
+    choice = choose(detect()) if name == "auto" else Choice(name, _reason or f"--backend {name}")
     if not installed(choice.name):
         provider = PROVIDERS[choice.name]
         missing = [package for package in provider.packages if importlib.util.find_spec(package) is None]
@@ -150,6 +166,8 @@ def _module(name: str, file: str) -> Any:
     through a million objects that stay, again and again, was a fifth of a start.
     """
     whole = f"{__name__}.{name}.{file}"
+    if whole not in sys.modules:
+        doing(f"importing {name}")
     if whole in sys.modules or not gc.isenabled():
         return importlib.import_module(whole)
     gc.disable()
@@ -175,6 +193,17 @@ def check(name: str, device: str, dtype: str, method: str) -> None:
             f"try --method lora{'' if name == 'mlx' else ' or --backend mlx'}"
         )
     module.check(device, dtype)
+
+
+def check_engine(name: str, engine: str, device: str, uses_dora: bool) -> None:
+    """Refuse an engine that a backend does not know, before data or a model is read. Raises PreflightError."""
+    known = _module(name, "device").CAPABILITIES.engines
+    if engine not in known:
+        raise PreflightError(
+            f"--rollout-engine {engine} is not available on {name}, which samples itself; leave it out, or "
+            "--backend torch on CUDA"
+        )
+    _module(name, engine).check(device, uses_dora)
 
 
 def check_rows(name: str, config: Mapping[str, Any], longest: int) -> None:
@@ -204,7 +233,11 @@ def environment(system: str, given: Mapping[str, str]) -> dict[str, str]:
 
 def device_memory(name: str, device: str) -> DeviceMemory:
     """What training costs on a backend's device, and what that has. Imports the framework."""
-    return cast("DeviceMemory", _module(name, "memory").device_memory(device))
+    memory = cast("DeviceMemory", _module(name, "memory").device_memory(device))
+    memory = replace(memory, costs=replace(memory.costs, ranks=_spread))
+    if _here == 1 or memory.device == "cuda":  # each rank has a card of its own
+        return memory
+    return replace(memory, free=memory.free // _here, reason=f"{memory.reason}, over {_here} ranks")
 
 
 def opens_quantized(name: str) -> bool:
@@ -230,4 +263,32 @@ def open(
     An answer ends at the tokens that the `rendering` names, and what is saved can be rendered as it says; without one,
     at those that the model's files name.
     """
-    return cast("Backend", _module(name, "backend").open_backend(folder, device, dtype, rendering))
+    module = _module(name, "backend")
+    doing("opening the model")
+    load = partial(module.open_backend, folder, device, dtype, rendering)
+    return cast("Backend", _shared(name, folder, device, dtype, rendering, load) if _shared else load())
+
+
+def share(opens: Callable[..., Backend] | None, here: int = 1, spread: int = 1, reason: str = "") -> None:
+    """From now on a model is opened on several ranks, by `opens` (gsm8k_core.ranks.leader); None: on this one alone.
+
+    `here` of them are on this host, and share its memory; over `spread` of them its weights are spread. `reason` is
+    that of the backend, which their launcher starts: even where a person typed --backend.
+    """
+    global _shared, _here, _spread, _reason
+    _shared, _here, _spread, _reason = opens, here, spread, reason
+
+
+def is_shared() -> bool:
+    """Whether a model is opened on several ranks."""
+    return _shared is not None
+
+
+def is_spread() -> bool:
+    """Whether each of several ranks holds a part of a model's weights."""
+    return _spread > 1
+
+
+def join(world: World, device: str, timeout: float) -> Group:
+    """Join the ranks by the engine of the world's backend. Imports the framework. Raises RuntimeError."""
+    return cast("Group", _module(world.engine, "group").join(world, device, timeout))

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gsm8k_core.files import write_bytes
-from gsm8k_core.report.figure import COLOURS
+from gsm8k_core.report import look
 from gsm8k_core.types import PreflightError
 
-OURS, PEERS = COLOURS[0], COLOURS[4]
+OURS, PEERS = look.TRAINED[0], look.BASE[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ def save_bars(bars: Bars, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no window, no display, nothing kept
 
-    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with rc_context(look.picture(10)):
         figure = Figure(figsize=(9, 1.2 + 0.45 * max(len(bars.values), 1)), layout="constrained")
         axes = figure.add_subplot()
         names = list(bars.values)[::-1]  # the first one on top
         medians = [statistics.median(bars.values[name]) for name in names]
-        axes.barh(names, medians, color=[OURS if name.startswith("ours") else PEERS for name in names], alpha=0.75)
+        axes.barh(names, medians, color=[OURS if name.startswith("ours") else PEERS for name in names], alpha=0.8)
         for place, name in enumerate(names):
-            axes.plot(bars.values[name], [place] * len(bars.values[name]), "k.", markersize=4)
+            axes.plot(bars.values[name], [place] * len(bars.values[name]), ".", color=look.INK[0], markersize=4)
             axes.annotate(f"{medians[place]:.3g}", (0, place), xytext=(4, 0), textcoords="offset points", va="center")
         axes.set_xlabel(f"{bars.unit}; bar: median, dots: rounds")
         axes.set_title(bars.title, fontsize=8, parse_math=False, wrap=True)

@@ -13,6 +13,7 @@ from benchmarks.contenders import ALL, AUTO, CONTENDERS, GENERATE
 from gsm8k_core.config.fields import Duration, OptionalFile, Settings, parse_duration
 from gsm8k_core.config.train import TrainConfig
 
+MOST = 64  # processes of one machine
 ModeName = Literal["train", "generate", "end-to-end", "report", "key-copies", "mac-report"]
 
 
@@ -25,6 +26,16 @@ def _checked_names(text: str) -> str:
         listed = ", ".join(CONTENDERS)
         raise ValueError(f"takes {AUTO}, {ALL}, or names with commas between: {listed}; not {', '.join(unknown)}")
     return ",".join(names)
+
+
+def _checked_worlds(text: str) -> str:
+    counts = [each.strip() for each in text.split(",")] if text else []
+    good = all(each.isdecimal() and 1 <= int(each) <= MOST for each in counts)
+    if not good or (counts and "1" not in counts) or len(set(counts)) < len(counts):
+        raise ValueError(
+            f"takes counts of processes, each once, with commas between, 1 among them, such as 1,2; not {text}"
+        )
+    return ",".join(map(str, sorted({int(each) for each in counts})))
 
 
 Contenders = Annotated[str, pydantic.AfterValidator(_checked_names)]
@@ -74,6 +85,15 @@ class BenchmarkConfig(Settings):
     passes: Annotated[
         int, Field(gt=0, description="train: passes over the rows; the first one meets each shape for the first time")
     ] = 2
+    world: Annotated[
+        str,
+        pydantic.AfterValidator(_checked_worlds),
+        tyro.conf.arg(metavar="1,2,4", help_behavior_hint=""),
+        Field(
+            description="train, ours: each on so many processes, such as 1,2,4, by the backend's own launcher, and "
+            "their efficiency against one; on a CPU the cores are shared out evenly"
+        ),
+    ] = ""
     order: Annotated[
         Literal["shared", "own"],
         Field(
@@ -113,6 +133,8 @@ class BenchmarkConfig(Settings):
 
     @pydantic.model_validator(mode="after")
     def _whole_updates(self) -> Self:
+        if self.world and self.mode != "train":
+            raise ValueError(f"--world {self.world} is for benchmark train, not {self.mode}")
         if self.mode == GENERATE:
             if self.method != "full":
                 raise ValueError(f"generate answers with the model as it is; --method {self.method} is for training")
@@ -129,6 +151,11 @@ class BenchmarkConfig(Settings):
         if self.method != "full" and self.trainable != "all":
             raise ValueError(f"--trainable {self.trainable} is for --method full; an adapter trains itself alone")
         return self
+
+    @property
+    def worlds(self) -> list[int]:
+        """The counts of processes, from the smallest; none: one process, as the others have."""
+        return [int(each) for each in self.world.split(",") if each]
 
     @property
     def budget_seconds(self) -> float:

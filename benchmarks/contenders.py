@@ -45,6 +45,7 @@ class Contender:
 _MLX, _TORCH = ("mlx", "mlx_lm"), ("torch", "transformers", "accelerate")
 _EVERY, _TRAINING = (TRAIN, GENERATE, END_TO_END), (TRAIN, END_TO_END)
 
+SIGN = " x"  # in the name of a run on several processes
 CONTENDERS: Mapping[str, Contender] = {
     each.name: each
     for each in (
@@ -98,6 +99,22 @@ CONTENDERS: Mapping[str, Contender] = {
         ),
     )
 }
+
+
+def name_of(name: str, world: int) -> str:
+    """A contender's name on so many processes: "ours-mlx x2"."""
+    return f"{name}{SIGN}{world}"
+
+
+def parts_of(run: str) -> tuple[str, int]:
+    """The contender's own name in the name of a run, and how many processes that says."""
+    name, _, world = run.partition(SIGN)
+    return name, int(world or 1)
+
+
+def contender_of(run: str) -> Contender:
+    """Who is behind the name of a run."""
+    return CONTENDERS[parts_of(run)[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +204,7 @@ def _reason(each: Contender, here: Hardware, asked: str) -> str:
 
 def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """What is compared: each of ours with every peer of its framework, and ours with each other, MLX over torch."""
+    names = [name for name in names if name in CONTENDERS]  # on several processes, a run is held against itself on one
     ours = [name for name in names if CONTENDERS[name].ours]
     found = [
         (mine, peer)

@@ -106,6 +106,8 @@ class TrainSample(_Sample):
     """One training run of one contender."""
 
     seconds: list[float]  # of each update, the device waited for
+    cpu: list[list[float]] = []  # of each update, each process's CPU seconds; empty in the files of before 2026-11-30
+    load: float | None = None  # programs that wanted a core in the minute before, as the system counts them
     losses: list[float]  # as the contender reports them
     first_loss: float  # nats per target of the first update, pads left out, before any step
     shapes: list[list[list[int]]]  # of each update, the (B, T) of each micro-batch that ran

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import psutil
+
 from benchmarks.job import Row, TrainJob, TrainSample
 from gsm8k_core.training.memory import gflops, peak_rss
 
@@ -119,16 +121,19 @@ def check_tokens(who: str, row: Row, tokens: Sequence[int], num_prompt: int) -> 
 class Tape:
     """What happens while a contender trains: seconds of each update, its loss, and the shapes that ran."""
 
-    def __init__(self, job: TrainJob, device: Any, begun: float) -> None:
+    def __init__(self, job: TrainJob, device: Any, begun: float, processes: Sequence[psutil.Process]) -> None:
         self.job, self.device, self._begun = job, device, begun
+        self.processes = processes  # that share the work; this one first
         self.aside_seconds = 0.0
         with self.aside():
             self.gemm = gemm_gflops(device)
         self.seconds: list[float] = []
+        self.cpu: list[list[float]] = []
         self.losses: list[float] = []
         self.shapes: list[list[list[int]]] = []
         self._running: list[list[int]] = []
         self._last: float | None = None
+        self._used: list[float] = []
         self.load_seconds = 0.0
 
     @contextmanager
@@ -143,19 +148,24 @@ class Tape:
         """Right before the first update."""
         self.device.synchronise()
         self._running.clear()  # a forward pass before the training is not one of its shapes
-        self._last = time.perf_counter()
+        self._last, self._used = time.perf_counter(), self._cpu()
         self.load_seconds = time.time() - self._begun - self.aside_seconds
 
     def ran(self, rows: int, width: int) -> None:
         """A micro-batch of this size went into the model."""
         self._running.append([rows, width])
 
+    def _cpu(self) -> list[float]:
+        return [sum(process.cpu_times()[:2]) for process in self.processes]
+
     def update_done(self) -> None:
         self.device.synchronise()
         now = time.perf_counter()
         assert self._last is not None, "start() comes before the first update"
         self.seconds.append(now - self._last)
-        self._last = now
+        used = self._cpu()
+        self.cpu.append([now - before for now, before in zip(used, self._used, strict=True)])
+        self._last, self._used = now, used
         self.shapes.append(list(self._running))
         self._running.clear()
 
@@ -170,6 +180,7 @@ class Tape:
             gemm_after = gemm_gflops(self.device)
         return TrainSample(
             seconds=self.seconds,
+            cpu=self.cpu,
             losses=self.losses,
             first_loss=first_loss,
             shapes=self.shapes,

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.contenders import parts_of
 from benchmarks.results import SCHEMA
+from benchmarks.scaling import threads_told
 from benchmarks.work import Work
 from gsm8k_core.files import read_json
 from gsm8k_core.machine import ROOT
@@ -32,6 +34,7 @@ def new_record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice
         name: {
             "device": device.name,
             "reason": device.reason,
+            **({"world": parts_of(name)[1]} if config.worlds else {}),
             "updates": [
                 {
                     "rows": len(rows),
@@ -58,6 +61,7 @@ def new_record(config: BenchmarkConfig, work: Work, devices: Mapping[str, Choice
         "data": own_name(data),
         "contenders": contenders,
         "prompts": {"tokens": [len(prompt) for prompt in work.prompts], "shared": work.num_shared},
+        **({"threads": threads_told(devices, config.worlds)} if config.worlds else {}),
         "samples": [],
         "scores": {},
         "texts": {},

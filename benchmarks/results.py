@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE
+from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, contender_of
 from benchmarks.flops import body_forward, generation_flop, update_flop
 from benchmarks.job import GenerateSample, Score, TrainSample
 from gsm8k_core.models.folder import ModelShape
@@ -73,6 +73,10 @@ class Run:
     @property
     def shape(self) -> ModelShape:
         return ModelShape(**self.record["model"]["shape"])
+
+    def world(self, name: str) -> int:
+        """How many processes a run of a contender has."""
+        return int(self.record["contenders"][name].get("world", 1))
 
     def device(self, name: str) -> str:
         return str(self.record["contenders"][name]["device"])
@@ -140,7 +144,7 @@ def flop(run: Run, name: str, sample: TrainSample, places: Sequence[int]) -> int
             run.shape,
             sample.shapes[place],
             rows_of(run, name, place)["targets"],
-            CONTENDERS[name].step,
+            contender_of(name).step,
             method=config["method"],
             trainable=config["trainable"],
             device=run.device(name),
@@ -173,7 +177,8 @@ def share(run: Run, name: str, sample: Sample) -> float | None:
         return total / 1e9 / sample.seconds / sample.gemm_rate
     places = [] if run.mode == END_TO_END else steady(sample)
     seconds = sum(sample.seconds[place] for place in places)
-    return flop(run, name, sample, places) / 1e9 / seconds / sample.gemm_rate if seconds else None
+    rate = sample.gemm_rate * run.world(name)  # a process each
+    return flop(run, name, sample, places) / 1e9 / seconds / rate if seconds else None
 
 
 def busy_rounds(run: Run, name: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, TRAIN, choose, left_out, pairs
+from benchmarks.contenders import END_TO_END, GENERATE, TRAIN, choose, contender_of, left_out, pairs
 from benchmarks.record import new_path, new_record
 from benchmarks.results import read
+from benchmarks.scaling import spread_out
 from benchmarks.tables import tables
 from benchmarks.work import ContenderFailed, Lab, Work, first_adapter, hardware, prepare
 from gsm8k_core.auto import choose_pair
@@ -19,7 +21,7 @@ from gsm8k_core.files import write_json
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.tracking.terminal import clock, counted
-from gsm8k_core.types import EXIT_OK, PreflightError
+from gsm8k_core.types import EXIT_OK, Choice, PreflightError
 from verbs import Context
 
 BASE = "base"  # the scored weights before training
@@ -32,16 +34,18 @@ class Rounds:
         self.config, self.terminal = config, context.terminal
         here = hardware()
         self.devices = choose(config.mode, config.contenders, here, config.device, config.trainable, config.method)
+        if config.worlds:
+            self.devices = spread_out(self.devices, config.worlds)
         pair = choose_pair(config.model, config.data, "main", lambda asked: None)
         source = resolve_model(pair.model, self.terminal.say)
         data = load_data(pair.data, "main", config.seed, self.terminal.say)
         self.terminal.say(f"model    {source.name}; data {data.name}: {pair.data_choice.reason}")
         for name, device in self.devices.items():
-            self.terminal.say(f"{name:<11} {device.name} ({device.reason}): {CONTENDERS[name].what}")
+            self.terminal.say(f"{name:<11} {device.name} ({device.reason}): {contender_of(name).what}")
         for name, why in left_out(config.mode, config.contenders, here, config.trainable, config.method).items():
             self.terminal.say(f"{name:<11} left out: {why}")
         self.work = prepare(config, source, data)
-        for caution in _cautions(config, self.work, list(self.devices)):
+        for caution in _cautions(config, self.work, self.devices):
             self.terminal.say(f"note     {caution}")
         self.record = new_record(config, self.work, self.devices, data.name)
         self.path = new_path(config.results, config.mode)
@@ -102,12 +106,12 @@ class Rounds:
         return self._scores(number) or self.config.mode == END_TO_END
 
     def _scores(self, number: int) -> bool:
-        return self.config.mode != GENERATE and number == 1 and bool(self.work.held_out)
+        return self.config.mode != GENERATE and number == 1 and bool(self.work.held_out) and not self.config.worlds
 
     def _batch_size(self, name: str) -> int | None:
         """What a contender that chooses its own batch size took in the first round."""
         mine = [entry["sample"] for entry in self.record["samples"] if entry["contender"] == name]
-        return int(mine[0]["batch_size"]) if mine and CONTENDERS[name].best_batch else None
+        return int(mine[0]["batch_size"]) if mine and contender_of(name).best_batch else None
 
     def _score(self, name: str, trained: Path, lab: Lab) -> None:
         scores, start = self.record["scores"], time.monotonic()
@@ -150,10 +154,13 @@ class Rounds:
         self.terminal.result({"written": str(self.path), "record": self.record})
 
 
-def _cautions(config: BenchmarkConfig, work: Work, names: Sequence[str]) -> list[str]:
+def _cautions(config: BenchmarkConfig, work: Work, chosen: Mapping[str, Choice]) -> list[str]:
     """What the results will lack, said before the hours are spent."""
+    names, devices = list(chosen), {device.name for device in chosen.values()}
     found = []
-    if len(names) > 1 and not pairs(names):
+    if config.worlds and max(config.worlds) > (os.cpu_count() or 1) and "cpu" in devices:
+        found.append(f"{max(config.worlds)} processes share {os.cpu_count()} cores: their efficiency means nothing")
+    if len(names) > 1 and not pairs(names) and not config.worlds:
         found.append(f"{' and '.join(names)} compute with different frameworks: there will be no ratio")
     if config.mode == GENERATE:
         return found

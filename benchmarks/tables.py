@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, pairs
+from benchmarks.contenders import END_TO_END, GENERATE, contender_of, pairs
 from benchmarks.job import BUSY, GenerateSample, TrainSample
 from benchmarks.results import (
     FIRST_LOSS,
@@ -26,6 +26,7 @@ from benchmarks.results import (
     train_rate,
     update_spread,
 )
+from benchmarks.scaling import NOTES, scaled
 from gsm8k_core.parity.texts import EPS
 from gsm8k_core.tracking.terminal import counted
 
@@ -63,6 +64,8 @@ def tables(run: Run) -> list[Table]:
     """A row for each contender, then a row for each pair."""
     names = _names(run)
     first = _generation(run, names) if run.mode == GENERATE else _training(run, names)
+    if run.config.get("world"):
+        return [first, _scaling(run)]
     return [first, _pairs(run, names)] if pairs(names) else [first]
 
 
@@ -239,13 +242,35 @@ def _pairs(run: Run, names: Sequence[str]) -> Table:
     return Table("Pairs", columns, tuple(rows), notes, narrow=(0, 1, 2))
 
 
+def _scaling(run: Run) -> Table:
+    """What more processes are worth."""
+    rows = []
+    for each in scaled(run):
+        wall, cpu = (_efficiency(values) if each.counts else "does not count" for values in (each.wall, each.cpu))
+        tokens = NONE if each.tokens is None else f"{each.tokens:.0f}"
+        rows.append((each.name, str(each.world), tokens, wall, cpu, f"{each.apart:.1e}"))
+    loads = [one.load for of in run.samples.values() for one in of.values() if isinstance(one, TrainSample)]
+    known = _known(loads)
+    busy = f"Load before the runs: {min(known):.1f} to {max(known):.1f} on {run.record['host']['cores']} cores."
+    columns = ("contender", "processes", "tokens/s", "efficiency", "by CPU time", "loss apart")
+    notes = (*NOTES, *([busy] if known else []), f"Threads of each process: {run.record['threads']}.")
+    return Table("Processes", columns, tuple(rows), notes)
+
+
+def _efficiency(values: Sequence[float]) -> str:
+    if not values:
+        return "no steady update"
+    median = statistics.median(values)
+    return f"{median:.2f}" if len(values) == 1 else f"{median:.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
 def _machine(run: Run, name: str) -> str:
     host = run.record["host"]
     return f"{host['cpu']}, {host['cores']} cores; {run.device(name)}"
 
 
 def _differs(run: Run, other: str) -> str:
-    contender = CONTENDERS[other]
+    contender = contender_of(other)
     also = contender.differs_in_bfloat16 if run.config["dtype"] == "bfloat16" else ""
     return "; ".join(filter(None, (contender.differs, also))) or NONE
 

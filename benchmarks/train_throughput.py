@@ -1,5 +1,6 @@
 """One training run of one contender, in a process of its own: python benchmarks/train_throughput.py JOB.json
 
+With --world, each of several processes that the backend's launcher started; rank 0 measures.
 `python cli.py benchmark train` writes the job and reads the sample. Every contender gets the same rows in the same
 order, the same optimizer (AdamW, betas 0.9 and 0.999, eps 1e-8, no weight decay, a constant rate), the same first
 values of an adapter, and the same precision class.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ if __name__ == "__main__":  # a script's own folder is on the path, the checkout
 
 import psutil
 
+import backends
 from benchmarks.job import TrainJob
 from benchmarks.measure import Tape, check_tokens, open_device
 from gsm8k_core.files import write_bytes
-from gsm8k_core.types import Example, Problem
+from gsm8k_core.ranks.follower import follow
+from gsm8k_core.ranks.leader import Ranks
+from gsm8k_core.ranks.meeting import JOIN, late, meet, within
+from gsm8k_core.ranks.wire import end_process
+from gsm8k_core.ranks.world import world_of
+from gsm8k_core.types import Example, Problem, RankLostError
 
 # What a contender returns: the loss of the first update before any step, and its trained tensors when asked.
 Outcome = tuple[float, Callable[[], Mapping[str, Any]]]
@@ -29,8 +36,30 @@ Outcome = tuple[float, Callable[[], Mapping[str, Any]]]
 
 def main(path: Path) -> None:
     job = TrainJob.model_validate_json(path.read_bytes())
+    if (world := world_of(os.environ)) is None:
+        measure(job)
+        return
+    backends.resolve(world.engine)
+    with within(JOIN + 5, late(world)):
+        group = backends.join(world, job.device, JOIN)
+    lines = meet(world, group, {}, lambda what: end_process(what, RankLostError.exit_code))
+    if not world.leads:
+        sys.exit(follow(lines[0], group, backends.open))
+    backends.share(Ranks(group, lines, world.launcher).open)
+    code = 1
+    try:
+        measure(job, [line.process for line in lines if line.process is not None])
+        code = 0
+    finally:  # the others hear of the end, and leave it to this rank to say why
+        for line in lines:
+            line.close(code)
+
+
+def measure(job: TrainJob, others: Sequence[int] = ()) -> None:
+    """Train and write the sample; `others` are the processes that share the work."""
     device = open_device(job.framework, job.device, job.dtype)
-    tape = Tape(job, device, psutil.Process(os.getpid()).create_time())
+    processes = [psutil.Process(), *map(psutil.Process, others)]
+    tape = Tape(job, device, processes[0].create_time(), processes)
     first_loss, trained = CONTENDERS[job.contender](job, tape)
     sample = tape.sample(first_loss)  # memory is read before anything is saved
     if job.trained is not None:
@@ -42,15 +71,15 @@ def main(path: Path) -> None:
 
 def ours(job: TrainJob, tape: Tape) -> Outcome:
     """This project, through the interface that `train` uses."""
-    import backends
-    from gsm8k_core.problems.batching import budgeted, choose_tokens
+    from gsm8k_core.problems.batching import budgeted, choose_tokens, over_ranks
     from gsm8k_core.types import Orders, Update, UpdateStats
 
     backend = backends.open(job.framework, job.model, job.device, job.dtype)
-    config = job.config
+    config, size = job.config, len(tape.processes)
     by_memory = backends.device_memory(job.framework, job.device).caps_alone
     asked = config.micro_batch_tokens, config.batch_size, config.max_length
     tokens = choose_tokens(*asked, backend.micro_batch_tokens, by_memory)
+    config = config.model_copy(update={"micro_batch_tokens": tokens.name})  # by which the ranks' rows are dealt out
     examples = _tokenised(job)
     shapes: dict[int, list[tuple[int, ...]]] = {}
 
@@ -58,8 +87,10 @@ def ours(job: TrainJob, tape: Tape) -> Outcome:
         """Cut and padded while the clock runs, as in `train` and as the peers do."""
         for number, rows in enumerate(job.updates * job.passes, start=1):
             batches = budgeted([examples[row.id] for row in rows], int(tokens.name))
-            shapes[number] = [batch.tokens.shape for batch in batches]
-            yield Update(number, 0, tuple(row.id for row in rows), batches)
+            update = Update(number, 0, tuple(row.id for row in rows), batches)
+            shares = over_ranks(update, size, int(tokens.name)) if size > 1 else [update]
+            shapes[number] = [batch.tokens.shape for share in shares for batch in share.micro_batches]
+            yield update
 
     class Recorder:
         """A pilot that keeps the rate and notes what happens."""

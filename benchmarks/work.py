@@ -7,10 +7,11 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import numpy as np
 
 import backends
 from benchmarks.config import BenchmarkConfig
-from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, Hardware
+from benchmarks.contenders import CONTENDERS, END_TO_END, GENERATE, Hardware, contender_of, parts_of
 from benchmarks.job import GenerateJob, Job, Row, Score, ScoreJob, TextsJob, TrainJob
+from benchmarks.scaling import command, full_input, threads_each
 from gsm8k_core.machine import ROOT
 from gsm8k_core.models.adapter import LoraSpec, first_values, lora_spec, target_modules, write_adapter
 from gsm8k_core.models.find import Source
@@ -30,6 +32,7 @@ from gsm8k_core.models.tensors import read_tensors
 from gsm8k_core.problems.batching import make_updates
 from gsm8k_core.problems.data import DataSet
 from gsm8k_core.problems.prompts import make_examples, messages, prompt_tokens
+from gsm8k_core.processes import end_in_order
 from gsm8k_core.tracking.terminal import printable
 from gsm8k_core.training.runs import versions
 from gsm8k_core.types import Choice, DataError, Problem
@@ -75,7 +78,7 @@ class Work:
         return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, places))
 
     def updates(self, name: str) -> list[list[Row]]:
-        return self.ours if CONTENDERS[name].ours else self.peers
+        return self.ours if contender_of(name).ours else self.peers
 
 
 def prepare(config: BenchmarkConfig, source: Source, data: DataSet) -> Work:
@@ -180,25 +183,33 @@ class Lab:
         """One run of one contender: its sample as JSON. Raises ContenderFailed."""
         generates = self.config.mode == GENERATE
         job = self._generate(name, device, batch_size) if generates else self.train_job(name, device, trained)
-        start = time.monotonic()
-        found = run_script("eval_throughput.py" if generates else "train_throughput.py", job, job.out)
+        start, load = time.monotonic(), _load()
+        if self.config.world:
+            found = run_script("train_throughput.py", job, job.out, self._placed(name, device))
+        else:
+            found = run_script("eval_throughput.py" if generates else "train_throughput.py", job, job.out)
         if not generates:
             found["process_seconds"] = time.monotonic() - start - found["aside_seconds"]
+            found["load"] = load
         return found
+
+    def _placed(self, name: str, device: Choice) -> Placed:
+        threads = threads_each(device.name, self.config.worlds, os.cpu_count() or 1)
+        return Placed(contender_of(name).framework, parts_of(name)[1], threads)
 
     def train_job(self, name: str, device: Choice, trained: Path | None) -> TrainJob:
         """What a contender's training is told."""
         config = self.config
         return TrainJob(
-            contender=name,
-            framework=CONTENDERS[name].framework,
+            contender=contender_of(name).name,
+            framework=contender_of(name).framework,
             model=self.work.source.folder,
             device=device.name,
             dtype=config.dtype,
             out=self.scratch / "sample.json",
             updates=self.work.updates(name),
             passes=1 if config.mode == END_TO_END else config.passes,
-            config=config.train_config(CONTENDERS[name].batch_times),
+            config=config.train_config(contender_of(name).batch_times),
             adapter=self.adapter,
             trained=trained,
             max_length=config.max_length,
@@ -249,30 +260,65 @@ class Lab:
         return run_script("compare_texts.py", job, job.out)
 
 
-def run_script(script: str, job: Any, out: Path) -> dict[str, Any]:
-    """Run one script of benchmarks/ in a process of its own, and read what it wrote. Raises ContenderFailed."""
+def _load() -> float | None:
+    if hasattr(os, "getloadavg"):
+        return os.getloadavg()[0]
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The processes of one run, and the environment of each."""
+
+    framework: str
+    world: int
+    environment: Mapping[str, str]
+
+
+ALONE = Placed("", 1, {})
+LAUNCHER_SECONDS = 35.0  # for a launcher to end its ranks: torchrun, the slower one, gives them 30
+# The last line of a rank's exception, or one that it says as it ends; torchrun's own exception says nothing of why.
+ERROR = re.compile(r"(\[rank\d+\]: )?(error|[\w.]*(?<!\bChildFailed)(Error|Exception)): .")
+
+
+def run_script(script: str, job: Any, out: Path, placed: Placed = ALONE) -> dict[str, Any]:
+    """Run one script of benchmarks/ in a process of its own, or several, and read what it wrote.
+
+    Raises ContenderFailed.
+    """
     out.unlink(missing_ok=True)
     path = out.with_suffix(".job.json")
     path.write_text(job.model_dump_json(), encoding="utf-8")
     log = out.with_suffix(".log")
-    with log.open("wb") as said:
+    with ExitStack() as held:
+        said = held.enter_context(log.open("wb"))
         child = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / script), str(path)],
-            stdin=subprocess.DEVNULL,
+            command(placed.framework, placed.world, [str(SCRIPTS / script), str(path)]),
+            stdin=held.enter_context(full_input()) if placed.world > 1 else subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            env={**os.environ, **EXACT},
+            env={**os.environ, **EXACT, **placed.environment},
             cwd=ROOT,
+            start_new_session=placed.world > 1,
         )
         try:
             code = child.wait()
-        except BaseException:  # Ctrl-C: the child got it as well, or is ended here
+        except BaseException:  # Ctrl-C: a launcher does not get it, a child alone in a terminal does
+            if placed.world > 1:
+                end_in_order(child, LAUNCHER_SECONDS)  # torchrun's ranks have sessions of their own: it has to end them
             child.kill()
             child.wait()
             raise
     if code or not out.is_file():
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        said_last = last_words(log.read_text(encoding="utf-8", errors="replace"), placed.world)
         why = "killed by the system: out of memory?" if code == -9 else f"exit code {code}"
-        raise ContenderFailed(f"{why}; {printable(lines[-1])[:300]}")
+        raise ContenderFailed(f"{why}; {printable(said_last)[:300]}")
     found: dict[str, Any] = json.loads(out.read_bytes())
     return found
+
+
+def last_words(said: str, world: int) -> str:
+    """The line that says why a run of so many processes failed: its last, or, above a launcher's, the last error."""
+    lines = said.strip().splitlines() or ["it said nothing"]
+    errors = [line for line in lines if ERROR.match(line)] if world > 1 else []
+    return (errors or lines)[-1]

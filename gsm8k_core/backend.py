@@ -24,8 +24,15 @@ together, once an update; when one of them is not finite, the step is not applie
 out why.
 Weights and moments are float32 even where the products are computed in bfloat16 or float16.
 
-Randomness, in words. Nothing is restored, everything is seeded: dropout in micro-batch b of update u draws from
-gsm8k_core.models.adapter.dropout_seed(seed, u, b), whatever ran before.
+Several ranks, in words. Each has the whole model, and its own rows of an update
+(gsm8k_core.problems.batching.over_ranks). Every rank divides by the number of targets of all; loss and gradients are
+summed over the ranks once an update, before the norm is taken, so all take the same step. What goes wrong on one before
+that sum ends the update on all (gsm8k_core.ranks.together). Where a group is `sharded`, each rank has a part of every
+weight, gradient and moment; a rank with fewer micro-batches than another computes as many, which add nothing.
+
+Randomness, in words. Nothing is restored, everything is seeded: dropout in a row of update u draws from
+gsm8k_core.models.adapter.dropout_seed(seed, u, its id), whatever ran before. A backend that draws for a whole
+micro-batch at once takes the id of its first row.
 
 Axes: B rows, T tokens.
 """
@@ -64,14 +71,40 @@ class Capabilities:
     dtypes: tuple[str, ...]
     methods: tuple[str, ...]
     trainable: tuple[str, ...] = ("all", "blocks")
+    engines: tuple[str, ...] = ()  # what may sample beside the model, and is no part of it
 
 
 def ignore_token(index: int, token: int) -> None:
     """The default of `generate`: nobody listens."""
 
 
-class Weights(Protocol):
-    """The weights as they are now, and what can be asked of them."""
+def nobody() -> None:
+    """The default of a `summon`: no other rank has to be told."""
+
+
+class Group(Protocol):
+    """The processes that share a run, joined by the backend's own engine, which sums that framework's arrays."""
+
+    rank: int  # this process's, from 0
+    size: int
+    engine: str  # what carries the sums, in its own name: gloo, nccl, ring, jaccl
+    sharded: bool  # each has a part of every weight: what computes with them needs all ranks
+
+    def first(self, data: bytes) -> bytes:
+        """Rank 0's `data`, on every rank."""
+        ...
+
+    def agree(self, code: int) -> list[int]:
+        """Every rank's code, by rank, once all have given theirs."""
+        ...
+
+    def bandwidth(self) -> float:
+        """Bytes a second that a sum over the ranks goes through, measured on a few large ones. Every rank calls it."""
+        ...
+
+
+class Answering(Protocol):
+    """What answers by the weights that are trained: they themselves, or an engine beside them that follows them."""
 
     def generate(
         self,
@@ -90,9 +123,13 @@ class Weights(Protocol):
         drawn it, in the steps of the batch that runs; what it draws in those places meanwhile counts for nothing.
         Prompts that are the same, token by token, are read once, however many there are and whatever their keys; what
         is kept of one is dropped when no more wait with it. None of this changes a text. Raises DivergedError where
-        logits are not finite.
+        logits are not finite. Of an engine, all answers may come together, and `on_token` with them.
         """
         ...
+
+
+class Weights(Answering, Protocol):
+    """The weights as they are now, and what can be asked of them."""
 
     def answer(
         self, incoming: Incoming, num_places: int, longest: int, on_token: OnToken = ignore_token
@@ -113,6 +150,10 @@ class Weights(Protocol):
         Whole micro-batches are read together, as many padded tokens as `micro_batch_tokens`, and one row at the least.
         Of their logits as many are there at a time as the loss holds.
         """
+        ...
+
+    def score_first(self, batch: Batch) -> FloatArray:
+        """The same by the weights as they were before an adapter was put on them; without one, it is `score`."""
         ...
 
     def odds(self, tokens: Sequence[int]) -> FloatArray:
@@ -156,6 +197,7 @@ class Backend(Live, Protocol):
 
     name: str
     capabilities: Capabilities
+    group: Group | None  # the ranks that train together; None: alone. Set before `train`
 
     @property
     def choices(self) -> dict[str, Choice]:
@@ -177,6 +219,9 @@ class Backend(Live, Protocol):
 
         Raises DivergedError when loss, gradient or weights are not finite: the step is not applied, and `state()` is
         that after the update before. Raises OutOfMemoryError, and DataError for a `resume` that does not fit.
+
+        With a `group`, every rank calls it, the updates being its own rows. Weights and moments become rank 0's first:
+        of the others' `resume`, only `step` is read.
         """
         ...
 
@@ -200,6 +245,14 @@ class Backend(Live, Protocol):
         """
         ...
 
+    def engine(self, name: str, longest: int) -> Answering:
+        """Open one of `capabilities.engines` beside this model.
+
+        No prompt with its answer has more than `longest` tokens. Raises PreflightError where it is not installed, or
+        not for this device.
+        """
+        ...
+
     def peak_memory(self) -> int:
         """Bytes at the peak: of the device since the last rehearsal began, or where none can be forgotten of the
         process so far."""
@@ -207,4 +260,16 @@ class Backend(Live, Protocol):
 
     def close(self) -> None:
         """Let go of the model and of the device's memory; nothing else may be called afterwards."""
+        ...
+
+
+class Sharded(Backend, Protocol):
+    """A backend whose group is `sharded`."""
+
+    def lead(self, summon: Callable[[], None]) -> None:
+        """Of rank 0: `summon` has the others serve; each call that computes with the weights begins with it."""
+        ...
+
+    def serve(self) -> None:
+        """Of a rank above 0: take part in what rank 0 computes with the weights, until it is done."""
         ...

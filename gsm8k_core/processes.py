@@ -45,6 +45,16 @@ def is_child_of(parent: int) -> bool:
     return bool(psutil.pid_exists(parent))
 
 
+def began(process: int) -> float | None:
+    """When a process began, in seconds since 1970; None for one that is not there."""
+    import psutil
+
+    try:
+        return float(psutil.Process(process).create_time())
+    except psutil.Error:
+        return None
+
+
 def ending(code: int) -> str:
     """How a program ended, in words: Popen's returncode is negative where a signal ended it."""
     if code >= 0:

@@ -8,7 +8,8 @@
     |   `-- CollapsedError    a probe found that the model answers nothing any more
     |-- OutOfMemoryError  6   the device ran out of memory
     |   `-- DeviceLostError   and takes nothing more from this process
-    `-- StorageError      7   a folder that cannot be written, or that another run holds
+    |-- StorageError      7   a folder that cannot be written, or that another run holds
+    `-- RankLostError     8   another process that shares this run is gone, or does not answer
 
 Axes: B rows, T tokens, N targets.
 """
@@ -112,6 +113,10 @@ class StorageError(GSM8KError):
     exit_code = 7
 
 
+class RankLostError(GSM8KError):
+    exit_code = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Something that was chosen automatically, with its reason; printed and kept in the manifest."""
@@ -190,23 +195,33 @@ class Batch:
         return len(self.targets().targets_N)
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What an update holds over all ranks."""
+
+    num_targets: int
+    num_tokens: int  # padded
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """One optimizer step: its rows, already cut into micro-batches."""
+    """One optimizer step: its rows, already cut into micro-batches. Of several ranks, one's own rows, perhaps none."""
 
     number: int  # from 1, over the whole run
     epoch: int  # from 0
     rows: tuple[str, ...]  # Example ids
     micro_batches: tuple[Batch, ...]
+    totals: Totals | None = None  # over all ranks, where there are several
 
     @property
     def num_targets(self) -> int:
-        return sum(batch.num_targets for batch in self.micro_batches)
+        """Of the whole update, whoever computes it: the loss is divided by it."""
+        return self.totals.num_targets if self.totals else sum(batch.num_targets for batch in self.micro_batches)
 
     @property
     def num_tokens(self) -> int:
-        """Padded tokens that the device really computes."""
-        return sum(batch.tokens.size for batch in self.micro_batches)
+        """Padded tokens that are really computed, on all ranks together."""
+        return self.totals.num_tokens if self.totals else sum(batch.tokens.size for batch in self.micro_batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +273,11 @@ class Completion:
     finish_reason: FinishReason
     end_token: int | None = None  # the end token that was written, by the model or by Sampling.force; None without one
     forced: tuple[int, ...] = ()  # which of `tokens`, by place, Sampling.force wrote; the model drew the others
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All that was written: `tokens`, and the end token where there is one."""
+        return self.tokens if self.end_token is None else (*self.tokens, self.end_token)
 
     @property
     def num_forced_runs(self) -> int:

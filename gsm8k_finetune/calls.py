@@ -30,8 +30,8 @@ class Kept(Terminal):
         if quiet:
             self.console.quiet = True
 
-    def progress(self, what: str, total: int) -> Steps:
-        return Steps(what, total, self.console) if self.quiet else super().progress(what, total)
+    def progress(self, what: str, total: int, done: int = 0) -> Steps:
+        return Steps(what, total, self.console, done) if self.quiet else super().progress(what, total, done)
 
     def result(self, value: Mapping[str, object]) -> None:
         self.kept = dict(value)
@@ -93,6 +93,8 @@ def compare(
     if base is not None:
         settings["base_model"] = str(base)
     settled, given = _settle(CompareConfig, config, settings)
+    if len(settled.trained_model) > 1:
+        raise UsageError("compare takes one trained model here; call it for each, or python cli.py compare for a page")
     return Comparison(_call("verbs.compare", settled, given, quiet))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from tests.waiting import CEILING
 if installed("mlx"):
     importlib.import_module("backends.mlx")  # before any test imports mlx: it chooses the BLAS
 
+# Not a person's own cache; a test that is about it has another one.
+CACHE = tempfile.TemporaryDirectory(prefix="gsm8k-cache-")  # goes when this process ends
+os.environ.setdefault("GSM8K_CACHE", CACHE.name)
 os.environ.pop("COLUMNS", None)  # xdist sets it; without it, lines stay whole, as in a pipe
 
 # A slow machine is no finding: no example has a deadline, and none is too slow to make.
@@ -65,6 +69,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 # The files that take longest, the longest first: no worker is left alone with one at the end.
 LONG = (
+    "backends/test_ranks.py",
+    "e2e/test_grpo.py",
+    "faults/test_ranks.py",
+    "e2e/test_ranks.py",
     "backends/test_qwen_shape.py",
     "e2e/test_main_job.py",
     "faults/test_kills.py",
@@ -80,6 +88,7 @@ LONG = (
     "e2e/test_budget.py",
     "faults/test_evaluation.py",
     "e2e/test_benchmark.py",
+    "benchmarks/test_scaling.py",
 )
 
 

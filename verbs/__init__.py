@@ -40,9 +40,14 @@ def process_clock() -> RunClock:
 
 
 def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:
-    """What was chosen, each with its reason."""
+    """What was chosen, each with its reason; figures with -v alone."""
+    from gsm8k_core.training.memory import TIMED  # here, not above: it brings numpy, which train's parent needs not
+
     for name, chosen in choices.items():
-        terminal.say(f"{name:<8} {chosen.name}: {chosen.reason}")
+        reason = chosen.reason
+        if reason.startswith(f"{TIMED}: ") and not terminal.verbose:
+            reason = "as it was timed here (-v shows how fast each was)"
+        terminal.say(f"{name:<8} {chosen.name}: {reason}")
 
 
 def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.talk import ChatConfig
+from gsm8k_core.doing import quiet
 from gsm8k_core.models.find import Source
 from gsm8k_core.problems.lines import is_text
 from gsm8k_core.serving.conversation import ASSISTANT, SYSTEM, USER, ContextLimits, Turn, fit
@@ -74,7 +75,8 @@ def run(config: ChatConfig, context: Context) -> int:
         )
     chat = Chat(config, speakers, context.terminal, beside, write, typed)
     if typed:
-        beside.say(f"You talk to {source.name}. /help lists the commands, /exit leaves.")
+        beside.say(f"You talk to {source.name}.", width=200)  # a sentence, and no label with what is said under it
+        beside.say("/help lists the commands, /exit leaves.")
     failed = False
     for line in _lines(typed, beside):
         try:
@@ -91,6 +93,7 @@ def run(config: ChatConfig, context: Context) -> int:
 def _lines(typed: bool, beside: Terminal) -> Iterator[str]:
     """What is typed or piped, a line at a time, until its end."""
     while True:
+        quiet()  # the first /base opens a model, and names its steps
         try:
             line = input(PROMPT) if typed else _piped()
         except (EOFError, KeyboardInterrupt):
@@ -125,6 +128,7 @@ class Speaker:
         """What it says; `heard` gets it as it comes. Ctrl-C ends it where it is."""
         if self.backend is None:
             self.backend = self.open()
+            quiet()
         text = Detokenizer(self.source.model.tokenizer)
         with stoppable() as stopped:
             sampling = replace(sampling, complete=lambda written: bool(stopped))
@@ -144,6 +148,12 @@ class Said:
     def ending(self, longest: int) -> str:
         """In brackets; nothing where it ended by itself."""
         return {"length": f"(cut at {longest:,} tokens)", "complete": "(stopped)"}.get(self.done.finish_reason, "")
+
+
+def shortened(path: str, width: int) -> str:
+    """A name or a path in so many columns: whole, else its last part, else the end of that."""
+    last = path if cell_len(path) <= width else path.rstrip("/").rpartition("/")[2]
+    return last if cell_len(last) <= width else f"...{last[-(width - 3) :]}"
 
 
 @contextmanager
@@ -231,8 +241,8 @@ class Chat:
         if text:
             try:
                 self.temperature = ChatConfig(temperature=float(text)).temperature
-            except ValueError:
-                raise UsageError(f"/temp takes a number, as in /temp 0.7 (got {text})") from None
+            except (ValueError, UsageError):
+                raise UsageError(f"/temp takes a number from 0 on, as in /temp 0.7 (got {text})") from None
         self.beside.say(f"(temperature {self.temperature:g}{': greedy' if self.temperature == 0 else ''})")
 
     # --- questions ------------------------------------------------------------------------------------------------
@@ -313,10 +323,9 @@ class Chat:
             return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), width=console.width)
         for name in found:
-            title = titles[name]
-            half = console.width // 2 - 2
-            short = title if cell_len(title) <= half else f"{name}: ...{title[-(half - len(name) - 5) :]}"
-            table.add_column(Text(printable(short)), ratio=1, overflow="fold")
+            short = shortened(self.speakers[name].source.name, console.width // 2 - len(name) - 4)
+            table.add_column(Text(printable(f"{name}: {short}")), ratio=1, overflow="fold")
         table.add_row(*(Text(text) for text in texts.values()))
+        quiet()
         console.print(table)
         self.write("\n")

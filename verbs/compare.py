@@ -1,88 +1,63 @@
-"""`compare`: base and trained over the same problems, the paired test, its numbers, its page and its card."""
+"""`compare`: base and trained over the same problems, the paired test, its numbers, its page and its card.
+
+Several trained models stand on one page: each is held against the base, and each p is corrected for their number.
+"""
 
 from __future__ import annotations
 
 import gc
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import backends
-from gsm8k_core.auto import AUTO
-from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import CompareConfig
-from gsm8k_core.files import write_json
-from gsm8k_core.models import hub
-from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
-from gsm8k_core.models.find import NoBaseError, Source, identity, prompted, resolve_model
-from gsm8k_core.report.comparison import make_comparison, show_comparison
+from gsm8k_core.files import make_folder, write_json
+from gsm8k_core.models.find import Source
+from gsm8k_core.report.comparison import make_comparison, make_comparisons, show_comparison, show_comparisons
 from gsm8k_core.report.words import COMPARISON
 from gsm8k_core.scoring.answers import judge_by, shown_rules
 from gsm8k_core.scoring.math_verify import judge_records, require
-from gsm8k_core.scoring.timed import BASE_SHARE
+from gsm8k_core.scoring.timed import Limit
 from gsm8k_core.tracking.terminal import Terminal
-from gsm8k_core.training.runs import known_manifest, run_of_model
-from gsm8k_core.types import EXIT_OK, DataError, UsageError
+from gsm8k_core.training.runs import run_of_model
+from gsm8k_core.types import EXIT_OK
 from verbs import Context, evaluate, say_export
+from verbs.compared import find_models, of_recorded_data
 from verbs.demo import banner
-from verbs.evaluate import (
-    Evaluation,
-    Place,
-    Problems,
-    asked_prompts,
-    first_of,
-    limit_of,
-    load_problems,
-    say_limits,
-    score,
-)
+from verbs.evaluate import Evaluation, Place, Problems, first_of, limit_of, load_problems, say_limits, score
 from verbs.overlap import of_model
-from verbs.results import Provenance, one_a_problem, write_both
+from verbs.results import PAGE, Provenance, one_a_problem, write_both, write_several
+
+SEVERAL = Path("comparison")  # where the files of several models go
 
 
 def run(config: CompareConfig, context: Context) -> int:
     """The verb."""
     evaluate.refuse(config)
     terminal = context.terminal
-    if not config.trained_model:
-        raise UsageError("compare needs the trained model; add --trained-model RUN (python cli.py runs lists them)")
     shown_rules(config.rules)
     if config.slow_rules:
         require()
     backend = backends.resolve(config.backend)
-    trained = _trained(config, terminal)
-    base = _base(config, trained.found, terminal)
+    base, trained = find_models(config, terminal)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
-    trained = prompted(trained, asked_prompts(config))
-    base = prompted(base, trained.model.rendering.settled)  # both are asked alike
-    problems = load_problems(config, trained, context)
+    problems = load_problems(config, of_recorded_data(trained), context)
     limit = limit_of(config, context)
     say_limits(len(problems.problems), limit, terminal)
-    owner = run_of_model(trained.found)
-    folder = config.output_dir or owner or Path(".")
-    share = limit.share(BASE_SHARE) if limit else None
-    place = Place(backend, config.device, config.dtype, folder, config.eval_batch_size, limit=share)
-    base_scored = _scored(config, place, base, problems, terminal)
-    gc.collect()  # two models need not be in memory at once
-    # `auto` was settled by the base: both are scored on the same device in the same precision, as many at once.
-    as_base = {name: base_scored.summary[name] for name in ("device", "dtype")}
-    place = replace(place, **as_base, together=base_scored.summary["eval_batch_size"], settled="as for the base")
-    if limit:
-        place = replace(place, limit=replace(limit, most=base_scored.summary["n"]))
-    trained_scored = _scored(config, place, trained, problems, terminal)
-    if limit and len(trained_scored.records) < len(base_scored.records):
-        base_scored = one_answer(first_of(base_scored, trained_scored))
-        names = {record["id"] for record in trained_scored.records}
-        answered = [problem for problem in problems.problems if problem.id in names]
-        base_scored.summary["overlap"] = of_model(base, answered).as_json()
-    if base_scored.summary["hash"] == trained_scored.summary["hash"]:
-        terminal.say("note     both are the same model, file by file: there is nothing to compare")
-    if base.model.rendering.template != trained.model.rendering.template:
-        terminal.say("note     the two have different chat templates: each was asked with its own")
+    owners = [run_of_model(each.found) for each in trained]
+    place = Place(backend, config.device, config.dtype, config.output_dir or Path("."), config.eval_batch_size)
+    scored = _score_all(config, place, [base, *trained], problems, limit, terminal)
+    _notes(base, trained, scored, terminal)
+    owner = owners[0] if len(trained) == 1 else None
     made = Provenance("compare", config, context.explicit, problems.problems, owner)
-    page = _finish(made, config.output_dir or _results(owner, trained.found), base_scored, trained_scored, terminal)
+    if len(trained) == 1:
+        page = _finish(made, config.output_dir or _results(owner, trained[0].found), *scored, terminal)
+    else:
+        page = _finish_several(made, config.output_dir or SEVERAL, scored, owners, terminal)
     if config.open_:
         _open(page, terminal)
     if base.choice.name == EMBEDDED_MODEL:
@@ -97,6 +72,61 @@ def _results(owner: Path | None, found: Path) -> Path:
     folder = owner / "compare" / (found.parent.name if found.name == "model" else found.name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _score_all(
+    config: CompareConfig,
+    place: Place,
+    sources: Sequence[Source],
+    problems: Problems,
+    limit: Limit | None,
+    terminal: Terminal,
+) -> list[Evaluation]:
+    """The base and the trained models in their order, each over the same problems.
+
+    With a limit, each has its share of what time is left, and is asked what those before it answered; at the end all
+    are cut to what the last one came to.
+    """
+    found: list[Evaluation] = []
+    for number, source in enumerate(sources):
+        left = len(sources) - number
+        share = limit and limit.share(1 / left)
+        if share and found:
+            share = replace(share, most=found[-1].summary["n"])
+        # The base's records lie with the first run's: alone with the base, that one finds them there.
+        owner = run_of_model(sources[max(number, 1)].found)
+        here = replace(place, folder=config.output_dir or owner or Path("."), limit=share)
+        found.append(_scored(config, here, source, problems, terminal))
+        if number == 0:
+            # `auto` was settled by the base: all are scored on the same device in the same precision, as many at once.
+            first = found[0].summary
+            place = replace(place, device=first["device"], dtype=first["dtype"], together=first["eval_batch_size"])
+            place = replace(place, settled="as for the base")
+        gc.collect()  # two models need not be in memory at once
+    return [_cut(each, found[-1], source, problems) for each, source in zip(found, sources, strict=True)]
+
+
+def _cut(scored: Evaluation, last: Evaluation, source: Source, problems: Problems) -> Evaluation:
+    """`scored` on what the last one answered in time."""
+    if len(scored.records) == len(last.records):
+        return scored
+    names = {record["id"] for record in last.records}
+    cut = one_answer(first_of(scored, last))
+    answered = [problem for problem in problems.problems if problem.id in names]
+    cut.summary["overlap"] = of_model(source, answered).as_json()
+    return cut
+
+
+def _notes(base: Source, trained: Sequence[Source], scored: Sequence[Evaluation], terminal: Terminal) -> None:
+    """What makes a comparison less than it seems."""
+    alone = len(trained) == 1
+    for each, one in zip(trained, scored[1:], strict=True):
+        both = "both are" if alone else f"the base and {each.name} are"
+        if scored[0].summary["hash"] == one.summary["hash"]:
+            terminal.say(f"note     {both} the same model, file by file: there is nothing to compare")
+        if base.model.rendering.template != each.model.rendering.template:
+            two = "the two" if alone else f"the base and {each.name}"
+            terminal.say(f"note     {two} have different chat templates: each was asked with its own")
 
 
 def _scored(config: CompareConfig, place: Place, source: Source, problems: Problems, terminal: Terminal) -> Evaluation:
@@ -126,53 +156,24 @@ def _finish(made: Provenance, folder: Path, base: Evaluation, trained: Evaluatio
     return page
 
 
+def _finish_several(
+    made: Provenance, folder: Path, scored: Sequence[Evaluation], owners: Sequence[Path | None], terminal: Terminal
+) -> Path:
+    """The same of several trained models, in a folder of its own; a card is one model's, and none is written."""
+    base, *trained = scored
+    summaries, records = [each.summary for each in trained], [each.records for each in trained]
+    comparison = make_comparisons(base.summary, summaries, base.records, records)
+    make_folder(folder, parents=True)
+    write_json(folder / COMPARISON, comparison)
+    show_comparisons(terminal, comparison)
+    page = folder / PAGE
+    write_several(made, page, comparison, [base.records, *records], owners, terminal.say)
+    terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}")
+    terminal.result({**comparison, "file": str(folder / COMPARISON), "page": str(page)})
+    return page
+
+
 def _open(page: Path, terminal: Terminal) -> None:
     """In the browser of this machine, where there is one."""
     if not webbrowser.open(page.resolve().as_uri()):
         terminal.say(f"there is no browser here; open {page} in one")
-
-
-def _resolve(flag: str, reference: str, terminal: Terminal) -> Source:
-    """The model; where there is none, an error in the words of this verb, which has no --model."""
-    advice = f"give a run or model folder with {flag} (python cli.py runs lists your runs)"
-    missing = reference != EMBEDDED_MODEL and hub.local_path(reference) is None
-    runs = str(RunsConfig().folder)
-    if missing and "/" in reference and (Path(reference).parent.is_dir() or reference.startswith(f"{runs}/")):
-        raise DataError(f"{flag} {reference}: there is no such folder; {advice}")
-    try:
-        return resolve_model(reference, terminal.say)
-    except NoBaseError:
-        raise
-    except DataError as error:
-        if not missing:
-            raise
-        raise DataError(f"{flag}: {str(error).partition('; ')[0]}; {advice}") from error
-
-
-def _trained(config: CompareConfig, terminal: Terminal) -> Source:
-    """The trained model; an adapter whose own base is not here is opened on the one that it is compared with."""
-    try:
-        return _resolve("--trained-model", config.trained_model, terminal)
-    except NoBaseError:
-        if config.base_model == AUTO:
-            raise
-        return resolve_model(config.trained_model, terminal.say, config.base_model)
-
-
-def _base(config: CompareConfig, trained: Path, terminal: Terminal) -> Source:
-    """The base that was named, or the one that the trained model's run began with, unchanged."""
-    if config.base_model != AUTO:
-        return _resolve("--base-model", config.base_model, terminal)
-    folder = run_of_model(trained)
-    recorded = (known_manifest(folder) if folder else {}).get("model") or {}
-    name = recorded.get("name")
-    if folder is None and is_adapter(trained):
-        return _resolve(f"the base of {config.trained_model}", base_of(trained), terminal)
-    if folder is None or not isinstance(name, str):
-        raise UsageError(f"{config.trained_model} is in no run folder that names its base; add --base-model MODEL")
-    source = resolve_model(name, terminal.say, recorded_base(folder / "model"))
-    if identity(source) != recorded.get("hash"):
-        raise DataError(
-            f"{name} is not what the run began with any more; add --base-model {name} to take it all the same"
-        )
-    return source

@@ -5,11 +5,13 @@ Each backend is looked at in a process of its own, so that a broken or hanging i
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +24,9 @@ from rich.text import Text
 import backends
 from gsm8k_core import machine
 from gsm8k_core.auto import AUTO, Pair, choose_pair
+from gsm8k_core.command import SOURCE, as_typed, typed
 from gsm8k_core.config.diagnostics import DoctorConfig
+from gsm8k_core.doing import quiet
 from gsm8k_core.machine import Finding, Report
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError
@@ -46,11 +50,19 @@ Answer = Report | Late | str  # a str is what went wrong
 
 
 def run(config: DoctorConfig, context: Context) -> int:
-    """The verb. A finding is a problem when `train` could not start because of it, and nothing else is."""
+    """The verb."""
+    return report(config, context)
+
+
+def report(config: DoctorConfig, context: Context, ranks: Sequence[Finding] = (), engine: Choice | None = None) -> int:
+    """What is found here, said; the exit code. A finding is a problem when `train` could not start because of it.
+
+    `ranks` are what several processes found of one another, and `engine` the backend that their launcher starts.
+    """
     terminal = context.terminal
     terminal.say("Looking at this machine; that takes about ten seconds.\n")
     here = backends.detect()
-    chosen = backends.choose(here)
+    chosen = engine or backends.choose(here)
     with ThreadPoolExecutor() as pool:
         pair_later = pool.submit(choose_pair, AUTO, AUTO, "main", lambda asked: None)
         hub_later = pool.submit(machine.reach_hub)
@@ -60,7 +72,9 @@ def run(config: DoctorConfig, context: Context) -> int:
     findings.append(machine.disk(config.output_dir or Path("runs"), pair.model))
     for name in backends.PROVIDERS:
         findings += _of_backend(name, reports, here, chosen.name)
+    findings += ranks or _launchers(here.installed)
     findings += [*machine.caches(), hub_later.result(), *machine.missing_model(pair)]
+    findings = [replace(finding, mend=as_typed(finding.mend)) for finding in findings]
     auto = _auto(chosen, reports.get(chosen.name), pair)
     problems = [finding for finding in findings if finding.status == "problem"]
     _show(terminal, findings, auto, problems)
@@ -89,6 +103,18 @@ def _auto(chosen: Choice, report: Answer | None, pair: Pair) -> dict[str, Choice
         "model": pair.model_choice,
         "data": pair.data_choice,
     }
+
+
+def _launchers(names: Collection[str]) -> list[Finding]:
+    """What starts one run on several processes, of those backends that are installed."""
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    every = [each for name in backends.PROVIDERS if name in names for each in backends.PROVIDERS[name].launchers]
+    found = [each for each in every if shutil.which(each.split()[0], path=beside)]
+    if not found:
+        return []
+    program = "cli.py" if typed() == SOURCE else shutil.which(typed()) or typed()
+    programs = ", ".join(each.split()[0].replace("accelerate", "accelerate launch") for each in found)
+    return [Finding("launchers", "ok", programs, "; ".join(f"{each} {program} train" for each in found))]
 
 
 # --- backends ---------------------------------------------------------------------------------------------------
@@ -179,8 +205,9 @@ def _show(
         table.add_row(Text(finding.status, STYLES[finding.status]), Text(finding.name), details)
     picks = _grid()
     for name, choice in auto.items():
-        picks.add_row(Text("auto"), Text(name), Text(f"{choice.name}\n{printable(choice.reason)}"))
+        picks.add_row(Text("auto"), Text(name), Text(f"{choice.name}\n{printable(as_typed(choice.reason))}"))
     with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
+        quiet()
         _print(table, terminal.console)
         terminal.console.print(Text("\nWhat auto picks, and why:"))
         _print(picks, terminal.console)

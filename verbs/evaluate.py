@@ -16,11 +16,10 @@ from typing import Any
 import backends
 from gsm8k_core.auto import AUTO, NAMED, Pair, choose_pair
 from gsm8k_core.backend import Backend, ignore_token
-from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, PromptFlags, flag, parse_duration
+from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag, parse_duration
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import Source, prompted, resolve_model
-from gsm8k_core.models.prompt_settings import PromptSettings, given
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.problems.data import MissingSplitError, is_single_file, load_data
@@ -51,15 +50,15 @@ from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.scoring.timed import Limit, answer_in_time, in_random_order, time_line
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
-from gsm8k_core.training.memory import AT_ONCE, evaluated_at_once
+from gsm8k_core.training.memory import AT_ONCE
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
 from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.overlap import of_model
 from verbs.results import Provenance, write_one
+from verbs.talk import BATCH, asked_prompts, choose_together
 
-BATCH = "batch"  # the choice of how many problems are answered at once
 NUM_CHECKED = 32  # problems that --check-batching answers again
 UNITS = {"nats": "nats", "share": "of the odds"}  # how far two answers are apart where they part
 MOST_PLACES = 8  # that are shown; summary.json has all
@@ -216,11 +215,6 @@ def refuse(config: ScoreSettings) -> None:
             raise UsageError("--check-batching needs batches, and one problem makes none; ask for more of them")
 
 
-def asked_prompts(config: PromptFlags) -> PromptSettings:
-    """What the flags say of the prompts."""
-    return given(config.thinking, config.system_prompt, config.chat_template)
-
-
 def limit_of(config: ScoreSettings, context: Context) -> Limit | None:
     """When it has to end by --max-time, counted from the start of the process."""
     if config.max_time is None:
@@ -236,7 +230,7 @@ def say_limits(num_problems: int, limit: Limit | None, terminal: Terminal) -> No
 
 def load_problems(config: ScoreSettings, source: Source, context: Context, pair: Pair | None = None) -> Problems:
     """The asked split; `auto` is what the model was trained on, else the real test set where it can be had."""
-    recorded = _trained_on(source) if config.data == AUTO else None
+    recorded = trained_on(source) if config.data == AUTO else None
     if recorded:
         (asked, revision), reason = recorded, "the run's own data"
         _refuse_ambiguous(config, asked.data, context)
@@ -282,7 +276,7 @@ def _refuse_ambiguous(config: ScoreSettings, reference: str, context: Context) -
         raise UsageError(f"{flag(given[0])} does not apply to the run's own problems; add --data {reference} to use it")
 
 
-def _trained_on(source: Source) -> tuple[ProblemSettings, str] | None:
+def trained_on(source: Source) -> tuple[ProblemSettings, str] | None:
     """The data of the model's run, and its revision on the Hub."""
     folder = run_of_model(source.found)
     manifest = known_manifest(folder) if folder else {}
@@ -365,18 +359,15 @@ def open_model(
     return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, overlap, limit)
 
 
-def choose_together(asked: str, source: Source, backend: str, device: str, dtype: str, tokens: int) -> Choice:
-    """How many prompts are answered at once, each of `tokens` tokens at most with its answer."""
-    known = "float32" if dtype == AUTO else dtype  # what takes the most, until it is known
-    return evaluated_at_once(asked, source.model.config, backends.device_memory(backend, device), known, tokens)
-
-
 def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     """One evaluation under a key, which may be of another seed than the model was opened for."""
     limit, problems = opened.limit, opened.problems.problems
     total = min(len(problems), limit.most or len(problems)) if limit else len(problems)
     with terminal.progress("problem" if key.samples == 1 else "answer", total * key.samples) as steps:
-        advance: Callable[[int], None] = lambda done: steps.advance("", done=done)  # noqa: E731
+
+        def advance(done: int, right: int) -> None:
+            steps.advance(f"{right} right ({percent(right / done)}), {steps.left(done)} to go", done=done)
+
         if limit is None:
             records, path, reused = _answered(opened, key, problems, ignore_token, advance, terminal)
         else:
@@ -417,7 +408,7 @@ def _answered(
     key: Key,
     problems: Sequence[Problem],
     on_token: OnToken,
-    progress: Callable[[int], None],
+    progress: Callable[[int, int], None],
     terminal: Terminal,
 ) -> tuple[list[dict[str, Any]], Path, int]:
     """All of `problems`, as scoring.evaluate gives them."""
@@ -428,7 +419,7 @@ def _answered(
 
 
 def _in_time(
-    opened: LoadedModel, key: Key, limit: Limit, progress: Callable[[int], None], terminal: Terminal
+    opened: LoadedModel, key: Key, limit: Limit, progress: Callable[[int, int], None], terminal: Terminal
 ) -> tuple[list[dict[str, Any]], Path, int]:
     """The same of as many as end in time, in the order of the data set."""
     records: list[dict[str, Any]] = []

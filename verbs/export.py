@@ -93,8 +93,8 @@ def run(config: ExportConfig, context: Context) -> int:
     size = sum(path.stat().st_size for path in target.iterdir() if path.is_file())
     say(f"written  {target}: {hub.human_size(size)}, {', '.join(sorted(path.name for path in target.iterdir()))}")
     opened = _opened(config, subject, target)
-    say(f"open     {opened}")
     created = _create(subject, target, say) if config.to == OLLAMA else None
+    say(f"open     {opened}")
     pushed = _push(config, target, say) if config.push else None
     result = {"export": str(target), "to": config.to, "bytes": size, "open": opened}
     context.terminal.result({**result, "ollama": created, "pushed": pushed})

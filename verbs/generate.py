@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import backends
 from gsm8k_core.backend import Backend, ignore_token
 from gsm8k_core.config.score import GenerateConfig
+from gsm8k_core.doing import quiet
 from gsm8k_core.models.find import prompted
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.tokenizer import Tokenizer
@@ -21,8 +23,10 @@ from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.tracking.terminal import Terminal, printable
 from gsm8k_core.types import EXIT_OK, Completion, DataError, Problem, Sampling, UsageError
 from verbs import Context, say_choices
-from verbs.evaluate import BATCH, asked_prompts, choose_together
-from verbs.talk import choose_model
+from verbs.talk import BATCH, asked_prompts, choose_model, choose_together
+
+OPEN_MARK = re.compile(r"<<[0-9 .,+*/()=$%-]*>?\Z")  # `<<48/2=` at an answer's end, or all of it but a `>`
+HELD = re.compile(r"<<[^<>\n]*>?\Z")  # what may still become a mark that `strip_annotations` takes out
 
 
 def run(config: GenerateConfig, context: Context) -> int:
@@ -112,8 +116,10 @@ def _typed(terminal: Terminal) -> Iterator[str]:
     terminal.say("Type a question and press Enter; an empty line or Ctrl-D ends.")
     while True:
         try:
+            quiet()
             question = input("? ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):  # both leave
+            _to_stdout("\n")
             return
         if not question:
             return
@@ -146,6 +152,7 @@ class Answers:
         stream = len(questions) == 1 and not config.json_
         writer = _Writer(self.tokenizer, config.annotations == "hide")
         finished: dict[int, Completion] = {}
+        quiet()
         results: list[dict[str, object]] = []
         for index, completion in self.backend.generate(prompts, sampling, writer.token if stream else ignore_token):
             finished[index] = completion
@@ -162,7 +169,7 @@ class Answers:
     def _result(self, question: str, completion: Completion) -> dict[str, object]:
         text = decode(self.tokenizer, completion.tokens)
         if self.config.annotations == "hide":
-            text = strip_annotations(text)
+            text = hidden(text)
         return {
             "question": question,
             "completion": text,
@@ -176,6 +183,12 @@ class Answers:
 
     def _cut(self) -> str:
         return f"(cut at --max-new-tokens {self.config.max_new_tokens})"
+
+
+def hidden(text: str) -> str:
+    """An answer without its calculator marks; one that is still open, or was cut, goes with all behind it."""
+    text = strip_annotations(text)
+    return text[: text.rfind("<<")] if OPEN_MARK.search(text) else text
 
 
 def _to_stdout(text: str) -> None:
@@ -194,13 +207,12 @@ class _Writer:
     def token(self, index: int, token: int) -> None:
         self._tokens.append(token)
         text = self._text()
-        # What follows an open `<<` waits for its `>>`.
-        safe = text.rfind("<<") if self._hide and "<<" in text[self._shown :] else len(text)
-        self._show(text[: max(0, min(safe, len(text) - 2))])
+        held = HELD.search(text) if self._hide else None
+        self._show(text[: max(0, min(held.start() if held else len(text), len(text) - 2))])
 
     def _text(self) -> str:
         text = decode(self._tokenizer, self._tokens)
-        return strip_annotations(text) if self._hide else text
+        return hidden(text) if self._hide else text
 
     def _show(self, text: str, whole: bool = False) -> None:
         # A replacement character at the end is half of one that is still being written, until nothing follows.

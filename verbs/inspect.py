@@ -13,6 +13,7 @@ from gsm8k_core.auto import AUTO, NAMED, choose_pair
 from gsm8k_core.config.diagnostics import InspectConfig
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig, with_profile
+from gsm8k_core.doing import quiet
 from gsm8k_core.models.find import Source, prompted
 from gsm8k_core.models.prompt_settings import given
 from gsm8k_core.models.tokenizer import Tokenizer
@@ -242,4 +243,5 @@ def _print(text: Text, terminal: Terminal) -> None:
     if _is_ascii(terminal):
         text = Text(text.plain.encode("ascii", "replace").decode(), spans=text.spans)
     with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
+        quiet()
         terminal.console.print(text, soft_wrap=False)

@@ -10,8 +10,10 @@ import json
 import os
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 
+LOOK = 1.0  # seconds between two looks for a launcher
 VARIABLE = "GSM8K_TRAINING_CHILD"
 
 
@@ -40,6 +42,17 @@ class Link:
 
     def parent_is_gone(self) -> bool:
         return self._alone.is_set()
+
+    def watch_launcher(self) -> None:
+        """The launcher that started this process is its parent, too: mlx.launch ends without a word to it."""
+        launcher = os.getppid()
+
+        def wait() -> None:
+            while os.getppid() == launcher:
+                time.sleep(LOOK)
+            self._alone.set()
+
+        threading.Thread(target=wait, name="launcher", daemon=True).start()
 
     def _listen(self) -> None:
         try:

@@ -1,24 +1,27 @@
-"""`inspect --run`: how many of a run's own answers were kept, why the others were refused, and some of each to read."""
+"""`inspect --run`: how many of a run's own answers were kept or rewarded, why the others were not, and some to read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from gsm8k_core.config.stored import Count, Stored, stored
+from gsm8k_core.doing import quiet
 from gsm8k_core.files import refuse_links
-from gsm8k_core.rollouts.progress import PROGRESS, ROUNDS, Progress, folder_of
+from gsm8k_core.rollouts import journal
+from gsm8k_core.rollouts.progress import POLICY, PROGRESS, ROUNDS, Progress, folder_of
 from gsm8k_core.rollouts.record import BACK, RECORDS, SELECTED, chain_of, content_of
 from gsm8k_core.scoring.stats import percent
+from gsm8k_core.scoring.thinking import split
 from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
-from gsm8k_core.training.runs import known_manifest
+from gsm8k_core.training.runs import ROLLOUTS, known_manifest
 from gsm8k_core.types import EXIT_OK, DataError, FinishReason, UsageError
 
 WIDTH = 80
@@ -35,6 +38,14 @@ class _Shown(Stored):
     gold: str
     completion: str
     finish_reason: FinishReason
+
+
+class _Rewarded(_Shown):
+    """A line of one of grpo's rollouts."""
+
+    token_ids: list[Count]
+    reward: float
+    advantage: float
 
 
 class _Selected(Stored):
@@ -59,23 +70,76 @@ def show_run(folder: Path, show: int, terminal: Terminal) -> int:
     """The verb. Raises UsageError for a run without answers of its own, DataError for files that no run writes."""
     manifest = known_manifest(folder)
     progress, rounds = Progress.from_json(manifest.get(PROGRESS)), manifest.get(ROUNDS, [])
+    if not rounds and (found := journal.files(folder / ROLLOUTS)):
+        return _show_policy(found, folder, Progress.from_json(manifest.get(POLICY)), show, terminal)
     if not rounds:
         raise UsageError(
-            f"{folder} holds no round of a model's own answers; give the folder of a run of train --recipe rft whose "
-            "first round is done (python cli.py runs lists runs)"
+            f"{folder} holds no answers of the model's own; give the folder of a run of train --recipe rft whose first "
+            "round is done, or of --recipe grpo (python cli.py runs lists runs)"
         )
     for name, choice in progress.decisions.items():
         terminal.say(f"{name:<8} {choice.name}: {choice.reason}", WIDTH)
     terminal.say("")
     _table(rounds, terminal)
     _reasons(rounds, terminal)
-    judge = _Judge("gold" if progress.decided("verify") == "gold" else "steps", _keep(manifest), _with_human(manifest))
+    judge = _Judge(progress.mode, _keep(manifest), _with_human(manifest))
     for counts in rounds:
         if show:
-            _show_round(folder / "rollouts", int(counts["round"]), judge, show, terminal)
+            _show_round(folder / ROLLOUTS, int(counts["round"]), judge, show, terminal)
     decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
     terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds})
     return EXIT_OK
+
+
+def _show_policy(found: Sequence[Path], folder: Path, progress: Progress, show: int, terminal: Terminal) -> int:
+    """Of a run of --recipe grpo: what its newest rollouts were, and answers of the last one, group by group."""
+    refuse_links(folder / ROLLOUTS, *found)
+    for name, choice in progress.decisions.items():
+        terminal.say(f"{name:<8} {choice.name}: {choice.reason}", WIDTH)
+    terminal.say("")
+    columns, counts, newest = ["from update", "problems", "mixed", "answers", "rewarded", "cut", "tokens"], [], []
+    for path in found:
+        newest = list(_lines(path, _Rewarded))
+        counts.append({"update": journal.update_of(path), **_counts(newest)})
+    terminal.table(columns, [[f"{value:,.0f}" for value in each.values()] for each in counts])
+    terminal.say(
+        f"mixed: problems whose answers differ in reward, the only ones that are trained; tokens: of an answer. The "
+        f"newest {journal.KEPT} rollouts are kept",
+        WIDTH,
+    )
+    coloured = terminal.console.color_system is not None and not terminal.console.no_color
+    groups = _groups(newest)
+    # A group that says something first; then, those that are all alike.
+    for group in sorted(groups, key=lambda group: len({row.reward for row in group}) == 1)[:show]:
+        for row in group:
+            verdict = _verdict(row, progress.mode)
+            label = f"reward {row.reward:g}, advantage {row.advantage:+.2f}"
+            label += "" if row.reward else f": {verdict.reason}"
+            answer = _Answer(row, verdict, label, kept=bool(row.reward))
+            _show(answer, f"update {journal.update_of(found[-1])}", coloured, terminal)
+    decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
+    terminal.result({"run": str(folder), "decisions": decisions, "rollouts": counts})
+    return EXIT_OK
+
+
+def _groups(rows: Sequence[_Rewarded]) -> list[list[_Rewarded]]:
+    """The answers to each problem, in the order in which they were asked."""
+    groups: dict[str, list[_Rewarded]] = {}
+    for row in rows:
+        groups.setdefault(row.id, []).append(row)
+    return list(groups.values())
+
+
+def _counts(rows: Sequence[_Rewarded]) -> dict[str, float]:
+    groups = _groups(rows)
+    return {
+        "problems": len(groups),
+        "mixed": sum(len({row.reward for row in group}) > 1 for group in groups),
+        "answers": len(rows),
+        "rewarded": sum(row.reward > 0 for row in rows),
+        "cut": sum(row.finish_reason == "length" for row in rows),
+        "tokens": sum(len(row.token_ids) for row in rows) / max(len(rows), 1),
+    }
 
 
 def _table(rounds: Sequence[Mapping[str, Any]], terminal: Terminal) -> None:
@@ -127,7 +191,7 @@ def _show_round(rollouts: Path, number: int, judge: _Judge, show: int, terminal:
         answer = judge(row, selected.get(row.id, []))
         if left[answer.kept]:
             left[answer.kept] -= 1
-            _show(answer, number, coloured, terminal)
+            _show(answer, f"round {number}", coloured, terminal)
         if not any(left.values()):
             return
 
@@ -144,6 +208,16 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[Any]:
             raise DataError(f"{path}:{number}: damaged record; {BACK}") from None
 
 
+def _verdict(row: _Shown, mode: Mode) -> Verification:
+    """Of the answer as it was judged: behind its thought, where it has one. Its claims stand as in the whole text."""
+    answer = split(row.completion).answer
+    verdict, before = verify(answer, row.finish_reason, row.gold, mode), row.completion.rfind(answer)
+    if before < 0:  # it stood in pieces between thoughts
+        return replace(verdict, claims=())
+    claims = [replace(each, start=each.start + before, end=each.end + before) for each in verdict.claims]
+    return replace(verdict, claims=tuple(claims))
+
+
 @dataclass(frozen=True, slots=True)
 class _Judge:
     """Says of an answer whether it was kept, or why not."""
@@ -154,7 +228,7 @@ class _Judge:
 
     def __call__(self, row: _Shown, selected: Sequence[_Selected]) -> _Answer:
         """`selected` are the kept answers of the same problem."""
-        verdict = verify(row.completion, row.finish_reason, row.gold, self.mode)
+        verdict = _verdict(row, self.mode)
         if any(each.sample == row.sample for each in selected):
             return _Answer(row, verdict, "kept", kept=True)
         chain = list(chain_of(verdict, row.completion))
@@ -170,14 +244,15 @@ class _Judge:
         return _Answer(row, verdict, reason, kept=False)
 
 
-def _show(answer: _Answer, number: int, coloured: bool, terminal: Terminal) -> None:
+def _show(answer: _Answer, of: str, coloured: bool, terminal: Terminal) -> None:
     row = answer.row
-    terminal.say(f"\n{row.id}, round {number}, sample {row.sample}, gold {row.gold}: {row.question}", WIDTH)
+    terminal.say(f"\n{row.id}, {of}, sample {row.sample}, gold {row.gold}: {row.question}", WIDTH)
     text = Text(printable(row.completion))
     if coloured:
         for claim in answer.verdict.claims:
             text.stylize(RIGHT if claim.right else WRONG, claim.start, claim.start + len(claim.expression))
     label = Text(printable(answer.label), KEPT if answer.kept else REFUSED) if coloured else Text(f"[{answer.label}]")
     with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
+        quiet()
         terminal.console.print(text, soft_wrap=False)
         terminal.console.print(label, soft_wrap=False)

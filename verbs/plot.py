@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gsm8k_core.config.diagnostics import PlotConfig
+from gsm8k_core.report import policy
 from gsm8k_core.report.curves import RunCurves, failed, read_runs, shown_loss
 from gsm8k_core.report.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
 from gsm8k_core.tracking.terminal import Terminal
@@ -61,6 +62,9 @@ def _remark(run: RunCurves) -> str | None:
 
 
 def _table(runs: Sequence[RunCurves], terminal: Terminal) -> None:
+    if all(policy.REWARD in run.curves for run in runs):
+        _reward_table(runs, terminal)
+        return
     rows = []
     for mark, found in zip(marks(len(runs)), runs, strict=True):
         said = found.summary()
@@ -70,3 +74,12 @@ def _table(runs: Sequence[RunCurves], terminal: Terminal) -> None:
     bad = any(row[-1] != "0" for row in rows)
     columns = ["run, and its loss", "updates", "first", "last", "lowest", "NaN"]
     terminal.table(columns if bad else columns[:-1], rows if bad else [row[:-1] for row in rows])
+
+
+def _reward_table(runs: Sequence[RunCurves], terminal: Terminal) -> None:
+    rows = []
+    for mark, found in zip(marks(len(runs)), runs, strict=True):
+        values = found.curves[policy.REWARD].values
+        numbers = [f"{value:.3f}" for value in (values[0], values[-1], max(values))]
+        rows.append([f"{mark} {found.name}", str(len(values)), *numbers])
+    terminal.table(["run, and its reward", "updates", "first", "last", "highest"], rows)

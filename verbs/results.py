@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ def command(verb: str, model: type[Settings], values: Mapping[str, object]) -> s
         value = values.get(name)
         if value is True:
             words.append(flag(name))
+        elif isinstance(value, list | tuple):
+            words += [word for each in value for word in (flag(name), str(each))]
         elif value is not None and value is not False and value != "":
             words += [flag(name), str(value)]
     return shlex.join(words)
@@ -120,6 +122,33 @@ def write_one(
         steps=steps_rows(found),
     )
     return path
+
+
+def write_several(
+    made: Provenance,
+    page: Path,
+    comparison: Mapping[str, Any],
+    records: Sequence[Records],
+    runs: Sequence[Path | None],
+    say: Say,
+) -> None:
+    """The page of several trained models; `records` are the base's and theirs, `runs` theirs."""
+    facts = made.facts(comparison["base"])
+    trained = [line for run in runs if run and (line := training_command(run))]
+    write_page(
+        page,
+        comparison,
+        *records,
+        run_curves=[replace(made, run=run).curves(say) for run in runs],
+        facts=replace(facts, reproduce=[*trained, *facts.reproduce]),
+        diagnosis=joined([each["diagnosis"] for each in comparison["comparisons"]]),
+        steps=joined([each["steps"] for each in comparison["comparisons"]]),
+    )
+
+
+def joined(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One table of the base beside each trained model: its rows, with the trained models' counts as a list."""
+    return [{**rows[0], "trained": [row["trained"] for row in rows]} for rows in zip(*tables, strict=True)]
 
 
 def write_both(

@@ -64,7 +64,10 @@ def describe(folder: Path) -> dict[str, Any]:
     """One run as JSON; what is not known is None."""
     manifest = read_manifest(folder)
     update = last_update(folder / METRICS) or {}
-    score = _accuracy(folder, _at(manifest or {}, "model", "hash"))
+    found = _read(folder / COMPARISON)
+    compared = _score(_at(found, "trained"))  # several models' has no one trained
+    base = _score(_at(found, "base")) if compared else None
+    score = compared or _evaluated(folder, _at(manifest or {}, "model", "hash"))
     made: dict[str, Any] = {
         "run": str(folder),
         "status": _status(manifest),
@@ -76,8 +79,10 @@ def describe(folder: Path) -> dict[str, Any]:
         "reason": _text(_at(manifest or {}, "outcome", "reason")),
         "updates": _whole(update.get("update")) or 0,
         "planned": _whole(_at(manifest or {}, "plan", "updates")),
-        "last_loss": _number(update.get("loss")),
+        "last_loss": None if "reward" in update else _number(update.get("loss")),  # a policy's says nothing
+        "last_reward": _number(update.get("reward")),
         "rule": HEADLINE_RULE,
+        "base_accuracy": base[0] if base else None,
         "accuracy": score[0] if score else None,
         "n": score[1] if score else None,
         "calculator": score[2] if score else None,
@@ -104,14 +109,11 @@ def _is_alive(manifest: Mapping[str, Any]) -> bool:
         return True
 
 
-def _accuracy(folder: Path, base_hash: object) -> tuple[float, int, bool] | None:
-    """The trained model's: from the comparison, else from its evaluation over the most problems, by itself if it can.
+def _evaluated(folder: Path, base_hash: object) -> tuple[float, int, bool] | None:
+    """The trained model's accuracy, from its evaluation over the most problems, by itself if it can.
 
     Last, whether it is one with calculator.
     """
-    compared = _score(_at(_read(folder / COMPARISON), "trained"))
-    if compared:
-        return compared
     found = []
     for path in sorted((folder / "logs").glob(f"*/{SUMMARY}")):
         summary = _read(path)
@@ -187,6 +189,8 @@ def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:
     name = str(path.relative_to(folder)) if path != folder else path.name or str(path)
     of = f"/{run['planned']}" if run["planned"] and run["planned"] != run["updates"] else ""
     accuracy = "-" if run["accuracy"] is None else percent(run["accuracy"])
+    if run["base_accuracy"] is not None:
+        accuracy = f"{100 * run['base_accuracy']:.1f} -> {accuracy}"
     n = "-" if run["n"] is None else str(run["n"])
     outcome = run["reason"] if run["status"] == "stopped" and run["reason"] else run["status"]
     return [name, outcome, f"{run['updates']}{of}", shown_loss(run["last_loss"]), accuracy, n]
@@ -198,6 +202,8 @@ def _below(run: Mapping[str, Any]) -> list[str]:
     parts = [f"{_last_part(run['model'])} on {_last_part(run['data'])}", run["backend"], _minute(run["started"])]
     if run["seconds"] is not None:
         parts.append(clock(run["seconds"]))
+    if run["last_reward"] is not None:
+        parts.append(f"reward {run['last_reward']:.3f}")
     if run["calculator"]:
         parts.append("accuracy with calculator")
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []

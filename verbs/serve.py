@@ -23,6 +23,7 @@ import backends
 from gsm8k_core.config.fields import AUTO, parse_duration
 from gsm8k_core.config.talk import ServeConfig
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.doing import quiet
 from gsm8k_core.files import read_plain
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.hub import human_size
@@ -32,14 +33,15 @@ from gsm8k_core.training.memory import HALF, MARGIN, model_of, sampling_bytes
 from gsm8k_core.training.runs import run_of_model
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError, UsageError
 from verbs import Context, say_choices
-from verbs.evaluate import BATCH, choose_together
 from verbs.talk import (
     BASE,
+    BATCH,
     TRAINED,
     Opener,
     adapter_base,
     choose_base,
     choose_model,
+    choose_together,
     limits_of,
     sampling_of,
     system_turn,
@@ -73,6 +75,7 @@ def run(config: ServeConfig, context: Context) -> int:
         scheduler = _scheduler(config, opener, sources, offers, terminal)
         scheduler.start()
         say_choices(terminal, {"backend": opener.choice, **next(iter(scheduler.models.values())).choices})
+        quiet()
         _say_ready(terminal, offers, sock, key)
         rules = Rules.of(config.host, is_loopback(str(sock.getsockname()[0])), key)
         run_server(make_app(offers, scheduler, rules), scheduler, sock, parse_duration(config.grace))

@@ -1,4 +1,7 @@
-"""Whom generate, chat and serve talk to: the model that was named, the newest finished run, or auto's; and its base."""
+"""Whom generate, chat and serve talk to: the model that was named, the newest finished run, or auto's; and its base.
+
+What eval and compare ask in the same way stands here as well: to import those would bring the report with it.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,23 @@ import backends
 from gsm8k_core.auto import AUTO, NAMED, choose_pair
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.diagnostics import RunsConfig
-from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.fields import EMBEDDED_MODEL, PromptFlags
 from gsm8k_core.config.talk import NONE, TalkSettings
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
 from gsm8k_core.models.find import Source, cached_model, identity, prompted, resolve_model
 from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.prompt_settings import PromptSettings, given
 from gsm8k_core.problems.rows import check_context
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.serving.conversation import ContextLimits
 from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.training.memory import evaluated_at_once
 from gsm8k_core.training.runs import known_manifest, newest_finished, run_of_model
 from gsm8k_core.types import Choice, DataError, GSM8KError, Sampling, UsageError
 from verbs.demo import banner
 
+BATCH = "batch"  # the choice of how many problems are answered at once
 LONGEST_WINDOW = 2048  # tokens of a prompt and its answer, where nobody asks for more: keys and values take room
 BASE, TRAINED = "base", "trained"
 
@@ -116,3 +122,14 @@ class Opener:
 
     def open(self, model: ModelFolder) -> Backend:
         return backends.open(self.choice.name, model.path, self.device, self.dtype, model.rendering)
+
+
+def asked_prompts(config: PromptFlags) -> PromptSettings:
+    """What the flags say of the prompts."""
+    return given(config.thinking, config.system_prompt, config.chat_template)
+
+
+def choose_together(asked: str, source: Source, backend: str, device: str, dtype: str, tokens: int) -> Choice:
+    """How many prompts are answered at once, each of `tokens` tokens at most with its answer."""
+    known = "float32" if dtype == AUTO else dtype  # what takes the most, until it is known
+    return evaluated_at_once(asked, source.model.config, backends.device_memory(backend, device), known, tokens)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,39 @@ def _weight(module: Any) -> np.ndarray[Any, Any]:
     return np.array(weight.astype(mx.float32))
 
 
+class RowDropout(nn.Module):
+    """Dropout whose mask depends on a row's own key, on the token's place and on the layer.
+
+    So a row gets the same whatever rows it shares a micro-batch with, and on whatever rank.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        super().__init__()
+        self._keep, self._layer = 1 - p, layer * 0x9E3779B1 % 2**32  # keys of two layers have no bit pattern in common
+        self._keys: tuple[mx.array] | None = None
+
+    def rows(self, keys_B: mx.array) -> None:
+        """The keys of the rows of the micro-batch that comes, (B,) uint32."""
+        object.__setattr__(self, "_keys", (keys_B,))  # nn.Module would count it among its parameters
+
+    def __call__(self, x_BTH: mx.array) -> mx.array:
+        if not self.training or self._keep == 1:
+            return x_BTH
+        if self._keys is None:  # a rehearsal, which asks for time and not for numbers
+            return x_BTH * mx.random.bernoulli(self._keep, x_BTH.shape) * (1 / self._keep)
+        rows, length, width = x_BTH.shape
+        keys_BT = mx.broadcast_to((self._keys[0] ^ self._layer)[:, None], (rows, length))
+        places_BT = mx.broadcast_to(mx.arange(length, dtype=mx.uint32), (rows, length))
+        keys_N2 = mx.stack([keys_BT, places_BT], axis=-1).reshape(-1, 2)
+        mask_NH = mx.vmap(lambda key: mx.random.bernoulli(self._keep, (width,), key=key))(keys_N2)
+        return x_BTH * mask_NH.reshape(x_BTH.shape) * (1 / self._keep)
+
+
+def dropouts_of(model: Any) -> list[RowDropout]:
+    """Those of an adapter."""
+    return [module for module in model.modules() if isinstance(module, RowDropout)]
+
+
 def add_adapter(model: Any, spec: LoraSpec) -> dict[str, mx.array]:
     """Give the model its adapter, all else frozen; returns its parameters in float32 under MLX's names."""
     linear = _linear_layers(model)
@@ -50,18 +84,26 @@ def add_adapter(model: Any, spec: LoraSpec) -> dict[str, mx.array]:
     first = first_values(spec, {name: _weight(linear[name]) for name in chosen})
     kind = DoRALinear if spec.dora else LoRALinear
     model.freeze()
-    model.update_modules(
-        tree_unflatten(
-            [
-                (name, kind.from_base(linear[name], r=spec.rank, dropout=spec.dropout, scale=spec.scale))
-                for name in chosen
-            ]
-        )
-    )
+    layers = {name: kind.from_base(linear[name], r=spec.rank, scale=spec.scale) for name in chosen}
+    if spec.dropout:
+        for number, layer in enumerate(layers.values()):
+            layer.dropout = RowDropout(spec.dropout, number)
+    model.update_modules(tree_unflatten(list(layers.items())))
     values = to_mlx(first)
     if {name for name, _ in tree_flatten(model.trainable_parameters())} != set(values):
         raise RuntimeError("mlx-lm's adapter layers have other parameters than expected; please report this")
     return values
+
+
+@contextlib.contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The model as it was before it had its adapter."""
+    adapted = [(name, each) for name, each in model.named_modules() if isinstance(each, (LoRALinear, DoRALinear))]
+    model.update_modules(tree_unflatten([(name, each.linear) for name, each in adapted]))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(adapted))
 
 
 def to_mlx(values: Any) -> dict[str, mx.array]:

@@ -16,25 +16,27 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from backends.mlx import BLAS, COMPILER, memory
-from backends.mlx.adapter import add_adapter, from_mlx, to_mlx
+from backends.mlx.adapter import add_adapter, from_mlx, to_mlx, without_adapter
 from backends.mlx.architectures import refuse_long_rows
 from backends.mlx.device import CAPABILITIES, choose_device, choose_dtype, fast_tokens, has_gpu, measure_gflops, rated
 from backends.mlx.fast_exp import whole_array_ops
 from backends.mlx.generate import answer, generate, odds, score
+from backends.mlx.group import MLXGroup
 from backends.mlx.load import cast, in_order_of_files, load, to_dtype
 from backends.mlx.loss import target_positions
+from backends.mlx.memory import NO_MEMORY
 from backends.mlx.train import (
     AdamW,
     MicroBatch,
+    checkpointed_blocks,
     freeze,
     global_norm,
     loss_scale,
     scaled_loss,
     set_working,
     train,
-    wrapped_blocks,
 )
-from gsm8k_core.backend import Pilot, ignore_token
+from gsm8k_core.backend import Answering, Pilot, ignore_token
 from gsm8k_core.models.adapter import LoraSpec, draws_dropout, lora_spec, peft_name, write_adapter
 from gsm8k_core.models.folder import EMBEDDING, HEAD, SINGLE_FILE, ModelFolder, weight_files, write_model_folder
 from gsm8k_core.models.tensors import write_tensors
@@ -59,17 +61,6 @@ if TYPE_CHECKING:
     from gsm8k_core.models.rendering import Rendering
     from gsm8k_core.types import FloatArray
 
-# How MLX, Metal and CUDA's libraries say that memory ran out. ("memory" alone is in an illegal access, too.)
-NO_MEMORY = (
-    "malloc",
-    "allocate",
-    "out of memory",
-    "insufficient memory",
-    "alloc_failed",
-    "allocation_failed",
-    "cublasltcreate(&storage.handle) failed with code: 3",  # CUBLAS_STATUS_ALLOC_FAILED
-)
-
 
 class MLXBackend:
     """One model on MLX."""
@@ -92,6 +83,7 @@ class MLXBackend:
         self._spec: LoraSpec | None = None
         self._masters: dict[str, mx.array] = {}  # what is trained, in float32
         self._optimizer: AdamW | None = None
+        self.group: MLXGroup | None = None
         self._started: list[tuple[int, int]] = []  # tokens whose rows are another's: the folder says otherwise
         with memory_error("mlx", NO_MEMORY):
             self._model = load(folder)
@@ -112,8 +104,10 @@ class MLXBackend:
         with memory_error("mlx", NO_MEMORY):
             self._prepare(config)
             self._optimizer = AdamW(config, self._masters)
-            if resume is not None:
+            if resume is not None and (self.group is None or self.group.rank == 0):
                 self._restore(resume, self._optimizer)
+            if self.group is not None:
+                self._share(self.group, self._optimizer, resume.step if resume else 0)
             set_working(self._model, self._masters, self._dtype)
             with memory.limited(mx.device_info(), partial(self._predicted_peak, config), self.choices):
                 step = self._micro_batch(config)
@@ -128,6 +122,7 @@ class MLXBackend:
                     self,
                     self._dtype,
                     name_of,
+                    self.group,
                 )
             self.choices["compile"] = Choice(COMPILER.name, f"{COMPILER.reason}; {step.num_traces} shapes traced")
             return outcome
@@ -137,12 +132,15 @@ class MLXBackend:
 
     def _within_window(self, updates: Iterable[Update]) -> Iterator[Update]:
         for update in updates:
-            self._refuse_longer(max(batch.tokens.shape[1] for batch in update.micro_batches))
+            self._refuse_longer(max((batch.tokens.shape[1] for batch in update.micro_batches), default=0))
             yield update
 
     def _predicted_peak(self, config: TrainConfig) -> int:
         names = self.choices["dtype"].name, self.choices["device"].name
         return memory.own_peak(self._config, config, *names)
+
+    def engine(self, name: str, longest: int) -> Answering:
+        raise PreflightError(f"--rollout-engine {name} is for torch on CUDA; leave it out: mlx samples itself")
 
     def peak_memory(self) -> int:
         return memory.peak(self.choices["device"].name)
@@ -191,6 +189,12 @@ class MLXBackend:
         self._masters.update(parameters)
         optimizer.restore(resume.step, to_ours(resume.first_moments), to_ours(resume.second_moments))
 
+    def _share(self, group: MLXGroup, optimizer: AdamW, step: int) -> None:
+        """Go on from rank 0's weights and moments."""
+        self._masters.update(group.share(self._masters))
+        if step:
+            optimizer.restore(step, *(group.share(optimizer.moments(which)) for which in ("m", "v")))
+
     def _to_state(self, arrays: dict[str, mx.array]) -> dict[str, FloatArray]:
         mx.eval(arrays)
         if self._spec is not None:
@@ -227,6 +231,10 @@ class MLXBackend:
         with memory_error("mlx", NO_MEMORY):
             return score(self._model, batch.tokens, int(self.micro_batch_tokens.name))
 
+    def score_first(self, batch: Batch) -> FloatArray:
+        with without_adapter(self._model):
+            return self.score(batch)
+
     def odds(self, tokens: Sequence[int]) -> FloatArray:
         self._refuse_longer(len(tokens))
         with memory_error("mlx", NO_MEMORY):
@@ -257,7 +265,7 @@ class MLXBackend:
             self._prepare(config)
             set_working(self._model, self._masters, self._dtype)
             step = self._micro_batch(config)
-            with wrapped_blocks(self._model, None, config.gradient_checkpointing), whole_array_ops(self._model):
+            with checkpointed_blocks(self._model, config.gradient_checkpointing), whole_array_ops(self._model):
                 self._model.train()
                 for _ in range(2):  # the first one is traced
                     start = time.perf_counter()
@@ -301,7 +309,7 @@ class MLXBackend:
             except OutOfMemoryError:
                 return OUT_OF_MEMORY
 
-        with wrapped_blocks(self._model, None, config.gradient_checkpointing):
+        with checkpointed_blocks(self._model, config.gradient_checkpointing):
             choice = fastest(time_each(candidates, step))
         self.choices["dtype"] = choice
         compute_in(choice.name)

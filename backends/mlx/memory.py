@@ -35,6 +35,17 @@ COSTS = Costs(
     working_copy=True,
 )
 
+# How MLX, Metal and CUDA's libraries say that memory ran out. ("memory" alone is in an illegal access, too.)
+NO_MEMORY = (
+    "malloc",
+    "allocate",
+    "out of memory",
+    "insufficient memory",
+    "alloc_failed",
+    "allocation_failed",
+    "cublasltcreate(&storage.handle) failed with code: 3",  # CUBLAS_STATUS_ALLOC_FAILED
+)
+
 PEAK_MARGIN = 1.2  # what is wired, over the predicted peak: wired memory is lost to everything else on the machine
 CACHE_SHARE = 4  # a fourth of the working set, at most, for freed arrays of shapes that may come again
 _WORKING_SET = "max_recommended_working_set_size"  # mx.device_info's, on Metal

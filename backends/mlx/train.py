@@ -8,7 +8,7 @@ trained is kept in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,16 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
+from backends.mlx.adapter import RowDropout, dropouts_of
 from backends.mlx.fast_exp import whole_array_ops
+from backends.mlx.group import MLXGroup
 from backends.mlx.loss import loss_sum, sum_all, target_positions
+from backends.mlx.memory import NO_MEMORY
 from gsm8k_core.backend import Live, Pilot
 from gsm8k_core.models.adapter import draws_dropout, dropout_seed
+from gsm8k_core.ranks.together import together
 from gsm8k_core.training.finite import check_fit, not_finite
+from gsm8k_core.training.memory import memory_error
 from gsm8k_core.types import Batch, DivergedError, Outcome, Update, UpdateStats
 
 if TYPE_CHECKING:
@@ -133,41 +138,33 @@ def scaled_loss(
 
 
 @contextmanager
-def wrapped_blocks(model: Any, seed: Callable[[], int] | None, checkpoint: bool) -> Iterator[None]:
-    """While inside, each block seeds itself from `seed()` and its place, and with `checkpoint` keeps no activations.
-
-    A block that is computed again has to draw the same dropout, and a stream that all blocks share would not.
-    """
-    if seed is None and not checkpoint:
+def checkpointed_blocks(model: Any, checkpoint: bool) -> Iterator[None]:
+    """While inside, with `checkpoint`, each block keeps no activations and is computed again."""
+    if not checkpoint:
         yield
         return
     kinds = [type(layer) for layer in model.layers]
     try:
-        for place, (layer, kind) in enumerate(zip(model.layers, kinds, strict=True)):
-            layer.__class__ = _wrapper(kind, place, seed, checkpoint)  # mlx-lm changes the class of all models instead
+        for layer, kind in zip(model.layers, kinds, strict=True):
+            layer.__class__ = _checkpointed(kind)  # mlx-lm changes the class of all models instead
         yield
     finally:
         for layer, kind in zip(model.layers, kinds, strict=True):
             layer.__class__ = kind
 
 
-def _wrapper(kind: type, place: int, seed: Callable[[], int] | None, checkpoint: bool) -> type:
-    def plain(layer: Any, *arguments: Any, **named: Any) -> Any:
-        if seed is not None and layer.training:
-            mx.random.seed(seed() + place)
-        return kind.__call__(layer, *arguments, **named)  # type: ignore[operator]
-
+def _checkpointed(kind: type) -> type:
     def again(layer: Any, *arguments: Any, **named: Any) -> Any:
         if not layer.training:
-            return plain(layer, *arguments, **named)
+            return kind.__call__(layer, *arguments, **named)  # type: ignore[operator]
 
         def inner(parameters: Any, *inner_arguments: Any, **inner_named: Any) -> Any:
             layer.update(parameters)
-            return plain(layer, *inner_arguments, **inner_named)
+            return kind.__call__(layer, *inner_arguments, **inner_named)  # type: ignore[operator]
 
         return mx.checkpoint(inner)(layer.trainable_parameters(), *arguments, **named)
 
-    return type(kind.__name__, (kind,), {"__call__": again if checkpoint else plain})
+    return type(kind.__name__, (kind,), {"__call__": again})
 
 
 class MicroBatch:
@@ -211,15 +208,15 @@ class MicroBatch:
 
 
 def update_gradients(
-    micro_batch: MicroBatch, update: Update, scale: float, seed: Callable[[int], None]
+    micro_batch: MicroBatch, update: Update, scale: float, seed: Callable[[int, Batch], None]
 ) -> tuple[mx.array, Arrays]:
     """Sums of loss and float32 gradient, both times `scale`, over the micro-batches of one update; not waited for.
 
-    `seed` is called with each micro-batch's place before it.
+    `seed` is called with each micro-batch and its place before it.
     """
     total, gradients = mx.array(0.0), dict[str, mx.array]()
     for place, batch in enumerate(update.micro_batches):
-        seed(place)
+        seed(place, batch)
         loss, parts = micro_batch(batch, scale)
         for name in list(parts):
             part = parts.pop(name).astype(mx.float32)  # nobody else holds either: the sum takes the place of one
@@ -251,13 +248,13 @@ def _why(
     loss: float,
     norm: float,
     scale: float,
-    seed: Callable[[int], None],
+    seed: Callable[[int, Batch], None],
     name_of: Callable[[str], str],
 ) -> DivergedError:
     """The update once more, a micro-batch at a time, to find what is not finite in it."""
 
     def recompute(place: int, batch: Batch) -> tuple[float, dict[str, bool]]:
-        seed(place)
+        seed(place, batch)
         total, gradients = micro_batch(batch, scale)
         squares = ((name_of(name), mx.square(value.astype(mx.float32)).sum()) for name, value in gradients.items())
         return total.item(), _finite(squares)
@@ -268,19 +265,23 @@ def _why(
     return not_finite(update, loss, norm, weights, recompute)
 
 
-class Dropout:
-    """The seed of the micro-batch at hand, for the blocks to draw from."""
+class Seeds:
+    """What the dropout of the micro-batch at hand is drawn from: a key for each of its rows."""
 
-    def __init__(self, seed: int) -> None:
-        self._run, self._update, self.now = seed, 0, 0
+    def __init__(self, seed: int, dropouts: Sequence[RowDropout]) -> None:
+        self._run, self._update, self._dropouts = seed, 0, dropouts
 
     def begin(self, update: int) -> None:
         """Before an update's first micro-batch."""
         self._update = update
 
-    def micro_batch(self, place: int) -> None:
+    def micro_batch(self, place: int, batch: Batch) -> None:
         """Before each micro-batch."""
-        self.now = dropout_seed(self._run, self._update, place)
+        if self._dropouts:
+            rows = batch.rows or tuple(f"{place}/{row}" for row in range(len(batch.tokens)))
+            keys_B = mx.array([dropout_seed(self._run, self._update, row) for row in rows], mx.uint32)
+            for dropout in self._dropouts:
+                dropout.rows(keys_B)
 
 
 def train(
@@ -293,22 +294,29 @@ def train(
     live: Live,
     dtype: mx.Dtype,
     name_of: Callable[[str], str] = str,
+    group: MLXGroup | None = None,
 ) -> Outcome:
     """One segment over `updates`; see Backend.train. `masters` is replaced in place, update by update.
 
     `name_of` gives Hugging Face's or PEFT's name of a parameter that is trained.
     """
-    dropout = Dropout(config.seed)
-    seed = (lambda: dropout.now) if draws_dropout(config) else None
     model, number = micro_batch.model, 0
-    with wrapped_blocks(model, seed, config.gradient_checkpointing), whole_array_ops(model):
+    dropout = Seeds(config.seed, dropouts_of(model) if draws_dropout(config) else ())
+    with checkpointed_blocks(model, config.gradient_checkpointing), whole_array_ops(model):
         for update in updates:
             number = update.number
             model.train()  # the pilot may have generated
             dropout.begin(number)
             scale = loss_scale(dtype, update.num_targets)
-            total, gradients = update_gradients(micro_batch, update, scale, dropout.micro_batch)
+            with together(group), memory_error("mlx", NO_MEMORY):
+                total, gradients = update_gradients(micro_batch, update, scale, dropout.micro_batch)
+                if group is not None:
+                    mx.eval(total, gradients)
+            if group is not None:
+                total, gradients = group.sum(total, gradients, masters)
             norm, weights = global_norm(gradients), any_sum(masters)
+            if group is not None:
+                norm, weights = group.mean(mx.stack([norm, weights]))
             mx.eval(total, norm, weights)  # the update's only blocking call
             divisor = max(update.num_targets, 1) * scale
             loss, grad_norm = total.item() / divisor, norm.item() / divisor

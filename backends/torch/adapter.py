@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
 from gsm8k_core.models.adapter import BLOCK_NAME, PEFT_PREFIX, LoraSpec, first_values, target_modules
 
@@ -15,13 +16,15 @@ ADAPTER = "default"
 
 def add_adapter(model: Any, spec: LoraSpec) -> dict[str, torch.nn.Parameter]:
     """Give the model its adapter in place, all else frozen; returns its parameters under PEFT's file names."""
+    from peft import LoraConfig, inject_adapter_in_model  # here, not above: half a second, and most runs have none
+
     linear = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and BLOCK_NAME.fullmatch(name)
     }
     chosen = target_modules(spec, sorted(linear))
-    first = first_values(spec, {name: linear[name].weight.detach().float().cpu().numpy() for name in chosen})
+    first = first_values(spec, {name: _values(linear[name].weight, spec) for name in chosen})
     model.requires_grad_(False)
     # rslora, bias and the rest stay PEFT's defaults, which are "off".
     settings = LoraConfig(
@@ -36,6 +39,28 @@ def add_adapter(model: Any, spec: LoraSpec) -> dict[str, torch.nn.Parameter]:
             parameter.requires_grad_(True)
             parameter.copy_(torch.from_numpy(first[name]))
     return parameters
+
+
+def _values(weight: torch.Tensor, spec: LoraSpec) -> Any:
+    """A weight as first_values reads it: DoRA's lengths need all of it, and LoRA's values its shape alone."""
+    if spec.dora:
+        return weight.detach().float().cpu().numpy()
+    return np.broadcast_to(np.float32(0), tuple(weight.shape))
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The model as it was before it had its adapter. PEFT's own switch would freeze the adapter's parameters."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -55,6 +80,8 @@ def cast_frozen(model: Any, dtype: torch.dtype) -> None:
 
     Autocast would cast them to the same bits in every forward: it keeps the casts of trained weights only.
     """
+    from peft.tuners.lora import LoraLayer
+
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.get_base_layer().to(dtype)

@@ -9,7 +9,10 @@ from gsm8k_core.training.memory import gflops
 from gsm8k_core.types import Choice, PreflightError
 
 CAPABILITIES = Capabilities(
-    devices=("cpu", "cuda", "mps", "gpu"), dtypes=("float32", "bfloat16"), methods=("full", "lora", "dora")
+    devices=("cpu", "cuda", "mps", "gpu"),
+    dtypes=("float32", "bfloat16"),
+    methods=("full", "lora", "dora"),
+    engines=("vllm",),
 )
 # bfloat16 is taken on a CPU only where it is clearly faster: casts around the products cost some of the gain.
 FASTER = 1.5

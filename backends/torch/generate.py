@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from backends.torch.architectures import CONVOLUTION, FULL, SLIDING, layer_kinds, window_of_layers
 from backends.torch.cache import ATTENTION, SeatCache
-from backends.torch.loss import chunk_rows, finish_of, finished
+from backends.torch.loss import as_forward, chunk_rows, finish_of, finished
 from backends.torch.sampling import NOT_FINITE, draw, likeliest
 from backends.torch.seats import Arrivals, Seat, Seats
 from gsm8k_core.models.head import Finish
@@ -322,7 +323,8 @@ def score(
     parts = (
         torch.from_numpy(tokens_BT[at : at + rows]).to(model.device, torch.long) for at in range(0, num_rows, rows)
     )
-    return np.concatenate([_score(model, tokens_RT, finish).float().cpu().numpy() for tokens_RT in parts])
+    found = (as_forward(model, partial(_score, model, tokens_RT, finish), finish is None) for tokens_RT in parts)
+    return np.concatenate([scores_RT.float().cpu().numpy() for scores_RT in found])
 
 
 def _score(model: Any, tokens_RT: torch.Tensor, finish: Finish | None) -> torch.Tensor:

@@ -20,8 +20,8 @@ from gsm8k_core.types import DataError, PreflightError
 REPEATED = "sdpa_repeated"
 
 
-def load(folder: Path, device: str) -> Any:
-    """The model in float32, every weight from the folder, without dropout."""
+def load(folder: Path, device: str, on: str | None = None) -> Any:
+    """The model in float32, every weight from the folder, without dropout: for `device`, and there, or first `on`."""
     config = read_json(folder / "config.json")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -54,7 +54,7 @@ def load(folder: Path, device: str) -> Any:
     # transformers gives the embedding of pad_token_id no gradient, also where that token ends every turn (SmolLM2's).
     model.get_input_embeddings().padding_idx = None
     choose_attention(model, device)
-    return model.to(device)
+    return model.to(on or device)
 
 
 def choose_attention(model: Any, device: str) -> None:

@@ -8,17 +8,19 @@ Axes: B rows, T tokens, N targets, C targets in a chunk, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from gsm8k_core.models.head import PLAIN, Finish
-from gsm8k_core.types import Batch, PreflightError
+from gsm8k_core.types import IGNORE_INDEX, Batch, PreflightError
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits; many short chunks would read and write the (V, H) gradient too often
 # On an M1 or M2, torch <= 2.13 and products of more than two dimensions in later ones read past their operands where a
@@ -26,6 +28,7 @@ CHUNK_BYTES = 128 * 2**20  # of float32 logits; many short chunks would read and
 TOO_MANY_ON_MPS = 32_767
 BLOCK = 16_384  # elements that are summed at once there
 LOUD = 1e4  # far outside what any soft cap lets through
+KEPT, SHARDS = "_kept_finish", "_shards"  # of a model whose weights are spread: its finish, and who gathers them
 
 
 def kind_of(device: torch.device) -> str:
@@ -55,6 +58,12 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
         "targets_N": torch.from_numpy(targets.targets_N).long().to(device),
         "weights_N": torch.from_numpy(targets.weights_N).to(device),
     }
+
+
+# For a rank that has no row: it takes part in every gather and every sum, and adds zeros to them.
+NO_ROW = Batch(
+    np.zeros((1, 2), np.int32), np.array([[IGNORE_INDEX, 0]], np.int32), weights=np.zeros((1, 2), np.float32)
+)
 
 
 class HeadLoss(torch.autograd.Function):
@@ -132,6 +141,16 @@ class EmbeddingRows(torch.autograd.Function):
         return None, None
 
 
+def as_forward(model: Any, work: Callable[[], torch.Tensor], calls_it: bool = False) -> torch.Tensor:
+    """`work()`, which calls every block once; with all ranks, where the model's weights are spread over them.
+
+    `calls_it`: it calls the model, and not its parts.
+    """
+    shards = vars(model).get(SHARDS)
+    found: torch.Tensor = work() if shards is None else shards.as_forward(work, calls_it)
+    return found
+
+
 def finished(finish: Finish, products: torch.Tensor) -> torch.Tensor:
     """The logits; in float32 where something follows the products."""
     if finish.is_plain:
@@ -198,9 +217,10 @@ class LossModel(nn.Module):
     def one_update(self) -> Iterator[None]:
         """The weights stay what they are in here, so the head is cast once; each loss meets its backward pass.
 
-        It has to be said: fused AdamW changes weights without raising their version.
+        It has to be said: fused AdamW changes weights without raising their version. Of weights that are spread over
+        ranks nothing is kept, as nothing of them is whole from one micro-batch to the next.
         """
-        self._in_update = True
+        self._in_update = SHARDS not in vars(self.model)
         try:
             yield
         finally:
@@ -215,7 +235,12 @@ class LossModel(nn.Module):
         scale: float = 1.0,
     ) -> torch.Tensor:
         """Sum of scale x weight x -log p over the targets, in nats. `scale` is 1 / targets of the whole update."""
-        scale_N = weights_N * scale
+        given = tokens_BT, positions_N, targets_N, weights_N * scale
+        return as_forward(self.model, partial(self._loss, *given), calls_it=self._finish is None)
+
+    def _loss(
+        self, tokens_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor, scale_N: torch.Tensor
+    ) -> torch.Tensor:
         # Right-padded rows need no mask under causal attention; without one, SDPA takes its causal path.
         if self._finish is None:
             wanted_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
@@ -284,6 +309,9 @@ def finish_of(model: Any) -> Finish | None:
     Named by the config, and asked of the model itself, with a loud hidden state and with a quiet one: a bias, another
     factor or another cap shows, whatever its name.
     """
+    if kept := vars(model).get(KEPT):
+        found: Finish | None = kept[0]
+        return found
     head, body, config = model.get_output_embeddings(), model.get_decoder(), model.config
     if type(head) is not nn.Linear or head.bias is not None:
         return None

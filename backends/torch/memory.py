@@ -12,6 +12,19 @@ from backends.torch.loss import BLOCK, CHUNK_BYTES, TOO_MANY_ON_MPS
 from gsm8k_core.training.memory import Costs, DeviceMemory, peak_rss, system_memory
 from gsm8k_core.types import Choice
 
+# How torch, Metal and CUDA's libraries say that memory ran out; torch.OutOfMemoryError is a RuntimeError. "Not enough
+# memory" is Windows', "invalid buffer size" MPS's.
+NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "insufficient memory",
+    "invalid buffer size",
+    "bad_alloc",
+    "alloc_failed",
+    "allocation_failed",
+)
+
 # Measured as the whole process on Linux: glibc keeps much of what was freed, the more the smaller the pieces.
 _CPU = Costs(
     process=700_000_000,

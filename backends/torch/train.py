@@ -9,20 +9,25 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from backends.torch.loss import LossModel, to_device
+from backends.torch.group import TorchGroup, alone, is_spread, local, to_numpy
+from backends.torch.loss import NO_ROW, SHARDS, LossModel, to_device
+from backends.torch.memory import NO_MEMORY
 from gsm8k_core.backend import Live, Pilot
 from gsm8k_core.models.adapter import draws_dropout, dropout_seed
-from gsm8k_core.training.finite import check_fit, check_resumed, checked_state, not_finite
-from gsm8k_core.types import Batch, DivergedError, Outcome, TrainState, Update, UpdateStats
+from gsm8k_core.ranks.together import together
+from gsm8k_core.training.finite import check_fit, check_resumed, not_finite, not_finite_over_ranks
+from gsm8k_core.training.memory import memory_error
+from gsm8k_core.types import Batch, DivergedError, Outcome, OutOfMemoryError, TrainState, Update, UpdateStats
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
@@ -56,11 +61,16 @@ def make_optimizer(trained: Mapping[str, torch.nn.Parameter], config: TrainConfi
     )
 
 
-def restore(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW, resume: TrainState) -> None:
-    """Set weights and moments. Raises DataError when they do not fit the parameters, or are not finite."""
+def check_restored(trained: Mapping[str, torch.nn.Parameter], resume: TrainState) -> None:
+    """Raises DataError when weights and moments do not fit the parameters, or are not finite."""
     check_resumed(resume)
     for part in (resume.parameters, resume.first_moments, resume.second_moments):
         check_fit(trained, part)
+
+
+def restore(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW, resume: TrainState) -> None:
+    """Set weights and moments. Raises DataError when they do not fit the parameters, or are not finite."""
+    check_restored(trained, resume)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(torch.from_numpy(resume.parameters[name]))
@@ -71,26 +81,41 @@ def restore(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Ad
             }
 
 
+def state_tensors(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW) -> Iterator[torch.Tensor]:
+    """Of each parameter its weights and both moments, in one order on every rank; before the first step, zeros."""
+    for parameter in trained.values():
+        state = optimizer.state.get(parameter, {})
+        yield parameter
+        for which in ("exp_avg", "exp_avg_sq"):
+            yield state[which] if which in state else torch.zeros_like(parameter)
+
+
 def state_of(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW) -> TrainState:
-    """Weights and moments; before the first step the moments are zero."""
-    states = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
-
-    def moments(which: str) -> dict[str, Any]:
-        return {name: to_numpy(state.get(which, torch.zeros_like(trained[name]))) for name, state in states.items()}
-
-    step = max((int(state["step"]) for state in states.values() if state), default=0)
-    parameters = {name: to_numpy(parameter) for name, parameter in trained.items()}
-    return checked_state(TrainState(step, parameters, moments("exp_avg"), moments("exp_avg_sq")))
+    """Weights and moments, not checked. Tensors that are spread are gathered in the order of `state_tensors`."""
+    steps = (int(state["step"]) for state in optimizer.state.values() if state)
+    arrays = map(to_numpy, state_tensors(trained, optimizer))
+    found = {name: (next(arrays), next(arrays), next(arrays)) for name in trained}
+    parts = ({name: found[name][part] for name in found} for part in range(3))
+    return TrainState(max(steps, default=0), *parts)
 
 
-def to_numpy(tensor: torch.Tensor) -> Any:
-    """A float32 array; on a CPU it shares the tensor's memory."""
-    return tensor.detach().cpu().contiguous().numpy()
+def zeros(trained: Mapping[str, torch.nn.Parameter], step: int) -> TrainState:
+    """A state of the right shapes after `step` steps, for weights and moments that come from rank 0."""
+    empty = {name: np.zeros(tuple(parameter.shape), np.float32) for name, parameter in trained.items()}
+    return TrainState(step, empty, empty, empty)
+
+
+def everything(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW) -> Iterator[torch.Tensor]:
+    """Weights, and moments where there are any, in one order on every rank."""
+    for parameter in trained.values():
+        yield parameter
+        state = optimizer.state.get(parameter, {})
+        yield from (state[which] for which in ("exp_avg", "exp_avg_sq") if which in state)
 
 
 def any_sum(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """A number that is not finite when one of the weights is not; its value means nothing. Nobody waits for it."""
-    return torch.stack([parameter.detach().sum() for parameter in parameters]).sum()
+    return torch.stack([local(parameter.detach()).sum() for parameter in parameters]).sum()
 
 
 def global_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -143,9 +168,10 @@ class UpdateTrainer(Trainer):
         pilot: Pilot,
         optimizer: torch.optim.AdamW,
         trained: Mapping[str, torch.nn.Parameter],
+        group: TorchGroup | None,
     ) -> None:
         super().__init__(model=model, args=args, optimizers=(optimizer, None))
-        self.trained = trained
+        self.trained, self.group, self.shards = trained, group, vars(model.model).get(SHARDS)
         self.remove_callback(PrinterCallback)
         self.first, self.rest, self.config, self.pilot = first, rest, config, pilot
         self.update, self.losses = first, model
@@ -175,10 +201,15 @@ class UpdateTrainer(Trainer):
             group["lr"] = self.pilot.rate(self.update.number)
         scale = 1 / max(self.update.num_targets, 1)
         total = torch.zeros((), device=device)
-        # One context for the whole update: autocast keeps each weight that it has cast until the outermost one ends.
-        with self.accelerator.autocast(), self.losses.one_update():
-            for place, batch in enumerate(self.update.micro_batches):
-                total += self._accumulate(model, place, batch, scale)
+        with self._on_all_ranks(), memory_error("torch", NO_MEMORY):
+            # One context for the whole update: autocast keeps each weight that it has cast until the outermost ends.
+            with self.accelerator.autocast(), self.losses.one_update():
+                for place, batch in enumerate(self._micro_batches()):
+                    total += self._accumulate(model, place, batch, scale)
+            if self.group is not None and device.type == "cuda":
+                torch.cuda.synchronize()  # what fails on the device, fails here
+        if self.group is not None:
+            total = self.group.sum(total, [p for p in self.trained.values() if not is_spread(p)])
         if device.type == "mps" and self.update.number % EMPTY_CACHE_UPDATES == 0:
             torch.mps.empty_cache()
             if hasattr(torch.mps, "clear_graph_cache"):  # torch 2.13 has none
@@ -186,11 +217,34 @@ class UpdateTrainer(Trainer):
         self.loss_sum = total
         return total
 
+    def _micro_batches(self) -> Sequence[Batch]:
+        """Of this rank; as many on each, where weights are spread and each forward needs all ranks."""
+        own = self.update.micro_batches
+        if self.shards is None or self.group is None:
+            return own
+        return [*own, *[NO_ROW] * (max(self.group.agree(len(own))) - len(own))]
+
+    @contextmanager
+    def _on_all_ranks(self) -> Iterator[None]:
+        """An error in here is every rank's. With weights that are spread, one without memory ends the run instead.
+
+        The other ranks are in the middle of a gather then, and hear of nothing else.
+        """
+        if self.shards is None:
+            with together(self.group):
+                yield
+            return
+        try:
+            yield
+        except OutOfMemoryError as error:
+            raise self.shards.lost(error) from error
+
     def _accumulate(self, model: Any, place: int, batch: Batch, scale: float) -> torch.Tensor:
         """The loss of a micro-batch, times `scale`; its gradient is added."""
         device = self.args.device
         if draws_dropout(self.config):  # 9 ms on a CPU: torch notes where it was called from, for each kind of device
-            torch.manual_seed(dropout_seed(self.config.seed, self.update.number, place))
+            first = batch.rows[0] if batch.rows else str(place)
+            torch.manual_seed(dropout_seed(self.config.seed, self.update.number, first))
         loss = model(**to_device(batch, device), scale=scale)
         with torch.autocast(device.type, enabled=False):
             self.accelerator.backward(loss)
@@ -198,7 +252,10 @@ class UpdateTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = self._clipped(model)
-        read = torch.stack([self.loss_sum, norm, any_sum(self.trained.values())])
+        weights_sum = any_sum(self.trained.values())
+        if self.group is not None:
+            weights_sum = self.group.mean(weights_sum)
+        read = torch.stack([self.loss_sum, norm, weights_sum])
         self.loss, self.norm, weights = read.tolist()  # the update's only wait for the device
         if not all(map(math.isfinite, (self.loss, self.norm, weights))):
             raise self._why(model)  # Trainer steps right after this: the weights stay as they were
@@ -207,15 +264,26 @@ class UpdateTrainer(Trainer):
     def _clipped(self, model: Any) -> torch.Tensor:
         """Clip, and the norm before it. A GPU sums in a tree, and MPS has no float64: Trainer's own is right there."""
         given = [p for p in model.parameters() if p.grad is not None]
-        if self.args.device.type != "cpu" or not given:
+        on_cpu = self.args.device.type == "cpu"
+        if not given or (self.group is None and not on_cpu):
             norm: torch.Tensor = super()._clip_grad_norm(model)
             return norm
-        norm = global_norm(p.grad for p in given if p.grad is not None)
+        gradients = [local(p.grad) for p in given if p.grad is not None]
+        if any(map(is_spread, given)):
+            norm = self.group.norm(global_norm(gradients))
+            # As clip_grads_with_norm_ does, on this rank's parts: a spread tensor and a plain number do not mix.
+            torch._foreach_mul_(gradients, (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            return norm
+        norm = global_norm(gradients) if on_cpu else torch.nn.utils.get_total_norm(gradients)
+        if self.group is not None:
+            norm = self.group.mean(norm)
         torch.nn.utils.clip_grads_with_norm_(given, self.config.max_grad_norm, norm)
         return norm
 
     def _why(self, model: Any) -> DivergedError:
         """The update once more, a micro-batch at a time, to find what is not finite in it."""
+        if self.shards is not None:
+            return self._why_spread(model)
         scale = 1 / max(self.update.num_targets, 1)
 
         def recompute(place: int, batch: Batch) -> tuple[float, dict[str, bool]]:
@@ -234,6 +302,15 @@ class UpdateTrainer(Trainer):
         error = not_finite(self.update, self.loss, self.norm, _finite({**self.trained, **every}), recompute)
         model.zero_grad()
         return error
+
+    def _why_spread(self, model: Any) -> DivergedError:
+        """The same on every rank, of weights that are spread: which of them was bad before, and else no more."""
+        names = [*self.trained, *(name for name, p in self.losses.model.named_parameters() if not p.requires_grad)]
+        named = {**dict(self.losses.model.named_parameters()), **self.trained}
+        bad = torch.stack([(~torch.isfinite(local(named[name].detach())).all()).float() for name in names])
+        finite = dict(zip(names, (self.group.mean(bad) == 0).tolist(), strict=True))
+        model.zero_grad()
+        return not_finite_over_ranks(self.update, self.loss, self.norm, finite)
 
     def stats(self, pilot: Pilot) -> UpdateStats:
         """What the update just done reports."""
@@ -296,6 +373,7 @@ def train(
     device: str,
     dtype: str,
     trained: Mapping[str, torch.nn.Parameter],
+    group: TorchGroup | None = None,
 ) -> Outcome:
     """One segment over `updates`; see Backend.train. `trained` holds Hugging Face's (PEFT's) names."""
     rest = iter(updates)
@@ -303,9 +381,13 @@ def train(
     if first is None:
         return Outcome("done", 0)
     enable_checkpointing(model, config)
-    with tempfile.TemporaryDirectory() as folder, _precision(dtype):  # Trainer wants one; nothing is written there
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _precision(dtype),
+        alone(),
+    ):  # Trainer wants one; nothing is written there
         arguments = _arguments(folder, config, device, dtype)
-        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot, optimizer, trained)
+        trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot, optimizer, trained, group)
         ask = _AskPilot(trainer, pilot, live)
         trainer.add_callback(ask)
         trainer.train()

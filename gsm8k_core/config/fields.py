@@ -86,6 +86,20 @@ Number = Annotated[_AutoOrWhole, _auto_or(r"[1-9][0-9]{0,8}", "greater than zero
 Rounds = Annotated[_AutoOrWhole, _auto_or(r"[1-9]", "from 1 to 9")]
 Steps = Annotated[_AutoOrWhole, _auto_or(r"0|[1-9][0-9]{0,8}", "from 0 on")]
 
+
+def _checked_clip(text: str) -> str:
+    parts = text.split(",")
+    try:
+        low, high = (float(part) for part in (parts * 2 if len(parts) == 1 else parts))
+    except ValueError:
+        raise ValueError("takes one number, or two with a comma between, such as 0.2,0.28") from None
+    if not (0 < low < 1 and 0 < high < 100):
+        raise ValueError("takes one number, or two such as 0.2,0.28: both above 0, the first below 1")
+    return f"{low:g},{high:g}"
+
+
+Clip = Annotated[str, pydantic.BeforeValidator(str), pydantic.AfterValidator(_checked_clip)]
+
 TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
@@ -153,6 +167,7 @@ def one_line(error: pydantic.ValidationError, name: Callable[[str], str] = flag,
             parts.append(f"there is no setting {place!r}")
             continue
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = message.replace("List should have at least 1 item after validation, not 0", "must not be empty")
         message = next((ours for kind, ours in WORDS.items() if item["type"].startswith(kind)), message)
         got = "nothing" if item["input"] is None else _shown(item["input"])
         parts.append(f"{name(place)} {message} (got {got})" if place else message)
@@ -173,13 +188,25 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    # Headings of --help, each with its fields; what no heading names comes last.
+    groups: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()  # fields that say the same thing: one of them is given
 
-    config: Annotated[OptionalFile, Field(description="YAML file with these same keys; a flag wins over it")] = None
+    config: Annotated[
+        OptionalFile,
+        Field(description="YAML file with these same keys, or a run's run.json (train); a flag wins over it"),
+    ] = None
+    print_config: Annotated[bool, Field(description="print the settings as YAML for --config, and do nothing else")] = (
+        False
+    )
     json_: Annotated[
         bool, tyro.conf.arg(name="json"), Field(description="print one JSON object on stdout, all else on stderr")
     ] = False
-    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"]), Field(description="show the traceback of an error")] = False
+    verbose: Annotated[
+        bool,
+        tyro.conf.arg(aliases=["-v"]),
+        Field(description="show the traceback of an error, and the figures behind a choice"),
+    ] = False
 
     @pydantic.field_validator("*", mode="before")
     @classmethod

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
+import pydantic
 import tyro
 from pydantic import Field
 
@@ -55,7 +56,7 @@ TOGETHER = "{} answered together; auto: 64 on a CPU, elsewhere as many as fit in
 class ScoreSettings(DataSettings, DrawSettings, PromptFlags):
     """Which problems are answered, and how."""
 
-    alternatives = (("max_samples", "all_"),)
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("max_samples", "all_"),)
 
     max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
     all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
@@ -108,8 +109,15 @@ class EvalConfig(ScoreSettings):
     ] = 1
 
 
+def _as_list(value: object) -> object:
+    """A name alone is a list of one."""
+    return ((value,) if value else ()) if isinstance(value, str) else value
+
+
 class CompareConfig(ScoreSettings):
     """Tell base from trained: numbers, report.html and model_card.md."""
+
+    alternatives = (*ScoreSettings.alternatives, ("trained_model",))  # those of a flag stand for the file's
 
     base_model: Annotated[
         str,
@@ -119,10 +127,11 @@ class CompareConfig(ScoreSettings):
         ),
     ] = "auto"
     trained_model: Annotated[
-        str,
-        tyro.conf.arg(help_behavior_hint=without_none),
-        Field(description="the model after training: its folder, or its run folder"),
-    ] = ""
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="MODEL", help_behavior_hint=""),
+        pydantic.BeforeValidator(_as_list),
+        Field(description="the model after training: its folder, or its run folder; given again, one more on the page"),
+    ] = ()
     open_: Annotated[
         bool, tyro.conf.arg(name="open"), Field(description="open report.html in the browser at the end")
     ] = False

@@ -6,7 +6,7 @@ A flag wins over the file given with `--config`, the file wins over the profile,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 import tyro
@@ -16,6 +16,7 @@ from gsm8k_core.config.fields import (
     ALL_LINEAR,
     AUTO,
     AdapterBase,
+    Clip,
     Count,
     DataSettings,
     Duration,
@@ -34,9 +35,21 @@ from gsm8k_core.config.fields import (
 )
 
 MethodName = Literal["full", "lora", "dora", "qlora"]
-# What `--recipe rft` alone reads.
-SAMPLED = ("samples", "sample_temperature", "sample_max_new_tokens", "calculator")
-OF_RFT = (*SAMPLED, "rounds", "keep", "mix", "warm_start", "verify")
+# What a recipe alone reads; a model's own answers are asked for by rft and grpo.
+SAMPLED = ("samples", "sample_temperature", "sample_max_new_tokens", "calculator", "verify")
+OF_RFT = ("rounds", "keep", "mix", "warm_start")
+OF_GRPO = ("prompts_per_update", "updates_per_rollout", "loss", "clip", "kl", "overlong", "rollout_engine")
+# What is no setting of grpo's: its updates are of other rows, and its rate has no end that it could fall to.
+NOT_OF_GRPO = ("gradient_accumulation_steps", "rationales", "warmup_ratio", "schedule")
+# grpo's own defaults. The policy that is trained has to be the one that sampled, so the temperature is no choice.
+GRPO_PROFILE: Mapping[str, object] = {
+    "samples": 8,
+    "sample_temperature": 1.0,
+    "learning_rate": 1e-6,
+    "schedule": "constant",
+    "warmup_ratio": 0.0,
+}
+GRPO_WARMUP = 10  # updates; how many there will be is not known beforehand
 
 
 # What suits the small embedded model on a CPU in ten minutes. A flag or a key of the file wins over these.
@@ -60,8 +73,40 @@ SHARE = 0.05  # of the time, at most, for each of the two
 ADAPTER_RATE = 10
 
 
+# --help's headings. A setting that is named nowhere stands under the last one.
+GROUPS = tuple(
+    (heading, tuple(names.split()))
+    for heading, names in (
+        ("the five that matter first", "model data max_time method output_dir"),
+        ("this command", "resume force dry_run profile config print_config json_ verbose"),
+        (
+            "what is learned",
+            "num_epochs batch_size gradient_accumulation_steps learning_rate schedule warmup_ratio weight_decay "
+            "max_grad_norm trainable adam_beta1 adam_beta2 adam_epsilon seed",
+        ),
+        (
+            "rows and prompts",
+            "max_samples max_length drop_long annotations rationales data_config question_column answer_column "
+            "skip_bad_rows system_prompt chat_template thinking",
+        ),
+        ("an adapter", "lora_rank lora_alpha lora_dropout target_modules base_model"),
+        ("device, speed, memory", "backend device dtype micro_batch_tokens gradient_checkpointing"),
+        ("looked at on the way", "eval_steps eval_problems eval_max_new_tokens guard_problems probe_steps"),
+        (
+            "saved and reported",
+            "save_steps save_total_limit save_dtype report_to no_wandb wandb_project wandb_key_file",
+        ),
+        ("from the model's own answers", f"recipe {' '.join(SAMPLED)}"),
+        ("--recipe rft", " ".join(OF_RFT)),
+        ("--recipe grpo", " ".join(OF_GRPO)),
+    )
+)
+
+
 class TrainConfig(DataSettings, RowSettings, PromptFlags):
     """Fine-tune a model on GSM8K."""
+
+    groups: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = GROUPS
 
     model: Annotated[str, Field(description="auto, a Hub id, a model, run or adapter folder, or embedded")] = "auto"
     base_model: AdapterBase = ""
@@ -73,17 +118,43 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
         ),
     ] = "auto"
     recipe: Annotated[
-        Literal["sft", "rft"],
+        Literal["sft", "rft", "grpo"],
         Field(
             description="sft trains on the human answers; rft samples the model's own answers, keeps those that are "
-            "verified (right number, no wrong step) and trains on them: docs/methods.md"
+            "verified (right number, no wrong step) and trains on them; grpo samples at every update, and reinforces "
+            "the answers that are verified against those that are not: docs/methods.md"
         ),
     ] = "sft"
-    samples: Annotated[int, Field(gt=0, le=256, description="rft: answers to a problem in a round, at most")] = 4
-    sample_temperature: Annotated[float, Field(gt=0, le=10, description="rft: temperature of the sampled answers")] = (
-        0.8
+    samples: Annotated[
+        int,
+        Field(gt=0, le=256, description="rft: answers to a problem in a round, at most; grpo: in an update, default 8"),
+    ] = 4
+    sample_temperature: Annotated[
+        float, Field(gt=0, le=10, description="rft: temperature of the sampled answers; grpo: always 1")
+    ] = 0.8
+    sample_max_new_tokens: Annotated[int, Field(gt=0, description="rft, grpo: longest sampled answer, in tokens")] = 320
+    prompts_per_update: Annotated[
+        int, Field(gt=0, le=4096, description="grpo: problems that an update asks, up to four times as many")
+    ] = 16
+    updates_per_rollout: Annotated[
+        int, Field(gt=0, le=64, description="grpo: updates on the same answers, the later ones with --clip")
+    ] = 1
+    loss: Annotated[
+        Literal["dapo", "dr_grpo", "grpo"],
+        Field(description="grpo: what the sum over tokens is divided by: all of them, a constant, each answer's own"),
+    ] = "dapo"
+    clip: Annotated[Clip, Field(description="grpo: how far below and above 1 the ratio of a token's odds counts")] = (
+        "0.2,0.28"
     )
-    sample_max_new_tokens: Annotated[int, Field(gt=0, description="rft: longest sampled answer, in tokens")] = 320
+    kl: Annotated[float, Field(ge=0, le=100, description="grpo: how strongly it is held near the first weights")] = 0.0
+    overlong: Annotated[
+        Literal["mask", "punish"],
+        Field(description="grpo: an answer that is cut at its longest is not trained, or is, as a wrong one"),
+    ] = "mask"
+    rollout_engine: Annotated[
+        Literal["backend", "vllm"],
+        Field(description="grpo: what samples: the backend itself, or vLLM beside it on CUDA"),
+    ] = "backend"
     rounds: Annotated[
         Rounds,
         Field(
@@ -109,14 +180,14 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
     calculator: Annotated[
         Literal["auto", "on", "off"],
         Field(
-            description="rft: while sampling, write the result of each <<48/2=; it is read and never trained; auto: "
-            "where the training rows have such marks"
+            description="rft, grpo: while sampling, write the result of each <<48/2=; it is read and never trained; "
+            "auto: where the training rows have such marks"
         ),
     ] = "auto"
     verify: Annotated[
         Literal["auto", "steps", "gold"],
         Field(
-            description="rft: keep an answer whose number and steps are right, or whose number is; auto: steps, unless "
+            description="rft, grpo: what counts is number and steps, or the number alone; auto: steps, unless "
             "fewer than 30 % of the right answers hold a step that can be read"
         ),
     ] = "auto"
@@ -143,7 +214,13 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
     ] = "auto"
     num_epochs: Annotated[int, Field(gt=0, description="passes over the rows")] = 3
     learning_rate: Annotated[
-        float, Field(gt=0, lt=1, description="peak rate of AdamW; when it is not given, an adapter takes ten times it")
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="peak rate of AdamW; grpo: 1e-6, reached after 10 updates and kept; when it is not given, an "
+            "adapter takes ten times it",
+        ),
     ] = 3e-5
     drop_long: Annotated[bool, Field(description="train even when --max-length loses more than 5 % of the answers")] = (
         False
@@ -250,8 +327,16 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
 
     @property
     def update_size(self) -> int:
-        """Rows in one update."""
+        """Rows in one update; of grpo, answers that it asks for at first."""
+        if self.recipe == "grpo":
+            return self.prompts_per_update * self.samples
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """How far below and above 1 a ratio counts."""
+        low, high = map(float, self.clip.split(","))
+        return low, high
 
     @property
     def save_every(self) -> int:
@@ -287,7 +372,9 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
 def with_profile(config: TrainConfig, demo: bool, explicit: Collection[str]) -> TrainConfig:
     """The settings with the profile's defaults under what was given explicitly (field names)."""
     name = config.profile if config.profile != "auto" else ("demo" if demo else "standard")
-    defaults = DEMO_PROFILE if name == "demo" else {}
+    defaults = dict(DEMO_PROFILE) if name == "demo" else {}
+    if config.recipe == "grpo":
+        defaults |= GRPO_PROFILE
     changes = {key: value for key, value in defaults.items() if key not in explicit}
     if config.uses_adapter and "learning_rate" not in explicit:
         rate = ADAPTER_RATE * float(str(changes.get("learning_rate", config.learning_rate)))

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zlib import crc32
 
 import numpy as np
 from pydantic import Field
@@ -138,9 +139,12 @@ def draws_dropout(config: TrainConfig) -> bool:
     return bool(config.lora_dropout and config.uses_adapter)
 
 
-def dropout_seed(seed: int, update: int, micro_batch: int) -> int:
-    """The seed of everything random in one micro-batch: 31 bits, independent of whatever ran before."""
-    return int(np.random.SeedSequence([seed, update, micro_batch]).generate_state(1)[0]) >> 1
+def dropout_seed(seed: int, update: int, row: str) -> int:
+    """The seed of everything random in one row of an update: 31 bits, independent of whatever ran before.
+
+    By the row's id, and neither by its micro-batch nor by the rank that computes it.
+    """
+    return int(np.random.SeedSequence([seed, update, crc32(row.encode())]).generate_state(1)[0]) >> 1
 
 
 # --- its folder, PEFT's and mlx-lm's, written ------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def _refuse_no_id(reference: str) -> None:
     if hub.looks_like_path(reference) or not hub.is_hub_id(reference):
         raise DataError(
             f"model {reference!r} is not a folder here, and not a Hub id such as owner/name; "
-            "give a folder with --model PATH, or use --model embedded"
+            "give a folder's path, or embedded"
         )
 
 
@@ -245,7 +245,7 @@ def _listing(repo: str) -> hub.Listing:
     except hub.Unavailable as error:
         raise DataError(
             f"model {repo!r} is not a folder here, is not cached, and {error}; "
-            f"give a folder with --model PATH, use --model embedded, or {error.advice}"
+            f"give a folder's path, embedded, or {error.advice}"
         ) from None
 
 

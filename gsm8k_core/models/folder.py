@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from gsm8k_core.config.stored import Size, Stored, stored
+from gsm8k_core.doing import doing
 from gsm8k_core.files import (
     MAX_WEIGHTS_BYTES,
     check_strangers,
@@ -225,6 +226,7 @@ class ModelFolder:
     @cached_property
     def hash(self) -> str:
         """sha256 over the name and content of every file that decides what the model answers."""
+        doing("hashing the model's files")
         return _hash(self.path, HASHED_FILES)
 
     @cached_property

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from gsm8k_core.clock import through_sleep
+from gsm8k_core.doing import doing, quiet
 from gsm8k_core.files import home_path, read_plain
 from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
 
@@ -108,6 +109,7 @@ def look_up(repo: str, kind: Kind, timeout: float = PROBE_SECONDS, *, revision: 
     """The repository's files and their sizes, or Unavailable, within `timeout` seconds."""
     for key in filter(_is_on, OFFLINE_KEYS):
         raise Unavailable(f"{key} is set", f"unset {key}")
+    doing(f"asking {shown_endpoint()} for {repo}")
     from http.client import HTTPException  # heavy, with urllib: a tenth of a second
     from urllib.error import HTTPError
 
@@ -135,6 +137,7 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
     from huggingface_hub import snapshot_download  # heavy: a third of a second
 
     size = sum(listing.files[name] for name in names)
+    quiet()  # the library draws bars of its own
     announce(f"downloading {listing.repo} from {shown_endpoint()}: {human_size(size)} in {len(names)} files")
     began = through_sleep()
     try:

@@ -5,6 +5,7 @@ How a problem becomes tokens is said in problems/prompts.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, matching, names_hash, read_json
+from gsm8k_core.doing import doing
+from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, make_folder, matching, names_hash, read_json
 from gsm8k_core.models.trial import CPU_SECONDS
-from gsm8k_core.types import DataError, first_line
+from gsm8k_core.types import DataError, StorageError, UsageError, first_line
 
 TOKENIZER_SETS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 TOKENIZER_FILES = (
@@ -82,8 +85,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     check_strangers(folder, TEMPLATES)
     _refuse_large(folder)
     with _trial(folder):
+        if "transformers" not in sys.modules:
+            doing("importing transformers")
         from transformers import AutoTokenizer  # here, not above: it takes seconds, and `--help` must not
 
+        doing("loading the tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
@@ -105,10 +111,14 @@ def plain_template(tokenizer: Tokenizer) -> str:
 def _trial(folder: Path) -> Iterator[None]:
     """Tries template and tokenizer in a process with limits, beside what is done in the block: once for each content.
 
+    That it passed is kept, so that a start need not take a second of another core for it: a file without content in
+    our cache, by the hashes of the model's files, of what tries them and of the libraries that do.
+
     Raises DataError where they take time or memory without end, or make a prompt of any size.
     """
     content = names_hash(folder, TOKENIZER_FILES)
-    if content in _TRIED:
+    passed = _passed(content)
+    if content in _TRIED or (passed is not None and passed.is_file()):
         yield
         return
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -131,6 +141,22 @@ def _trial(folder: Path) -> Iterator[None]:
     if reason := _verdict(child.returncode, said, complaint):
         raise DataError(f"the model in {folder} is refused: {reason}; give another model")
     _TRIED.add(content)
+    if passed is not None:
+        with suppress(StorageError, OSError):  # then it is tried again next time
+            make_folder(passed.parent, parents=True)
+            passed.touch()
+
+
+def _passed(content: str) -> Path | None:
+    """The file that says of such a content that it passed; None where there is no place for it."""
+    from gsm8k_core.models.store import cache_folder  # here, not above: it stands on this file
+
+    libraries = [f"{name} {version(name)}" for name in ("tokenizers", "jinja2")]
+    how = hashlib.sha256("\n".join([content, TRIAL.read_text(encoding="utf-8"), *libraries]).encode()).hexdigest()
+    try:
+        return cache_folder() / "tried" / how
+    except UsageError:  # GSM8K_CACHE is no path; whoever needs the cache says so
+        return None
 
 
 def try_template(folder: Path, template: str, name: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from gsm8k_core.parity import rungs
 from gsm8k_core.parity.bench import MIXED, NATS, OF_RMS, STEPS, UPDATES, Bench, Measurement
+from gsm8k_core.parity.policy import policy
 from gsm8k_core.types import DivergedError
 
 MARGIN = 10
@@ -45,6 +46,7 @@ RUNGS = (
     Rung(8, "resume", rungs.resumed, {MIXED: 0.0}),
     Rung(9, "handover", rungs.moved, {NATS: 3e-5}),  # 3.4e-6
     Rung(10, "vocabulary", rungs.vocabulary, {OF_RMS: 1e-5}),  # 1.5e-6
+    Rung(11, "policy", policy, {OF_RMS: 1e-5}),  # 2.2e-6
 )
 ALL = frozenset(rung.number for rung in RUNGS)
 OF_A_MODEL = frozenset({0, 1, 2, 3, 6})  # those that fit where the model's training does

@@ -2,7 +2,7 @@
 
 0 to 6: batches, scores, losses, gradients, one step, a curve, texts. 7: an adapter is opened by the other. 8: a run
 that was stopped goes on from its checkpoint on the disk. 9: a run goes on from the other's state. 10: gradients with a
-vocabulary of the real size, over which a sum is long.
+vocabulary of the real size, over which a sum is long. Rung 11 is policy.py's.
 
 Each yields an error (candidate against reference) and a control: the same figure where the candidate is made to do
 one named thing wrong. The gradient is read from AdamW's first moment: after one update from zero moments,
@@ -141,15 +141,15 @@ def gradients(bench: Bench) -> Iterator[Measurement]:
     for method in bench.gradients:
         config = settings(method, max_grad_norm=UNCLIPPED)
         start = None if method in ("full", "blocks") else _adapter_start(bench, config)
-        right = trained(bench.reference, bench, [update], config, _Gradient(config), start, rate=0).found
-        compare = _Gradient(config, right)
+        right = trained(bench.reference, bench, [update], config, Gradient(config), start, rate=0).found
+        compare = Gradient(config, right)
         error, name = trained(bench.candidate, bench, [update], config, compare.worst, start, rate=0).found
         wrong = [pad_counted(update)]
         control, _ = trained(bench.candidate, bench, wrong, config, compare.worst, start, rate=0).found
         yield Measurement(method, OF_RMS, error, control, f"worst: {name}")
 
 
-class _Gradient:
+class Gradient:
     """Reads the gradient of the first update; `worst` compares it at once, so that only one other is kept."""
 
     def __init__(self, config: TrainConfig, right: Mapping[str, FloatArray] | None = None) -> None:
@@ -392,7 +392,7 @@ def vocabulary(bench: Bench) -> Iterator[Measurement]:
     update = bench.uneven_update
     asked = [replace(update, number=1, micro_batches=update.micro_batches[:1])]
     config = settings("full", max_grad_norm=UNCLIPPED)
-    look = _Gradient(config)
+    look = Gradient(config)
     right = trained(bench.reference, replace(bench, folder=whole), asked, config, look, rate=0).found
     found = trained(bench.candidate, replace(bench, folder=whole), asked, config, look, rate=0).found
     error, name = worst(right, found)

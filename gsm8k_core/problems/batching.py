@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
 
 import numpy as np
 
 from gsm8k_core.problems.corpus import Corpus
-from gsm8k_core.types import IGNORE_INDEX, Batch, Choice, Example, Update
+from gsm8k_core.types import IGNORE_INDEX, Batch, Choice, Example, Totals, Update
 
 PAD_ID = 0  # any token would do: causal attention keeps padding on the right from every target, and its label is masked
 PAD_MULTIPLE = 8  # few distinct widths: both frameworks keep one compiled shape per width
@@ -95,17 +96,22 @@ def budgeted(examples: Sequence[Example], max_tokens: int) -> tuple[Batch, ...]:
 
 def _cut(rows: Sequence[Example], max_tokens: int) -> list[tuple[int, int]]:
     """Where the micro-batches of `budgeted` begin and end in the sorted rows."""
+    return _cut_widths([_width(row) for row in rows], max_tokens)
+
+
+def _cut_widths(widths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
+    """The same, of rows of these widths, the widest first."""
     cost, begins = [0], [0]  # by number of rows cut so far: the least cost, and where its last micro-batch begins
-    for end in range(1, len(rows) + 1):
-        cost.append(cost[end - 1] + _width(rows[end - 1]) + OVERHEAD_TOKENS)
+    for end in range(1, len(widths) + 1):
+        cost.append(cost[end - 1] + widths[end - 1] + OVERHEAD_TOKENS)
         begins.append(end - 1)
         for start in range(end - 2, -1, -1):
-            tokens = (end - start) * _width(rows[start])
+            tokens = (end - start) * widths[start]
             if tokens > max_tokens:
                 break
             if cost[start] + tokens + OVERHEAD_TOKENS < cost[end]:
                 cost[end], begins[end] = cost[start] + tokens + OVERHEAD_TOKENS, start
-    cuts = [len(rows)]
+    cuts = [len(widths)]
     while cuts[-1]:
         cuts.append(begins[cuts[-1]])
     return [(start, end) for end, start in pairwise(cuts)][::-1]
@@ -176,6 +182,75 @@ def _places_of_updates(
         order = np.random.default_rng([seed, epoch, update_size, salt]).permutation(len(examples))
         for start in range(0, len(examples), update_size):
             yield epoch, order[start : start + update_size].tolist()
+
+
+# --- over ranks -------------------------------------------------------------------------------------------------------
+
+
+def over_ranks(update: Update, size: int, max_tokens: int) -> list[Update]:
+    """The update's rows dealt out to `size` ranks: each one's own update, whose `totals` are those of all.
+
+    Longest first, each to the rank with the fewest padded tokens so far: in the end, two are at most one row apart
+    (Graham 1969). Each rank's rows are cut into micro-batches of at most `max_tokens` padded tokens, or of one row.
+    What stands behind a row's last target changes nothing, and is left out. A rank may get no rows.
+    """
+    rows = sorted(_rows_of(update), key=lambda row: (-row.width, row.place))
+    dealt: list[list[_Row]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for row in rows:
+        rank = loads.index(min(loads))
+        dealt[rank].append(row)
+        loads[rank] += row.width
+    cuts = [
+        tuple(_stack(mine[start:end]) for start, end in _cut_widths([row.width for row in mine], max_tokens))
+        for mine in dealt
+    ]
+    batches = [batch for cut in cuts for batch in cut]
+    totals = Totals(sum(batch.num_targets for batch in batches), sum(batch.tokens.size for batch in batches))
+    ids = [tuple(row.id for row in sorted(mine, key=lambda row: row.place)) for mine in dealt]
+    return [Update(update.number, update.epoch, *each, totals) for each in zip(ids, cuts, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """One row of a micro-batch, as far as its last target."""
+
+    place: int  # in the update
+    id: str
+    batch: Batch
+    row: int  # in the batch
+    end: int
+
+    @property
+    def width(self) -> int:
+        return padded_width(self.end)
+
+
+def _rows_of(update: Update) -> Iterator[_Row]:
+    place = 0
+    for batch in update.micro_batches:
+        for row, labels_T in enumerate(batch.labels):
+            targets = np.flatnonzero(labels_T != IGNORE_INDEX)
+            name = batch.rows[row] if batch.rows else str(place)
+            yield _Row(place, name, batch, row, int(targets[-1]) + 1 if len(targets) else 1)
+            place += 1
+
+
+def _stack(rows: Sequence[_Row]) -> Batch:
+    """One micro-batch of these rows."""
+    shape = (len(rows), max(row.width for row in rows))
+    tokens, labels = np.full(shape, PAD_ID, dtype=np.int32), np.full(shape, IGNORE_INDEX, dtype=np.int32)
+    weighted = any(row.batch.weights is not None for row in rows)
+    weights = np.ones(shape, dtype=np.float32) if weighted else None
+    for place, row in enumerate(rows):
+        tokens[place, : row.end] = row.batch.tokens[row.row, : row.end]
+        labels[place, : row.end] = row.batch.labels[row.row, : row.end]
+        if weights is not None and row.batch.weights is not None:
+            weights[place, : row.end] = row.batch.weights[row.row, : row.end]
+    return Batch(tokens, labels, weights, tuple(row.id for row in rows))
+
+
+# --- prompts that are alike -------------------------------------------------------------------------------------------
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.config.fields import DEFAULT_DATA, GENERATED_DATA
+from gsm8k_core.doing import doing
 from gsm8k_core.models import hub
 from gsm8k_core.problems.reading import Found, RowOptions, read_problems
 from gsm8k_core.problems.splits import FORMATS, SPLITS, configurations, data_files, listed
@@ -66,6 +67,7 @@ def load_data(
 
     Raises MissingSplitError where the data has no such split.
     """
+    doing("reading the problems")
     if reference == GENERATED_DATA:
         return _generated(seed, splits)
     if path := hub.local_path(reference):

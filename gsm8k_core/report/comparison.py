@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsm8k_core.report.words import bound, calculator_line, headline, how
+from gsm8k_core.report.words import bound, calculator_line, headline, how, names, pairs
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, labelled
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
-from gsm8k_core.scoring.stats import cannot_show, paired, percent, smallest_effect
+from gsm8k_core.scoring.stats import LEVEL, cannot_show, holm, paired, percent, smallest_effect
 from gsm8k_core.tracking.terminal import Terminal, counted
 
 Records = Sequence[Mapping[str, Any]]
@@ -43,6 +43,24 @@ def make_comparison(
         "steps": steps_rows(found["base"], found["trained"]),
         "breakdown": found,
     }
+
+
+def make_comparisons(
+    base: Mapping[str, Any], trained: Sequence[Mapping[str, Any]], base_records: Records, records: Sequence[Records]
+) -> dict[str, Any]:
+    """The content of model_comparison.json for several trained models: schema 2.
+
+    Each of `comparisons` is what make_comparison says of that model, less the base; its `paired` holds `p_holm` too,
+    the p corrected for as many tests as there are models, by which its verdict is made.
+    """
+    single = [make_comparison(base, one, base_records, own) for one, own in zip(trained, records, strict=True)]
+    corrected = holm([each["paired"]["p"] for each in single])
+    for each, p in zip(single, corrected, strict=True):
+        each["paired"] = {**each["paired"], "p_holm": p}
+        each["verdict"] = verdict(each)
+    parts = [{key: part for key, part in each.items() if key not in ("schema", "base")} for each in single]
+    correction = {"method": "holm", "tests": len(single), "level": LEVEL}
+    return {"schema": 2, "base": dict(base), "correction": correction, "comparisons": parts}
 
 
 def _paired(name: str, base_records: Records, trained_records: Records) -> dict[str, Any]:
@@ -160,7 +178,8 @@ def _show_samples(terminal: Terminal, summary: Mapping[str, Any]) -> None:
 def verdict(comparison: Mapping[str, Any]) -> str:
     """What the paired test says, in words."""
     result = headline(comparison)
-    counts = f"{result.won} won, {result.lost} lost, p = {result.p:.2g} by the {result.rule} rule"
+    corrected = "" if result.corrected is None else f" ({result.corrected:.2g} corrected)"
+    counts = f"{result.won} won, {result.lost} lost, p = {result.p:.2g}{corrected} by the {result.rule} rule"
     return f"{result.title[0].lower()}{result.title[1:]}: {counts}"
 
 
@@ -199,6 +218,38 @@ def show_comparison(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
     known = cannot_show(n, _changed(comparison["paired"]))
     if headline(comparison).better == "neither" and known != cannot_show(n):  # the latter was said before the run
         terminal.say(known)
+
+
+def show_comparisons(terminal: Terminal, comparison: Mapping[str, Any]) -> None:
+    """The base beside several trained models: one table, what went wrong, and each one's verdict."""
+    found = pairs(comparison)
+    named = [f"{number} {name}" for number, name in enumerate(names(comparison), start=1)]
+    rule = found[0]["paired"]["rule"]
+    rows = [["base", accuracy(comparison["base"]["rules"][rule]), "", "", "", "", ""]]
+    for name, each in zip(named, found, strict=True):
+        test = each["paired"]
+        counts = [f"{100 * test['difference']:+.1f}", str(test["won"]), str(test["lost"])]
+        rows.append([name, accuracy(each["trained"]["rules"][rule]), *counts, _p(test["p"]), _p(test["p_holm"])])
+    terminal.table(["model", f"accuracy{how(comparison['base'])}", "points", "won", "lost", "p", "corrected"], rows)
+    for name, summary in (("base", comparison["base"]), *zip(named, (each["trained"] for each in found), strict=True)):
+        terminal.say(f"{name}: {_endings(summary)}")
+        _show_thoughts(terminal, summary)
+        _show_calculator(terminal, summary)
+        _show_held_out(terminal, summary)
+        _show_samples(terminal, summary)
+    columns = ["base", *map(str, range(1, len(found) + 1))]
+    breakdowns = [found[0]["breakdown"]["base"], *(each["breakdown"]["trained"] for each in found)]
+    wrong = [
+        [label, *(str(one["categories"][name]) for one in breakdowns)]
+        for name, label in CATEGORIES.items()
+        if any(one["categories"][name] for one in breakdowns)
+    ]
+    terminal.say("")
+    terminal.table(["what went wrong", *columns], wrong)
+    terminal.say("")
+    for name, each in zip(named, found, strict=True):
+        terminal.say(f"{name}: {verdict(each)}")
+    terminal.say(f"each p is corrected for {len(found)} tests by Holm's method, and the verdicts go by that")
 
 
 def _p(p: float) -> str:

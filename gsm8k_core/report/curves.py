@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.files import MAX_LINES_BYTES, open_plain, read_plain
+from gsm8k_core.report import policy
 from gsm8k_core.training.runs import read_manifest, run_of_model
 from gsm8k_core.types import DataError
 
@@ -22,9 +23,10 @@ TAIL_BYTES = 65536
 
 # Event -> its number -> the curve's name. An event of another name is nobody's curve.
 CURVES: Mapping[str, Mapping[str, str]] = {
-    "update": {"loss": "loss", "rate": "rate", "grad_norm": "gradient norm"},
+    "update": {"loss": "loss", "rate": "rate", "grad_norm": "gradient norm", **policy.CURVES},
     "dev": {"accuracy": "dev accuracy", "loss": "dev loss"},
 }
+SPEED = "tokens/s"  # of an update, from its tokens and its seconds
 REQUIRED = ("loss",)  # of an update; the other numbers may be missing
 
 
@@ -59,7 +61,7 @@ class RunCurves:
         finite = [value for value in loss.values if math.isfinite(value)] if loss else []
         found: dict[str, object] = {"run": str(self.folder), "name": self.name, "failure": self.failure}
         found |= {
-            "updates": len(loss.updates) if loss else 0,
+            "updates": len(shown.updates) if (shown := loss or self.curves.get(policy.REWARD)) else 0,
             "not_finite": len(loss.values) - len(finite) if loss else 0,
         }
         found |= {
@@ -68,7 +70,7 @@ class RunCurves:
             "min_loss": min(finite, default=None),
         }
         for name, curve in self.curves.items():
-            if name.startswith("dev "):
+            if name.startswith("dev ") or name in policy.SKETCHED:
                 found[name.replace(" ", "_")] = _first([v for v in curve.values[::-1] if math.isfinite(v)])
         return found
 
@@ -112,12 +114,28 @@ def read_curves(path: Path) -> dict[str, Curve]:
         for key, curve in CURVES.get(event["event"], {}).items():
             if key in event or (event["event"] == "update" and key in REQUIRED):
                 points.setdefault(curve, {})[_update(event, place)] = _number(event, key, place)
-    return {
+        if (speed := _speed(event)) is not None:
+            points.setdefault(SPEED, {})[_update(event, place)] = speed
+    names = [name for names in CURVES.values() for name in names.values()]
+    curves = {
         name: Curve(sorted(points[name]), [points[name][update] for update in sorted(points[name])])
-        for names in CURVES.values()
-        for name in names.values()
+        for name in [*names, SPEED]
         if name in points
     }
+    return policy.without_loss(curves)
+
+
+def _speed(event: Mapping[str, Any]) -> float | None:
+    """Tokens per second of an update, pads counted in; None where the event does not say.
+
+    And of a policy's: its seconds are those of sampling too, its tokens the trained alone. It gives both rates itself.
+    """
+    if policy.REWARD in event:
+        return None
+    tokens, seconds = event.get("num_tokens"), event.get("seconds")
+    if event["event"] != "update" or not isinstance(tokens, int | float) or not isinstance(seconds, int | float):
+        return None
+    return tokens / seconds if seconds > 0 and 0 <= tokens / seconds <= LARGEST else None
 
 
 def read_failure(path: Path) -> str | None:

@@ -78,8 +78,7 @@ def _section(taken: Taken, measured: bool) -> list[str]:
     for key, what in (("model", "base"), ("data", "data")):
         found = taken.manifest.get(key) or {}
         if found.get("name"):
-            digest = found.get("hash") or found.get("sha256") or ""
-            lines += [f"- {what}: {code(found['name'])}{f', sha256 {code(digest)}' if digest else ''}"]
+            lines += [f"- {what}: {code(found['name'])}{_digests(found.get('hash') or found.get('sha256'))}"]
     updates = (taken.manifest.get("outcome") or {}).get("updates")
     rows = (taken.manifest.get("rows") or {}).get("train") if isinstance(taken.manifest.get("rows"), dict) else None
     if updates and rows:
@@ -91,3 +90,10 @@ def _section(taken: Taken, measured: bool) -> list[str]:
     lines += ["| file | sha256 |", "| --- | --- |"]
     lines += [f"| {code(visible(name))} | {code(digest)} |" for name, digest in taken.files.items()]
     return [*lines, "", "## Limits", "", LIMITS] if taken.manifest else lines
+
+
+def _digests(found: object) -> str:
+    """A model has one, data one a split."""
+    if isinstance(found, Mapping):
+        return "".join(f", sha256 of {escaped(str(split))} {code(digest)}" for split, digest in found.items())
+    return f", sha256 {code(found)}" if found else ""

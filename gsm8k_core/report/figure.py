@@ -9,25 +9,23 @@ import os
 import string
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.report import look, policy
 from gsm8k_core.report.curves import Curve, RunCurves
 from gsm8k_core.tracking.terminal import printable
 from gsm8k_core.types import PreflightError, StorageError, UsageError
 
 FORMATS = (".png", ".svg")
-# Okabe and Ito's colours: told apart with any colour vision. The style changes as well: equal runs show through.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":")
 MOST_RUNS = len(string.ascii_lowercase)
 FEW_POINTS = 30  # so many are drawn as dots, too
 LOG_FROM = 30.0  # a gradient norm that spans this factor is drawn on a logarithmic scale
 
 WIDTH, LABEL = 80, 9
-SKETCHED = {"loss": 11, "dev accuracy": 6, "dev loss": 6, "gradient norm": 6, "rate": 5}  # curve -> rows
-SMOOTHED = ("loss", "gradient norm")
+SKETCHED = {"loss": 11, **policy.SKETCHED, "dev accuracy": 6, "dev loss": 6, "gradient norm": 6, "rate": 5}
+SMOOTHED = ("loss", "gradient norm", *policy.SKETCHED)
 SEVERAL = "*"  # where curves of several runs meet
 
 
@@ -68,11 +66,14 @@ def _draw(runs: Sequence[RunCurves], smooth: int) -> Any:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no window, no display, nothing kept
 
-    below = [name for name in ("dev accuracy", "gradient norm", "rate") if any(name in run.curves for run in runs)]
-    with rc_context({"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}):
+    main = policy.REWARD if any(policy.REWARD in run.curves for run in runs) else "loss"
+    more = ("loss", *policy.BELOW) if main == policy.REWARD else ()
+    wanted = (*more, "dev accuracy", "gradient norm", "rate")
+    below = [name for name in wanted if any(name in run.curves for run in runs)]
+    with rc_context(look.picture(11)):
         figure = Figure(figsize=(10, 7), layout="constrained")
         places = figure.add_gridspec(2, max(1, len(below)), height_ratios=[3, 2] if below else [1, 0.001])
-        _panel(figure.add_subplot(places[0, :]), "loss", runs, smooth)
+        _panel(figure.add_subplot(places[0, :]), main, runs, smooth)
         for column, name in enumerate(below):
             _panel(figure.add_subplot(places[1, column]), name, runs, smooth)
         _legend(figure, runs)
@@ -83,12 +84,12 @@ def _panel(axes: Any, name: str, runs: Sequence[RunCurves], smooth: int) -> None
     title = {"loss": "loss (nats per target)"}.get(name, name)
     for number, run in enumerate(runs):
         if curve := run.curves.get(name):
-            _line(axes, curve, smooth if name in SMOOTHED else 1, _look(number))
+            _line(axes, curve, smooth if name in SMOOTHED else 1, look.style(number))
         if name == "loss" and (dev := run.curves.get("dev loss")):
-            axes.plot(dev.updates, dev.values, marker="D", markersize=5, linewidth=1, **_look(number))
+            axes.plot(dev.updates, dev.values, marker="D", markersize=5, linewidth=1, **look.style(number))
             title = "loss (nats per target), dev loss with diamonds"
     axes.set_xlabel("update")
-    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.grid(linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
     axes.locator_params(axis="x", integer=True, nbins=8 if name == "loss" else 4, min_n_ticks=1)
@@ -108,22 +109,18 @@ def _is_wide(name: str, values: Sequence[float]) -> bool:
     return name == "gradient norm" and bool(finite) and max(finite) > LOG_FROM * min(finite) > 0
 
 
-def _look(number: int) -> dict[str, Any]:
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
-
-
-def _line(axes: Any, curve: Curve, smooth: int, look: dict[str, Any]) -> None:
+def _line(axes: Any, curve: Curve, smooth: int, style: Mapping[str, Any]) -> None:
     dots: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(curve.updates) <= FEW_POINTS else {}
     if smooth > 1:
-        axes.plot(curve.updates, curve.values, alpha=0.3, linewidth=1, **look)
+        axes.plot(curve.updates, curve.values, alpha=0.3, linewidth=1, **style)
         curve = curve.smooth(smooth)
-    axes.plot(curve.updates, curve.values, linewidth=2, **look, **dots)
+    axes.plot(curve.updates, curve.values, linewidth=2, **style, **dots)
 
 
 def _legend(figure: Any, runs: Sequence[RunCurves]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], linewidth=2.5, **_look(number)) for number in range(len(runs))]
+    handles = [Line2D([], [], linewidth=2.5, **look.style(number)) for number in range(len(runs))]
     longest = max(len(run.name) for run in runs)
     legend = figure.legend(
         handles,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.scoring import stats
 
 COMPARISON = "model_comparison.json"  # in a run's folder: what `compare` found
@@ -39,6 +40,33 @@ class Facts:
     own: str = ""  # what became of these: own_answers()
 
 
+_OF_A_RUN = {"model", "best", "mlx-adapter"}  # folders that say nothing without the one above them
+_CHECKPOINT = re.compile(r"update-\d+")
+SHORT_NAMES = {EMBEDDED_MODEL: "SmolLM2-135M"}
+LONGEST_NAME = 40
+
+
+def short_model(name: str) -> str:
+    """SmolLM2-135M, Qwen2.5-0.5B-Instruct, demo, demo/best: a model in a few letters, without where it lies."""
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name]
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "checkpoints")]
+    if len(parts) > 1 and parts[-1] == "model":
+        parts.pop()
+    with_run = len(parts) > 1 and (parts[-1] in _OF_A_RUN or _CHECKPOINT.fullmatch(parts[-1]))
+    return _clipped("/".join(parts[-2 if with_run else -1 :]) or name)
+
+
+def short_data(name: str) -> str:
+    """gsm8k of `openai/gsm8k (main)`; of a folder or a file its own name."""
+    plain = name.removesuffix(" (main)").rstrip("/")
+    return _clipped(plain.rpartition("/")[2] or name)
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}\N{HORIZONTAL ELLIPSIS}"
+
+
 @dataclass(frozen=True, slots=True)
 class Headline:
     """Base against trained under the rule of the paired test. Fractions, not percent."""
@@ -56,20 +84,27 @@ class Headline:
     both: int
     neither: int
     p: float
-    how: str = ""  # said behind the verdict
+    how: str = ""  # said behind the verdict: of all models alike
+    but: str = ""  # and behind that: of these two
+    corrected: float | None = None  # p for as many tests as there are trained models; None where there is one
 
     @property
     def better(self) -> str:
         """trained, base or neither."""
-        if self.p >= stats.LEVEL:
+        if (self.p if self.corrected is None else self.corrected) >= stats.LEVEL:
             return "neither"
         return "trained" if self.won > self.lost else "base"
 
     @property
+    def solved_none(self) -> bool:
+        """Neither model solves any problem."""
+        return not (self.won or self.lost or self.both)
+
+    @property
     def title(self) -> str:
         if self.better == "neither":
-            return f"Not distinguishable at n = {self.n:,}{self.how}"
-        return f"The {self.better} model is better{self.how}"
+            return f"Not distinguishable at n = {self.n:,}{self.how}{self.but}"
+        return f"The {self.better} model is better{self.how}{self.but}"
 
 
 def headline(comparison: Mapping[str, Any]) -> Headline:
@@ -91,8 +126,64 @@ def headline(comparison: Mapping[str, Any]) -> Headline:
         test["both"],
         test["neither"],
         test["p"],
-        how(comparison["base"]) + but(comparison),
+        how(comparison["base"]),
+        but(comparison),
+        test.get("p_holm"),
     )
+
+
+def pairs(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Each trained model beside the base, as the model_comparison.json of that one alone would have it."""
+    if "comparisons" not in comparison:
+        return [comparison]
+    return [{"base": comparison["base"], **each} for each in comparison["comparisons"]]
+
+
+def names(comparison: Mapping[str, Any]) -> list[str]:
+    """What each of several trained models is called: its short name, or the whole one where two would be alike."""
+    whole = [str(pair["trained"]["model"]) for pair in pairs(comparison)]
+    short = [short_model(name) for name in whole]
+    return [one if short.count(one) == 1 and one != "base" else name for one, name in zip(short, whole, strict=True)]
+
+
+def caveats(comparison: Mapping[str, Any], result: Headline) -> list[str]:
+    """What has to stand beside the verdict: how far it goes, and what was left out."""
+    base, trained = comparison["base"], comparison["trained"]
+    said = []
+    if apart := never_shown([("base", base), ("trained", trained)], result.rule):
+        said.append(apart)
+    if drawn := sample(trained):
+        said.append(drawn)
+    if result.better == "neither":
+        line = stats.cannot_show(result.n, max(1, result.won + result.lost) / result.n)
+        said.append(f"{line[0].upper()}{line[1:]}.")
+    return said
+
+
+def sample(summary: Mapping[str, Any]) -> str:
+    """That a score is over a part of the problems, those that --max-time left; nothing where it is over all."""
+    time = summary.get("time")
+    if not time or time["n"] >= time["of"]:
+        return ""
+    return f"A random sample: {time['n']:,} of {time['of']:,} problems fitted into {time['max_time']}."
+
+
+def never_shown(models: Sequence[tuple[str, Mapping[str, Any]]], rule: str) -> str:
+    """How the models do on generated problems of templates that training never showed; nothing without such."""
+    parts = [(label, summary.get("held_out_templates")) for label, summary in models]
+    known = [(label, part["rules"][rule]["correct"], part["n"]) for label, part in parts if part]
+    if not known or len(known) < len(parts):
+        return ""
+    n, where = known[0][2], "on templates that training never showed"
+    if len(known) == 1:
+        return f"{known[0][1]:,} of {n:,} {where}."
+    if not any(correct for _, correct, _ in known):
+        neither = "neither" if len(known) == 2 else "none of the models"
+        return f"0 of {n:,} {where}: {neither} solves any."
+    if len(known) == 2:
+        return f"{known[1][1]:,} of {n:,} {where}; the base has {known[0][1]:,}."
+    counts = ", ".join(f"{label} {correct:,}" for label, correct, _ in known)
+    return f"Of {n:,} {where}: {counts}."
 
 
 def but(comparison: Mapping[str, Any]) -> str:

@@ -11,9 +11,10 @@ import pydantic
 from pydantic import Field
 
 from gsm8k_core.config.stored import Count, Seconds, Stored
+from gsm8k_core.scoring.verify import Mode
 from gsm8k_core.types import Choice
 
-PROGRESS = "rft"  # the manifest's key
+PROGRESS, POLICY = "rft", "grpo"  # the manifest's keys, of the one recipe and of the other
 ROUNDS = "rollouts"  # the manifest's key of the rounds' counts
 BASE = "base"  # the base's first answers, which say whether it needs a warm start
 Name = Annotated[str, Field(pattern=r"^(base|warm|(sample|train)-[0-9]{1,2})$")]
@@ -97,6 +98,11 @@ class Progress:
     def decided(self, name: str) -> str | None:
         """What was decided; None where that is still to come."""
         return self.decisions[name].name if name in self.decisions else None
+
+    @property
+    def mode(self) -> Mode:
+        """By what answers are verified."""
+        return "gold" if self.decided("verify") == "gold" else "steps"
 
     @property
     def sampling(self) -> bool:

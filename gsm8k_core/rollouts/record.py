@@ -20,7 +20,7 @@ from typing import IO, Any
 from gsm8k_core.config.stored import Count, Seconds, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, write_bytes
 from gsm8k_core.rollouts.wave import Ask
-from gsm8k_core.scoring.evaluate import StoredAnswer
+from gsm8k_core.scoring.evaluate import StoredAnswer, drawn
 from gsm8k_core.scoring.thinking import split
 from gsm8k_core.scoring.verify import Mode, Verification, verify
 from gsm8k_core.types import Completion, DataError, Problem, StorageError
@@ -100,8 +100,8 @@ def judged(problem: Problem, sample: int, completion: Completion, decode: Decode
     return Rollout(problem, sample, completion, text, seconds, verdict)
 
 
-def as_line(rollout: Rollout) -> bytes:
-    """A line of records.jsonl; what a person reads, and what is used again."""
+def as_line(rollout: Rollout, **more: object) -> bytes:
+    """A line of records.jsonl; what a person reads, and what is used again. `more` is written as well."""
     completion, verdict = rollout.completion, rollout.verdict
     values = {
         "id": rollout.problem.id,
@@ -113,11 +113,9 @@ def as_line(rollout: Rollout) -> bytes:
         "reason": verdict.reason,
         "gold_right": verdict.gold_right,
         "chain": list(verdict.chain),
-        "token_ids": list(completion.tokens),
-        "end_token": completion.end_token,
-        "forced": list(completion.forced),
-        "finish_reason": completion.finish_reason,
+        **drawn(completion),
         "seconds": round(rollout.seconds, 3),
+        **more,
     }
     return (json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
 
@@ -201,13 +199,13 @@ def _short(value: object) -> str:
 def _completion_of(row: _Line, problems: Mapping[str, Problem], vocabulary: int) -> Completion:
     if row.id not in problems:
         raise _Unwritten(f"{_short(row.id)} is no problem of this run")
-    ids = row.token_ids if row.end_token is None else [*row.token_ids, row.end_token]
-    if max(ids, default=0) >= vocabulary:
-        raise _Unwritten(f"token {_short(max(ids))}, and the model knows only {vocabulary}")
     try:
-        return row.completion
+        completion = row.completion
     except ValueError as error:
         raise _Unwritten(str(error)) from None
+    if (highest := max(completion.ids, default=0)) >= vocabulary:
+        raise _Unwritten(f"token {_short(highest)}, and the model knows only {vocabulary}")
+    return completion
 
 
 class Appender:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
+from gsm8k_core.rollouts.group import row_of
 from gsm8k_core.rollouts.record import Rollout
 from gsm8k_core.scoring.verify import Mode
 from gsm8k_core.types import Example
@@ -77,12 +78,9 @@ def kept_of(
 
 def own_row(rollout: Rollout, prompt: Sequence[int]) -> Example:
     """The answer as a training row. Raises ValueError for one that did not end by itself: it teaches no end."""
-    completion, name = rollout.completion, rollout.problem.id
-    if completion.end_token is None:
-        raise ValueError(f"{name}, sample {rollout.sample}: it has no end token")
-    tokens = (*prompt, *completion.tokens, completion.end_token)
-    forced = tuple(len(prompt) + place for place in completion.forced)
-    return Example(f"{name}/own-{rollout.sample}", tokens, len(prompt), forced)
+    if rollout.completion.end_token is None:
+        raise ValueError(f"{rollout.problem.id}, sample {rollout.sample}: it has no end token")
+    return row_of(rollout, prompt)
 
 
 def as_lines(kept: Mapping[str, Sequence[Rollout]]) -> bytes:

@@ -26,7 +26,7 @@ from typing import Any
 from gsm8k_core.problems.gold import gold_of
 from gsm8k_core.scoring.calculator import written
 from gsm8k_core.scoring.claims import Claim, find_claims
-from gsm8k_core.scoring.faults import Reference, fault, is_slip, steps_of
+from gsm8k_core.scoring.faults import Reference, fault, find_fault, is_slip, steps_of
 from gsm8k_core.scoring.stats import percent, wilson
 
 CATEGORIES = {
@@ -99,6 +99,29 @@ def diagnose(record: Mapping[str, Any]) -> Diagnosis:
     category = "correct" if verdict["correct"] else next(iter(signs), "other_wrong")
     slip = _slip(wrong[0]) if wrong else None
     return Diagnosis(category, signs, degenerate, slip, len(wrong), len(claims), num_steps(record.get("answer")))
+
+
+def wrong_step(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Where the first wrong step of an answer stands: its first character and the one behind it; None where none does.
+
+    It is the first wrong sum, right answer or not; of a wrong answer without one the step that its class is about, or
+    the last line where the steps are right. A missing step stands nowhere.
+    """
+    text, category = record["completion"][:MAX_TEXT], record["diagnosis"]["category"]
+    claims = find_claims(text)
+    if wrong := next((claim for claim in claims if not claim.right), None):
+        return wrong.start, wrong.end
+    if category == "wrong_last_line" and "####" in text:
+        start = text.rindex("####")
+        return start, start + len(text[start:].partition("\n")[0])
+    if category not in ("wrong_operation", "wrong_number", "step_extra"):
+        return None
+    steps, answered = steps_of(claims), Fraction(record["rules"]["robust"]["extracted"])
+    reference = Reference.of(str(record["question"]), str(record["answer"] or ""), gold_fraction(record))
+    found = find_fault(steps, reference, answered)
+    if found is None or found[1] is None:
+        return None
+    return steps[found[1]].start, steps[found[1]].end
 
 
 def diagnosis_json(record: Mapping[str, Any]) -> dict[str, Any]:

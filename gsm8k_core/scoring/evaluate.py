@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from gsm8k_core.config.stored import Count, Stored, stored
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_leftovers, write_bytes, write_json
 from gsm8k_core.scoring import tallies
-from gsm8k_core.scoring.answers import RULES_HERE, grade
+from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES_HERE, grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
 from gsm8k_core.scoring.sampling import noise_key
 from gsm8k_core.scoring.thinking import count_tokens, split
@@ -106,14 +106,21 @@ def make_record(
         "completion": text,
         "rules": rules,
         "tokens": len(completion.tokens),
+        **drawn(completion),
+    }
+    if decode is not None and (thought := split(text)).end:
+        record["thought"] = {"tokens": count_tokens(completion.tokens, thought.end, decode), "closed": thought.closed}
+    return record | {"diagnosis": diagnosis_json(record)}
+
+
+def drawn(completion: Completion) -> dict[str, Any]:
+    """What is kept of an answer, to be used again: see StoredAnswer. Its text and verdict are made anew of it."""
+    return {
         "token_ids": list(completion.tokens),
         "finish_reason": completion.finish_reason,
         "end_token": completion.end_token,
         "forced": list(completion.forced),
     }
-    if decode is not None and (thought := split(text)).end:
-        record["thought"] = {"tokens": count_tokens(completion.tokens, thought.end, decode), "closed": thought.closed}
-    return record | {"diagnosis": diagnosis_json(record)}
 
 
 def completion_of(record: Mapping[str, Any]) -> Completion:
@@ -214,7 +221,7 @@ def evaluate(
     decode: Decode,
     key: Key,
     logs: Path,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, right: None,
     say: Say = lambda line: None,
 ) -> tuple[list[dict[str, Any]], Path, int]:
     """Records in the order of `problems`, each's samples together; their file; how many were there before."""
@@ -229,6 +236,7 @@ def evaluate(
             write_json(folder / "key.json", asdict(key))
             records = _read_records(path, requests, decode, say)
             reused = len(records)
+            num_right = sum(record["rules"][HEADLINE_RULE]["correct"] for record in records.values())
             left = [request for name, request in requests.items() if name not in records]
             with path.open("ab") as file:
                 for index, completion in generate(left) if left else ():
@@ -237,7 +245,8 @@ def evaluate(
                     file.write(_line(record))
                     file.flush()
                     records[record["id"], record["sample"]] = record
-                    progress(len(records))
+                    num_right += record["rules"][HEADLINE_RULE]["correct"]
+                    progress(len(records), num_right)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
     return [records[name] for name in requests], path, reused

@@ -43,6 +43,8 @@ class Sum:
     stated: Fraction
     value: Fraction  # what the expression is
     right: bool  # they are equal, or rounded as a person would
+    start: int  # in characters of its text
+    end: int
 
     def alike(self, other: Sum) -> bool:
         """The same numbers under the same signs, in any order under one that has none."""
@@ -94,26 +96,35 @@ def is_slip(steps: Sequence[Sum], gold: Fraction, answered: Fraction) -> bool:
 
 def fault(steps: Sequence[Sum], reference: Reference, answered: Fraction) -> str | None:
     """`wrong_operation`, `step_extra`, `wrong_number` or `step_missing`, or None."""
+    return (find_fault(steps, reference, answered) or (None, None))[0]
+
+
+def find_fault(steps: Sequence[Sum], reference: Reference, answered: Fraction) -> tuple[str, int | None] | None:
+    """The kind of fault, and the place in `steps` of the step that it is in; no place where no step is wrong itself."""
     if not steps:
-        return "step_missing" if any(answered in step.numbers for step in reference.steps) else None
+        return ("step_missing", None) if any(answered in step.numbers for step in reference.steps) else None
     at = _answer_at(steps, answered)
     if at is None or not reference.steps:
         return None
     way, gold = _way(steps, at), reference.gold
     if any(steps[each].alike(reference.steps[-1]) and steps[each].stated == gold for each in way if each != at):
-        return "step_extra"
+        return "step_extra", at
     wrong = [each for each in way if not steps[each].right]
     if not wrong and {steps[each].value for each in way} <= {step.value for step in reference.steps} - {gold}:
-        return "step_missing"
-    found = {
-        kind
-        for each in way
-        for step in reference.steps
-        if (kind := _change(steps, each, step, reference)) and _run(steps, at, {each: step}) == gold
-        # A wrong sum under a wrong sign goes with it.
-        if not wrong or (kind == "wrong_operation" and wrong == [each])
-    }
-    return next((kind for kind in _BY_RANK if kind in found), None)
+        return "step_missing", None
+    found: dict[str, int] = {}
+    for each in way:
+        for step in reference.steps:
+            if (
+                (kind := _change(steps, each, step, reference))
+                and _run(steps, at, {each: step}) == gold
+                # A wrong sum under a wrong sign goes with it.
+                and (not wrong or (kind == "wrong_operation" and wrong == [each]))
+            ):
+                found.setdefault(kind, each)
+    if "step_extra" in found:  # it is the one that the gold has not, before the step that takes its result
+        found["step_extra"] = next(each for each in way if not _is_among(steps[each], reference.steps))
+    return next(((kind, found[kind]) for kind in _BY_RANK if kind in found), None)
 
 
 def _change(steps: Sequence[Sum], at: int, step: Sum, reference: Reference) -> str | None:
@@ -157,7 +168,7 @@ def _is_within(claim: Claim, others: Sequence[Claim]) -> bool:
 
 def _step(claim: Claim) -> Sum:
     numbers = tuple(Fraction(number) for number in _NUMBER.findall(claim.plain))
-    return Sum(_NUMBER.sub("#", claim.plain), numbers, claim.result, claim.value, claim.right)
+    return Sum(_NUMBER.sub("#", claim.plain), numbers, claim.result, claim.value, claim.right, claim.start, claim.end)
 
 
 def _same(left: Sequence[Fraction], right: Sequence[Fraction]) -> bool:

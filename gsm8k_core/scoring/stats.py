@@ -90,6 +90,21 @@ def paired(base: Sequence[bool], trained: Sequence[bool]) -> Paired:
     return Paired(won, lost, both, n - won - lost - both, p, (won - lost) / n, difference_interval(won, lost, n))
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p corrected for their number: the chance that any true tie among them has p < LEVEL is LEVEL at most.
+
+    The smallest p times their number, the next times one less, and so on; none less than the one before, at most 1.
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979). Raises ValueError for a p outside 0 to 1.
+    """
+    if not all(0 <= p <= 1 for p in ps):
+        raise ValueError(f"a p lies between 0 and 1, got {list(ps)}")
+    corrected, least = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        corrected[place] = least
+    return corrected
+
+
 def difference_interval(won: int, lost: int, n: int) -> tuple[float, float]:
     """The 95 % interval of the accuracy difference (won - lost) / n; it holds 0 exactly where McNemar's p >= LEVEL.
 

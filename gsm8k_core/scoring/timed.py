@@ -21,7 +21,6 @@ Records = list[dict[str, Any]]
 FIRST = 8  # problems in the first block, which shows how fast it goes
 GROWTH = 4  # each later block is at most so many times what is there
 CAREFUL = 0.8  # of the time that is left is what a block is chosen for
-BASE_SHARE = 0.5  # of what is left when the base is loaded; the trained model has the rest
 
 
 class TimeUp(BaseException):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -22,7 +22,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gsm8k_core.command import as_typed
+from gsm8k_core.doing import aside, doing, quiet
 from gsm8k_core.types import StepEvent, StorageError
+
+if TYPE_CHECKING:
+    from gsm8k_core.tracking.region import Region
 
 INDENT = " " * 9  # under a line's label, such as "model    "
 COMMAND = re.compile(r"(?:python cli\.py|(?<![\w./-])gsm8k|pip install) [^;\n]*")
@@ -70,18 +74,43 @@ class MetricsFile:
             self._file.close()
 
 
+class Screen(Console):
+    """rich's console, which hides no cursor below a bar: a kill would leave it hidden."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
 class Terminal:
     """Lines for a person: on stdout, or on stderr when stdout is kept for one JSON object.
 
     Lines are broken to the width of a terminal, or to COLUMNS where that is set; in a file or a pipe they stay whole.
     """
 
-    def __init__(self, json_only: bool, out: IO[str] | None = None) -> None:
-        self.json_only = json_only
+    def __init__(self, json_only: bool, out: IO[str] | None = None, verbose: bool = False) -> None:
+        self.json_only, self.verbose = json_only, verbose
         self._out = out  # where the JSON object goes, when sys.stdout is not the place
         self._said: set[str] = set()
-        self.console = Console(stderr=json_only, highlight=False, soft_wrap=True)
+        self.console = Screen(stderr=json_only, highlight=False, soft_wrap=True)
+        self.region: Region | None = None  # what stays at the bottom of the terminal while lines are said
         self._gone = False
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a panel holds the bottom of the terminal: nothing may be written past it."""
+        return self.region is not None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it is a terminal. FORCE_COLOR makes rich take a file for one, which is for colours alone."""
+        if os.environ.get("FORCE_COLOR") and not self.console.file.isatty():
+            return False
+        return self.console.is_terminal
+
+    def doing(self, what: str) -> None:
+        """Name the step that is at work, where nothing else is shown."""
+        if not self.is_drawn:
+            doing(what)
 
     def say(self, text: str, width: int | None = None) -> None:
         """One line or several, broken at `width` or as the terminal needs it."""
@@ -105,7 +134,8 @@ class Terminal:
         if self._gone:
             return
         try:
-            self.console.print(what)
+            with self.region.above() if self.region else aside():
+                self.console.print(what)
         except (OSError, SystemExit):  # rich turns a broken pipe into SystemExit
             self._gone = True
 
@@ -121,14 +151,16 @@ class Terminal:
 
     def result(self, value: Mapping[str, object]) -> None:
         """The one JSON object of --json."""
+        quiet()
         if self.json_only:
             out = self._out or sys.stdout
             out.write(json.dumps(value, allow_nan=False) + "\n")
             out.flush()
 
-    def progress(self, what: str, total: int) -> Steps:
+    def progress(self, what: str, total: int, done: int = 0) -> Steps:
+        """A bar, or lines now and then, from `done` on."""
         # On one terminal, lines and bar go through one console, or each would write over the other.
-        return Steps(what, total, self.console if self.console.is_terminal else None)
+        return Steps(what, total, self.console if self.is_watched else None, done)
 
 
 def printable(text: str) -> str:
@@ -156,9 +188,11 @@ class Steps:
 
     LINES = 20  # plain lines in a whole run
 
-    def __init__(self, what: str, total: int, console: Console | None = None) -> None:
-        self._what, self._total, self._done, self._begun = what, total, 0, time.monotonic()
-        self._console = console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, what: str, total: int, console: Console | None = None, done: int = 0) -> None:
+        self._what, self._total, self._done, self._begun = what, total, done, time.monotonic()
+        self._first = done  # what was done before it began; what was there already is seen when the first one comes
+        self._fresh = True
+        self._console = console = console or Screen(stderr=True, highlight=False, soft_wrap=True)
         whole = Column(no_wrap=True, overflow="ignore")
         self._bar = (
             Progress(
@@ -171,9 +205,10 @@ class Steps:
             if console.is_terminal
             else None
         )
-        self._task = self._bar.add_task(what, total=total, note="") if self._bar else None
+        self._task = self._bar.add_task(what, total=total, completed=done, note="") if self._bar else None
 
     def __enter__(self) -> Steps:
+        quiet()
         if self._bar:
             self._bar.start()
         return self
@@ -190,13 +225,15 @@ class Steps:
 
     def advance(self, note: str, done: int | None = None) -> None:
         before, self._done = self._done, self._done + 1 if done is None else done
+        self._begin(self._done)
         every = max(1, self._total // self.LINES)
-        due = self._done // every > before // every or self._done == self._total or before == 0
+        due = self._done // every > before // every or self._done == self._total or before <= self._first
         try:
             if self._bar and self._task is not None:
-                self._bar.update(self._task, completed=self._done, note=note or self._left())
+                self._bar.update(self._task, completed=self._done, note=note or f"{self.left(self._done)} to go")
             elif due:
-                self._console.print(Text(f"{self._what} {self._done}/{self._total}  {note}".rstrip()))
+                at = f"{time.strftime('%H:%M:%S')} after {clock(time.monotonic() - self._begun)}"
+                self._console.print(Text(f"{self._what} {self._done}/{self._total}  {at}  {note}".rstrip()))
         except (OSError, SystemExit):  # the terminal is gone; the run is not
             self._bar, self._total = None, sys.maxsize
 
@@ -209,9 +246,15 @@ class Steps:
         except (OSError, SystemExit):
             self._bar, self._total = None, sys.maxsize
 
-    def _left(self) -> str:
-        seconds = (time.monotonic() - self._begun) / max(self._done, 1) * (self._total - self._done)
-        return f"{clock(seconds)} to go"
+    def _begin(self, done: int) -> None:
+        if self._fresh:
+            self._first, self._fresh = done - 1, False
+
+    def left(self, done: int) -> str:
+        """The time that all after `done` will take, if they go on as those since the beginning."""
+        self._begin(done)
+        seconds = (time.monotonic() - self._begun) / max(done - self._first, 1) * max(self._total - done, 0)
+        return clock(seconds)
 
 
 def counted(count: int, noun: str) -> str:

@@ -59,6 +59,7 @@ def measures(event: StepEvent) -> dict[str, float]:
         f"{group}/{key}": float(value)
         for key, value in event.values.items()
         if key not in NOT_MEASURED
+        and not (key == "loss" and "reward" in event.values)  # of a policy, it is no sign of progress
         and isinstance(value, int | float)
         and not isinstance(value, bool)
         and math.isfinite(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gsm8k_core.types import Batch, DataError, DivergedError, TrainState, Update
@@ -22,6 +23,7 @@ Recompute = Callable[[int, Batch], tuple[float, Finite]]
 
 NOT_APPLIED = "the step was not applied"
 ADVICE = "try a lower --learning-rate, or --dtype float32"
+ALONE_FINITE = "the sum over the micro-batches, each of which is finite alone"
 LATER = ("model.norm", "lm_head")  # what stands behind the blocks
 _DIGITS = re.compile(r"(\d+)")
 # Argmax of logits that are all NaN is 0, in torch and in MLX: decoded, such a model writes token 0 for ever.
@@ -66,8 +68,18 @@ def not_finite(update: Update, loss: float, norm: float, weights: Finite, recomp
             tensor = "the loss" if not math.isfinite(part) else f"the gradient of {bad}"
             rows = batch.rows or update.rows
             return DivergedError(what, update=update.number, tensor=tensor, rows=rows, advice=ADVICE)
-    tensor = "the sum over the micro-batches, each of which is finite alone"
-    return DivergedError(what, update=update.number, tensor=tensor, rows=update.rows, advice=ADVICE)
+    return DivergedError(what, update=update.number, tensor=ALONE_FINITE, rows=update.rows, advice=ADVICE)
+
+
+def not_finite_over_ranks(update: Update, loss: float, norm: float, weights: Finite) -> DivergedError:
+    """The same where weights are spread over ranks, which do not compute an update again: no rows are named."""
+    alone = replace(update, micro_batches=())
+    error = not_finite(alone, loss, norm, weights, lambda place, batch: (0.0, {}))
+    if error.damaged:
+        return error
+    what = "the loss or a gradient; with FSDP it is not known of which rows"
+    said = f"loss {loss}, gradient norm {norm}; {NOT_APPLIED}"
+    return DivergedError(said, update=update.number, tensor=what, advice=ADVICE)
 
 
 def _first(finite: Finite) -> str | None:

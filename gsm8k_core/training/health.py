@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -98,6 +98,21 @@ def vitals(completions: Sequence[Completion], texts: Sequence[str], end_log_p: S
     )
 
 
+def telling(completions: Sequence[Completion]) -> int:
+    """Which of the answers is furthest past a threshold that `warnings` speaks of."""
+
+    def past(place: int) -> float:
+        tokens = completions[place].tokens[:READ_TOKENS]
+        if not tokens:
+            return 0.0
+        zeros, run, distinct = (
+            count / len(tokens) for count in (tokens.count(0), longest_run(tokens), len(set(tokens)))
+        )
+        return max(zeros / MUCH_TOKEN_0, run / LONGEST_RUN, LEAST_DISTINCT / distinct)
+
+    return max(range(len(completions)), key=past)
+
+
 def longest_run(tokens: Sequence[int]) -> int:
     """How often one token stands in a row, at the most."""
     return max((sum(1 for _ in run) for _, run in groupby(tokens)), default=0)
@@ -159,7 +174,7 @@ class Probe:
         """
         before = self.clock()
         try:
-            found = self._look(live, checking(deadline))
+            found, completions, texts = self._look(live, checking(deadline))
         except TimeUp:
             return None
         except DivergedError as error:
@@ -168,16 +183,19 @@ class Probe:
             what = f"probe: every answer is token 0 and nothing else; {TOKEN_0}"
             raise CollapsedError(what, update=update, advice=ADVICE, damaged=True)
         seconds = self.clock() - before
-        values = {"update": update, **found.values(), "seconds": seconds, "warnings": warnings(found, update)}
+        said = warnings(found, update)
+        values = {"update": update, **found.values(), "seconds": seconds, "warnings": said, "texts": texts}
+        if said and warnings(replace(found, end_probability=None), update):  # of the answers, not of the gold ones
+            values["telling"] = telling(completions)
         return StepEvent("probe", values)
 
-    def _look(self, live: Weights, check: Callable[..., None]) -> Vitals:
+    def _look(self, live: Weights, check: Callable[..., None]) -> tuple[Vitals, list[Completion], list[str]]:
         prompts = [row.tokens[: row.num_prompt] for row in self.rows]
         sampling = Sampling(PROBE_TOKENS, len(prompts))
         answers: dict[int, Completion] = dict(live.generate(prompts, sampling, check))
         completions = [answers[index] for index in range(len(prompts))]
         texts = [self.decode(completion.tokens) for completion in completions]
-        return vitals(completions, texts, self._ends(live, check))
+        return vitals(completions, texts, self._ends(live, check)), completions, texts
 
     def _ends(self, live: Weights, check: Callable[..., None]) -> list[float]:
         """log p of the end token of each row, in nats. A template may write more behind it, which nobody reads."""

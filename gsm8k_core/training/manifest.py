@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from gsm8k_core.config.stored import Count, Seconds, Stored, stored
+from gsm8k_core.rollouts.group import StoredSampled
 from gsm8k_core.rollouts.progress import StoredProgress
 from gsm8k_core.rollouts.tally import StoredTally
+from gsm8k_core.rollouts.watch import StoredFigures
 from gsm8k_core.training.plan import Adjusted
 
 ADVICE = "bring the file back, or start a new run"
@@ -127,6 +129,7 @@ class _Manifest(Stored):
     adjustments: list[_Adjustment] = Field(default_factory=list)
     segments: list[dict[str, Any]] = Field(default_factory=list)
     rft: StoredProgress | None = None
+    grpo: StoredProgress | None = None
     rollouts: list[StoredTally] = Field(default_factory=list)
     trained: _Trained | None = None
 
@@ -136,11 +139,19 @@ class _BestFact(Stored):
     result: _Result
 
 
+class _Policy(Stored):
+    """Of --recipe grpo: what each update showed, and the rollout that a checkpoint stands in the middle of."""
+
+    history: list[StoredFigures]
+    rollout: StoredSampled | None
+
+
 class _Facts(Stored):
     config: dict[str, Any]
     hashes: dict[str, Words]
     best: _BestFact | None = None
     guard: _Guard | None = None
+    policy: _Policy | None = None
 
 
 class _Events(Stored):

@@ -149,6 +149,7 @@ class DevSet:
     eval_batch_size: int  # problems answered together
     max_new_tokens: int
     clock: Callable[[], float] = time.monotonic
+    heard: Callable[[str, str], None] = lambda problem, text: None  # gets each answer, with its problem's id
 
     def __post_init__(self) -> None:
         if not self.examples or [row.id for row in self.examples] != [problem.id for problem in self.problems]:
@@ -233,7 +234,9 @@ class DevSet:
         correct, num_stopped, right = dict.fromkeys(HEADLINE, 0), 0, [False] * len(self.problems)
         with closing(self._generate(live, self.max_new_tokens, check)) as completions:
             for index, completion in completions:
-                verdicts = grade(self.decode(completion.tokens), self.problems[index].answer)
+                text = self.decode(completion.tokens)
+                self.heard(self.problems[index].id, text)
+                verdicts = grade(text, self.problems[index].answer)
                 for rule in HEADLINE:
                     correct[rule] += verdicts[rule].correct
                 right[index] = verdicts[HEADLINE_RULE].correct

@@ -10,6 +10,9 @@ The memory, from config.json, the method and the longest rows:
                  4 x intermediate numbers, and the attention's scores where a backend keeps them
     logits       of one chunk of targets, three times
 
+Where weights are spread over ranks (FSDP), a rank has its part of weights and states, in float32, and beside them what
+is gathered at one time: embedding and head with their gradient, and two blocks with that of one.
+
 What differs between backends and devices is Costs: theirs, measured (docs/memory.md). All sizes in bytes.
 Then: what this process may take and took, and what a container allows; which compute dtype a device is fast in, from
 one measured micro-batch in each; how long saving will take, from a sample written to the very disk.
@@ -32,6 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.command import typed_verb
 from gsm8k_core.config.fields import AUTO
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
@@ -43,7 +47,7 @@ MARGIN = 1.15  # the prediction was within 15 % of what was measured
 TIGHT = 1.3
 STEP_TOKENS = 64  # the budget is lowered in such steps
 PER_BLOCK_HIDDEN, PER_BLOCK_INNER = 12, 4
-ADAM_BYTES = 8
+ADAM_BYTES, FLOAT32 = 8, 4  # a parameter
 QUANTISED_BYTES = 0.63  # 4-bit weights with their scales, a parameter
 ON_A_CPU, DEV_ON_A_CPU = 64, 16
 AT_ONCE = tuple(2**power for power in range(9, -1, -1))  # 512 at most: an estimate for big GPUs, not a measurement
@@ -63,6 +67,7 @@ class Costs:
     scores: float = 0.0  # float32 numbers kept for each head, token and token that it attends to
     again: float = 1.0  # blocks whose activations are there at one time, with --gradient-checkpointing
     half_bytes: int = 2  # of an activation with half-precision products; torch's autocast keeps some in float32
+    ranks: int = 1  # that weights, gradients and moments are spread over
     working_copy: bool = False  # half-precision products get a copy of the trained weights, and gradients of their own
 
 
@@ -159,22 +164,32 @@ def predict(model: Model, config: TrainConfig, dtype: str, costs: Costs, tokens:
     if config.gradient_checkpointing:
         blocks, kept = costs.again, filled * shape.layers * shape.hidden * size
     chunk = costs.frozen_chunk if adapted else costs.chunk
+    states = each * model.num_trained
+    if costs.ranks > 1:  # an adapter is whole on every rank
+        each = ADAM_BYTES + FLOAT32
+        states = (each + FLOAT32) * model.num_trained if adapted else each * model.num_trained // costs.ranks
     return Need(
         costs.process,
-        _weights(model, config, size),
-        each * model.num_trained,
+        _weights(model, config, size, costs),
+        states,
         kept + int(factor * blocks * filled * per_token),
         3 * min(chunk, 4 * filled * shape.vocabulary),
     )
 
 
-def _weights(model: Model, config: TrainConfig, size: int) -> int:
+def _weights(model: Model, config: TrainConfig, size: int, costs: Costs) -> int:
     """Of what is loaded. An adapter's own are among the states."""
+    if costs.ranks > 1:
+        gradients = 0 if config.uses_adapter else 1
+        root = model.num_parameters - model.shape.block_parameters
+        gathered = (1 + gradients) * root + (2 + gradients) * model.shape.block_parameters // model.shape.layers
+        return FLOAT32 * (model.num_parameters // costs.ranks + gathered)
     if config.method == "qlora":
         return int(QUANTISED_BYTES * model.num_parameters)
     if config.uses_adapter:
         return model.num_parameters * size
-    return model.num_parameters * 4 + (model.num_parameters * size if size < 4 else 0)
+    whole = model.num_parameters * 4 + (model.num_parameters * size if size < 4 else 0)
+    return 2 * whole if config.kl else whole  # the first weights beside those that are trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +247,8 @@ def plan(
             f"{human_size(memory.limit)} ({memory.reason}); try {_less(model, config, dtype, memory, widest)}"
         )
     first, moments = int(wanted.name), ADAM_BYTES * model.num_trained
+    if not config.uses_adapter:
+        moments //= memory.costs.ranks
     budgets = range(first, widest, -STEP_TOKENS)
     fitting = (tokens for tokens in budgets if need(tokens).total * MARGIN <= memory.free)
     tokens = first if asked else next(fitting, min(first, widest))
@@ -265,7 +282,7 @@ def evaluated_at_once(asked: str, body: Mapping[str, Any], memory: DeviceMemory,
     model = model_of(body, TrainConfig())
     if model is None:
         return Choice(str(ON_A_CPU), "problems at once; of this model's sizes nothing is known")
-    there = memory.costs.process + 4 * model.num_parameters
+    there = memory.costs.process + _weights(model, TrainConfig(), FLOAT32, memory.costs)
 
     def need(answers: int) -> int:
         return int(MARGIN * (there + sampling_bytes(model.shape, dtype, answers, tokens)))
@@ -278,7 +295,8 @@ def evaluated_at_once(asked: str, body: Mapping[str, Any], memory: DeviceMemory,
 def answers_at_once(plan: Plan, config: TrainConfig, dtype: str, tokens: int, wanted: int) -> Choice:
     """How many answers to sample at once: `wanted`, or half, and so on, until they fit beside the training's states."""
     model, free = plan.model, plan.memory.free
-    there = plan.memory.costs.process + _weights(model, config, 4 if dtype == "float32" else 2) + plan.moments
+    costs, size = plan.memory.costs, 4 if dtype == "float32" else 2
+    there = costs.process + _weights(model, config, size, costs) + plan.moments
 
     def need(answers: int) -> int:
         return there + sampling_bytes(model.shape, dtype, answers, tokens)
@@ -388,13 +406,21 @@ def _limit(folder: Path, limit: str, used: str) -> tuple[int, int] | None:
     return int(most), max(now - int(pages.get("inactive_file", 0)), 0)  # pages of files are given back when asked for
 
 
-SMALLER = "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size"
+SMALLER = {
+    "train": "try a smaller --micro-batch-tokens or --max-length",
+    "": "try a smaller --micro-batch-tokens, --max-length or --eval-batch-size",  # called by another program
+}
 # How CUDA and Metal say that they take nothing more from this process: the one's context is gone, the other ignores it.
 LOST = ("launch timed out", "prior/excessive gpu errors")
 # How they say that their watchdog ended a kernel, and Metal of what was queued behind it. Smaller micro-batches have
 # shorter ones.
 VICTIM = ("victim of gpu error", "innocent victim", "innocentvictim")
 TOO_LONG = ("caused gpu timeout", "caused gpu hang", "impacting interactivity", *VICTIM, *LOST)
+
+
+def smaller() -> str:
+    """What takes less memory, by the flags that the verb has which was typed."""
+    return SMALLER.get(typed_verb(), "try a smaller --eval-batch-size or --max-new-tokens")
 
 
 @contextmanager
@@ -414,7 +440,7 @@ def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
         elif not isinstance(error, MemoryError) and not any(word in text for word in words):
             raise
         kind = DeviceLostError if any(word in text for word in LOST) else OutOfMemoryError
-        raise kind(f"{what}; {SMALLER} ({first_line(error)[:160]})") from error
+        raise kind(f"{what}; {smaller()} ({first_line(error)[:160]})") from error
 
 
 # --- the compute dtype ----------------------------------------------------------------------------------------
@@ -422,6 +448,7 @@ def memory_error(framework: str, words: Collection[str]) -> Iterator[None]:
 PROBE_SECONDS = 10.0
 # Another dtype is taken only where it is clearly faster: float32 is what every other figure is compared with.
 FASTER = 1.1
+TIMED = "one micro-batch, forward and backward"
 NOT_FINITE, OUT_OF_MEMORY = "not finite", "out of memory"
 
 
@@ -477,7 +504,7 @@ def fastest(found: Mapping[str, float | str]) -> Choice:
     best = min(timed, key=lambda dtype: timed[dtype], default="float32")
     if "float32" in timed and timed["float32"] < FASTER * timed[best]:
         best = "float32"
-    return Choice(best, f"one micro-batch, forward and backward: {said}")
+    return Choice(best, f"{TIMED}: {said}")
 
 
 def _ms(seconds: float) -> str:
@@ -487,7 +514,6 @@ def _ms(seconds: float) -> str:
 # --- the disk -------------------------------------------------------------------------------------------------
 
 SAMPLE_BYTES = 64 << 20
-FLOAT32 = 4  # bytes
 
 
 def saved_bytes(folder: Path, spec: LoraSpec | None) -> int:
@@ -551,11 +577,12 @@ def write_seconds(folder: Path, num_bytes: int) -> float:
     """What writing and hashing so many bytes in `folder` may take. Raises StorageError where nothing can be written.
 
     A sample waits for the disk at its end as a whole save does, so it errs to the long side: 2.3 s for 540 MB where a
-    checkpoint of 1.6 GB took 4.0 s.
+    checkpoint of 1.6 GB took 4.0 s. No more is written than will be.
     """
     try:
-        size = min(SAMPLE_BYTES, shutil.disk_usage(folder).free // 4)  # the room is the run's, not the sample's
-        sample = (os.urandom(1 << 20) * (SAMPLE_BYTES >> 20))[: max(size, 1)]
+        # The room is the run's, not the sample's.
+        size = max(1, min(SAMPLE_BYTES, num_bytes, shutil.disk_usage(folder).free // 4))
+        sample = (os.urandom(1 << 20) * (1 + (size >> 20)))[:size]
         began = time.monotonic()
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(sample)

@@ -38,6 +38,7 @@ from gsm8k_core.scoring.timed import Deadline
 from gsm8k_core.training.budget import CALIBRATION, DOUBT, Pace, Times, replan
 from gsm8k_core.training.measure import DevResult, Guard
 from gsm8k_core.training.plan import Adjustment, Change, PlanEvent, after_failure, planned_rate, with_event
+from gsm8k_core.training.rollout_pace import RolloutPace
 from gsm8k_core.types import GSM8KError, Orders, StepEvent, UpdateStats
 
 STOP_BUDGET = "budget"
@@ -68,6 +69,9 @@ class Hooks(Generic[Live]):
     answer: Evaluate[Live] | None = None  # the guard's problems
     # Gives its event, or None where the deadline came first; or raises CollapsedError.
     probe: Probe[Live] | None = None
+    # What an update event says beside the rest, from its number and its seconds.
+    more: Callable[[int, float], Mapping[str, object]] = lambda update, seconds: {}
+    stops: Callable[[Guard], str | None] = lambda guard: None  # a reason of the recipe's own to end the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Past:
     rehearsed: float = 0.0  # seconds that a padded token took in a rehearsal; 0: there was none
     reserve: float = 0.0  # seconds that the final model is thought to take
     save_reserve: float = 0.0  # seconds that the first checkpoint is thought to take
+    pace: RolloutPace | None = None  # of updates whose tokens are not known beforehand
 
     def __post_init__(self) -> None:
         numbers = [event.update for event in self.events]
@@ -102,7 +107,7 @@ class RunPilot(Generic[Live]):
         self.best = None if past.best is None else (int(past.best["update"]), DevResult.from_json(past.best["result"]))
         self._evaluate = hooks.evaluate if config.eval_steps else None
         self._probe = hooks.probe if config.probe_every else None
-        self._pace = Pace(past.tokens, past.rehearsed)
+        self._pace = past.pace or Pace(past.tokens, past.rehearsed)
         # Before the first evaluation, its problems are thought to take as long as the base's did.
         evaluation = self.guard.seconds_of(config.eval_problems, config.eval_max_new_tokens)
         self._devs, self._probes = Times(guess=evaluation), Times()
@@ -144,7 +149,9 @@ class RunPilot(Generic[Live]):
         return {"events": events, "losses": list(self.losses), "best": best, "guard": self.guard.as_json()}
 
     def begin(self) -> bool:
-        """Before the first update of this process: plan by the rehearsal; whether there is time for that update.
+        """Before the first update of this process: plan by the rehearsal; whether that update is to be.
+
+        It is not where there is no time for it, nor after what ended the run before its model was written.
 
         Its warm-up belongs to what will be trained, so a plan that is far too large is not left until it was measured.
         The plan keeps CALIBRATION updates at least, since one that was rehearsed too slow has to be able to grow.
@@ -155,7 +162,7 @@ class RunPilot(Generic[Live]):
             found = replan(done, self.total, self.asked, left=left, needed=lambda n: self._needed(done, n), unsure=0.0)
             self._change(done, min(max(found if found < self.total else 0, done + CALIBRATION), self.total))
         self._before, self._slept_before = before, self._hooks.slept()
-        return self._stop(done) != STOP_BUDGET
+        return not _is_final(self._stop(done))
 
     def after(self, stats: UpdateStats, live: Live) -> Orders:
         """Report the update, plan anew where the clock asks for it, evaluate and save what is due, and end in time."""
@@ -167,14 +174,15 @@ class RunPilot(Generic[Live]):
         self._hooks.emit(StepEvent("update", self._values(stats, seconds, now)))
         # In this order: nothing that a probe ends is kept, and a checkpoint holds the best of its own update as well.
         stop = self._stop(update)
-        last = update >= self.asked or stop == STOP_BUDGET
+        last = update >= self.asked or _is_final(stop)
         looked = self._probe is not None and (last or self._probe_is_due(update))
         if self._probe and looked:
             self._look(update, live, self._probe)
         self._measure(update, live, last)
         if update < self.total and self._save_is_due(update, looked):
             self._save(update, live)
-        if stop is None and (stop := self._stop(update)) == STOP_BUDGET:  # what was just done took longer than thought
+        # What was just done took longer than thought, or showed something.
+        if stop is None and _is_final(stop := self._stop(update)):
             self._measure(update, live, last=True)
         if stop == STOP_BUDGET:  # a few updates early, where one was slow: going on takes more time, or another plan
             self._change(update, update)
@@ -182,6 +190,24 @@ class RunPilot(Generic[Live]):
             self._save(update, live)
         self._before, self._slept_before = self._hooks.elapsed(), self._hooks.slept()
         return Orders(stop=stop)
+
+    def latest_end(self, update: int) -> float:
+        """When `update` has to be done for all that must follow it to have time, in seconds of the run."""
+        return self._config.budget_seconds - self._last_measurement(spare=True) - self._ending(update)
+
+    def left_early(self, live: Live) -> str:
+        """End the run where the next update was not made, since a signal came or it had no time; gives the reason."""
+        update, stop = len(self.losses), STOP_INTERRUPTED if self._hooks.interrupted() else STOP_BUDGET
+        if update == len(self._past.losses):  # nothing is new in this process
+            return stop
+        if stop == STOP_BUDGET:
+            if self._probe:
+                self._look(update, live, self._probe)
+            self._measure(update, live, last=True)
+            self._change(update, update)
+        if self._saved != update:
+            self._save(update, live)
+        return stop
 
     def after_failure(self, error: GSM8KError) -> Change | None:
         """What to change after `error` ended the training before its next update was done; None: the run ends, too."""
@@ -254,6 +280,7 @@ class RunPilot(Generic[Live]):
             "elapsed": now,
             "eta": self._to_go(stats.update),
             "total": self.total,
+            **self._hooks.more(stats.update, seconds),
         }
 
     def _to_go(self, update: int) -> float:
@@ -426,10 +453,17 @@ class RunPilot(Generic[Live]):
             return None
         if self._hooks.interrupted():
             return STOP_INTERRUPTED
+        if (why := self._hooks.stops(self.guard)) is not None:
+            return why
         next_one = self._pace.at_most(update + 1) + self._last_measurement(spare=True) + self._ending(update + 1)
         if update >= self.total or self._hooks.elapsed() + next_one > self._config.budget_seconds:
             return STOP_BUDGET
         return None
+
+
+def _is_final(stop: str | None) -> bool:
+    """Whether the run ends with it for good, so that its last measurement is due: not where a signal stops it."""
+    return stop not in (None, STOP_INTERRUPTED)
 
 
 def _due(every: int, first: int, last: int) -> int:

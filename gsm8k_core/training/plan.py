@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
-from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.config.train import GRPO_WARMUP, TrainConfig
 from gsm8k_core.types import Choice, CollapsedError, DivergedError, GSM8KError, OutOfMemoryError
 
 RATE_FACTOR = 0.5
@@ -52,6 +52,8 @@ def rate_at(update: int, total: int, config: TrainConfig, since: int = 0, risen:
 
 
 def _warmup(total: int, config: TrainConfig) -> int:
+    if config.recipe == "grpo":
+        return GRPO_WARMUP
     return math.ceil(config.warmup_ratio * total)
 
 

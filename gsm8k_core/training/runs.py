@@ -10,7 +10,8 @@ best/           the model with the best dev accuracy (--eval-steps); best.json i
 checkpoints/    what the run needs to go on (--save-steps)
 logs/           evaluations: a record per problem
 export/         what `export` made of the model for other programs; no part of what a run goes on from
-rollouts/       --recipe rft: a folder a round, with its sampled answers, and the checkpoints of a training in between
+rollouts/       --recipe rft: a folder a round, with its sampled answers, and the checkpoints of a training in between;
+                --recipe grpo: a file a rollout, for a person
 
 A run that goes on may differ in some settings from what it began with; every one of TrainConfig is in one class:
 
@@ -22,6 +23,7 @@ A run that goes on may differ in some settings from what it began with; every on
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -105,12 +107,16 @@ def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
 def versions(*more: str) -> dict[str, str]:
     """Versions of what decides the numbers, and of `more` packages, those that are installed."""
     found = {"gsm8k-finetune": __version__, "python": platform.python_version()}
-    for package in (*PACKAGES, *more):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {package: version for package in (*PACKAGES, *more) if (version := _version(package))}
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """Its version; None where it is not installed. Asked once: it is looked for among all that is."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def host() -> dict[str, object]:
@@ -417,6 +423,7 @@ def _next(folder: Path) -> Path:
 FREE: Final = frozenset(
     {
         "config",
+        "print_config",
         "json_",
         "verbose",
         "output_dir",
@@ -427,6 +434,7 @@ FREE: Final = frozenset(
         "profile",  # a name for defaults; what it sets is compared by itself
         "backend",
         "device",
+        "rollout_engine",
         "max_time",
         "save_steps",
         "save_dtype",
@@ -487,6 +495,12 @@ FIXED: Final = frozenset(
         "keep",
         "mix",
         "warm_start",
+        "prompts_per_update",
+        "updates_per_rollout",
+        "loss",
+        "clip",
+        "kl",
+        "overlong",
         "calculator",
         "verify",
         "rationales",

@@ -36,6 +36,16 @@ def test_auto_has_one_answer_and_a_reason(machine: Machine, name: str, reason: s
 
 def test_a_named_backend_is_honoured() -> None:
     assert backends.resolve("torch").name == "torch"
+    assert backends.resolve("torch").reason == "--backend torch"
+
+
+def test_a_launchers_backend_is_its_own_choice() -> None:
+    backends.share(None, reason="torchrun starts it")
+    try:
+        assert backends.resolve("torch").reason == "torchrun starts it"
+    finally:
+        backends.share(None)
+    assert backends.resolve("torch").reason == "--backend torch"
 
 
 def test_a_missing_backend_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -393,10 +393,10 @@ def test_a_model_with_a_window_is_decoded_as_transformers_does(tmp_path: Path, e
 
 
 def test_places_are_filled_again(backend_name: str, tiny_model: Path, examples: list[Example]) -> None:
-    """More prompts than places, of uneven length and with uneven answers, in any batch size: the same texts."""
-    prompts = [example.tokens[: 4 + index % 9] for index, example in enumerate(examples)]
+    """More prompts than places, of uneven length and with uneven answers, 3 or 8 at once, or all: the same texts."""
+    prompts = [example.tokens[: 4 + index % 9] for index, example in enumerate(examples[:12])]
     backend = open_it(backend_name, tiny_model)
-    alone = dict(backend.generate(prompts, Sampling(40, 1)))
+    alone = dict(backend.generate(prompts, Sampling(30, 1)))
     assert len({len(completion.tokens) for completion in alone.values()}) > 3
     for size in (3, 8, 64):
-        assert dict(backend.generate(prompts, Sampling(40, size))) == alone
+        assert dict(backend.generate(prompts, Sampling(30, size))) == alone

@@ -184,7 +184,7 @@ def test_nothing_in_training_is_float64(mlx: Any, qwen2: Path, examples: list[Ex
     update = updates_of(examples)[0]
     backend.train([update], TrainConfig(), FakePilot())
     micro_batch = mlx.train.MicroBatch(backend._model, compiled=True)
-    total, gradients = mlx.train.update_gradients(micro_batch, update, 1.0, lambda place: None)
+    total, gradients = mlx.train.update_gradients(micro_batch, update, 1.0, lambda place, batch: None)
     kept = [total, *gradients.values(), *backend._masters.values(), *mlx.loss.target_positions(pad(examples[:2]))]
     kept += [value for which in ("m", "v") for value in backend._optimizer.moments(which).values()]
     assert {value.dtype for value in kept} == {mlx.mx.float32, mlx.mx.int32}

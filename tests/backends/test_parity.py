@@ -46,6 +46,7 @@ VARIANTS = {
     8: {f"{method}, {name}" for method in ("full", "lora", "dora") for name in ("torch", "mlx")},
     9: {f"{method}, {way}" for method in ("full", "lora", "dora") for way in ("torch -> mlx", "mlx -> torch")},
     10: {""},
+    11: {""},
 }
 
 

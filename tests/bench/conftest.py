@@ -9,7 +9,7 @@ import importlib.util
 
 import pytest
 
-PACKAGES = ("lm_eval", "math_verify", "cyllama")
+PACKAGES = ("lm_eval", "math_verify", "cyllama", "trl")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

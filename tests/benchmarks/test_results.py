@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks import measure
@@ -223,7 +224,7 @@ def test_the_rate_is_measured_before_and_after_and_memory_before_the_second(monk
     asked: list[str] = []
     rates = iter((80.0, 100.0))
     monkeypatch.setattr(measure, "gflops", lambda *unused: next(rates))
-    tape = measure.Tape(SimpleNamespace(updates=[[]], passes=1), Slow(asked), begun=0.0)  # type: ignore[arg-type]
+    tape = measure.Tape(SimpleNamespace(updates=[[]], passes=1), Slow(asked), 0.0, [psutil.Process()])  # type: ignore[arg-type]
     tape.start()
     tape.losses.append(1.0)
     tape.update_done()

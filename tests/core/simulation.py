@@ -11,6 +11,7 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.training.measure import DevResult, Guard
 from gsm8k_core.training.pilot import Hooks, Past, RunPilot
 from gsm8k_core.training.plan import PlanEvent
+from gsm8k_core.training.rollout_pace import RolloutPace
 from gsm8k_core.types import StepEvent, UpdateStats
 
 LIVE = object()
@@ -45,6 +46,8 @@ class Simulation:
         sleep: Callable[[int], float] = lambda number: 0.0,  # how long the machine sleeps in that update
         rehearsed: float = 0.0,  # what the pilot is told of a padded token; 0: nothing
         probe: float | None = None,  # seconds; None: there is none
+        stops: Callable[[Guard], str | None] = lambda guard: None,
+        pace: RolloutPace | None = None,
         **settings: Any,
     ) -> None:
         self.now, self.signal_at = offset, signal_at
@@ -67,6 +70,7 @@ class Simulation:
             evaluate=self._evaluate,
             answer=self._evaluate,
             probe=None if probe is None else self._probe,
+            stops=stops,
         )
         brought = Past(
             plan or [PlanEvent.from_json(event) for event in past["events"]],
@@ -77,6 +81,7 @@ class Simulation:
             rehearsed=rehearsed,
             reserve=final,
             save_reserve=save if save_reserve is None else save_reserve,
+            pace=pace,
         )
         self.pilot = RunPilot(TrainConfig(**{"save_steps": 0, **settings}), hooks, brought)
         self.done = len(past["losses"])

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # file; `auto` says what "auto" means, so it stands above models and problems; `machine` asks it, and training.
 ORDER = (
     ("gsm8k_core", "gsm8k_core.types"),
-    ("gsm8k_core.files", "gsm8k_core.clock", "gsm8k_core.processes", "gsm8k_core.command"),
+    ("gsm8k_core.files", "gsm8k_core.clock", "gsm8k_core.processes", "gsm8k_core.command", "gsm8k_core.doing"),
     ("gsm8k_core.config",),
     ("gsm8k_core.backend",),
     ("gsm8k_core.models",),
@@ -24,7 +24,7 @@ ORDER = (
     ("gsm8k_core.scoring", "gsm8k_core.auto"),
     ("gsm8k_core.rollouts",),
     ("gsm8k_core.training",),
-    ("gsm8k_core.tracking", "gsm8k_core.parity", "gsm8k_core.machine"),
+    ("gsm8k_core.tracking", "gsm8k_core.parity", "gsm8k_core.machine", "gsm8k_core.ranks"),
     ("gsm8k_core.report", "gsm8k_core.serving"),
     ("backends",),
     ("verbs",),
@@ -41,6 +41,8 @@ STRANGERS = {
     "backends/mlx/fast_exp.py",
     "backends/mlx/kernels.py",
     "backends/torch/seats.py",
+    "backends/torch/shards.py",
+    "backends/torch/vllm.py",
 }  # what only one framework needs
 TABLES = {"gsm8k_core/problems/stories.py"}  # data: as long as it is
 MOST_LINES, MOST_FUNCTION_LINES = 600, 60

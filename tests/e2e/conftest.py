@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import cli
+from gsm8k_core.clock import RunClock
+from gsm8k_core.models import hub
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +50,41 @@ class Done:
 Run = Callable[..., Done]
 
 
+def starts_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is called in this process starts with the call: a worker may be older than a --max-time."""
+
+    def clock() -> RunClock:
+        before = hub.seconds_downloading()  # of other tests
+        return RunClock(left_out=lambda: hub.seconds_downloading() - before)
+
+    monkeypatch.setattr("verbs.process_clock", clock)
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], frameworks: None) -> Run:
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run looks at itself as always and does less of it: together 0.4 of its work here.
+
+    A file that is about what is seen has a fixture of this name that leaves all as it is.
+    """
+    monkeypatch.setattr("gsm8k_core.training.health.PROBE_TOKENS", 8)
+    monkeypatch.setattr("gsm8k_core.training.budget.SLOWDOWN_BLOCKS", 4)
+
+
+@pytest.fixture
+def from_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See starts_now. A file with a clock of its own has a fixture of this name that leaves that one."""
+    starts_now(monkeypatch)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    frameworks: None,
+    brief: None,
+    from_now: None,
+) -> Run:
     """`python cli.py ...` in an empty folder, without a Hub; in this process, where torch is loaded once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

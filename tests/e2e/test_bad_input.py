@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import backends
 import cli
-from gsm8k_core.types import UsageError
-from tests import tiny
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.types import PreflightError, UsageError
+from tests import fake_checkpoints, tiny
 from tests.e2e.conftest import ROOT, Run
 from tests.fake_hub import waits
 
@@ -97,7 +99,7 @@ def test_a_named_model_that_is_not_there_is_asked_for_once(run: Run, monkeypatch
         done = run("train", "--model", "Qwen/Qwen2.5-0.5B-Instruct")
     assert (len(waited.questions), waited.sleeps) == (1, [])
     assert done.returncode == 4
-    assert "--model embedded" in done.stderr
+    assert "give a folder's path, embedded, or go online" in done.stderr
 
 
 def test_a_bad_row_is_named_by_file_and_line(run: Run, model: Path, tmp_path: Path) -> None:
@@ -183,6 +185,81 @@ def test_help_imports_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_a_look_can_refuse_is_said_before_a_framework_is_imported(model: Path, data: Path, tmp_path: Path) -> None:
+    """Rows, a budget, a folder, a Hub: each in a second or two, where a framework alone takes longer."""
+    (tmp_path / "bad.jsonl").write_text('{"question": "x"}\n')
+    run = tmp_path / "spent"
+    config = TrainConfig(model=str(model), data=str(data), max_time="2m").model_dump(mode="json")
+    (run / "checkpoints").mkdir(parents=True)
+    chosen = {"dtype": {"name": "float32", "reason": "asked for"}}
+    manifest = {"config": config, "status": "stopped", "hashes": {}, "choices": chosen}
+    (run / "run.json").write_text(json.dumps(manifest))
+    plan = [{"update": 0, "total": 9, "rate_factor": 1.0}]
+    facts = {"config": config, "hashes": {}}
+    fake_checkpoints.save(run / "checkpoints", 3, elapsed=119.5, events=plan, losses=[1.0] * 3, facts=facts)
+    cases = [
+        (["train", "--model", str(model), "--data", "bad.jsonl"], 4, "bad.jsonl"),
+        (["train", "--model", str(model), "--data", "some/where"], 4, "some/where"),
+        (["train", "--model", "some/where", "--data", str(data)], 4, "some/where"),
+        (
+            ["train", "--model", str(model), "--data", str(data), "--max-time", "0.001"],
+            3,
+            "gone before anything was read",
+        ),
+        (["train", "--resume", str(run)], 2, "the run has used"),
+        (["train", "--lora-rank", "3"], 2, "--method lora"),
+        (["eval", "--model", str(model), "--data", "bad.jsonl"], 4, "bad.jsonl"),
+        (["eval", "--model", "some/where"], 4, "some/where"),
+        (["compare", "--trained-model", "runs/none"], 4, "runs/none"),
+        (["generate", "x", "--model", "some/where"], 4, "some/where"),
+        (["generate", "--file", "gone.txt"], 4, "gone.txt"),
+        (["chat", "--model", "some/where"], 4, "some/where"),
+        (["export", "nowhere", "--to", "gguf"], 4, "nowhere"),
+    ]
+    code = (
+        "import contextlib, io, json, sys, cli\n"
+        "from verbs.train import parent\n"
+        "parent.supervises = lambda arguments: False\n"  # the process that looks is this one
+        "for arguments, _, _ in json.loads(sys.argv[1]):\n"
+        "    said = io.StringIO()\n"
+        "    with contextlib.redirect_stderr(said):\n"
+        "        code = cli.main(arguments)\n"
+        "    there = [name for name in ('torch', 'mlx', 'mlx_lm', 'transformers') if name in sys.modules]\n"
+        "    print(json.dumps([code, said.getvalue(), there]))"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, json.dumps(cases)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    for (arguments, wanted, says), (code_, said, there) in zip(cases, found, strict=True):
+        assert (code_, there) == (wanted, []), (arguments, said)
+        assert says in said, (arguments, said)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_outside_of_the_environment_it_says_what_to_type(made: bool, tmp_path: Path) -> None:
+    """-S: no installed package is seen, as by the system's Python."""
+    shutil.copy(ROOT / "cli.py", tmp_path)
+    (tmp_path / "gsm8k_core").mkdir()
+    for name in ("__init__.py", "doing.py"):
+        shutil.copy(ROOT / "gsm8k_core" / name, tmp_path / "gsm8k_core")
+    if made:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "python").touch(0o755)
+    done = subprocess.run(
+        [sys.executable, "-S", "cli.py", "generate", "How many?", "--lr", "3"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (PreflightError.exit_code, "", 1), done.stderr
+    assert "has no pydantic; type: " in done.stderr
+    assert done.stderr.strip().endswith(".venv/bin/python cli.py generate 'How many?' --lr 3") == made
+    assert ("make demo" in done.stderr) != made
 
 
 def test_json_keeps_stdout_whatever_a_library_prints(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

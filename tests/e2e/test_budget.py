@@ -41,6 +41,16 @@ SETTINGS = (
 READING = 0.01  # seconds
 
 
+@pytest.fixture
+def brief() -> None:
+    """What a run takes of its time is what these are about: nothing of it is left out."""
+
+
+@pytest.fixture
+def from_now() -> None:
+    """The clock is this file's own."""
+
+
 @pytest.fixture(autouse=True)
 def clock_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on when it is read: some readings an update, one a token. No machine is slower by it."""

@@ -82,8 +82,9 @@ def test_commands_do_what_help_says(chat: Chat) -> None:
     ("line", "says"),
     [
         ("/temprature 1", "there is no command /temprature (there are /base, /system, /temp, /reset, /help, /exit)"),
-        ("/temp warm", "/temp takes a number, as in /temp 0.7 (got warm)"),
-        ("/temp -1", "--temperature must be greater than or equal to 0"),
+        ("/temp warm", "/temp takes a number from 0 on, as in /temp 0.7 (got warm)"),
+        ("/temp -1", "/temp takes a number from 0 on, as in /temp 0.7 (got -1)"),
+        ("/temp nan", "/temp takes a number from 0 on, as in /temp 0.7 (got nan)"),
         ("/base", "there is no base beside this model; start chat with --base-model MODEL"),
         (b"Tom \xff has", "this line is not UTF-8 text"),
         ("how many " * 400, "this question has"),
@@ -170,7 +171,7 @@ def typing(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 def test_one_leaves_quietly(typing: Callable[..., Done], end: Any) -> None:
     done = typing(end)
     assert done.returncode == 0
-    assert done.stderr.splitlines()[-1].endswith("/help lists the commands, /exit leaves.")
+    assert done.stderr.splitlines()[-1] == "/help lists the commands, /exit leaves."
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(
@@ -202,4 +203,6 @@ def test_both_answers_stand_side_by_side(
     done = typing(f"/base {QUESTION}", of=finished)
     line = next(row for row in done.stdout.splitlines() if row.startswith("base: "))
     assert 35 < line.index("trained: ") < 45
+    assert len(str(finished)) > 40  # too long for half a screen: its last part, whole
+    assert line.rstrip().endswith(f"trained: {finished.name}")
     assert max(map(len, done.stdout.splitlines())) <= 80

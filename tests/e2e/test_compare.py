@@ -20,11 +20,13 @@ import yaml
 import cli
 from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.models.find import identity, resolve_model
 from gsm8k_core.models.rendering import Rendering
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.scoring import math_verify as slow_rules
-from gsm8k_core.scoring.stats import cannot_show
-from gsm8k_core.scoring.timed import in_random_order
+from gsm8k_core.scoring.stats import cannot_show, holm
+from gsm8k_core.scoring.timed import Limit, in_random_order
+from gsm8k_core.types import Problem
 from tests import tiny
 from tests.e2e.conftest import Run
 from verbs.results import command, training_command
@@ -420,3 +422,125 @@ def test_max_time_that_ends_at_once_is_one_line(run: Run, model: Path, data: Pat
     assert done.returncode == 3
     assert "--max-time 0.001s ended before the first 8 problems" in done.stderr
     assert run("eval", "--model", model, "--data", data, "--max-time", "1m", "--repeat", 2).returncode == 2
+
+
+# --- several trained models -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(tmp_path: Path, trained: Path) -> Path:
+    """Another finished run of the same base and data."""
+    folder = tmp_path / "runs" / "second"
+    folder.mkdir()
+    tiny.make(folder / "model", "llama", seed=2)
+    shutil.copy(trained / "metrics.jsonl", folder / "metrics.jsonl")
+    manifest = json.loads((trained / "run.json").read_text())
+    manifest["config"]["seed"] = 1  # another order of the same rows
+    (folder / "run.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_two_trained_models_stand_on_one_page(
+    run: Run, model: Path, trained: Path, second: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked: list[int] = []
+    turns = ["2 + 2 = 5\n#### 5", "2 + 2 = 4\n#### 4", "#### 6"]
+    monkeypatch.setattr(Rendering, "text", lambda *_: (asked.append(1), turns[(len(asked) - 1) // 8])[1])
+    done = compare(run, model, trained, data, "--trained-model", second)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(Path("comparison/model_comparison.json").read_text())
+    assert (made["schema"], made["correction"]) == (2, {"method": "holm", "tests": 2, "level": 0.05})
+    assert [each["trained"]["model"] for each in made["comparisons"]] == [str(trained), str(second)]
+    ps = [each["paired"]["p"] for each in made["comparisons"]]
+    assert [each["paired"]["p_holm"] for each in made["comparisons"]] == holm(ps)
+    assert "1 mine" in done.stdout
+    assert "each p is corrected for 2 tests by Holm's method" in done.stdout
+    names = (str(trained.parent), str(data))
+    assert [
+        line for line in done.stdout.splitlines() if len(line) > 80 and not any(map(line.__contains__, names))
+    ] == []
+    read = Read(Path("comparison/report.html").read_text())
+    for part in ("p, corrected", "mine", "second", "arithmetic slip", "Loss (nats per target)", "Base against"):
+        assert part in read.words, part
+    assert f"--trained-model {trained} --trained-model {second}" in " ".join(read.words.split())
+    assert not Path("comparison/model_card.md").exists()
+    assert not (trained / "model_comparison.json").exists()
+    # One alone finds the answers of both where they are.
+    assert [len(list(folder.glob("logs/eval-*"))) for folder in (trained, second, Path("."))] == [2, 1, 0]
+    monkeypatch.setattr(Rendering, "text", lambda *_: "#### 4")
+    alone = json.loads(compare(run, model, trained, data, "--json").stdout)
+    assert (alone["schema"], alone["base"]["reused"], alone["trained"]["reused"]) == (1, 8, 8)
+    assert {"base", "trained", "paired"} <= set(alone)
+
+
+def test_several_share_the_time_there_is_and_its_problems(
+    run: Run, model: Path, trained: Path, second: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base answers 5, the next 4, and the last, which has time for all, is asked those."""
+    fits, left = iter((5, 4, 8)), []
+
+    def in_time(problems: list[Problem], limit: Limit, ask: Callable[..., float]) -> int:
+        left.append(limit.left)
+        count = min(next(fits), limit.most or 8)
+        ask(problems[:count], lambda *_: None)
+        return count
+
+    monkeypatch.setattr("verbs.evaluate.answer_in_time", in_time)
+    done = compare(run, model, trained, data, "--trained-model", second, "--max-time", "2h", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    sides = [found["base"], *(one["trained"] for one in found["comparisons"])]
+    assert [each["n"] for each in sides] == [4, 4, 4]
+    assert "a random sample" in done.stderr
+    shares = [round(each / 7200, 1) for each in left]  # hardly any of it is used here
+    assert shares == [0.3, 0.5, 1.0]
+
+
+def test_what_cannot_stand_on_one_page_is_one_line(
+    run: Run, model: Path, trained: Path, second: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "runs/copy")
+    shutil.copytree(second, tmp_path / "runs/elsewhere")
+    manifest = json.loads((second / "run.json").read_text())
+    manifest["data"]["name"] = "generated"
+    (tmp_path / "runs/elsewhere/run.json").write_text(json.dumps(manifest))
+    other = tmp_path / "runs/elsewhere"
+    for seed, name in enumerate(("made", "made-1")):  # generated with other seeds: other problems
+        tiny.make(tmp_path / "runs" / name / "model", "llama", seed=5 + seed)
+        manifest["config"]["seed"] = seed
+        (tmp_path / "runs" / name / "run.json").write_text(json.dumps(manifest))
+    for more, said in (
+        ([trained], "is given twice; give each model once"),
+        ([f"{trained}/"], "is given twice; give each model once"),
+        ([tmp_path / "runs/copy"], "are the same model, file by file; leave one of them out"),
+        ([other], "were not trained on the same data; add --data to say which problems"),
+        ([tmp_path / "runs/made", tmp_path / "runs/made-1"], "were not trained on the same data; add --data"),
+        ([f"m{n}" for n in range(6)], "a page takes 6 trained models, and 7 were given"),
+    ):
+        first = [] if "made" in str(more[0]) else [trained]
+        flags = [word for each in (*first, *more) for word in ("--trained-model", each)]
+        done = run("compare", "--base-model", model, *flags, *PLACE)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_runs_of_two_bases_need_to_be_told_one(run: Run, model: Path, other: Path, trained: Path, second: Path) -> None:
+    for folder, base in ((trained, model), (second, other)):
+        manifest = json.loads((folder / "run.json").read_text())
+        source = resolve_model(str(base), lambda line: None)
+        manifest["model"] = {"name": str(base), "hash": identity(source)}
+        (folder / "run.json").write_text(json.dumps(manifest))
+    done = run("compare", "--trained-model", trained, "--trained-model", second, *PLACE)
+    assert done.returncode == 2
+    assert f"{trained} began with {model} and {second} with {other}; add --base-model MODEL" in done.stderr
+
+
+def test_a_flag_wins_over_the_trained_models_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("trained_model: [a, b]\n")
+    arguments = ["compare", "--config", str(tmp_path / "c.yaml")]
+    assert cli.parse(arguments)[0].trained_model == ("a", "b")  # type: ignore[attr-defined]
+    assert cli.parse([*arguments, "--trained-model", "c"])[0].trained_model == ("c",)  # type: ignore[attr-defined]
+    (tmp_path / "c.yaml").write_text("trained_model: a\n")
+    assert cli.parse(arguments)[0].trained_model == ("a",)  # type: ignore[attr-defined]

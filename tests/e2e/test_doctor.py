@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,18 @@ import pytest
 
 import backends
 from gsm8k_core import machine
+from gsm8k_core.clock import RunClock
+from gsm8k_core.config.diagnostics import DoctorConfig
 from gsm8k_core.machine import Finding, Report
 from gsm8k_core.models import hub
+from gsm8k_core.ranks.world import World
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice, PreflightError
+from tests.core.ranks.test_meeting import Threads
 from tests.e2e.conftest import ROOT, Run
-from verbs import doctor
+from tests.waiting import CEILING
+from verbs import Context, doctor
+from verbs.ranks import run_shared
 
 WORKS = Report(
     [Finding("fake", "ok", "a fake backend")], {"device": Choice("cpu", "faked"), "dtype": Choice("float32", "faked")}
@@ -75,6 +85,54 @@ def test_the_table_fits_in_80_columns(run: Run, fake: Fake) -> None:
     assert "Training can start: python cli.py train" in done.stdout
 
 
+def test_what_starts_several_processes_is_said(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"torchrun", "mlx.launch"}
+    monkeypatch.setattr("verbs.doctor.shutil.which", lambda name, path: f"/bin/{name}" if name in there else None)
+    fake(torch=WORKS, mlx=WORKS)
+    found = look(run)[2]["launchers"]
+    assert found["value"] == "mlx.launch, torchrun"
+    assert "torchrun --nproc-per-node 2 cli.py train" in found["reason"]
+    assert "mlx.launch -n 2 -- python cli.py train" in found["reason"]
+    there.add("accelerate")
+    fake(torch=WORKS)
+    found = look(run)[2]["launchers"]
+    assert found["value"] == "torchrun, accelerate launch"
+    assert "accelerate launch --multi_gpu --num_processes 2 cli.py train" in found["reason"]
+    there.clear()
+    assert "launchers" not in look(run)[2]
+
+
+def test_two_ranks_make_one_report_that_names_each_difference(
+    run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, codes = queue.Queue[bytes](), [0, 0]
+    groups = [Threads(rank, 2, place, threading.Barrier(2), codes) for rank in (0, 1)]
+    first = threading.get_ident()
+    versions = {True: {"torch": "2.13", "mlx": "0.32"}, False: {"torch": "2.12", "mlx": "0.31"}}
+    monkeypatch.setattr(backends, "join", lambda world, *_: groups[world.rank])
+    monkeypatch.setattr("verbs.ranks.signal", object())  # only a main thread may set signals
+    monkeypatch.setattr("verbs.ranks._facts", lambda world: versions[threading.get_ident() == first])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    fake(torch=WORKS, mlx=WORKS)
+    world = World(1, 2, "torch", "torchrun", host="127.0.0.1")
+    context = Context(Terminal(False, None, False), frozenset(), RunClock())
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(run_shared, world, "doctor", DoctorConfig(), context, print)
+        done = run("doctor", "--json")
+        assert other.result(CEILING) == done.returncode == PreflightError.exit_code  # one exit code
+    assert done.stdout.count('"findings"') == 1  # rank 1 is silent
+    found = [finding for finding in json.loads(done.stdout)["findings"] if finding["name"] == "ranks"]
+    assert [finding["status"] for finding in found] == ["ok", "problem", "problem"]
+    assert found[0]["value"].startswith("2 ranks over threads: torchrun, on ")
+    assert found[0]["value"].endswith("1.00 GB/s through a sum of gradients, measured")
+    assert "rank 1 (" in found[1]["value"]
+    assert found[1]["value"].endswith("has mlx 0.31, and rank 0 has 0.32")
+    assert found[2]["value"].endswith("has torch 2.12, and rank 0 has 2.13")
+    assert found[2]["mend"] == "install the same on every host"
+    assert json.loads(done.stdout)["reasons"]["backend"] == "torchrun starts it"
+
+
 def test_the_backend_of_auto_that_does_not_work_stops_training(run: Run, fake: Fake) -> None:
     fake(torch="ImportError: libtorch.so is cut short", mlx=WORKS)
     code, result, findings = look(run)
@@ -120,6 +178,14 @@ def test_mlx_is_missed_only_where_auto_would_take_it(run: Run, fake: Fake, monke
     monkeypatch.setattr(backends, "detect", lambda: mac)
     code, _, findings = look(run)
     assert (code, findings["mlx"]["status"]) == (0, "warning")
+
+
+def test_an_installed_command_mends_its_own_environment(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(torch=WORKS)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/gsm8k", "doctor"])
+    _, _, findings = look(run)
+    assert findings["mlx"]["mend"].startswith(f"{sys.executable} -m pip install 'gsm8k-finetune[mlx-cpu]' (Linux; ")
+    assert "Training can start: gsm8k train" in run("doctor").stdout
 
 
 @pytest.mark.parametrize(("version", "noted"), [("26.4.1", True), ("16.0", True), ("15.7", False), ("27.0", False)])

@@ -184,6 +184,7 @@ def test_a_run_is_exported_into_itself_with_its_dtype_its_prompt_and_its_card(
     card = (tmp_path / "one/export/gguf-f16/README.md").read_text()
     assert "Not measured" in card
     assert f"2 updates over {manifest['rows']['train']} rows" in card
+    assert f"- data: `{data}`, sha256 of train `{manifest['data']['sha256']['train']}`\n" in card
     assert run("compare", "--trained-model", "one", "--max-samples", "2", "--max-new-tokens", "4").returncode == 0
     assert run("export", "one", "--to", "merged").returncode == 0
     card = (tmp_path / "one/export/merged/README.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 
 from gsm8k_core.config.score import GenerateConfig
 from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.training.memory import smaller
 from gsm8k_core.types import Completion
 from tests.e2e.conftest import Run
 from verbs.demo import banner
-from verbs.generate import Answers, _Writer
+from verbs.generate import Answers, _typed, _Writer, hidden
 
 QUESTION = "Tom has 4 apples . he buys 3 more . how many ?"
 
@@ -122,7 +124,7 @@ def test_the_way_to_the_real_model_is_said_once(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_marks_can_be_hidden_while_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+def test_marks_can_be_hidden_while_streaming() -> None:
     class Letters:
         def decode(self, tokens: list[int], **unused: object) -> str:
             return "".join(map(chr, tokens))
@@ -134,6 +136,80 @@ def test_marks_can_be_hidden_while_streaming(capsys: pytest.CaptureFixture[str])
     writer.end()
     assert "".join(written) == "so 48/2 = 24 < 30\n#### 24\n"
     assert len(written) > 10
+
+
+def streamed(text: str) -> str:
+    """What a person sees of a text that comes letter by letter."""
+
+    class Letters:
+        def decode(self, tokens: list[int], **unused: object) -> str:
+            return "".join(map(chr, tokens))
+
+    written: list[str] = []
+    writer = _Writer(Letters(), hide=True, write=written.append)  # type: ignore[arg-type]
+    for letter in text:
+        writer.token(0, ord(letter))
+    writer.end()
+    return "".join(written)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "He has <<48*x=96>>96 and <<48/2=24>>24.\n#### 24",
+        "She has <<5 apples*2=10>>10 apples, and then more.",
+        "<<x=1>>1<<y=2>>2 << z <<<<3=3>>=4>>.",
+        "a << b\nand <<no sum>> stay, as does <<48*x=9",
+        "cut in <<48*2=",
+    ],
+)
+def test_a_stream_loses_nothing_where_marks_hold_letters(text: str) -> None:
+    assert streamed(text) == hidden(text) + "\n"
+
+
+def test_a_stream_is_the_hidden_text_whatever_was_written() -> None:
+    draw = random.Random(0)
+    parts = ("<<", ">>", "<", ">", "=", "4", "x", "\n", "so ")
+    texts = ["".join(draw.choices(parts, k=12)) for _ in range(500)]
+    assert [text for text in texts if streamed(text) != hidden(text) + "\n"] == []
+    assert sum(hidden(text) != text for text in texts) > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("so 48/2 = <<48/2=", "so 48/2 = "),
+        ("so 48/2 = <<48/2=24>", "so 48/2 = "),
+        ("so 48/2 = <<", "so 48/2 = "),
+        ("<<a>> x << y", "<<a>> x << y"),  # no sum
+    ],
+)
+def test_a_mark_that_was_cut_is_hidden(text: str, shown: str) -> None:
+    assert hidden(text) == shown
+
+
+def test_the_way_to_the_real_model_is_the_verb_that_was_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cli.py", "generate", "x"])
+    banner(Terminal(json_only=False), "the Hub could not be reached")
+    assert "python cli.py generate --model Qwen" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["cli.py", "eval"])
+    assert "--micro-batch-tokens" not in smaller()
+    monkeypatch.setattr("sys.argv", ["cli.py", "train"])
+    assert "--eval-batch-size" not in smaller()
+
+
+@pytest.mark.parametrize("leaves", [EOFError, KeyboardInterrupt])
+def test_leaving_the_prompt_is_no_error(
+    leaves: type[BaseException], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(prompt: str) -> str:
+        raise leaves
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert list(_typed(Terminal(json_only=False))) == []
+    assert capsys.readouterr().out.endswith("ends.\n\n")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ from tests.e2e.conftest import Run
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 
+@pytest.fixture
+def brief() -> None:
+    """The looks are as long as a person's here."""
+
+
 def train(run: Run, backend_name: str, model: Path, data: Path, folder: Path, *flags: str) -> Any:
     return run(
         "train",

@@ -85,7 +85,7 @@ def test_a_given_name_that_cannot_be_had(
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert reason in error
     assert "'some/model'" in error
-    assert "--model embedded" in error
+    assert "give a folder's path, embedded, or " in error
     assert "Traceback" not in done.stderr
     assert case == "silent" or hub.requests == ["GET api/models/some/model"]
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import gsm8k_core
 from tests.waiting import CEILING
 
 ROOT = Path(__file__).parents[2]
@@ -263,15 +266,70 @@ def test_the_wheel_holds_every_module_of_ours_that_it_imports() -> None:
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds what a wheel of this project installs."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hatchling.builders.wheel import WheelBuilder
 
     folder = tmp_path_factory.mktemp("wheel")
-    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    (made,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    return Path(made)
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path) -> Path:
+    """A folder that holds what a wheel of this project installs."""
     with zipfile.ZipFile(wheel) as file:
-        file.extractall(folder / "site")
-    return folder / "site"
+        file.extractall(wheel.parent / "site")
+    return wheel.parent / "site"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """An environment of its own with the wheel in it, as pipx and uv make one; what it needs is this Python's."""
+    place = wheel.parent / "environment"
+    venv.create(place, symlinks=True)
+    (site,) = (Path(path) for path in place.glob("lib/python*/site-packages"))
+    (site / "needed.pth").write_text(sysconfig.get_path("purelib"))  # a line of it: no .pth there is read, ours neither
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        place / "bin" / "python",
+        "install",
+        "-qq",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*pip, "--no-compile", wheel], check=True)
+    return place
+
+
+def test_an_installed_command_runs_where_other_modules_have_our_names(installed: Path, tmp_path: Path) -> None:
+    """`cli`, `verbs` and `backends` are plain names: a person's folder may have files that are called so."""
+    names = ("cli", "verbs", "backends", "gsm8k_core", "gsm8k_finetune")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of this folder')")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GSM8K_"))}
+
+    def call(*command: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [installed / "bin" / command[0], *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    version = PYPROJECT["project"]["name"] + " " + gsm8k_core.__version__
+    assert call("gsm8k", "--version") == (0, version + "\n", "")
+    # The parent is one process and the training another, which is started by the same words.
+    code, _, said = call("gsm8k", "train", "--model", "./gone", "--data", "./gone")
+    assert (code, said.startswith("error: model './gone' is not a folder here")) == (4, True), said
+    where = f"import {', '.join(names)}; print(*(each.__file__ for each in ({', '.join(names)})), sep='\\n')"
+    code, files, said = call("python", "-P", "-c", where)
+    assert code == 0, said
+    assert all(Path(file).is_relative_to(installed) for file in files.splitlines())
 
 
 def test_the_wheel_holds_the_product_alone(unpacked: Path) -> None:

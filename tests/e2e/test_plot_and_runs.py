@@ -176,8 +176,11 @@ def test_bad_input_is_one_clear_line(
 
 def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
     first = make_run(tmp_path / "runs/first")
-    (first / "model_comparison.json").write_text(json.dumps({"trained": scores(1319, 0.355)}))
+    compared = {"base": scores(1319, 0.05), "trained": scores(1319, 0.355)}
+    (first / "model_comparison.json").write_text(json.dumps(compared))
     second = make_run(tmp_path / "runs/deeper/second", 1, status="stopped", outcome={"reason": "budget"})
+    several = {"schema": 2, "base": scores(50, 0.1), "models": []}  # of other problems than the run's own score
+    (second / "model_comparison.json").write_text(json.dumps(several))
     for name, content in {
         "eval-base": scores(1319, 0.9, hash="base", model="Qwen/Qwen2.5-0.5B-Instruct"),
         "eval-step": scores(1319, 0.8, hash="x", model="runs/deeper/second/checkpoints/update-000002"),
@@ -199,6 +202,8 @@ def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
     assert max(len(line) for line in table) <= 80
     assert [line for line in table if line != line.rstrip()] == []
     assert table[1].split() == ["deeper/second", "budget", "3", "1.000", "25.0", "%", "200"]
+    assert table[3].split() == ["first", "done", "3", "1.000", "5.0", "->", "35.5", "%", "1319"]
+    assert [each["base_accuracy"] for each in found] == [None, 0.05]
     started = (NOW + datetime.timedelta(minutes=1)).astimezone().strftime("%Y-%m-%d %H:%M")
     assert table[2] == f"  Qwen2.5-0.5B-Instruct on gsm8k, mlx, {started}, 23 s"  # no outcome: up to its last update
     assert [each["seconds"] for each in found] == [23.0, 23.0]

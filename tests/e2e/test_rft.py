@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -27,9 +28,12 @@ from gsm8k_core.training import checkpoints, runs
 from gsm8k_core.types import IGNORE_INDEX, Example
 from tests import tiny
 from tests.apples import write_problems
+from tests.e2e import faulty_rank
 from tests.e2e.conftest import Run
 from tests.e2e.test_segments import float16_everywhere as float16_everywhere
 from tests.e2e.test_segments import heavy, loud, spoil
+from tests.launched import are_gone, launch
+from tests.waiting import CEILING, wait_for
 from verbs.train import rounds, sampler, segment, verb
 
 FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
@@ -326,7 +330,7 @@ def test_a_signal_while_the_model_answers_stops_the_run_and_it_goes_on(
         answers[0] += 1
 
     @contextmanager
-    def signalled(last: object) -> Iterator[Callable[[], bool]]:
+    def signalled(last: object, is_drawn: object) -> Iterator[Callable[[], bool]]:
         yield lambda: answers[0] >= 20
 
     with monkeypatch.context() as patch:
@@ -340,6 +344,30 @@ def test_a_signal_while_the_model_answers_stops_the_run_and_it_goes_on(
     assert len(stopped.lines(1)) == 64 + 20  # a whole block, and what had ended of the next one
     assert run("train", "--resume", folder).returncode == 0
     assert texts(stopped) == texts(broken)
+
+
+def test_two_processes_come_to_the_same_rows(broken: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one goes on: a signal comes in round 2, by the weights of a training in between, in its second block."""
+    again = Trained(tmp_path / "again")
+    shutil.copytree(broken.killed["answer-300"], again.folder)
+    monkeypatch.setenv("LAUNCHED_BY", str(os.getpid()))
+    monkeypatch.setenv("FAULTS", "2:stop")
+    resume = ["train", "--resume", str(again.folder)]
+    said = launch(QUICKEST, 2, [faulty_rank.__file__, *resume], tmp_path).communicate(timeout=CEILING)
+    wait_for(lambda: are_gone(str(again.folder)))
+    assert (again.manifest["status"], again.manifest["outcome"]["reason"]) == ("stopped", "interrupted"), said
+    assert len(Trained(broken.killed["answer-300"]).lines(2)) < len(again.lines(2)) < len(broken.lines(2))
+
+    def by_ask(number: int, name: str, trained: Trained) -> dict[Any, Any]:
+        return {(row["id"], row["sample"]): {**row, "seconds": 0} for row in trained.lines(number, name)}
+
+    shared = by_ask(2, "records", again)
+    assert cli.main(resume) == 0
+    for each in ((1, "records"), (2, "records"), (1, "selected"), (2, "selected")):
+        assert by_ask(*each, again) == by_ask(*each, broken)
+    assert shared.items() <= by_ask(2, "records", broken).items()
+    assert again.manifest["trained"] == broken.manifest["trained"]  # the hash of all rows, and how many are its own
+    assert all(np.array_equal(again.weights[name], value) for name, value in broken.weights.items())
 
 
 def test_a_base_that_is_often_right_learns_from_itself_and_keeps_its_first_answers(
@@ -420,7 +448,7 @@ def test_a_round_that_is_done_and_not_whole_is_refused(
 def test_a_flag_of_rft_alone_is_refused_with_sft(run: Run, model: Path, data: Path) -> None:
     done = run("train", "--model", model, "--data", data, "--samples", "8")
     assert done.returncode == 2
-    assert "--samples is for rejection sampling; add --recipe rft, or leave it out" in done.stderr
+    assert "--samples is for a model's own answers; add --recipe rft or grpo, or leave it out" in done.stderr
 
 
 def test_a_run_without_own_answers_is_refused_by_inspect(run: Run, tmp_path: Path) -> None:

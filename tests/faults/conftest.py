@@ -12,9 +12,9 @@ import pytest
 
 from tests import tiny
 from tests.apples import write_problems
-from tests.e2e.conftest import Done, run
+from tests.e2e.conftest import Done, brief, from_now, run
 
-__all__ = ["run"]
+__all__ = ["brief", "from_now", "run"]
 
 # Two updates of four rows, a checkpoint after the first.
 SHORT = (

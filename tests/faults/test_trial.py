@@ -36,6 +36,7 @@ BOMBS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tokenizer, "_TRIED", set())
+    monkeypatch.setenv("GSM8K_CACHE", str(tmp_path / "cache"))
     return tiny.make(tmp_path / "model")
 
 
@@ -121,3 +122,33 @@ def test_the_trial_brings_no_transformers_and_nothing_of_ours() -> None:
     code = code.replace("BAD", "('transformers', 'torch', 'mlx', 'gsm8k_core', 'numpy')")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_passed_is_not_tried_again_by_another_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    class Counted(subprocess.Popen[str]):
+        def __init__(self, command: list[str], **options: Any) -> None:
+            tried.append(command[-1])
+            super().__init__(command, **options)
+
+    def start() -> int:
+        """How many processes a new one starts."""
+        tried.clear()
+        monkeypatch.setattr(tokenizer, "_TRIED", set())
+        load_tokenizer(folder)
+        return len(tried)
+
+    monkeypatch.setattr(subprocess, "Popen", Counted)
+    assert [start(), start()] == [1, 0]
+    in_a_file(folder, tiny.TEMPLATE + " ")
+    assert [start(), start()] == [1, 0]  # another content
+    monkeypatch.setattr(tokenizer, "version", lambda name: "0")
+    assert start() == 1  # other libraries
+    (folder.parent / "cache" / "tried").rename(folder.parent / "gone")
+    (folder.parent / "cache" / "tried").touch()  # no place to keep it
+    assert [start(), start()] == [1, 1]
+    in_a_file(folder, BOMBS["of any size"])
+    for _ in range(2):  # and what is refused is refused again
+        with pytest.raises(DataError, match="is refused"):
+            start()

@@ -24,6 +24,7 @@ from gsm8k_core.models.adapter import LoraSpec, base_of, write_adapter
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.merged import read_changes
 from gsm8k_core.models.store import cache_folder
+from gsm8k_core.rollouts.group import read_sampled
 from gsm8k_core.rollouts.progress import PROGRESS, Progress
 from gsm8k_core.rollouts.record import as_line, judged, last_seconds, read_records
 from gsm8k_core.scoring.evaluate import Request, _read_records, make_record
@@ -77,6 +78,37 @@ MANIFEST: dict[str, Any] = {
     ],
 }
 FACTS = {"config": {}, "hashes": {"model": "0"}, "best": {"update": 2, "result": RESULT}, "guard": GUARD}
+ANSWERED = {"id": "test-0", "token_ids": [1, 2], "forced": []}
+FACTS["policy"] = {
+    "history": [
+        {
+            **dict.fromkeys(("reward", "solve_rate", "mixed", "cut", "clipped"), 0.5),
+            **dict.fromkeys(("asked", "answers", "tokens"), 8),
+            "length": 9.5,
+            "entropy": 0.6,
+            "sampling_seconds": 2.5,
+            "kl": None,
+        }
+    ],
+    "rollout": {
+        "number": 0,
+        "num_first": 1,
+        "seconds": 2.5,
+        "entropy": 0.6,
+        "then": {"test-0/own-0": [-1.0, -2.0, -0.5], "test-0/own-1": [-1.0, -2.5]},
+        "answers": [
+            {"id": "test-0", "sample": 0, "token_ids": [1, 2], "end_token": 3, "forced": [], "finish_reason": "stop"},
+            {
+                "id": "test-0",
+                "sample": 1,
+                "token_ids": [1, 2],
+                "end_token": None,
+                "forced": [],
+                "finish_reason": "length",
+            },
+        ],
+    },
+}
 EVENTS = [{"update": 0, "total": 6, "rate_factor": 1.0}]
 PROBLEM = Problem("test-0", "how many ?", "so 3 .\n#### 3", "3")
 RECORD = make_record(PROBLEM, Completion((1, 2), "stop"), "#### 3")
@@ -166,6 +198,17 @@ def test_a_checkpoints_facts_are_typed(place: tuple[str | int, ...], value: Any)
     # The reader of the file makes sure of this much.
     if isinstance(facts, dict) and isinstance(events, list) and all(isinstance(event, dict) for event in events):
         own_error(lambda: check_facts(Path("checkpoint.json"), facts, events))
+
+
+KEPT: Any = FACTS["policy"]["rollout"]  # type: ignore[index]
+
+
+@FUZZ
+@given(st.sampled_from(sorted(places(KEPT), key=str)), JSON | HUGE)
+@example(("answers", 0, "token_ids", 0), 99)
+@example(("then",), {})
+def test_a_rollout_in_a_checkpoint_is_typed(place: tuple[str | int, ...], value: Any) -> None:
+    own_error(lambda: read_sampled(changed(KEPT, place, value), {"test-0": PROBLEM}, str, 99, lambda answer: 0.0))
 
 
 @pytest.mark.parametrize("key", ["a\nb", "x" * 5000])

@@ -96,6 +96,7 @@ def test_bad_settings_are_the_same_one_line(place: Path) -> None:
         (lambda: gsm8k_finetune.train(dry_run=True), "dry_run makes no run"),
         (lambda: gsm8k_finetune.evaluate("nowhere/at/all"), "nowhere/at/all"),
         (lambda: gsm8k_finetune.compare(), "trained model"),
+        (lambda: gsm8k_finetune.compare(trained_model=["a", "b"]), "one trained model here; call it for each"),
     ):
         with pytest.raises(GSM8KError, match=words) as raised:
             call()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gsm8k_core.report.comparison import make_comparison
+from gsm8k_core.report.comparison import make_comparison, make_comparisons
 from gsm8k_core.report.curves import Curve
 from gsm8k_core.report.page import write_page
 from gsm8k_core.report.words import Facts
@@ -17,7 +17,7 @@ from gsm8k_core.scoring.evaluate import make_record, summarise
 from gsm8k_core.types import Completion, Problem
 
 NUM_PROBLEMS = 1319
-HOSTILE = 7  # the number of the row whose texts attack
+HOSTILE = 7  # the number of the problem whose texts attack
 EVIL = (
     "<img src=x onerror=\"window.hacked='img'\"></script><script>window.hacked='script'</script>"
     '"><svg onload="window.hacked=\'svg\'"><a href="javascript:window.hacked=\'link\'">press</a>'
@@ -34,7 +34,7 @@ def make_records(offset: int) -> list[dict[str, Any]]:
     for number in range(NUM_PROBLEMS):
         problem = Problem(f"test-{number}", f"Question {number}: how many plums? " + "Words. " * 20, "#### 4", "4")
         right = (number + offset) % 5 < 2 + offset
-        text = EVIL if number == HOSTILE - 1 else "Some steps of work. " * 20 + f"\n#### {4 if right else 5}"
+        text = EVIL if number == HOSTILE else "Some steps of work. " * 20 + f"\n#### {4 if right else 5}"
         finish = "length" if number % 50 == 0 else "stop"
         found.append(make_record(problem, Completion((1,) * 40, finish), text))
     return found
@@ -115,7 +115,7 @@ def test_outcomes_filter_the_table(open_page: Open, comparison: tuple[Path, dict
         tags = opened.page.locator("#rows > .item:visible .tag").all_text_contents()
         assert set(tags) == ({outcome} if test[outcome] else set())
         assert f"{test[outcome]:,} of 1,319" in opened.page.locator("#shown").inner_text()
-    opened.page.get_by_role("button", name="Clear").click()
+    opened.page.locator(".shown").get_by_role("button", name="Clear").click()
     assert opened.shown() == NUM_PROBLEMS
 
 
@@ -151,6 +151,7 @@ def test_a_number_in_a_table_shows_its_problems(open_page: Open, comparison: tup
     opened = open_page()
     opened.page.locator(".twobytwo .won button").click()
     assert opened.shown() == comparison[1]["paired"]["won"]
+    opened.page.get_by_text("Where the rules disagree").click()
     cell = opened.page.locator(".matrix button").first
     count = int(cell.inner_text().replace(",", ""))
     cell.click()
@@ -163,11 +164,37 @@ def test_a_kind_of_answer_shows_its_problems(open_page: Open, comparison: tuple[
     opened = open_page()
     row = next(row for row in comparison[1]["diagnosis"] if row["category"] == "degenerate text")
     assert 0 < row["base"] != row["trained"] > 0
-    buttons = opened.page.get_by_role("row", name="degenerate text").get_by_role("button")
+    buttons = opened.page.locator("#diagnosis").get_by_role("row", name="degenerate text").get_by_role("button")
     for place, name in enumerate(("base", "trained")):
+        assert buttons.nth(place).inner_text().startswith(f"{row[name]} (")  # a space between count and percent
         buttons.nth(place).click()
         assert opened.shown() == row[name]
         assert opened.page.locator("#behind").inner_text().startswith(f"{name}: degenerate text")
+
+
+def test_of_several_models_each_is_held_against_the_base(browser: Any, tmp_path: Path) -> None:
+    answers = [make_records(offset)[:60] for offset in (0, 1, 2)]
+    sides = [{"model": name, **summarise(rows, frozenset())} for name, rows in zip("xab", answers, strict=True)]
+    sides[2]["overlap"] = {"shared": 25, "line": "25 of the 60"}
+    compared = make_comparisons(sides[0], sides[1:], answers[0], answers[1:])
+    write_page(tmp_path / "report.html", compared, *answers)
+    page = browser.new_page(viewport={"width": 375, "height": 700})
+    page.goto((tmp_path / "report.html").as_uri())
+    for place, name in enumerate("ab"):
+        test = compared["comparisons"][place]["paired"]
+        page.get_by_label("Base against").select_option(label=name)
+        page.get_by_role("radio", name="won").check()
+        assert page.locator("#shown").inner_text().startswith(f"{test['won']} of 60")
+    won = page.locator("table.several tr", has_text="a").locator("td[data-outcome=won] button").first
+    won.click()
+    assert page.locator("#against").input_value() == "1"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    for width in (375, 800):
+        page.set_viewport_size({"width": width, "height": 800})
+        why = page.get_by_text("but 25 of these 60 problems are in the training data").bounding_box()
+        table = page.get_by_role("region", name="Each trained model against the base").bounding_box()
+        assert why["x"] + why["width"] <= table["x"] + table["width"]  # nothing of it has to be scrolled to
+    page.close()
 
 
 def test_1319_rows_are_filtered_in_less_than_a_second(open_page: Open) -> None:
@@ -189,7 +216,7 @@ def test_hostile_text_is_shown_and_does_nothing(open_page: Open) -> None:
     text = opened.page.locator(f"#t{HOSTILE} .base pre").inner_text()
     assert text.startswith("<img src=x onerror=")
     assert "⟨ESC⟩[2J⟨ESC⟩]0;title⟨BEL⟩⟨U+202E⟩esrever" in text
-    opened.page.get_by_role("button", name="Open all shown").click()
+    opened.page.locator(".shown").get_by_role("button", name="Open all shown").click()
     assert opened.visible("#rows > .text") == NUM_PROBLEMS
 
 
@@ -232,8 +259,40 @@ def test_the_keyboard_is_enough(open_page: Open) -> None:
 def test_a_phone_never_scrolls_sideways(open_page: Open, width: int) -> None:
     opened = open_page(width, 640)
     opened.page.locator(f"#p{HOSTILE} button").click()
-    opened.page.get_by_role("button", name="Open all shown").click()
+    opened.page.locator(".shown").get_by_role("button", name="Open all shown").click()
+    opened.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_phone_shows_20_problems_and_more_when_asked(open_page: Open) -> None:
+    opened = open_page(375, 640)
+    more = opened.page.locator("#more")
+    assert (opened.shown(), more.inner_text()) == (20, "More (1,299 left)")
+    more.click()
+    assert (opened.shown(), more.inner_text()) == (40, "More (1,279 left)")
+    opened.page.get_by_role("searchbox").fill("test-104")  # and 1040 to 1049
+    assert opened.shown() == 11
+    assert not more.is_visible()
+    assert "11 of 1,319 problems" in opened.page.locator("#shown").inner_text()
+    opened.page.get_by_role("searchbox").fill("")
+    assert opened.shown() == 20
+    opened.page.set_viewport_size({"width": 800, "height": 800})
+    assert opened.shown() == NUM_PROBLEMS
+
+
+def test_an_example_leads_to_its_problem(open_page: Open) -> None:
+    for width in (1280, 375):  # on a phone it is not among the first 20
+        opened = open_page(width, 800)
+        link = opened.page.locator(".card a").last
+        name = link.inner_text()
+        link.click()
+        place = name.removeprefix("test-")
+        assert opened.page.locator(f"#p{place}").is_visible()
+        assert opened.page.locator(f"#t{place} h3 small").first.inner_text() == name
+        assert opened.page.locator(f"#p{place} .number").inner_text() == place
+        assert not (width == 375 and opened.page.locator("#p900").is_visible())
+        opened.page.evaluate("location.hash = '#p900'")
+        opened.page.locator("#t900").wait_for(state="visible")
 
 
 def test_dark_mode_is_dark(open_page: Open, tmp_path: Path) -> None:
@@ -268,6 +327,7 @@ def test_paper_gets_the_result_and_the_open_problems(open_page: Open) -> None:
 
 def test_every_control_and_row_has_a_name_and_a_role(open_page: Open) -> None:
     page = open_page().page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     assert page.get_by_role("table").count() >= 6
     assert page.get_by_role("row").count() >= NUM_PROBLEMS
     unnamed = page.evaluate(

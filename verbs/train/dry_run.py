@@ -13,6 +13,7 @@ from gsm8k_core.tracking.terminal import clock, counted
 from gsm8k_core.training.memory import answers_at_once
 from gsm8k_core.types import EXIT_OK, StorageError, UsageError
 from verbs import Context, as_json, say_choices
+from verbs.train import policy_words
 from verbs.train.model import OpenModel, open_model
 from verbs.train.room import room_of
 from verbs.train.sampler import TOGETHER
@@ -35,12 +36,12 @@ def dry_run(config: TrainConfig, context: Context) -> int:
     peak = model.backend.peak_memory()
     moments = model.plan.moments if model.plan else 0
     terminal.say(f"memory   one micro-batch took {human_size(peak)}; {human_size(moments)} of moments are added")
-    terminal.say(rehearsal.line(time, job.config))
+    terminal.say(rehearsal.line(time, job.config) if job.config.recipe != "grpo" else policy_words.time_line(job, time))
+    if job.config.recipe != "sft" and model.plan is not None:
+        dtype = model.choices["dtype"].name
+        at_once = answers_at_once(model.plan, job.config, dtype, job.longest_sampled, TOGETHER)
+        terminal.say(f"together {at_once.name}: {at_once.reason}")
     if job.config.recipe == "rft":
-        if model.plan is not None:
-            dtype = model.choices["dtype"].name
-            at_once = answers_at_once(model.plan, job.config, dtype, job.longest_sampled, TOGETHER)
-            terminal.say(f"together {at_once.name}: {at_once.reason}")
         terminal.say(phases_line(job.config, time["budget"] - time["loading"], len(job.rows.asked)))
     terminal.say(f"disk     {room.line()}")
     terminal.say("dry run  nothing was trained, and no folder was made")
@@ -70,9 +71,15 @@ class Rehearsal:
     tokens: int  # padded
 
     def of(self, job: Job, max_tokens: int, loading: float) -> dict[str, Any]:
-        """Seconds of the whole run, its micro-batches' padded tokens at the rate of this one's."""
-        per_epoch = job.total // job.config.num_epochs
-        tokens = job.config.num_epochs * sum(islice(job.tokens(max_tokens), per_epoch))
+        """Seconds of the whole run, its micro-batches' padded tokens at the rate of this one's.
+
+        Of grpo, at most, and without the sampling.
+        """
+        if job.config.recipe == "grpo":
+            tokens = job.total * job.config.update_size * job.widest
+        else:
+            per_epoch = job.total // job.config.num_epochs
+            tokens = job.config.num_epochs * sum(islice(job.tokens(max_tokens), per_epoch))
         seconds = tokens * self.seconds / self.tokens
         return {
             "seconds": seconds,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import backends
+from gsm8k_core.backend import Backend
 from gsm8k_core.config.fields import AUTO
 from gsm8k_core.config.train import SHARE, TrainConfig
 from gsm8k_core.models import turn_end
@@ -70,10 +71,7 @@ def open_model(job: Job, context: Context) -> OpenModel:
         quantized = _quantized_base(job, context.terminal)
         folder = quantized if backends.opens_quantized(job.backend.name) else dequantized_folder(quantized)
     backend = backends.open(job.backend.name, folder, config.device, config.dtype, job.source.model.rendering)
-    end = turn_end_of(job.source.model)
-    started = {} if end is None else {turn_end.NAME: end.choice(config.uses_adapter)}
-    if end is not None and started[turn_end.NAME].name == turn_end.STARTED:
-        backend.start_token(end.token, end.document_end)
+    started = _start_turn_end(job, backend)
     if job.dtype is not None:
         backend.choices["dtype"] = job.dtype  # it is the one that was asked for; its reason is the run's
     tokens = job.batches or (planned.tokens if planned else _without_a_plan(job))
@@ -99,6 +97,26 @@ def open_model(job: Job, context: Context) -> OpenModel:
         longest = max(row.num_prompt for _, row in job.rows.dev) + config.eval_max_new_tokens
         choices["dev"] = dev_at_once(planned or job.memory, config, choices["dtype"].name, longest, len(job.rows.dev))
     return OpenModel(backend, choices, quantized, planned, seconds=context.elapsed() - began)
+
+
+def _start_turn_end(job: Job, backend: Any) -> dict[str, Choice]:
+    """What is done about an end token that the model never saw, done."""
+    end = turn_end_of(job.source.model)
+    started = {} if end is None else {turn_end.NAME: end.choice(job.config.uses_adapter)}
+    if end is not None and started[turn_end.NAME].name == turn_end.STARTED:
+        backend.start_token(end.token, end.document_end)
+    return started
+
+
+def first_weights(job: Job, model: OpenModel) -> Backend:
+    """A second model, as the run's was before its first update; nothing is trained in it.
+
+    Raises PreflightError, DataError and OutOfMemoryError, as open_model does.
+    """
+    names = model.choices["device"].name, model.choices["dtype"].name
+    backend: Backend = backends.open(job.backend.name, job.source.folder, *names, job.source.model.rendering)
+    _start_turn_end(job, backend)
+    return backend
 
 
 def rehearse(job: Job, model: OpenModel, elapsed: Callable[[], float], terminal: Terminal) -> None:

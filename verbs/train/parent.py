@@ -22,6 +22,8 @@ from typing import Any
 
 import backends
 from gsm8k_core.command import as_typed
+from gsm8k_core.doing import quiet
+from gsm8k_core.ranks.world import SETS as LAUNCHERS
 from gsm8k_core.types import OutOfMemoryError
 from verbs import process_clock
 from verbs.link import VARIABLE
@@ -29,8 +31,7 @@ from verbs.train.signals import wanted
 
 MOST_RESTARTS = 3  # in a row without a new checkpoint, a new phase or a new block of answers
 KILLED = ("SIGKILL", "SIGABRT", "SIGSEGV", "SIGBUS")
-LAUNCHERS = ("RANK", "WORLD_SIZE", "MLX_RANK")  # variables that one of them sets
-NO_CHILD = ("--help", "-h", "--dry-run")
+NO_CHILD = ("--help", "-h", "--dry-run", "--print-config")
 
 
 def supervises(arguments: Sequence[str]) -> bool:
@@ -137,8 +138,11 @@ def _advice(run: Path | None) -> str:
 
 
 def _say(line: str) -> None:
+    quiet()
     with contextlib.suppress(OSError):
-        os.write(2, f"{as_typed(line)}\n".encode())
+        # A child that was killed leaves the cursor at the end of its last line.
+        lead = "\n" if os.isatty(2) else ""
+        os.write(2, f"{lead}{as_typed(line)}\n".encode())
 
 
 @dataclass(slots=True)

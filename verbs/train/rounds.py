@@ -33,11 +33,10 @@ from gsm8k_core.rollouts.schedule import (
 )
 from gsm8k_core.rollouts.selection import Chain, Mixed, as_lines, kept_of, mix, own_row
 from gsm8k_core.rollouts.tally import Tally, tally
-from gsm8k_core.scoring.verify import Mode, choose_mode, verify
+from gsm8k_core.scoring.verify import Mode, verify
 from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile, clock, counted
 from gsm8k_core.training.checkpoints import Checkpoint, newest
-from gsm8k_core.training.memory import answers_at_once
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
 from gsm8k_core.training.plan import adjustments_of, dtype_of
 from gsm8k_core.training.runs import Run, cut_metrics
@@ -50,21 +49,17 @@ from gsm8k_core.types import (
     OutOfMemoryError,
     StepEvent,
     UpdateStats,
-    UsageError,
 )
 from verbs import Context, as_json
 from verbs.train.model import NoTimeError, OpenModel, open_model, rehearse
-from verbs.train.sampler import TOGETHER, Sampler
+from verbs.train.sampler import TOGETHER, Sampler, choose_verify
 from verbs.train.segment import Segment
+from verbs.train.signals import Interrupted
 from verbs.train.start import Job, newest_of
 from verbs.train.words import round_line
 
 SPARE = 1.25  # times what the training of a round's rows, or the guard's answers, are thought to take
 FIRST = "first"  # the weights that the run began with
-
-
-class Interrupted(BaseException):
-    """A signal came before the last training: the run is as it stands on the disk, and has no model yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +95,9 @@ class Rounds:
 
     def __post_init__(self) -> None:
         self.progress = Progress.from_json(self.run.manifest.get(PROGRESS))
-        self.sampler = Sampler(self.job, self.context.terminal, self.elapsed, self.interrupted, lambda: self._mode)
+        self.sampler = Sampler(
+            self.job, self.context.terminal, self.elapsed, self.interrupted, lambda: self.progress.mode
+        )
 
     @property
     def config(self) -> TrainConfig:
@@ -157,10 +154,6 @@ class Rounds:
         return int(self.progress.decided("rounds") or 1)
 
     @property
-    def _mode(self) -> Mode:
-        return "gold" if self.progress.decided("verify") == "gold" else "steps"
-
-    @property
     def _mix(self) -> Mixed:
         if self.config.mix != "auto":
             return self.config.mix
@@ -172,34 +165,17 @@ class Rounds:
         for name, flag, asked in (("rounds", "rounds", config.rounds), ("warm", "warm-start", config.warm_start)):
             if asked != "auto":
                 self._decide(name, Choice(asked, f"--{flag} {asked}"))
-        calculator = Choice(config.calculator, f"--calculator {config.calculator}")
-        if calculator.name == "auto":
-            marked = any("<<" in problem.answer for problem in self.sampler.explained)
-            calculator = (
-                Choice("on", "the rows have << >> marks") if marked else Choice("off", "no row has << >> marks")
-            )
-            if marked and (why := self.sampler.cannot_calculate()):
-                calculator = Choice("off", why)
-        elif calculator.name == "on" and (why := self.sampler.cannot_calculate()):
-            raise UsageError(f"--calculator on: {why}; leave it out, or --calculator off")
-        self._decide("calculator", calculator)
+        self._decide("calculator", self.sampler.choose_calculator())
         self.sampler.calculator = self.progress.decided("calculator") == "on"
-        self._decide("together", self._together())
+        self._decide("together", self.sampler.choose_together(self.model))
         self.sampler.together = progress.together or int(self.progress.decided("together") or TOGETHER)
         if self.context.link.killed_by and progress.sampling:
             self._halve("the process was killed")
 
-    def _together(self) -> Choice:
-        """How many answers the memory has room for at once."""
-        planned, dtype = self.model.plan, self.model.choices["dtype"].name
-        if planned is None:
-            return Choice(str(TOGETHER), "answers at once; of this model's sizes nothing is known")
-        return answers_at_once(planned, self.config, dtype, self.job.longest_sampled, TOGETHER)
-
     def _decide_warm_start(self) -> None:
         if self.progress.decided("warm") is None:
             answers = self._base_answers()
-            mode = self._mode_by(answers)
+            mode = choose_verify(self.config, answers)
             checked: Mode = "gold" if mode.name == "gold" else "steps"
             right, tried = sum(each.verified(checked) for each in answers), self.sampler.num_first
             late = f" ({len(answers)} of them had time to end)" if len(answers) < tried else ""
@@ -216,15 +192,6 @@ class Rounds:
                 end = end_of(Phase("sample", 1), self._rounds, False, timed.began, self._end)
                 self._record(replace(self.progress, phase=replace(timed, name="sample-1", end=end)))
 
-    def _mode_by(self, answers: Sequence[Rollout]) -> Choice:
-        """By what answers are verified: as asked for, or as the right ones of these can be read."""
-        if (asked := self.config.verify) != "auto":
-            return Choice(asked, f"--verify {asked}")
-        right = sum(each.verdict.gold_right for each in answers)
-        if right < FEWEST_RIGHT:
-            return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
-        return choose_mode(each.verdict for each in answers)
-
     def _decide_verify(self, answers: Sequence[Rollout], ended: bool) -> None:
         """By all answers so far, when enough are right to say whether steps can be read; else when wave 1 has ended.
 
@@ -233,7 +200,7 @@ class Rounds:
         if self.progress.decided("verify") is None:
             right = sum(each.verdict.gold_right for each in answers)
             if ended or right >= FEWEST_RIGHT or self.config.verify != "auto":
-                self._decide("verify", self._mode_by(answers))
+                self._decide("verify", choose_verify(self.config, answers))
 
     def _decide_rounds(self, answers: Sequence[Rollout], timed: Timed) -> Timed:
         """By the first answers; gives the time that the sampling now has, which is noted in the same moment."""
@@ -249,7 +216,7 @@ class Rounds:
         """Whether the warm model answers well enough; decided once."""
         if self._warm:
             first = self.answers[1][:FIRST_ANSWERS]
-            right = sum(each.verified(self._mode) for each in first)
+            right = sum(each.verified(self.progress.mode) for each in first)
             cost = tokens_a_row([len(each.completion.tokens) for each in first], right)
             said = f"{right} of the first {counted(len(first), 'answer')} are verified: "
             said += f"a kept row costs {cost:,.0f} tokens" if cost else "no row could be kept"
@@ -372,11 +339,8 @@ class Rounds:
                     raise
 
     def _halve(self, why: str) -> None:
-        self.sampler.together = max(self.sampler.together // 2, 1)
+        self.sampler.halve(why)
         self._record(replace(self.progress, together=self.sampler.together))
-        self.context.terminal.say(
-            f"memory   {why}\n{'':9}going on with {counted(self.sampler.together, 'answer')} at once"
-        )
 
     def _close(self, number: int, folder: Path, timed: Timed) -> None:
         """The round's counts and its kept answers on the disk; then it is done."""
@@ -386,7 +350,9 @@ class Rounds:
         first = [each for each in answers if each.sample == (number - 1) * samples]
         if len(first) < len(self.sampler.problems):
             first = first[: Round.in_whole_blocks(len(first))]
-        counts = tally(number, answers, first, ours, self._human_chains(), self._mode, self.elapsed() - timed.began)
+        counts = tally(
+            number, answers, first, ours, self._human_chains(), self.progress.mode, self.elapsed() - timed.began
+        )
         write_bytes(folder / SELECTED, as_lines(kept))
         write_json(folder / ROUND, counts.as_json())
         others = [each for each in self.run.manifest.get(ROUNDS, ()) if each["round"] != number]
@@ -422,7 +388,7 @@ class Rounds:
 
         answers = [each for number in sorted(self.answers) for each in self.answers[number]]
         known = self._human_chains() if self._mix == "both" else {}
-        return kept_of(answers, self.config.keep, self._mode, fits, known)
+        return kept_of(answers, self.config.keep, self.progress.mode, fits, known)
 
     def _rows(self) -> list[Example]:
         """The training rows of all that was kept so far; the human ones where nothing was.

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from gsm8k_core.backend import Backend
+from gsm8k_core.backend import Answering, Backend
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import write_json
 from gsm8k_core.problems.prompts import encode
 from gsm8k_core.rollouts.record import AGAIN, BACK, KEY, RECORDS, Rollout, read_key, read_records
 from gsm8k_core.rollouts.round import Block, Round
-from gsm8k_core.rollouts.schedule import FIRST_ANSWERS
+from gsm8k_core.rollouts.schedule import FEWEST_RIGHT, FIRST_ANSWERS
 from gsm8k_core.rollouts.wave import Ask
 from gsm8k_core.scoring.calculator import Calculator
-from gsm8k_core.scoring.verify import Mode
-from gsm8k_core.tracking.terminal import Terminal, clock
-from gsm8k_core.types import Completion, DataError, OnToken, Problem, Sampling
+from gsm8k_core.scoring.verify import Mode, choose_mode
+from gsm8k_core.tracking.terminal import Terminal, clock, counted
+from gsm8k_core.training.memory import answers_at_once
+from gsm8k_core.types import Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
+from verbs.train.model import OpenModel
 from verbs.train.start import Job
 
 BEGUN = re.compile(r"[^<]*<<[^<>=\n]*=")  # of an answer, all before its first result
@@ -65,9 +67,37 @@ class Sampler:
             return str(error)
         return ""
 
+    def choose_calculator(self) -> Choice:
+        """On or off, as asked for or as the rows say. Raises UsageError where it is asked for and cannot be."""
+        asked, why = self.job.config.calculator, ""
+        if asked == "auto" and self.job.config.rollout_engine != "backend":
+            return Choice("off", "the engine writes nothing that it has not drawn")
+        marked = any("<<" in problem.answer for problem in self.explained)
+        if asked == "on" or (asked == "auto" and marked):
+            why = self.cannot_calculate()
+        if asked == "on" and why:
+            raise UsageError(f"--calculator on: {why}; leave it out, or --calculator off")
+        if asked != "auto":
+            return Choice(asked, f"--calculator {asked}")
+        if why:
+            return Choice("off", why)
+        return Choice("on", "the rows have << >> marks") if marked else Choice("off", "no row has << >> marks")
+
+    def halve(self, why: str) -> None:
+        """Half as many answers at once from now on, said."""
+        self.together = max(self.together // 2, 1)
+        self.terminal.say(f"memory   {why}\n{'':9}going on with {counted(self.together, 'answer')} at once")
+
+    def choose_together(self, model: OpenModel) -> Choice:
+        """How many answers the memory has room for at once."""
+        planned, dtype = model.plan, model.choices["dtype"].name
+        if planned is None:
+            return Choice(str(TOGETHER), "answers at once; of this model's sizes nothing is known")
+        return answers_at_once(planned, self.job.config, dtype, self.job.longest_sampled, TOGETHER)
+
     def read(self, path: Path, advice: str = AGAIN) -> list[Rollout]:
         """The answers in a records.jsonl. Raises DataError with `advice`, and StorageError."""
-        return read_records(path, self.problems, self._decode, self.job.source.model.vocabulary, advice)
+        return read_records(path, self.problems, self.decode, self.job.source.model.vocabulary, advice)
 
     def read_closed(self, folder: Path, answered: int | None) -> list[Rollout]:
         """All answers of a round that is done: so many as run.json counts. Raises DataError where some are gone."""
@@ -130,8 +160,8 @@ class Sampler:
             number,
             self.problems,
             path,
-            partial(self._generate, backend),
-            self._decode,
+            partial(self.generate, backend),
+            self.decode,
             config.samples,
             config.keep,
             config.seed,
@@ -161,7 +191,8 @@ class Sampler:
                 steps.resize(most)
                 yield block, sampled.answers
 
-    def _generate(self, backend: Backend, block: Sequence[Ask], on_token: OnToken) -> Iterator[tuple[int, Completion]]:
+    def generate(self, backend: Answering, block: Sequence[Ask], on_token: OnToken) -> Iterator[tuple[int, Completion]]:
+        """Their answers, by the weights as they are now."""
         sampling = _sampling(self.job.config, self.together, self._calculator() if self.calculator else None)
         prompts = [self.prompts[ask.id] for ask in block]
         return backend.generate(prompts, sampling, on_token, [ask.key for ask in block])
@@ -169,7 +200,8 @@ class Sampler:
     def _calculator(self) -> Calculator:
         return Calculator.of(self.job.source.model.tokenizer)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
+        """An answer's text."""
         return self.job.source.model.rendering.text(tokens)
 
     def _late(self) -> bool:
@@ -177,6 +209,16 @@ class Sampler:
         if self.later is not None and self.elapsed() >= self.until:
             self.until, self.later = self.later(), None
         return self.interrupted() or self.elapsed() >= self.until
+
+
+def choose_verify(config: TrainConfig, answers: Sequence[Rollout]) -> Choice:
+    """By what answers are verified: as asked for, or as the right ones of these can be read."""
+    if (asked := config.verify) != "auto":
+        return Choice(asked, f"--verify {asked}")
+    right = sum(each.verdict.gold_right for each in answers)
+    if right < FEWEST_RIGHT:
+        return Choice("steps", f"{counted(right, 'answer')} with the gold number, too few to say otherwise")
+    return choose_mode(each.verdict for each in answers)
 
 
 def _sampling(config: TrainConfig, together: int, calculator: Calculator | None) -> Sampling:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,13 +16,14 @@ from gsm8k_core.models.adapter import lora_spec, mlx_command, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.models.tensors import NumberTooLarge
 from gsm8k_core.tracking.feed import Trackers
-from gsm8k_core.tracking.terminal import MetricsFile
+from gsm8k_core.tracking.panel import ASKED, Panel, Setting
+from gsm8k_core.tracking.terminal import MetricsFile, Steps
 from gsm8k_core.training.best import read_label, write_label
 from gsm8k_core.training.budget import slowdown
 from gsm8k_core.training.checkpoints import newest, prune, write
 from gsm8k_core.training.health import Probe
 from gsm8k_core.training.measure import DevResult, DevSet, Guard, base_line, measure_base, recipe_line, room_for_base
-from gsm8k_core.training.memory import saved_bytes, write_seconds
+from gsm8k_core.training.memory import model_of, saved_bytes, write_seconds
 from gsm8k_core.training.pilot import STOP_BUDGET, Hooks, Past, RunPilot
 from gsm8k_core.training.plan import Change, wider
 from gsm8k_core.training.runs import Run
@@ -36,13 +37,16 @@ from gsm8k_core.types import (
     OutOfMemoryError,
     StepEvent,
     StorageError,
+    Update,
 )
 from verbs import Context, as_json, say_choices
 from verbs.train.model import NoTimeError, OpenModel, no_time, open_model, rehearse
+from verbs.train.policy import PolicyRun
 from verbs.train.recovery import go_on, is_whole, keep, keep_model, name_newest
 from verbs.train.room import out_of_room, room_of
+from verbs.train.signals import Interrupted
 from verbs.train.start import Job
-from verbs.train.words import Narrator, say_plan
+from verbs.train.words import Narrator, say_plan, title_of
 
 Result = TypeVar("Result")
 END_SECONDS = 2.0  # beside the weights: small files, run.json, and the end of the process
@@ -64,6 +68,8 @@ class Segment:
     interrupted: Callable[[], bool]
     pilot: RunPilot[Any] | None = None  # from the start of its training on
     changed: bool = False  # whether it begins with a change that a failure asked for
+    heard: dict[str, str] = field(default_factory=dict)  # what the base answered to dev problems, by their ids
+    policy: PolicyRun | None = None  # of --recipe grpo: what makes its updates, from the start of its training on
 
     def elapsed(self) -> float:
         """Seconds of the whole run."""
@@ -104,6 +110,9 @@ class Segment:
         if change.save:
             keep(live, done, self._save, say)
         job = go_on(change, error, self.job, self.run, self.model.micro_batch_tokens, say)
+        if self.policy is not None:
+            self.policy.close()
+        self.policy = self.pilot = None  # they hold the model
         live.close()
         # Measured, or found out, once in a run.
         choices = self.model.choices
@@ -111,7 +120,7 @@ class Segment:
         config = job.config.model_copy(update={"dtype": dtype.name})
         memory = None if change.what == "micro_batch_tokens" else self.model.plan or job.memory
         self.job = replace(job, config=config, dtype=dtype, batches=batches, memory=memory)
-        self.model, self.pilot, self.changed = open_model(self.job, self.context), None, True
+        self.model, self.changed = open_model(self.job, self.context), True
         rehearse(self.job, self.model, self.elapsed, self.context.terminal)
         self.run.record(choices=as_json(self.model.choices))
 
@@ -158,14 +167,15 @@ class Segment:
         if config.recipe == "sft" and not job.done and (line := recipe_line(guard)):
             terminal.say(line)
         metrics = MetricsFile(self.run.metrics)
-        with terminal.progress("update", job.events[-1].total) as steps:
-            narrator = Narrator(job, steps, terminal)
+        with self._shown() as shown:
+            narrator = Narrator(job, shown, terminal)
 
             def emit(event: StepEvent) -> None:
                 metrics(event)
                 self.trackers.event(event)
                 narrator(event)
 
+            self.policy = self._policy(narrator)
             self.pilot = pilot = RunPilot(config, self._hooks(emit, dev, guard), self._past(guard))
             values = {"updates": pilot.total, "rows": len(job.rows.examples), "elapsed": self.elapsed()}
             emit(StepEvent("resume" if job.done else "start", {**values, "update": job.done}))
@@ -175,10 +185,13 @@ class Segment:
             try:
                 spent = self._spent(pilot)
                 self._record_plan(pilot)
-                updates = iter(()) if spent else job.updates(self.model.micro_batch_tokens)
+                updates = iter(()) if spent else self._updates(pilot)
                 outcome = self.model.backend.train(updates, self.trained_config(), pilot, state)
                 if spent:
-                    outcome = Outcome("done" if job.done >= job.total else STOP_BUDGET, job.done)
+                    why = self.policy.stops(pilot.guard) if self.policy else None
+                    outcome = Outcome("done" if job.done >= job.total else why or STOP_BUDGET, job.done)
+                elif self.policy is not None and self.policy.policy.ended:
+                    outcome = self._left_early(pilot)
                 emit(StepEvent("end", {"reason": outcome.reason, "update": outcome.update, "elapsed": self.elapsed()}))
             except GSM8KError as error:
                 with suppress(StorageError):  # which may be the very error
@@ -189,6 +202,48 @@ class Segment:
         self._record_plan(pilot)
         self._note_choices()
         return outcome, pilot
+
+    def _shown(self) -> Panel | Steps:
+        """How a person sees it go on: a panel where the terminal has room for one, else a bar or plain lines."""
+        job, terminal = self.job, self.context.terminal
+        if not Panel.fits(terminal):
+            return terminal.progress("update", job.events[-1].total, job.done)
+        sizes = model_of(job.source.model.config, job.config)
+        asked = job.rows.looked_at[:ASKED]
+        setting = Setting(
+            title_of(job),
+            job.total,
+            job.events[-1].total,
+            job.done,
+            job.config.budget_seconds,
+            job.checkpoint.losses if job.checkpoint and job.config.recipe != "grpo" else (),
+            sizes.num_trained if sizes else None,
+            [(problem.question, problem.gold) for problem in asked],
+            {at: self.heard[problem.id] for at, problem in enumerate(asked) if problem.id in self.heard},
+        )
+        return Panel(terminal, setting, self.elapsed, self.model.backend.peak_memory, self.interrupted)
+
+    def _policy(self, hear: Callable[[StepEvent], None]) -> PolicyRun | None:
+        if self.job.config.recipe != "grpo":
+            return None
+        return PolicyRun(self.job, self.model, self.run, self.context, self.elapsed, self.interrupted, hear)
+
+    def _updates(self, pilot: RunPilot[Any]) -> Iterator[Update]:
+        if self.policy is not None:
+            return self.policy.updates(pilot)
+        return self.job.updates(self.model.micro_batch_tokens)
+
+    def _left_early(self, pilot: RunPilot[Any]) -> Outcome:
+        """The end of updates that were not made, since a signal came or there was no time.
+
+        Raises Interrupted or NoTimeError where there is no update at all.
+        """
+        done = len(pilot.losses)
+        if not done and self.interrupted():
+            raise Interrupted
+        if not done:
+            raise NoTimeError(no_time(self.job, self.elapsed(), 0.0, f"{self.run.whole.folder} has no weights"))
+        return Outcome(pilot.left_early(self.model.backend), done)
 
     def _spent(self, pilot: RunPilot[Any]) -> bool:
         """Whether there is no time for another update: then the checkpoint's weights become the model.
@@ -294,6 +349,7 @@ class Segment:
             evaluate=dev.measure if dev else None,
             answer=guard.measurement(dev) if dev and guard.base else None,
             probe=self._probe(),
+            **({} if self.policy is None else {"more": self.policy.values, "stops": self.policy.stops}),
         )
 
     def _past(self, guard: Guard) -> Past:
@@ -313,6 +369,7 @@ class Segment:
             rehearsed=self.model.rehearsed,
             reserve=self._reserve(writing),
             save_reserve=MOMENTS * writing,
+            pace=self.policy.pace if self.policy else None,
         )
 
     def _write_seconds(self) -> float:
@@ -353,7 +410,13 @@ class Segment:
             elapsed=self.elapsed(),
             events=kept["events"],
             losses=kept["losses"],
-            facts={"best": kept["best"], "guard": kept["guard"], "hashes": dict(job.hashes), "config": config},
+            facts={
+                "best": kept["best"],
+                "guard": kept["guard"],
+                "hashes": dict(job.hashes),
+                "config": config,
+                **(self.policy.kept(update) if self.policy else {}),
+            },
         )
         prune(self.run.checkpoints, limit)
         return folder
@@ -414,6 +477,9 @@ class Segment:
         if (known := self._known_guard()) is not None:
             return known
         room = room_for_base(max(config.budget_seconds - self.elapsed(), 0.0), self.model.update_seconds)
+        if dev:
+            dev = replace(dev, heard=self.heard.__setitem__)
+        self.context.terminal.doing("the base answers dev problems first")
         try:
             guard = (
                 measure_base(dev, base, config.guard_problems, room, self.interrupted)

@@ -18,6 +18,10 @@ KEEPING = b"\nstopping: what is there so far is kept, for --resume; the same aga
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
+class Interrupted(BaseException):
+    """A signal came before there was anything to save: the run is as it stands on the disk, and has no model yet."""
+
+
 def wanted() -> list[signal.Signals]:
     """Those that exist here and are not ignored: nohup asks for that, and a shell does for what it starts with &."""
     there = [signal.Signals[name] for name in STOPPING if hasattr(signal, name)]
@@ -25,10 +29,11 @@ def wanted() -> list[signal.Signals]:
 
 
 @contextmanager
-def stopping(last: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+def stopping(last: Callable[[], bool], is_drawn: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM, SIGHUP) ends the run after its update, model saved; a second one at once.
 
-    `last` says whether what is trained now becomes the run's model.
+    `last` says whether what is trained now becomes the run's model; `is_drawn`, whether a panel holds the terminal,
+    which shows the same: nothing is written past it.
 
     Who stops a whole service or a job signals every process of it, and may follow SIGTERM with SIGHUP: what comes
     within SAME seconds, from the parent too, is one request.
@@ -41,6 +46,8 @@ def stopping(last: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
                 sys.exit(EXIT_INTERRUPTED)
             return
         seen.append(time.monotonic())
+        if is_drawn():
+            return
         # Written past Python's streams: the terminal may be gone, or one of them in the middle of a line.
         with suppress(OSError):
             os.write(2, FINISHING if last() else KEEPING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import backends
 from gsm8k_core.auto import AUTO, Pair, choose_pair
 from gsm8k_core.config.fields import EMBEDDED_MODEL, GENERATED_DATA, flag
-from gsm8k_core.config.train import OF_RFT, TrainConfig, with_profile
+from gsm8k_core.config.train import NOT_OF_GRPO, OF_GRPO, OF_RFT, SAMPLED, TrainConfig, with_profile
 from gsm8k_core.files import refuse_links
 from gsm8k_core.models.adapter import lora_spec, target_modules
 from gsm8k_core.models.find import Source, identity, prompted, resolve_model
@@ -70,7 +70,8 @@ class Rows:
     num_dev: int
     preflight: Preflight
     questions: Questions  # of the rows
-    # --recipe rft alone: the problems that are asked, with their prompts' tokens, and how many tokens the longest row
+    looked_at: Sequence[Problem] = ()  # the problems of `probed`
+    # Not of --recipe sft: the problems that are asked, with their prompts' tokens, and how many tokens the longest row
     # may have that an own answer becomes.
     asked: list[tuple[Problem, tuple[int, ...]]] = field(default_factory=list)
     longest_own: int = 0
@@ -99,7 +100,10 @@ class Job:
 
     @property
     def total(self) -> int:
-        """Updates in the whole run, as first planned."""
+        """Updates in the whole run, as first planned. Of grpo, an epoch asks every problem once at the least."""
+        if self.config.recipe == "grpo":
+            rollouts = num_updates(len(self.rows.asked), self.config.prompts_per_update, self.config.num_epochs)
+            return rollouts * self.config.updates_per_rollout
         return num_updates(len(self.rows.examples), self.config.update_size, self.config.num_epochs)
 
     @property
@@ -155,7 +159,8 @@ class Job:
 def new_job(config: TrainConfig, context: Context) -> Job:
     """A run from the start."""
     terminal = context.terminal
-    _refuse_idle(config, context)
+    refuse_idle(config, context)
+    _refuse_no_time(config, context)
     choice = backends.resolve(config.backend)
     check_trackers(config, terminal.say)
     if config.output_dir is not None:
@@ -165,19 +170,21 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     config = with_profile(config, demo=pair.model == EMBEDDED_MODEL, explicit=context.explicit)
     if pair.model == EMBEDDED_MODEL:
         banner(terminal, pair.model_choice.reason)
-    backends.check(choice.name, config.device, config.dtype, config.method)
+    # Before a framework or a model is loaded, which takes far longer than a look at the rows.
+    data = load_data(pair.data, config.data_config, config.seed, terminal.say, ("train",), RowOptions.of(config))
     source = prompted(resolve_model(pair.model, terminal.say, config.base_model), _prompts(config))
+    backends.check(choice.name, config.device, config.dtype, config.method)
+    _check_engine(choice.name, config)
     if (spec := lora_spec(config)) is not None:
         target_modules(spec, source.model.linear_layers)  # a name that no layer has
-    reading = RowOptions.of(config)
-    data = load_data(pair.data, config.data_config, config.seed, terminal.say, ("train",), reading)
     terminal.say(f"model    {source.name}: {pair.model_choice.reason}; {source.choice.reason}")
     terminal.say(f"data     {data.name}: {pair.data_choice.reason}; {data.choice.reason}")
     for line in data.lines():
         terminal.say(line)
     # A later command, or another machine, may choose otherwise: what was chosen is what is recorded.
     names = {"model": source.name, "data": data.name, "base_model": config.base_model}
-    config = config.model_copy(update={key: _absolute(name) for key, name in names.items()})
+    files = {key: path.absolute() for key in ("chat_template", "wandb_key_file") if (path := getattr(config, key))}
+    config = config.model_copy(update={**{key: _absolute(name) for key, name in names.items()}, **files})
     rows = _rows(config, source, data, terminal)
     tested, overlap = before_training(rows.questions, config, data.name, data.revision)
     terminal.say(f"overlap  {tested}: {overlap.line}")
@@ -217,15 +224,44 @@ def _prompts(config: TrainConfig) -> PromptSettings:
     return given(config.thinking, config.system_prompt, config.chat_template)
 
 
-def _refuse_idle(config: TrainConfig, context: Context) -> None:
+def refuse_idle(config: TrainConfig, context: Context) -> None:
     """Refuse flags that would change nothing."""
     if config.force:
         raise UsageError("--force is for --resume; leave it out for a new run")
     idle = sorted({"lora_rank", "lora_alpha", "lora_dropout", "target_modules"} & context.explicit)
-    if config.recipe == "sft" and (idle_rft := [name for name in OF_RFT if name in context.explicit]):
-        raise UsageError(f"{flag(idle_rft[0])} is for rejection sampling; add --recipe rft, or leave it out")
+    _refuse_other_recipe(config, context.explicit)
     if idle and not config.uses_adapter:
         raise UsageError(f"{flag(idle[0])} is for an adapter, and --method full trains the model; add --method lora")
+
+
+def _refuse_other_recipe(config: TrainConfig, explicit: Collection[str]) -> None:
+    """Refuse what is another recipe's."""
+
+    def given(names: Sequence[str]) -> str | None:
+        return next((flag(name) for name in names if name in explicit), None)
+
+    recipe = config.recipe
+    if recipe == "sft" and (name := given((*SAMPLED, *OF_RFT))):
+        more = "rft or grpo" if name in map(flag, SAMPLED) else "rft"
+        raise UsageError(f"{name} is for a model's own answers; add --recipe {more}, or leave it out")
+    if recipe == "grpo" and (name := given(OF_RFT)):
+        raise UsageError(f"{name} is for rejection sampling; leave it out, or take --recipe rft")
+    if recipe != "grpo" and (name := given(OF_GRPO)):
+        raise UsageError(f"{name} is for --recipe grpo; add that, or leave it out")
+    if recipe == "grpo" and (name := given(NOT_OF_GRPO)):
+        raise UsageError(f"{name} changes nothing with --recipe grpo; leave it out (docs/methods.md says what it does)")
+    if recipe == "grpo" and "sample_temperature" in explicit and config.sample_temperature != 1:
+        raise UsageError(
+            f"--sample-temperature {config.sample_temperature:g}: --recipe grpo samples at 1, since the policy that is "
+            "trained must be the one that sampled; leave it out"
+        )
+    if recipe == "grpo" and config.lora_dropout:
+        raise UsageError(
+            f"--lora-dropout {config.lora_dropout:g}: with --recipe grpo the policy that is trained must be the one "
+            "that sampled, which has no dropout; leave it out"
+        )
+    if recipe == "grpo" and config.samples < 2:
+        raise UsageError("--samples 1: --recipe grpo compares answers to one problem; give 2 or more")
 
 
 def resumed_job(config: TrainConfig, context: Context) -> Job | None:
@@ -244,14 +280,17 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         return None
     choice = backends.resolve(config.backend)
     check_trackers(config, terminal.say)
+    unfinished = run.manifest.get("status") in ("running", "failed")
+    known = _known_checkpoint(run, config, unfinished, context) if config.recipe != "rft" else None
+    reading = RowOptions.of(config, (run.manifest.get("data") or {}).get("revision", ""))
+    data = load_data(config.data, config.data_config, config.seed, terminal.say, ("train",), reading)
     _check_backend(choice.name, config, "dtype" in asked)
+    _check_engine(choice.name, config)
     # The day and the template are the run's, whatever day it is and whatever became of the file.
     recorded_prompts = from_json(run.manifest.get("prompt"), f"{run.folder / MANIFEST}: prompt")
     if config.chat_template is not None and not recorded_prompts.template:
         raise DataError(f"{run.folder / MANIFEST}: prompt has no chat_template any more; bring the file back")
     source = prompted(_source_of(run, config, terminal), recorded_prompts)
-    reading = RowOptions.of(config, (run.manifest.get("data") or {}).get("revision", ""))
-    data = load_data(config.data, config.data_config, config.seed, terminal.say, ("train",), reading)
     rows = _rows(config, source, data, terminal, all_at_once=not _has_corpus(run))
     if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
         rows = _rows_as_begun(config, source, data, run, terminal) or rows
@@ -260,9 +299,8 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         hashes["model"] = _hashes_of(run)["model"]
     for difference in check(recorded, config, _hashes_of(run), hashes, config.force):
         terminal.say(f"force    {difference}")
-    unfinished = run.manifest.get("status") in ("running", "failed")
     # Which phase an rft run goes on with is found out when its model is there.
-    checkpoint = newest_of(run, config, hashes, unfinished, context) if config.recipe == "sft" else None
+    checkpoint = newest_of(run, config, hashes, unfinished, context, known=known) if known else None
     seconds = _seconds_of_phases(run, terminal.say) if config.recipe == "rft" else 0.0
 
     def claim(choices: Mapping[str, Choice]) -> Run:
@@ -324,13 +362,15 @@ def newest_of(
     unfinished: bool,
     context: Context,
     between: bool = False,
+    known: tuple[Checkpoint | None] | None = None,
 ) -> Checkpoint | None:
     """The checkpoint to go on from, said; what metrics.jsonl holds beyond it is cut. None: from the beginning.
 
-    `between`: of a training that others follow, which is done with what it has where its time is over.
+    `between`: of a training that others follow, which is done with what it has where its time is over. `known`: the
+    newest one, where it was read already.
     """
     say = context.terminal.say
-    checkpoint = newest(run.checkpoints, say)
+    (checkpoint,) = known or (newest(run.checkpoints, say),)
     if checkpoint is not None:
         _check_own(checkpoint, config, hashes)
     dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
@@ -342,6 +382,28 @@ def newest_of(
     where = f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else beginning
     say(f"resume   {run.folder} from {where}{undone}")
     return checkpoint
+
+
+def _known_checkpoint(run: Run, config: TrainConfig, unfinished: bool, context: Context) -> tuple[Checkpoint | None]:
+    """The newest checkpoint; a budget that is used up is said here, before anything is loaded. Raises UsageError."""
+    checkpoint = newest(run.checkpoints, context.terminal.say)
+    try:
+        ended = checkpoint is not None and _ended(checkpoint, config)
+    except (AttributeError, KeyError, TypeError, UsageError):
+        return (checkpoint,)  # it is damaged, or another run's: `newest_of` says how
+    if not (context.link.killed_by or (unfinished and ended)):
+        _refuse_spent(config, checkpoint)
+    return (checkpoint,)
+
+
+def _refuse_no_time(config: TrainConfig, context: Context) -> None:
+    """Raises PreflightError for a --max-time that was over before anything was read."""
+    gone = context.elapsed()
+    if gone >= config.budget_seconds:
+        raise PreflightError(
+            f"--max-time {config.max_time} has no time for one update: {clock(gone)} are gone before anything was "
+            f"read; nothing was trained, no folder was made; give it more, such as --max-time {int(2 * gone / 60) + 1}m"
+        )
 
 
 def _asked(config: TrainConfig, explicit: frozenset[str]) -> dict[str, Any]:
@@ -409,6 +471,14 @@ def _check_backend(name: str, config: TrainConfig, asked: bool) -> None:
             f"the run computes in {config.dtype}, which {name} has not here; to go on in float32: "
             "--dtype float32 --force"
         ) from None
+
+
+def _check_engine(name: str, config: TrainConfig) -> None:
+    if config.rollout_engine == "backend":
+        return
+    backends.check_engine(name, config.rollout_engine, config.device, config.method == "dora")
+    if config.calculator == "on":
+        raise UsageError("--calculator on: vLLM writes only what it has drawn; leave it out, or --rollout-engine")
 
 
 def _source_of(run: Run, config: TrainConfig, terminal: Terminal) -> Source:
@@ -503,15 +573,18 @@ def _rows(
     if is_corpus:
         content = f"{data.sha256['train']}:{config.max_samples}:{config.rationales}:{config.annotations}"
         kept = Corpus(explained, make, examples, config.max_length, content)
-    rows = Rows(kept, pairs, probed, len(dev), summary, with_base(Questions.of(train), source))
-    return _with_asked(rows, config, source, train) if config.recipe == "rft" else rows
+    questions = with_base(Questions.of(train), source)
+    rows = Rows(kept, pairs, probed, len(dev), summary, questions, dev[: len(probed)])
+    return _with_asked(rows, config, source, train) if config.recipe != "sft" else rows
 
 
 def _with_asked(rows: Rows, config: TrainConfig, source: Source, problems: Sequence[Problem]) -> Rows:
-    """The rows, and the problems that rejection sampling asks; those of the dev split are not among them."""
+    """The rows, and the problems that are asked; those of the dev split are not among them."""
     prompts = prompt_tokens(source.model.rendering, problems)
     check_token_ids(prompts, source.model.vocabulary)
     longest = config.sample_max_new_tokens
     check_context(prompts, source.model.context, longest, named="--sample-max-new-tokens")
-    own = min(max(map(len, prompts)) + longest + 1, config.max_length)
+    own = max(map(len, prompts)) + longest + 1
+    if config.recipe == "rft":  # which leaves out what is longer
+        own = min(own, config.max_length)
     return replace(rows, asked=list(zip(problems, prompts, strict=True)), longest_own=own)

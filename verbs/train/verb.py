@@ -12,6 +12,7 @@ from functools import partial
 from threading import Event
 from typing import Any
 
+import backends
 from gsm8k_core.clock import kept_awake
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.train import TrainConfig
@@ -32,36 +33,48 @@ from verbs import Context, say_choices
 from verbs.demo import banner
 from verbs.train.dry_run import dry_run
 from verbs.train.model import OpenModel, check_time, open_model, rehearse
+from verbs.train.policy_words import outcome_of
 from verbs.train.recovery import note_killed
 from verbs.train.room import check_room
-from verbs.train.rounds import Interrupted, Rounds
+from verbs.train.rounds import Rounds
 from verbs.train.segment import Segment
-from verbs.train.signals import stopping
+from verbs.train.signals import Interrupted, stopping
 from verbs.train.start import Job, new_job, resumed_job
 from verbs.train.words import say_outcome, say_stopped
 
 
 def run(config: TrainConfig, context: Context) -> int:
     """The verb."""
-    _refuse_launcher()
     if config.dry_run:
         return dry_run(config, context)
     job = resumed_job(config, context) if config.resume else new_job(config, context)
     if job is None:
         return EXIT_OK
+    if (engine := job.config.rollout_engine) != "backend" and backends.is_shared():  # as the run that goes on has it
+        raise UsageError(
+            f"the run samples with --rollout-engine {engine}, which answers for one process; add --rollout-engine "
+            "backend, and each rank samples itself, or go on without a launcher"
+        )
+    if backends.is_spread():
+        from verbs.ranks import refuse_spread  # here, not above: most runs are alone
+
+        refuse_spread(job.config)
     check_room(job, context.terminal)
     link = context.link
     before = job.seconds if link.seconds is None else link.seconds
     job = replace(job, seconds=before + link.before, shrink="" if _was_sampling(job) else link.killed_by)
     last = Event()  # what is trained from now on becomes the model
-    if job.config.recipe == "sft":
+    if job.config.recipe != "rft":
         last.set()
-    with stopping(last.is_set) as stopped, kept_awake(platform.system(), os.getpid(), context.terminal.say):
+    with (
+        stopping(last.is_set, lambda: context.terminal.is_drawn) as stopped,
+        kept_awake(platform.system(), os.getpid(), context.terminal.say),
+    ):
         model = open_model(job, context)
         say_choices(context.terminal, model.choices)
         elapsed = partial(_elapsed, job, context)
         rehearse(job, model, elapsed, context.terminal)
-        if job.config.recipe == "sft" or job.run is None:  # of rft, the phase that is at hand knows
+        if job.config.recipe != "rft" or job.run is None:  # of rft, the phase that is at hand knows
             check_time(job, model, elapsed())
         claimed = job.claim(model.choices)
         flags = _repeated(job.config)
@@ -120,23 +133,24 @@ def _train(
     None where a signal came before the last training, so that there is no model yet.
     """
     with open_trackers(job.config, run, context.terminal.say) as trackers:
-        if job.config.recipe == "rft":
-            try:
+        try:
+            if job.config.recipe == "rft":
                 segment = Rounds(job, model, run, context, trackers, interrupted).last()
                 last.set()
-            except Interrupted:
-                run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
-                return None
-        else:
-            segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
-        outcome, pilot = segment.train_on()
+            else:
+                segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
+            outcome, pilot = segment.train_on()
+        except Interrupted:
+            run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+            return None
         if outcome.reason == STOP_INTERRUPTED:
             context.terminal.say("stopping: the model is being saved; another signal quits at once")
         try:
             segment.save_model()
         except StorageError as error:
             segment.keep_what_fits(error)
-    return _record_outcome(run, outcome, pilot, segment.elapsed())
+    more = outcome_of(segment.policy.policy.history) if segment.policy else {}
+    return _record_outcome(run, outcome, pilot, segment.elapsed(), more)
 
 
 def _repeated(config: TrainConfig) -> list[str]:
@@ -144,12 +158,9 @@ def _repeated(config: TrainConfig) -> list[str]:
     return [name for name, given in (("--json", config.json_), ("--verbose", config.verbose)) if given]
 
 
-def _refuse_launcher() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("a run uses one process here; start it without accelerate launch or torchrun (WORLD_SIZE > 1)")
-
-
-def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: float) -> dict[str, Any]:
+def _record_outcome(
+    run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: float, more: dict[str, Any]
+) -> dict[str, Any]:
     result: dict[str, Any] = {
         "reason": outcome.reason,
         "updates": len(pilot.losses),
@@ -158,6 +169,7 @@ def _record_outcome(run: Run, outcome: Outcome, pilot: RunPilot[Any], elapsed: f
         "last_loss": pilot.losses[-1],
         "first_four": _mean(pilot.losses[:4]),
         "last_four": _mean(pilot.losses[-4:]),
+        **more,
     }
     if run.manifest["config"].get("guard_problems"):
         result["guard"] = pilot.guard.outcome()

@@ -3,7 +3,11 @@
 (() => {
   const find = (id) => document.getElementById(id);
   const data = JSON.parse(find("data").textContent);
-  const two = data.models.length === 2;
+  const FEW = 20; // rows on a phone, until more are asked for
+  const narrow = matchMedia("(max-width: 46rem)");
+  const pairs = data.models.length > 1;
+  let against = 1; // the place of the trained model that the base is held against
+  let most = FEW;
   const rows = [...document.querySelectorAll("#rows > .item")].map((item, place) => {
     const text = item.nextElementSibling;
     const [verdicts, cut, silent, kinds] = data.rows[place];
@@ -13,13 +17,13 @@
       cells: [...item.querySelectorAll("td.num:not(.gold)")], words: null, outcome: "" };
   });
   const outcomes = [...document.querySelectorAll("input[name=outcome]")];
-  const [search, rule, ending, behindButton] = ["search", "rule", "ending", "behind"].map(find);
+  const [search, rule, ending, behindButton, other] = ["search", "rule", "ending", "behind", "against"].map(find);
   let behind = null; // {label, fits}: the problems behind a number in a table
   const number = new Intl.NumberFormat("en");
 
   const isRight = (row, model, name) => row.verdicts[model][name] % 2;
-  const outcomeOf = (row, name) => two
-    ? ["neither", "lost", "won", "both"][isRight(row, 0, name) + 2 * isRight(row, 1, name)]
+  const outcomeOf = (row, name) => pairs
+    ? ["neither", "lost", "won", "both"][isRight(row, 0, name) + 2 * isRight(row, against, name)]
     : ["wrong", "right"][isRight(row, 0, name)];
   const chosen = () => outcomes.find((input) => input.checked).value;
 
@@ -53,14 +57,18 @@
     const counts = { all: 0 };
     const only = chosen();
     let shown = 0;
+    const room = narrow.matches ? most : Infinity;
     for (const row of rows) {
       const fits = matches(row, wanted);
       if (fits) { counts.all += 1; counts[row.outcome] = (counts[row.outcome] ?? 0) + 1; }
-      const visible = fits && (only === "all" || only === row.outcome);
-      shown += visible;
+      const wants = fits && (only === "all" || only === row.outcome);
+      const visible = wants && shown < room;
+      shown += wants;
       row.item.hidden = !visible;
       row.text.hidden = !visible;
     }
+    find("further").hidden = shown <= room;
+    find("more").textContent = `More (${number.format(Math.max(0, shown - room))} left)`;
     for (const label of document.querySelectorAll("[data-count]")) label.textContent = number.format(counts[label.dataset.count] ?? 0);
     find("shown").textContent = shown === rows.length ? `All ${number.format(shown)} problems` : `${number.format(shown)} of ${number.format(rows.length)} problems`;
     find("nothing").hidden = shown > 0;
@@ -136,7 +144,7 @@
   function openTarget() {
     const row = rows.find(({ item }) => `#${item.id}` === location.hash);
     if (!row) return;
-    if (row.item.hidden) clear();
+    if (row.item.hidden) { most = rows.length; clear(); }
     setOpen(row, true);
     row.button.focus();
     row.item.scrollIntoView({ block: "center" });
@@ -154,6 +162,8 @@
   for (const cell of document.querySelectorAll("[data-outcome]")) {
     jump(cell, `Show the problems: ${cell.textContent.trim()}`, () => {
       behind = null; search.value = ""; ending.value = "";
+      against = Number(cell.dataset.against ?? 1);
+      if (other) other.value = String(against);
       rule.value = String(data.rules.indexOf(data.rule));
       applyRule();
       show(cell.dataset.outcome);
@@ -170,8 +180,8 @@
   }
   for (const cell of document.querySelectorAll("[data-kind]")) {
     const [model, kind] = [Number(cell.dataset.model), Number(cell.dataset.kind)];
-    const label = `${data.models[model]}: ${cell.parentElement.querySelector("th").textContent}`;
-    jump(cell, `${cell.firstChild.textContent}, ${label}; show them`, () => showBehind({ label, fits: (row) => row.kinds[model] === kind }));
+    const label = `${data.models[model]}: ${cell.closest("tr").querySelector("th").textContent}`;
+    jump(cell, `${cell.textContent.trim()}, ${label}; show them`, () => showBehind({ label, fits: (row) => row.kinds[model] === kind }));
   }
 
   find("rows").addEventListener("click", (event) => {
@@ -189,11 +199,19 @@
     labelOpen();
     highlight(currentTerms());
   });
-  search.addEventListener("input", update);
-  search.addEventListener("keydown", (event) => { if (event.key === "Escape") { search.value = ""; update(); } });
-  for (const input of outcomes) input.addEventListener("change", update);
-  rule.addEventListener("change", () => { applyRule(); update(); });
-  ending.addEventListener("change", update);
+  // What is asked anew is shown from its beginning.
+  const anew = () => { most = FEW; update(); };
+  find("more").addEventListener("click", () => { most += FEW; update(); });
+  narrow.addEventListener("change", update);
+  for (const link of document.querySelectorAll('a[href="#rules"]')) {
+    link.addEventListener("click", () => { document.querySelector("#rules details").open = true; });
+  }
+  search.addEventListener("input", anew);
+  search.addEventListener("keydown", (event) => { if (event.key === "Escape") { search.value = ""; anew(); } });
+  for (const input of outcomes) input.addEventListener("change", anew);
+  rule.addEventListener("change", () => { applyRule(); anew(); });
+  ending.addEventListener("change", anew);
+  other?.addEventListener("change", () => { against = Number(other.value); applyRule(); anew(); });
   behindButton.addEventListener("click", () => { behind = null; update(); search.focus(); });
   find("clear").addEventListener("click", clear);
   find("clear-all").addEventListener("click", clear);

@@ -80,6 +80,7 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
         ("train --zebra", "no flag --zebra; python cli.py train --help lists the flags"),
         ("train --max-samples x", "--max-samples must be a whole number (got 'x')"),
         ("train --max-samples -2", "--max-samples must be greater than zero, or -1 for all (got -2)"),
+        ("export runs/mine --to onnx", "--to takes 'gguf', 'merged', 'mlx', 'ollama' (got 'onnx')"),
         ("train --dtype float61", "--dtype takes 'auto', 'float32', 'bfloat16', 'float16' (got 'float61')"),
         ("train --max-time soon", "--max-time"),
         ("train --learning-rate nan", "--learning-rate"),

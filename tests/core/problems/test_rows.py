@@ -124,7 +124,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "no id", "some/unknown-model"])
 def test_what_is_not_there_is_refused(name: str, caches: Path) -> None:
-    with pytest.raises(DataError, match="--model"):
+    with pytest.raises(DataError, match="give a folder"):
         resolve_tokenizer(name, quiet)
 
 

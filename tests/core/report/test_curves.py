@@ -43,6 +43,18 @@ def test_each_number_is_a_curve_over_updates(tmp_path: Path) -> None:
     assert curves["dev accuracy"] == Curve([2], [0.25])
 
 
+def test_how_fast_it_went_is_tokens_over_seconds(tmp_path: Path) -> None:
+    timed = [
+        '{"event": "update", "update": 1, "loss": 3.0, "num_tokens": 900, "seconds": 45.0}',
+        '{"event": "update", "update": 2, "loss": 2.0, "num_tokens": 900, "seconds": 0.0}',
+        '{"event": "update", "update": 3, "loss": 2.0, "num_tokens": "inf", "seconds": 1.0}',
+        '{"event": "probe", "update": 3, "num_tokens": 5, "seconds": 1.0}',
+    ]
+    curves = read_curves(write(tmp_path, timed))
+    assert curves["tokens/s"] == Curve([1], [20.0])
+    assert curves["loss"].updates == [1, 2, 3]
+
+
 @pytest.mark.parametrize("cut", range(1, len(LINES[-1])))
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path, cut: int) -> None:
     path = write(tmp_path, [*LINES[:-1], LINES[-1][:cut]], end="")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gsm8k_core.report import look
 from gsm8k_core.report.curves import Curve, RunCurves
-from gsm8k_core.report.figure import MOST_RUNS, SEVERAL, _look, check_picture, save_picture, sketch
+from gsm8k_core.report.figure import MOST_RUNS, SEVERAL, check_picture, save_picture, sketch
 from gsm8k_core.types import PreflightError, StorageError, UsageError
 
 
@@ -104,6 +105,6 @@ def test_a_picture_needs_a_folder_that_is_there(tmp_path: Path) -> None:
 
 def test_equal_runs_can_be_told_apart() -> None:
     """The next run's line has gaps where the last one's has none, and no two look the same."""
-    looks = [(_look(number)["color"], _look(number)["linestyle"]) for number in range(MOST_RUNS)]
+    looks = [(look.style(number)["color"], look.style(number)["linestyle"]) for number in range(MOST_RUNS)]
     assert len(set(looks)) == MOST_RUNS
     assert all(one[1] != other[1] for one, other in itertools.pairwise(looks))

@@ -14,8 +14,21 @@ from typing import Any
 import pytest
 
 from gsm8k_core.report import page
-from gsm8k_core.report.comparison import make_comparison, verdict
-from gsm8k_core.report.words import Facts, headline, own_answers, p_value, percent, points, visible, without_secrets
+from gsm8k_core.report.comparison import make_comparison, make_comparisons, verdict
+from gsm8k_core.report.curves import Curve
+from gsm8k_core.report.words import (
+    Facts,
+    headline,
+    own_answers,
+    p_value,
+    pairs,
+    percent,
+    points,
+    short_data,
+    short_model,
+    visible,
+    without_secrets,
+)
 from gsm8k_core.scoring.diagnose import CATEGORIES
 from gsm8k_core.scoring.evaluate import make_record, summarise
 from gsm8k_core.types import Completion, DataError, Problem
@@ -115,7 +128,7 @@ def test_test_problems_in_the_training_data_are_told() -> None:
     met, why = {"shared": 3, "line": "3 of the 5"}, ", but 3 of these 5 problems are in the training data"
     text = Read(page.render_page(*compared("rrww-", "rwrrw", overlap=met))).text
     assert f"Not distinguishable at n = 5{why}" in text
-    assert "Trained: Test problems in the training data: 3 of the 5." in text
+    assert text.count("Test problems in the training data: 3 of the 5.") == 1  # of both models
     one = page.render_page({"base": summary(records("rrrww"), overlap=met)}, records("rrrww"))
     assert f"right{why}" in Read(one).text
     assert "training data" not in Read(rendered()).text
@@ -177,7 +190,7 @@ def test_nothing_is_loaded_and_nothing_runs_but_its_own_script() -> None:
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
         for name in loads & set(attributes):
             assert (attributes[name] or "").startswith("#"), (tag, name)
-    own = (page.TEMPLATES / "report.css").read_text() + (page.TEMPLATES / "problems.css").read_text()
+    own = str(page._style())
     assert not re.search(r"url\(|@import|https?:|//", own)
     assert "innerHTML" not in (page.TEMPLATES / "report.js").read_text()
 
@@ -296,10 +309,11 @@ def test_the_data_for_the_filters_says_what_the_records_say() -> None:
 
 def test_one_model_has_a_page_without_a_second_column() -> None:
     rows = records("rrw")
-    text = page.render_page({"base": summary(rows)}, rows)
+    text = page.render_page({"base": summary(rows, model="runs/mine/model")}, rows)
+    assert "mine solves 2 of 3 problems" in Read(text).text
     assert "66.7 % right" in Read(text).text
     assert "trained" not in Read(text).text.lower()
-    assert "base" not in Read(text).text.lower().replace("me/base", "")
+    assert "base" not in Read(text).text.lower()
     assert data_of(text)["models"] == ["model"]
 
 
@@ -315,8 +329,8 @@ def test_the_counts_of_what_went_wrong_lead_to_their_problems() -> None:
     comparison, old, new = compared("rrww-", "rwrrw")
     read = Read(page.render_page(comparison, old, new, diagnosis=comparison["diagnosis"]))
     found = {(a["data-model"], a["data-kind"]) for _, a in read.elements if "data-kind" in a}
-    kinds = [list(CATEGORIES).index(kind) for kind in ("correct", "other_wrong", "cut")]
-    assert found == {("0", str(kind)) for kind in kinds} | {("1", str(kind)) for kind in kinds[:2]}
+    kinds = [list(CATEGORIES).index(kind) for kind in ("other_wrong", "cut")]
+    assert found == {("0", str(kind)) for kind in kinds} | {("1", str(kinds[0]))}
 
 
 def test_long_texts_are_cut_and_said_to_be() -> None:
@@ -329,6 +343,170 @@ def test_numbers_have_one_way_to_be_written() -> None:
     assert percent(0.315) == "31.5\N{NO-BREAK SPACE}%"
     assert [points(x) for x in (0.0632, -0.0321, 0.0, -0.0001)] == ["+6.3", "−3.2", "0.0", "0.0"]
     assert [p_value(p) for p in (0.0123, 1.0, 1e-9)] == ["p = 0.012", "p = 1", "p < 0.0001"]
+
+
+# --- what a page tells first ------------------------------------------------------------------------------------------
+
+
+def test_how_far_the_verdict_goes_stands_beside_it() -> None:
+    old, new = records("w" * 20, ""), records("r" * 15 + "w" * 5)
+    for rows in (old, new):
+        for record in rows[15:]:
+            record["template"] = "leaking_tank"
+    sides = [summary(rows) | summarise(rows, frozenset({"leaking_tank"})) for rows in (old, new)]
+    text = Read(page.render_page(make_comparison(*sides, old, new), old, new)).text
+    assert "0 of 5 on templates that training never showed: neither solves any." in text
+    body = text.partition("Skip to the problems")[2]
+    assert body.index("The trained model is better") < body.index("0 of 5 on templates") < body.index("Won and lost")
+    new[19]["rules"]["flexible"]["correct"] = True
+    sides[1] |= summarise(new, frozenset({"leaking_tank"}))
+    text = Read(page.render_page(make_comparison(*sides, old, new), old, new)).text
+    assert "1 of 5 on templates that training never showed; the base has 0." in text
+    few = Read(rendered()).text
+    assert "5 problems cannot show any difference" in few
+    timed = {"n": 5, "of": 400, "max_time": "10m"}
+    assert (
+        "A random sample: 5 of 400 problems fitted into 10m."
+        in Read(page.render_page(*compared("rrww-", "rwrrw", time=timed))).text
+    )
+    assert "A random sample" not in few
+
+
+def test_what_went_wrong_is_bars_without_what_never_happened() -> None:
+    counts = [("correct", 100, 150), ("wrong operation", 20, 5), ("no answer", 0, 10), ("degenerate text", 0, 0)]
+    rows = [{"category": label, "base": base, "trained": trained} for label, base, trained in counts]
+    read = Read(rendered(diagnosis=rows))
+    assert "wrong operation 20 (400.0 %) 5 (100.0 %)" in read.text.replace("\xa0", " ")
+    assert "Not seen: degenerate text." in read.text
+    bars = [a["width"] for tag, a in read.elements if tag == "rect" and a.get("height") == "100%" and "x" not in a]
+    assert bars == ["100.00%", "25.00%", "0.00%", "50.00%"]
+
+
+def test_three_examples_with_their_first_wrong_step_marked() -> None:
+    comparison, old, new = compared("rwwr", "wrww", "2 + 2 = 5. ")
+    read = Read(page.render_page(comparison, old, new))
+    titles = [read.text.index(title) for title in ("A win test-1", "A loss test-0", "The typical failure test-")]
+    assert titles == sorted(titles)
+    assert "arithmetic slip: 3 of the 3 wrong answers" in read.text
+    marks = sum(tag == "mark" for tag, _ in read.elements)
+    assert marks == 2 * 3 + 2 * 4  # both texts of three cards and of four rows
+    assert "<mark>2 + 2 = 5</mark>" in page.render_page(comparison, old, new)
+    assert "A win" not in Read(page.render_page(*compared("rr", "rr"))).text
+
+
+def test_rules_that_agree_stand_together_and_what_nobody_solves_is_said() -> None:
+    comparison, old, new = compared("rrww", "rwrw")
+    text = Read(page.render_page(comparison, old, new, steps=[{"steps": "9", "n": 4, "base": 0, "trained": 0}])).text
+    together = "strict v3, flexible v3, robust v2, openai v1, qwen-math v1, verl v1, inspect v1"
+    assert f"{together} 50.0 % 15.0 to 85.0" in text
+    assert "cot v3 neither solves any" in text
+    assert "94 neither solves any" in text  # cells have no space between
+    assert "8 rules, 2 different readings" in text
+    none = Read(page.render_page(*compared("ww", "ww"))).text
+    assert "Neither model solves any of the 2 problems." in none
+    assert "all 8 give every answer the same verdict" in none
+    assert "Where the rules disagree" not in none
+
+
+def test_rows_are_numbered_as_their_problems_are() -> None:
+    comparison, old, new = compared("rw", "wr")
+    for rows in (old, new):
+        for record, name in zip(rows, ("test-257", "test-9"), strict=True):
+            record["id"] = name
+    ids = [a["id"] for tag, a in Read(page.render_page(comparison, old, new)).elements if tag == "tr" and "id" in a]
+    assert ids == ["p257", "t257", "p9", "t9"]
+    assert page.numbered(["a-1", "b-1"]) == page.numbered(["one", "two-2"]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("embedded", "SmolLM2-135M"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen2.5-0.5B-Instruct"),
+        ("/home/me/runs/mine/", "mine"),
+        ("runs/mine/best", "mine/best"),
+        ("runs/mine/checkpoints/update-000050/model", "mine/update-000050"),
+        ("./model", "model"),
+        ("x" * 50, "x" * 40 + "…"),
+        ("/", "/"),
+    ],
+)
+def test_a_model_has_a_short_name(name: str, short: str) -> None:
+    assert short_model(name) == short
+
+
+def test_data_has_a_short_name() -> None:
+    names = ("openai/gsm8k (main)", "openai/gsm8k (socratic)", "generated", "/data/mine/", "a/b.jsonl")
+    assert [short_data(name) for name in names] == ["gsm8k", "gsm8k (socratic)", "generated", "mine", "b.jsonl"]
+
+
+def test_several_trained_models_have_one_table_and_a_corrected_p() -> None:
+    old = records("w" * 30)
+    sides = [records("r" * 7 + "w" * 23), records("r" * 9 + "w" * 21), records("r" + "w" * 29)]
+    named = [summary(rows, model=f"runs/{name}") for name, rows in zip("abc", sides, strict=True)]
+    comparison = make_comparisons(summary(old), named, old, sides)
+    text = Read(
+        page.render_page(comparison, old, *sides, run_curves=[{"loss": Curve([1, 2], [2.0, 1.0])}, None, None])
+    ).text
+    assert "2 of 3 trained models are better" in text
+    assert "c 3.3 % 0.6 to 16.7" in text
+    assert [headline(pair).better for pair in pairs(comparison)] == ["trained", "trained", "neither"]
+    ps = [each["paired"]["p"] for each in comparison["comparisons"]]
+    assert [each["paired"]["p_holm"] for each in comparison["comparisons"]] == pytest.approx([2 * ps[0], 3 * ps[1], 1])
+    assert "Each p is corrected for 3 tests (Holm), and decides" in text
+    assert "Base against b." in text  # the examples are the best one's
+    assert data_of(page.render_page(comparison, old, *sides))["models"] == ["base", "a", "b", "c"]
+    with pytest.raises(DataError, match=r"records \(b\)"):
+        page.render_page(comparison, old, sides[0], sides[1][::-1], sides[2])
+
+
+MET = {"shared": 25, "line": "25 of the 30"}
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_of_several_models_each_verdict_says_what_that_model_was_trained_on(order: str) -> None:
+    old, new = records("w" * 30), records("r" * 9 + "w" * 21)
+    named = [summary(new, model=f"runs/{name}", **({"overlap": MET} if name == "b" else {})) for name in order]
+    found = {"results": 3, "answers": 2, "of": 30}
+    for calculator in ({}, {"calculator": found}):
+        comparison = make_comparisons(summary(old, **calculator), named, old, [new, new])
+        text = Read(page.render_page(comparison, old, new, new)).text
+        head, _, table = text.partition("Each trained model is held against")
+        assert f"2 of 2 trained models are better{', with calculator' if calculator else ''} " in head
+        assert "training data" not in head  # it is of one of the two
+        _, *verdicts = table.partition("Ranges are")[0].split("30.0 % 16.7 to 47.9")
+        why = "better but 25 of these 30 problems are in the training data"
+        assert [why in said for said in verdicts] == [name == "b" for name in order]
+        assert all("better" in said for said in verdicts)
+        assert ["but 25 of these 30" in each["verdict"] for each in comparison["comparisons"]] == [
+            name == "b" for name in order
+        ]
+
+
+def test_a_random_sample_is_called_one_on_each_kind_of_page() -> None:
+    old, new = records("w" * 30), records("r" * 9 + "w" * 21)
+    said = "A random sample: 30 of 1,319 problems fitted into 10m."
+    for of, times in ((1319, 1), (30, 0)):
+        time = {"n": 30, "of": of, "max_time": "10m"}
+        named = [summary(new, model=name, time=time) for name in "ab"]
+        several = make_comparisons(summary(old, time=time), named, old, [new, new])
+        pages = (
+            page.render_page(several, old, new, new),
+            page.render_page(make_comparison(summary(old), named[0], old, new), old, new),
+            page.render_page({"base": named[0]}, new),
+        )
+        assert [Read(text).text.partition("What went wrong")[0].count(said) for text in pages] == [times] * 3
+
+
+def test_a_p_that_is_small_alone_and_not_corrected_shows_nothing() -> None:
+    old, six = records("w" * 30), records("r" * 6 + "w" * 24)
+    same = [summary(six, model=name) for name in "ab"]
+    comparison = make_comparisons(summary(old), same, old, [six, six])
+    assert [each["paired"]["p"] for each in comparison["comparisons"]] == [0.03125] * 2
+    assert [each["verdict"] for each in comparison["comparisons"]] == [
+        "not distinguishable at n = 30: 6 won, 0 lost, p = 0.031 (0.062 corrected) by the flexible rule"
+    ] * 2
+    assert "None of 2 trained models is better" in Read(page.render_page(comparison, old, six, six)).text
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from gsm8k_core.problems.gold import gold_number
 from gsm8k_core.scoring.claims import find_claims
-from gsm8k_core.scoring.diagnose import CATEGORIES, diagnose
+from gsm8k_core.scoring.diagnose import CATEGORIES, diagnose, diagnosis_json, wrong_step
 from gsm8k_core.scoring.faults import steps_of
 from gsm8k_core.scoring.robust import robust
 from tests.cost import passes
@@ -83,6 +83,30 @@ CASES = [
 @pytest.mark.parametrize(("problem", "text", "kind"), CASES)
 def test_one_change_that_leads_to_the_gold_names_the_class(problem: tuple[str, str], text: str, kind: str) -> None:
     assert diagnose(wrong(*problem, text)).category == kind
+
+
+@pytest.mark.parametrize(
+    ("problem", "text", "marked"),
+    [
+        (TREES, "It is 52-20 = 42.\n#### 42", "52-20 = 42"),
+        (TREES, "It is 52+20 = $<<52+20=72>>72.\n#### 72", "52+20 = $<<52+20=72>>72"),
+        (TREES, "It is 52-20 = 32. 32*2 = 64.\n#### 64", "32*2 = 64"),
+        (TREES, "It is 52-20 = 32.\nSo it is\n#### 52\n", "#### 52"),
+        (TREES, "It is just\n#### 52", None),
+        (SHOP, "4*4 = 16\n#### 16", None),  # what is missing stands nowhere
+        (SHOP, "4*4 = 16. 19*2 = 38. 16+38 = 54\n#### 54", "19*2 = 38"),
+        (SHOP, "4*4 = 15. 16+19 = 35\n#### 35", "4*4 = 15"),  # right all the same
+        (SHOP, "4*4 = 16. 16+19 = 35\n#### 35", None),
+        (AGES, "26+8 = 34. 34+8 = 42\n#### 42", "34+8 = 42"),
+        (BEADS, "50-14 = 36. 36*9 = 324\n#### 324", "36*9 = 324"),
+    ],
+)
+def test_the_first_wrong_step_is_found_in_the_text(problem: tuple[str, str], text: str, marked: str | None) -> None:
+    record = wrong(*problem, text)
+    record["rules"]["robust"]["correct"] = record["rules"]["robust"]["extracted"] == record["gold"]
+    record["diagnosis"] = diagnosis_json(record)
+    found = wrong_step(record)
+    assert (found and text[slice(*found)]) == marked
 
 
 def test_an_answer_without_its_problem_has_no_class_of_its_own() -> None:

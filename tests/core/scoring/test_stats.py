@@ -1,4 +1,4 @@
-"""Intervals, the paired test, pass@k: against literals, exact arithmetic, simulation, SciPy and statsmodels."""
+"""Intervals, the paired test, pass@k: against literals, exact arithmetic, simulation and SciPy."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gsm8k_core.scoring.stats import (
     adjusted_difference,
     bootstrap_difference,
     difference_interval,
+    holm,
     majority,
     mcnemar_exact,
     paired,
@@ -210,23 +211,23 @@ def test_a_comparison_needs_one_result_per_problem_from_both(base: list[bool], t
         paired(base, trained)
 
 
-# --- SciPy and statsmodels as oracles -----------------------------------------------------------------------
+# --- SciPy as an oracle -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 5), (7, 20), (20, 20), (475, 1319)])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-def test_the_interval_is_that_of_statsmodels(correct: int, n: int, confidence: float) -> None:
-    from statsmodels.stats.proportion import proportion_confint  # slow to import
+def test_the_interval_is_that_of_scipy(correct: int, n: int, confidence: float) -> None:
+    from scipy.stats import binomtest  # slow to import
 
-    expected = proportion_confint(correct, n, alpha=1 - confidence, method="wilson")
-    assert wilson(correct, n, confidence) == pytest.approx(expected, abs=1e-13)  # measured 2e-16
+    expected = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    assert wilson(correct, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-13)  # measured 2e-16
 
 
-@pytest.mark.parametrize(("won", "lost"), [(140, 100), (130, 100), (6, 0), (1, 5), (0, 0), (3, 3)])
-def test_p_is_that_of_statsmodels(won: int, lost: int) -> None:
-    from statsmodels.stats.contingency_tables import mcnemar
+@pytest.mark.parametrize(("won", "lost"), [(140, 100), (130, 100), (6, 0), (1, 5), (3, 3)])
+def test_p_is_that_of_scipys_sign_test(won: int, lost: int) -> None:
+    from scipy.stats import binomtest
 
-    expected = mcnemar([[50, lost], [won, 60]], exact=True).pvalue
+    expected = binomtest(won, won + lost, 0.5).pvalue
     assert mcnemar_exact(won, lost) == pytest.approx(expected, abs=1e-12)
 
 
@@ -405,3 +406,32 @@ def test_one_run_has_no_deviation_and_none_has_nothing() -> None:
     assert spread([0.3]) == Spread(1, 0.3, None, 0.3, 0.3)
     with pytest.raises(ValueError, match="at least one"):
         spread([])
+
+
+def closed_testing(ps: list[float]) -> list[float]:
+    """The definition that Holm's steps are the short way for (Marcus, Peritz and Gabriel 1976).
+
+    A hypothesis is rejected where Bonferroni's test rejects every group of hypotheses that it is in: its p is the
+    largest of those groups', each the smallest p in the group times how many there are in it, 1 at most.
+    """
+    places = range(len(ps))
+    groups = [group for size in range(1, len(ps) + 1) for group in itertools.combinations(places, size)]
+    worth = {group: min(1.0, len(group) * min(ps[place] for place in group)) for group in groups}
+    return [max(worth[group] for group in groups if place in group) for place in places]
+
+
+def test_holms_correction_is_closed_testing_by_bonferroni() -> None:
+    drawn = random.Random(0)
+    for _ in range(300):
+        ps = [drawn.choice((0.0, 0.01, 0.05, 1.0, drawn.random())) for _ in range(drawn.randint(1, 6))]
+        assert holm(ps) == pytest.approx(closed_testing(ps))
+
+
+def test_holms_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            holm([0.5, bad])

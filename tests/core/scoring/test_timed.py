@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gsm8k_core.scoring.timed import BASE_SHARE, FIRST, Limit, answer_in_time, in_random_order
+from gsm8k_core.scoring.timed import FIRST, Limit, answer_in_time, in_random_order
 from gsm8k_core.types import PreflightError, Problem
 
 PROBLEMS = [Problem(f"test-{n}", f"what is {n} ?", f"#### {n}", str(n)) for n in range(100)]
@@ -76,9 +76,9 @@ def test_no_time_for_the_first_block_is_an_error_that_says_what_to_type() -> Non
         answer_in_time(PROBLEMS, Model(seconds=1.0, opening=30).limit(20), model.ask)
 
 
-def test_half_of_what_is_left_is_the_bases() -> None:
+def test_a_share_is_of_what_is_left() -> None:
     model = Model(seconds=1.0, opening=10.0)
-    assert model.limit(60).share(BASE_SHARE).left == 25
+    assert model.limit(60).share(0.5).left == 25
 
 
 def test_the_order_is_fixed_random_and_of_each_problem_alone() -> None:

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
-import uvicorn
 
 import backends
 from gsm8k_core.models.folder import ModelFolder
@@ -24,6 +22,10 @@ from gsm8k_core.types import Sampling
 from tests import tiny
 from tests.waiting import CEILING, wait_for
 from verbs.serve import run_server
+
+if TYPE_CHECKING:  # two seconds that every worker would need to collect
+    import openai
+    import uvicorn
 
 PLACES, WAITING, WINDOW = 64, 16, 200
 
@@ -39,6 +41,8 @@ class Running:
     said: list[str]
 
     def client(self, **options: Any) -> openai.OpenAI:
+        import openai
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=CEILING, max_retries=0, **options)
 
 

@@ -40,7 +40,7 @@ def test_what_asks_for_nothing_more_is_taken(more: dict[str, Any]) -> None:
         ([], None, "must be a JSON object"),
         ({}, "model", "model"),
         ({"model": "m"}, "messages", "messages"),
-        (ASKED | {"messages": []}, "messages", "messages"),
+        (ASKED | {"messages": []}, "messages", "messages must not be empty (got [])"),
         (ASKED | {"temperature": 3}, "temperature", "temperature must be less than or equal to 2 (got 3)"),
         (ASKED | {"temperature": "0"}, "temperature", "temperature"),
         (ASKED | {"temperature": True}, "temperature", "temperature"),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import openai
 import pytest
 
 import backends
@@ -145,13 +144,15 @@ def test_other_paths_and_pages_of_others_are_refused_in_that_form_too(running: R
 # --- one that is small, and one that ends ---------------------------------------------------------------------
 
 
-def endless(client: openai.OpenAI, number: int, **more: Any) -> Any:
+def endless(client: Any, number: int, **more: Any) -> Any:
     """A stream that is not over soon: what is drawn at a high temperature seldom is an end token."""
     asked: Any = {"model": "tiny", "messages": question(number), "max_tokens": 150, "temperature": 2, "seed": number}
     return client.chat.completions.create(**asked, stream=True, **more)
 
 
 def test_who_is_one_too_many_gets_a_429_and_a_client_that_goes_away_frees_its_place(tiny_llama: Path) -> None:
+    import openai
+
     with serving(SOONEST, tiny_llama, places=1, waiting=1) as running:
         served = running.scheduler.models["tiny"]
         hold = threading.Event()
@@ -190,6 +191,8 @@ def test_who_is_one_too_many_gets_a_429_and_a_client_that_goes_away_frees_its_pl
 
 
 def test_what_goes_wrong_in_a_step_ends_the_answers_in_it_and_no_others(tiny_llama: Path) -> None:
+    import openai
+
     with serving(SOONEST, tiny_llama) as running, running.client() as client:
         served = running.scheduler.models["tiny"]
         real, broken = served.backend.answer, [True]
@@ -209,6 +212,8 @@ def test_what_goes_wrong_in_a_step_ends_the_answers_in_it_and_no_others(tiny_lla
 
 
 def test_the_end_cuts_what_runs_and_says_so(tiny_llama: Path) -> None:
+    import openai
+
     with serving(SOONEST, tiny_llama, grace=0.0) as running, running.client() as client:
         served = running.scheduler.models["tiny"]
         real = served.backend.answer
@@ -230,6 +235,8 @@ def test_the_end_cuts_what_runs_and_says_so(tiny_llama: Path) -> None:
 
 
 def test_with_a_key_nobody_is_answered_without_it(tiny_llama: Path) -> None:
+    import openai
+
     with serving(SOONEST, tiny_llama, key="sesame-open") as running:
         with running.client() as wrong, pytest.raises(openai.AuthenticationError, match="the key is wrong"):
             wrong.models.list()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gsm8k_core.tracking.terminal import MetricsFile, Steps, Terminal, clock, counted, printable, wrapped
+from gsm8k_core.tracking.terminal import MetricsFile, Screen, Steps, Terminal, clock, counted, printable, wrapped
 from gsm8k_core.types import StepEvent
 
 
@@ -131,3 +131,29 @@ def test_a_bar_whose_terminal_is_gone_raises_nothing_at_its_end() -> None:
         steps.resize(5)
     with pytest.raises(OSError, match="Input/output"):
         terminal.write("")
+
+
+def test_a_plain_line_has_the_time_of_day_and_the_time_since(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([100.0, 160.0, 160.0, 220.0, 220.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    monkeypatch.setattr("time.strftime", lambda form: "14:03:21")
+    steps = Steps("problem", 12, Console(stderr=True))  # two of the twelve were there before
+    steps.advance(f"1 right (33.3 %), {steps.left(3)} to go", done=3)
+    steps.advance(f"2 right (50.0 %), {steps.left(4)} to go", done=4)
+    assert capsys.readouterr().err.splitlines() == [
+        "problem 3/12  14:03:21 after 1 min 00 s  1 right (33.3 %), 9 min 00 s to go",
+        "problem 4/12  14:03:21 after 2 min 00 s  2 right (50.0 %), 8 min 00 s to go",
+    ]
+
+
+def test_a_bar_of_what_goes_on_begins_where_it_is() -> None:
+    terminal = Terminal(json_only=False)
+    out = io.StringIO()
+    terminal.console = Screen(file=out, force_terminal=True, width=80)
+    with terminal.progress("update", 300, done=120):
+        pass
+    assert "\x1b[?25" not in out.getvalue()  # the cursor stays: a kill would leave it hidden
+    assert "120/300" in out.getvalue()
+    assert "  0/300" not in out.getvalue()

@@ -51,8 +51,14 @@ def test_ten_times_as_much_takes_ten_times_as_long(tmp_path: Path, monkeypatch: 
     assert write_seconds(tmp_path, 1 << 30) > 0
     ticks = itertools.count()  # a clock of its own: every sample takes a second
     monkeypatch.setattr("gsm8k_core.training.memory.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
-    assert write_seconds(tmp_path, 10 << 20) == 10 * write_seconds(tmp_path, 1 << 20)
+    assert write_seconds(tmp_path, 10 * SAMPLE_BYTES) == 10 * write_seconds(tmp_path, SAMPLE_BYTES)
     assert write_seconds(tmp_path, SAMPLE_BYTES) == pytest.approx(1.0)
+    hashed: list[int] = []
+    monkeypatch.setattr(
+        "gsm8k_core.training.memory.hashlib", SimpleNamespace(sha256=lambda sample: hashed.append(len(sample)))
+    )
+    write_seconds(tmp_path, 3 << 20)  # as much as will be written, and no more
+    assert hashed == [3 << 20]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -80,6 +80,29 @@ def test_bytes_a_parameter(settings: dict[str, Any], dtype: str, of_model: float
     assert need.states == of_trained * found.num_trained
 
 
+def test_ranks_that_share_the_weights_take_less() -> None:
+    found, config = model(), TrainConfig()
+    blocks, rest = found.shape.block_parameters, found.num_parameters - found.shape.block_parameters
+    need = predict(found, config, "bfloat16", replace(COSTS, ranks=4), 512, 512)
+    # float32 alone, its part; and gathered: what is in no block with its gradient, two blocks with that of one
+    assert need.weights == 4 * (found.num_parameters // 4 + 2 * rest + 3 * blocks // 30)
+    assert need.states == 12 * found.num_parameters // 4
+    adapter = TrainConfig(method="lora")
+    small = predict(model(method="lora"), adapter, "float32", replace(COSTS, ranks=4), 512, 512)
+    assert small.weights == 4 * (found.num_parameters // 4 + rest + 2 * blocks // 30)
+    assert small.states == 16 * model(method="lora").num_trained  # an adapter is whole on every rank
+    wanted, spread = Choice("1024", "it is fast"), replace(memory(20), costs=replace(COSTS, ranks=4))
+    alone, shared = (plan(found, config, "float32", each, wanted, 512, asked=False) for each in (memory(20), spread))
+    assert (alone.moments, shared.moments) == (8 * found.num_parameters, 2 * found.num_parameters)
+
+
+def test_the_first_weights_beside_those_that_are_trained_are_counted() -> None:
+    found, near = model(), {"kl": 0.1, "recipe": "grpo"}
+    for settings, dtype, more in (({}, "float32", 4), ({}, "bfloat16", 6), ({"method": "lora"}, "float32", 0)):
+        plain, held = (predict(found, TrainConfig(**{**settings, **own}), dtype, COSTS, 512, 512) for own in ({}, near))
+        assert held.total - plain.total == more * found.num_parameters
+
+
 def test_more_tokens_take_more_and_checkpointing_less() -> None:
     config, found = TrainConfig(), model()
     small, large = (predict(found, config, "float32", COSTS, tokens, 512) for tokens in (512, 1024))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS, Probe
+from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS, Probe, telling
 from gsm8k_core.training.pilot import Hooks, Past, RunPilot
 from gsm8k_core.training.plan import PlanEvent
 from gsm8k_core.types import (
@@ -66,9 +66,33 @@ def test_the_probe_asks_a_few_prompts_for_a_few_tokens() -> None:
     assert event.values["end_probability"] == pytest.approx(np.exp([0.0, -1.0, -2.0, -3.0]).mean())
 
 
-def test_the_probe_warns() -> None:
-    (warning,) = look(Model([7] * 64)).values["warnings"]
+def test_the_probe_warns_and_says_which_answer_shows_it() -> None:
+    values = look(Model([7] * 64)).values
+    (warning,) = values["warnings"]
     assert "one token in a row" in warning
+    assert values["telling"] in range(PROBE_ROWS)
+    assert values["texts"] == ["18"] * PROBE_ROWS
+    assert "telling" not in look(Model(HEALTHY)).values
+
+
+def test_a_warning_about_the_gold_answers_end_shows_no_answer() -> None:
+    class Endless(Model):
+        def score(self, batch: Batch) -> Any:
+            return np.full((1, batch.tokens.shape[1] - 1), -50.0, np.float32)
+
+    values = look(Endless(HEALTHY), 50).values
+    assert "the end token has a probability" in values["warnings"][0]
+    assert "telling" not in values
+
+
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [([*[0] * 20, *range(3, 40)], 2), ([*range(3, 20), *[9] * 20], 1), ([3, 4, 5] * 20, 3)],
+)
+def test_the_answer_that_tells_most(bad: list[int], place: int) -> None:
+    answers = [HEALTHY, HEALTHY[:40], HEALTHY[:50], HEALTHY[:60]]
+    answers[place] = bad
+    assert telling([Completion(tuple(tokens), "length") for tokens in answers]) == place
 
 
 @pytest.mark.parametrize(

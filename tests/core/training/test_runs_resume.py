@@ -19,6 +19,7 @@ HASHES = {"model": "a" * 64, "data": "b" * 64, "rows": "c" * 64, "tokenizer": "d
 # One other value for each setting; a new setting has to be added here and to one class.
 OTHER: dict[str, object] = {
     "config": Path("a.yaml"),
+    "print_config": True,
     "json_": True,
     "verbose": True,
     "output_dir": Path("b"),
@@ -80,6 +81,13 @@ OTHER: dict[str, object] = {
     "keep": 9,
     "mix": "own",
     "warm_start": "on",
+    "prompts_per_update": 9,
+    "updates_per_rollout": 2,
+    "loss": "grpo",
+    "clip": "0.1,0.1",
+    "kl": 0.1,
+    "overlong": "punish",
+    "rollout_engine": "vllm",
     "calculator": "off",
     "verify": "gold",
     "rationales": 9,

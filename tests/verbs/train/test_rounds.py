@@ -159,6 +159,10 @@ class Asked:
             raise self.errors.pop()
         return iter(())
 
+    def halve(self, why: str) -> int:
+        self.together //= 2
+        return self.together
+
 
 @pytest.mark.parametrize(
     ("error", "parent", "raises", "together"),
