@@ -40,9 +40,15 @@ Fake = Callable[..., None]
 IMPORT_SECONDS = doctor.IMPORT_SECONDS  # a person's; every test has more patience
 
 
+def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """So many bytes are free on the disk, whatever the real one has."""
+    monkeypatch.setattr("gsm8k_core.training.memory.shutil.disk_usage", lambda _: namedtuple("Usage", "free")(free))
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """A Linux machine whose backends' processes find what is given: a Report, or why there is none."""
+    """A Linux machine with room on its disk, where each backend finds what is given: a Report, or why there is none."""
+    room(monkeypatch, 10**12)  # the real one may be too full for a run of Qwen
 
     def make(**reports: Report | str) -> None:
         here = backends.Machine("Linux", "x86_64", frozenset(reports))
@@ -210,7 +216,7 @@ def test_rosetta_is_named(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_full_disk(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch, free: int, status: str, code: int) -> None:
     fake(torch=WORKS)
-    monkeypatch.setattr("gsm8k_core.training.memory.shutil.disk_usage", lambda _: namedtuple("Usage", "free")(free))
+    room(monkeypatch, free)
     returned, _, findings = look(run)
     assert (returned, findings["disk"]["status"]) == (code, status)
     said = "a full run of embedded takes 2.15 GB at least, for its model and one checkpoint, and "
