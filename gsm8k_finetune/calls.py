@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import backends
 from gsm8k_core.clock import RunClock
-from gsm8k_core.config.fields import Settings
+from gsm8k_core.config.fields import Settings, flag
 from gsm8k_core.config.score import CompareConfig, EvalConfig
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
@@ -50,8 +50,9 @@ def train(config: TrainConfig | None = None, *, quiet: bool = False, **settings:
     (1, True)
     """
     settled, given = _settle(TrainConfig, config, settings)
-    if settled.dry_run:
-        raise UsageError("dry_run makes no run; python cli.py train --dry-run shows what one would take")
+    for name in ("dry_run", "print_config"):
+        if getattr(settled, name):
+            raise UsageError(f"{name} makes no run; python cli.py train {flag(name)} shows what one would take")
     return TrainedRun(Path(_call("verbs.train.verb", settled, given, quiet)["run"]))
 
 
@@ -103,8 +104,22 @@ def _settle(kind: type[Config], config: Config | None, settings: dict[str, Any])
     if config is not None and settings:
         names = ", ".join(sorted(settings))
         raise UsageError(f"give a {kind.__name__} or settings by name, not both (beside it came {names})")
-    settled = config if config is not None else kind(**settings)
+    if config is not None and not isinstance(config, kind):
+        raise UsageError(f"config must be a {kind.__name__} (got {type(config).__name__}); else give settings by name")
+    settled = (
+        config if config is not None else kind(**{_field(kind, name): _plain(each) for name, each in settings.items()})
+    )
     return settled, frozenset(settled.model_fields_set)
+
+
+def _field(kind: type[Settings], name: str) -> str:
+    """The setting's own name: `all` is all_, a flag whose name is a word of Python's."""
+    return f"{name}_" if f"{name}_" in kind.model_fields else name
+
+
+def _plain(value: object) -> object:
+    """A run or a path as it would be typed."""
+    return str(value) if isinstance(value, TrainedRun | Path) else value
 
 
 def _call(verb: str, config: Settings, given: frozenset[str], quiet: bool) -> dict[str, Any]:

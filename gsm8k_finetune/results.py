@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gsm8k_core.files import MAX_LINES_BYTES, read_plain
 from gsm8k_core.report.page import environment
 from gsm8k_core.report.words import headline
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.training.runs import read_manifest
+from gsm8k_core.types import DataError
 
 METRICS = "metrics.jsonl"
 
@@ -23,7 +25,16 @@ def _shown(name: str, **values: Any) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """A file's objects. The last line of one that is written now may be half there, and is left out."""
+    try:
+        text = read_plain(path, MAX_LINES_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    whole, _, _ = text.rpartition("\n")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise DataError(f"{path} holds a line that is not JSON") from None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import doctest
 import inspect
 import json
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,41 @@ def test_the_lines_are_the_verbs_and_quiet_is_quiet(model: Path, place: Path, ca
     assert capfd.readouterr().out == ""
 
 
+def test_a_run_and_a_path_go_where_a_text_is_asked_for_and_all_is_all(model: Path, place: Path) -> None:
+    run = gsm8k_finetune.train(
+        model=model, max_samples=8, num_epochs=1, output_dir=place / "one", guard_problems=0, quiet=True, **SMALL
+    )
+    again = gsm8k_finetune.train(resume=run, quiet=True)
+    assert (again.folder, again.status) == (run.folder, "done")
+    scores = gsm8k_finetune.evaluate(run, all=True, max_new_tokens=1, quiet=True, **SMALL)
+    assert scores.n == 400
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "upd')  # one that is being written
+    assert len(run.losses) == run.updates == 1
+    with pytest.raises(GSM8KError, match="cannot be read"):
+        _ = TrainedRun(place / "none").events
+
+
+def test_a_notebooks_worker_thread_can_train(model: Path, place: Path) -> None:
+    """Signals can be caught by the main thread alone."""
+    with ThreadPoolExecutor() as pool:
+        asked = dict(model=model, max_samples=8, num_epochs=1, output_dir="two", guard_problems=0, quiet=True, **SMALL)
+        run = pool.submit(lambda: gsm8k_finetune.train(**asked)).result()
+    assert run.status == "done"
+
+
 def test_bad_settings_are_the_same_one_line(place: Path) -> None:
     for call, words in (
         (lambda: gsm8k_finetune.train(max_tiem="1m"), "there is no setting 'max_tiem'"),
         (lambda: gsm8k_finetune.train(max_time="soon"), "--max-time must be a number of seconds"),
         (lambda: gsm8k_finetune.train(gsm8k_finetune.Config(), seed=1), "not both"),
         (lambda: gsm8k_finetune.train(dry_run=True), "dry_run makes no run"),
+        (lambda: gsm8k_finetune.train(print_config=True), "print_config makes no run"),
+        (
+            lambda: gsm8k_finetune.train("embedded"),
+            "config must be a TrainConfig .got str.; else give",
+        ),
+        (lambda: gsm8k_finetune.evaluate(config=gsm8k_finetune.Config()), "config must be a EvalConfig"),
         (lambda: gsm8k_finetune.evaluate("nowhere/at/all"), "nowhere/at/all"),
         (lambda: gsm8k_finetune.compare(), "trained model"),
         (lambda: gsm8k_finetune.compare(trained_model=["a", "b"]), "one trained model here; call it for each"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,9 @@ def stopping(last: Callable[[], bool], is_drawn: Callable[[], bool] = lambda: Fa
     Who stops a whole service or a job signals every process of it, and may follow SIGTERM with SIGHUP: what comes
     within SAME seconds, from the parent too, is one request.
     """
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be caught
+        yield lambda: False
+        return
     seen: list[float] = []
 
     def note(number: int, frame: object) -> None:
