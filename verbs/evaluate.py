@@ -54,6 +54,7 @@ from gsm8k_core.training.memory import AT_ONCE
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
 from verbs import Context, say_choices
+from verbs.adapter_base import check_base
 from verbs.demo import banner
 from verbs.overlap import of_model
 from verbs.results import Provenance, write_one
@@ -152,6 +153,7 @@ def run(config: EvalConfig, context: Context) -> int:
     if config.model == AUTO:
         pair = choose_pair(config.model, config.data, config.data_config, lambda asked: None)
     source = resolve_model(pair.model if pair else config.model, terminal.say, config.base_model)
+    check_base(source, config.base_model, terminal.say)
     source = prompted(source, asked_prompts(config))
     reason = pair.model_choice.reason if pair else NAMED
     if source.choice.name == EMBEDDED_MODEL:

@@ -31,6 +31,7 @@ from gsm8k_core.report.export_card import Taken, make_export_card
 from gsm8k_core.training.runs import known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, DataError, PreflightError, StorageError, UsageError
 from verbs import Context
+from verbs.adapter_base import check_base
 from verbs.compare import COMPARISON
 from verbs.results import CARD
 
@@ -116,8 +117,11 @@ def _refuse(config: ExportConfig) -> None:
 
 def _subject(config: ExportConfig, context: Context) -> Exported:
     source = prompted(resolve_model(config.run, context.terminal.say, config.base_model))
+    check_base(source, config.base_model, context.terminal.say)
     run = run_of_model(source.found)
     manifest = known_manifest(run) if run else {}
+    if source.base and manifest.get("model", {}).get("hash") not in (None, source.base):  # it was asked for
+        manifest["model"] = {"name": config.base_model, "hash": source.base}
     part = "" if source.found.name in ("model", "mlx-adapter") else f"-{source.found.name}"
     own = f"{run.name}{part}" if run else Path(config.run.rstrip("/")).name
     saved = manifest.get("choices", {}).get("saved", {}).get("name")

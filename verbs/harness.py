@@ -25,6 +25,7 @@ from gsm8k_core.scoring.math_verify import INSTALL
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError, first_line
 from verbs import Context, say_choices
+from verbs.adapter_base import check_base
 from verbs.demo import banner
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run(config: HarnessConfig, context: Context) -> int:
         check_records(config.records)
     backend = backends.resolve(config.backend)
     source = resolve_model(config.model, terminal.say, config.base_model)
+    check_base(source, config.base_model, terminal.say)
     source = prompted(source, given(config.thinking, "", config.chat_template))
     tasks = find_tasks([name.strip() for name in config.tasks.split(",") if name.strip()], config.data)
     terminal.say(f"model    {source.name}: {source.choice.reason}")

@@ -26,6 +26,7 @@ from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.memory import evaluated_at_once
 from gsm8k_core.training.runs import known_manifest, newest_finished, run_of_model
 from gsm8k_core.types import Choice, DataError, GSM8KError, Sampling, UsageError
+from verbs.adapter_base import check_base
 from verbs.demo import banner
 
 BATCH = "batch"  # the choice of how many problems are answered at once
@@ -41,10 +42,13 @@ def choose_model(reference: str, terminal: Terminal, base: str = "") -> Source:
         run = newest_finished(folder)
         if run is not None:
             terminal.say(f"model    {run}: the newest finished run under {folder}/; --model takes another")
-            return prompted(resolve_model(str(run), terminal.say, base))
+            source = prompted(resolve_model(str(run), terminal.say, base))
+            check_base(source, base, terminal.say)
+            return source
         pair = choose_pair(AUTO, AUTO, "main", lambda asked: None)
         reference, reason = pair.model, pair.model_choice.reason
     source = prompted(resolve_model(reference, terminal.say, base))
+    check_base(source, base, terminal.say)
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     return source

@@ -42,6 +42,7 @@ class Source:
     choice: Choice
     made_from: Path | None = None  # an adapter or a quantised model: `model` is what became of it, in our cache
     stored: str = ""  # the dtype of what `model` was made from, where it was made
+    base: str = ""  # an adapter's: the identity of the whole model that it was merged into
 
     @property
     def folder(self) -> Path:
@@ -120,7 +121,9 @@ def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Pa
     own = own_tokenizer(adapter.folder)
     whose = f", with its own {OWN[own]}" if own else ""
     choice = Choice("adapter", f"an adapter of {base.name}, {how}{whose}")
-    return Source(adapter.name, ModelFolder(folder), choice, adapter.folder, base.dtype)
+    # Of a base with few bits a run notes the identity of what it was made from.
+    whole = "" if base.choice.name == "dequantized" else identity(base)
+    return Source(adapter.name, ModelFolder(folder), choice, adapter.folder, base.dtype, whole)
 
 
 def _recorded_under(adapter: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 import backends
 from gsm8k_core.exports import gguf_file, merged
@@ -192,6 +194,48 @@ def test_a_run_is_exported_into_itself_with_its_dtype_its_prompt_and_its_card(
     assert front["model-index"][0]["results"]
     assert "## Results" in card
     assert "## This export" in card
+
+
+def test_an_adapter_on_weights_that_it_was_not_trained_on_is_refused_or_said(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    flags = [
+        "--max-samples",
+        "8",
+        "--num-epochs",
+        "1",
+        "--guard-problems",
+        "0",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    known = ["--backend", "torch", "--model", base, "--data", data, "--method", "lora", "--output-dir", "one"]
+    assert run("train", *known, *flags).returncode == 0
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    export = ["export", "one", "--to", "merged", "--output-dir"]
+    same = run(*export, "same", "--base-model", moved)  # the same weights elsewhere
+    assert (same.returncode, "was never trained" in same.stdout) == (0, False)
+    weights = read_tensors(moved / "model.safetensors")
+    save_file({name: value * np.float32(1.5) for name, value in weights.items()}, moved / "model.safetensors")
+    other = run(*export, "other", "--base-model", moved)
+    assert other.returncode == 0
+    assert f"{moved} has other weights than {base}" in " ".join(other.stdout.split())
+    assert f"- base: `{moved}`" in (tmp_path / "other/README.md").read_text()
+    shutil.copy(moved / "model.safetensors", base / "model.safetensors")  # what the run began with is gone
+    for verb in (
+        [*export, "gone"],
+        ["eval", "--model", "one", "--max-samples", "2", "--data", data],
+        ["generate", "--model", "one", "1+1?"],
+    ):
+        done = run(*verb)
+        assert done.returncode == 4, done.stdout
+        assert "is not what the run began with any more; add --base-model" in " ".join(done.stderr.split())
+    assert not (tmp_path / "gone").exists()
 
 
 BAD = [
