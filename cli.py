@@ -120,7 +120,7 @@ PHRASES = (
 )
 
 
-COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh", "tcsh")  # tyro's flag and what it knows
+COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh")  # tyro's flag and what it knows
 
 # What a flag of `train` means without a value.
 ALONE = {"--resume": "latest", "--calculator": "on"}
@@ -206,7 +206,7 @@ def _print_completion(arguments: Sequence[str]) -> int:
 
     shell = arguments[0].partition("=")[2] or "".join(arguments[1:2])
     if shell not in SHELLS:
-        raise UsageError(f"{COMPLETION} takes {', '.join(SHELLS[:-1])} or {SHELLS[-1]} (got {shell or 'nothing'})")
+        raise UsageError(f"{COMPLETION} takes {' or '.join(SHELLS)} (got {shell or 'nothing'})")
     verbs = {verb: _settings(verb) for verb in _here()}
     try:
         tyro.extras.subcommand_cli_from_dict(verbs, prog=INSTALLED, args=[COMPLETION, shell])

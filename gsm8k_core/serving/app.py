@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -299,9 +300,13 @@ async def _body(request: Request) -> object:
     except ClientDisconnect:
         raise ApiError(GONE, "the client went away") from None
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        asked = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        halves = re.search("[\ud800-\udfff]", json.dumps(asked, ensure_ascii=False))
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON ({str(error)[:200]})") from None
+    if halves:  # an emoji that was cut in two: JSON can say it, and no tokenizer can read it
+        raise ApiError(400, f"the body holds half a character (\\u{ord(halves[0]):x}), which is no text")
+    return asked
 
 
 def _no_constant(name: str) -> object:

@@ -393,7 +393,7 @@ def test_a_shell_completes_verbs_flags_and_values(unpacked: Path, tmp_path: Path
         assert offered in shown.stdout.split(), shown.stderr
     refused = subprocess.run([*call, "fish"], cwd=tmp_path, capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "takes bash, zsh or tcsh (got fish)" in refused.stderr
+    assert "takes bash or zsh (got fish)" in refused.stderr
 
 
 def test_without_the_folder_of_the_benchmark_all_else_works(unpacked: Path, tmp_path: Path) -> None:

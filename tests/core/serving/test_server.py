@@ -115,6 +115,8 @@ def test_a_text_is_gone_on_with_and_another_model_answers(running: Running) -> N
         (b"\xff", 400, None),
         (b"[" * 100_000, 400, None),
         (b'{"temperature": NaN}', 400, None),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, 400, None),  # half of an emoji
+        ({"\ud83d": 1}, 400, None),
     ],
 )
 def test_bad_input_is_an_error_in_openais_form(running: Running, body: Any, status: int, code: str | None) -> None:
