@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from gsm8k_core.config.fields import Settings
-from gsm8k_core.config.train import DEMO_PROFILE, NOT_OF_GRPO, TrainConfig
+from gsm8k_core.config.train import DEMO_PROFILE, GRPO_PROFILE, NOT_OF_GRPO, TrainConfig
 from gsm8k_core.files import read_json
 from gsm8k_core.types import DataError, UsageError
 
@@ -52,7 +52,8 @@ def repeated(path: Path) -> dict[str, Any]:
     idle = NOT_OF_GRPO if config.get("recipe") == "grpo" else ()  # its profile settles them anew
     wanted = {name: value for name, value in config.items() if name not in (*OF_ONE_COMMAND, *idle)}
     defaults = TrainConfig().model_dump(mode="json")
-    return {name: value for name, value in wanted.items() if name in SETTLED or value != defaults[name]}
+    settled = SETTLED | set(GRPO_PROFILE) if config.get("recipe") == "grpo" else SETTLED
+    return {name: value for name, value in wanted.items() if name in settled or value != defaults[name]}
 
 
 def as_yaml(config: Settings, given: Collection[str], command: str) -> str:

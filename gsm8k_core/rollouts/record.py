@@ -230,8 +230,11 @@ class Appender:
             raise _not_written(self._path, error) from error
 
     def close(self) -> None:
-        """Each line was flushed when it was written."""
-        self._file.close()
+        """Each line was flushed when it was written; one that could not be is tried once more."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _not_written(self._path, error) from error
 
 
 def _not_written(path: Path, error: OSError) -> StorageError:

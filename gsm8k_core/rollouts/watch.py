@@ -93,7 +93,11 @@ def figures(sampled: Sampled, fresh: bool, clipped: float, kl: float | None) -> 
 
 
 def reason_to_end(history: Sequence[Figures]) -> str | None:
-    """Whether the updates so far are a reason to end: STOP_ENTROPY, STOP_CUT, or None."""
+    """Whether the updates so far are a reason to end: STOP_ENTROPY, STOP_CUT, or None.
+
+    Rollouts are counted: several updates on one have its figures, and would count them again.
+    """
+    history = [each for each in history if each.asked]
     if len(history) < WINDOW:
         return None
     newest = history[-WINDOW:]

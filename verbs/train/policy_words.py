@@ -92,9 +92,11 @@ def advice(worse: bool, rate: float, budget: str) -> str:
 
 def outcome_of(history: Sequence[Figures]) -> dict[str, Any]:
     """For run.json: where the policy began and where it ended."""
-    first, last = _mean(history[:WINDOW]), _mean(history[-WINDOW:])
+    window = _window(len(history))
+    first, last = _mean(history[:window]), _mean(history[-window:])
     return {
         "policy": {
+            "rewarded": any(each.reward > 0 or each.mixed > 0 for each in history),
             "first": first,
             "last": last,
             "problems": sum(each.asked for each in history),
@@ -102,6 +104,15 @@ def outcome_of(history: Sequence[Figures]) -> dict[str, Any]:
             "tokens": sum(each.tokens for each in history),
         }
     }
+
+
+def _window(updates: int) -> int:
+    """How many updates the figures of the start and of the end are means of: none is in both."""
+    return WINDOW if updates >= 2 * WINDOW else 1
+
+
+def _means(updates: int) -> str:
+    return f"means of {WINDOW} updates" if _window(updates) == WINDOW else "the first update and the last"
 
 
 def _mean(some: Sequence[Figures]) -> dict[str, float]:
@@ -116,13 +127,14 @@ def outcome_lines(why: str, result: dict[str, Any], model: object) -> list[str]:
     lines = [
         f"{'ended early' if own else why} after {counted(result['updates'], 'update')} in {clock(result['seconds'])}; "
         f"model in {model}",
-        f"reward   {first['reward']:.3f} -> {last['reward']:.3f} on train problems (means of "
-        f"{counted(min(WINDOW, result['updates']), 'update')}); "
+        f"reward   {first['reward']:.3f} -> {last['reward']:.3f} on train problems ({_means(result['updates'])}); "
         f"an answer of {first['length']:.0f} -> {last['length']:.0f} tokens, {percent(last['cut'])} cut; entropy "
         f"{first['entropy']:.2f} -> {last['entropy']:.2f} nats a token",
         f"sampled  {counted(found['answers'], 'answer')} to {counted(found['problems'], 'problem')}, "
         f"{counted(found['tokens'], 'token')}",
     ]
+    if not found["rewarded"]:
+        lines.append("learned  nothing: no answer was verified, so none was better than another; --recipe sft first")
     if own:
         lines.append(f"why      {own}")
         lines.append(f"try      {TRIES[result['reason']]}")

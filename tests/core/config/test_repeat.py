@@ -48,6 +48,16 @@ def record(folder: Path, config: dict[str, Any]) -> Path:
     return path
 
 
+def test_a_run_of_grpo_keeps_the_answers_a_problem_that_are_another_recipes_default(tmp_path: Path) -> None:
+    asked = TrainConfig(model="m", data="d", recipe="grpo", samples=4)
+    first = with_profile(asked, demo=True, explicit={"samples"})
+    path = record(tmp_path / "run", first.model_dump(mode="json"))
+    config, explicit = cli.parse(["train", "--config", str(path)])
+    assert isinstance(config, TrainConfig)
+    again = with_profile(config, demo=True, explicit=explicit)
+    assert (again.samples, again.sample_temperature, again.learning_rate) == (4, 1.0, first.learning_rate)
+
+
 @pytest.mark.parametrize("demo", [True, False])
 def test_a_run_is_repeated_by_its_record_and_a_flag_wins(demo: bool, tmp_path: Path) -> None:
     asked = TrainConfig(model="m", data="d", output_dir=tmp_path, num_epochs=3, max_samples=1500, verbose=True)

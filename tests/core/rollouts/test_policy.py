@@ -326,3 +326,6 @@ def test_a_run_ends_where_its_entropy_falls_or_its_answers_are_cut() -> None:
     assert after((WINDOW, {"cut": 0.21})) == STOP_CUT
     assert after((9, {}), (WINDOW - 1, {"cut": 0.21})) is None
     assert after((9, {"cut": 0.5}), (WINDOW, {})) is None  # it has learned to end
+    # Four updates on one rollout are one rollout: `asked` is 0 in all but the first.
+    assert after((9, {}), (1, {"cut": 0.5}), (WINDOW, {"cut": 0.5, "asked": 0})) is None
+    assert after((9, {}), (2, {"entropy": 0.01}), (9, {"entropy": 0.01, "asked": 0})) is None
