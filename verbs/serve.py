@@ -88,8 +88,8 @@ def run(config: ServeConfig, context: Context) -> int:
 
 def leave(scheduler: Scheduler) -> int:
     """The exit code. A step that still goes on is not waited for: all else is closed, and Python would take the
-    framework apart under it, which ends in an abort."""
-    if not scheduler.join(0):
+    framework apart under it, which ends in an abort. So may what an answer that was cut had asked MLX for ahead."""
+    if scheduler.cut or not scheduler.join(0):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(EXIT_OK)
