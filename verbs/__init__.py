@@ -7,7 +7,6 @@ stands beside them: demo, link, results, lm_eval_model.
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from gsm8k_core.clock import RunClock
 from gsm8k_core.command import typed
 from gsm8k_core.models import hub
+from gsm8k_core.processes import seconds_since_start
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice
 from verbs.link import Link
@@ -32,11 +32,7 @@ class Context:
 
 def process_clock() -> RunClock:
     """The clock of this process, from its very beginning."""
-    import psutil  # here, not above: only a verb that runs needs it
-
-    # Once, and within a second of the process's start: no setting of the wall clock is to be feared here.
-    already = max(0.0, time.time() - psutil.Process().create_time())
-    return RunClock(already, left_out=hub.seconds_downloading)
+    return RunClock(max(0.0, seconds_since_start()), left_out=hub.seconds_downloading)
 
 
 def say_choices(terminal: Terminal, choices: Mapping[str, Choice]) -> None:
