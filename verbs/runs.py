@@ -117,8 +117,8 @@ def _evaluated(folder: Path, base_hash: object) -> tuple[float, int, bool] | Non
     found = []
     for path in sorted((folder / "logs").glob(f"*/{SUMMARY}")):
         summary = _read(path)
-        of_base = summary.get("hash") == base_hash
-        if not of_base and not OTHERS & set(Path(str(summary.get("model"))).parts) and (score := _score(summary)):
+        left_out = summary.get("hash") == base_hash or summary.get("split") == "train"  # it was trained on those
+        if not left_out and not OTHERS & set(Path(str(summary.get("model"))).parts) and (score := _score(summary)):
             found.append((not score[2], score[1], path.stat().st_mtime, score))
     return max(found)[-1] if found else None
 

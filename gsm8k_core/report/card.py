@@ -15,6 +15,7 @@ from gsm8k_core.report.words import (
     between,
     bounds,
     calculator_line,
+    caveats,
     headline,
     how,
     learned,
@@ -147,6 +148,7 @@ def _body(comparison: Mapping[str, Any], name: str, facts: Facts) -> list[str]:
         f"{result.both:,} solved by both, {result.neither:,} by neither, under the {escaped(result.rule)} rule.",
         "",
     ]
+    lines += [line for caveat in caveats(comparison, result) for line in (escaped(caveat), "")]
     if result.better == "base":
         lines += ["The base model was better on these problems. Keep the base.", ""]
     return [*lines, *_results(comparison), *_endings(comparison), *_how(comparison, facts)]

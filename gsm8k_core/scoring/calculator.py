@@ -296,7 +296,9 @@ class Calculator:
         for way in ways:
             if self._decode([*tail, *way]) == text + rest:
                 return way
-        raise DataError(f"this tokenizer cannot write {rest!r} behind {opened!r}; leave --calculator out")
+        raise DataError(
+            f"this tokenizer cannot write {rest!r} behind {opened!r}; leave --calculator out (of train: off)"
+        )
 
 
 def _rest(result: str, begun: str) -> str:

@@ -145,6 +145,8 @@ class Terminal:
             table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
         for row in rows:
             table.add_row(*[Text(printable(cell)) for cell in row])
+        if self._gone:  # what could not be written would be tried again here
+            return
         with self.console.capture() as captured:
             self.console.print(table)
         self._print(Text.from_ansi(FILLING.sub(r"\1", captured.get().rstrip("\n"))))

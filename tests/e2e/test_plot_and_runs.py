@@ -186,6 +186,7 @@ def test_runs_newest_first_with_their_scores(run: Run, tmp_path: Path) -> None:
         "eval-step": scores(1319, 0.8, hash="x", model="runs/deeper/second/checkpoints/update-000002"),
         "eval-few": scores(20, 0.7, hash="y", model="runs/deeper/second"),
         "eval-more": scores(200, 0.25, hash="y", model="runs/deeper/second"),
+        "eval-train": scores(7473, 0.95, hash="y", model="runs/deeper/second", split="train"),
         "eval-calculator": scores(1319, 0.6, hash="y", model="runs/deeper/second", calculator={"results": 9}),
         "eval-bad": {"n": True, "rules": []},
     }.items():
