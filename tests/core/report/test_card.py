@@ -130,3 +130,9 @@ def test_what_is_missing_is_our_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mean_tokens"):
         write_card(tmp_path / "card.md", broken, "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_page_says_beside_the_verdict_stands_in_the_card() -> None:
+    timed = comparison(time={"n": 100, "of": 1319, "max_time": "10m"})
+    assert "A random sample: 100 of 1,319 problems fitted into 10m." in make_card(timed, "mine")
+    assert "random sample" not in make_card(comparison(), "mine")

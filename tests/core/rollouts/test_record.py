@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,14 @@ def test_a_file_that_the_system_does_not_give_is_a_matter_of_its_rights(
     for reads in (read, last_seconds, record.content_of):
         with pytest.raises(StorageError, match=r"records\.jsonl cannot be read \(Permission denied\); check .* rights"):
             reads(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+def test_a_full_disk_is_said_with_its_file_at_the_end_too(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    appender = Appender(path, [])
+    appender._file.close()
+    appender._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "ab")
+    for call in (lambda: appender(rollout(RIGHT)), appender.close):  # what could not be written is tried once more
+        with pytest.raises(StorageError, match=r"records\.jsonl cannot be written \(No space left on device\)"):
+            call()

@@ -157,3 +157,15 @@ def test_a_bar_of_what_goes_on_begins_where_it_is() -> None:
     assert "\x1b[?25" not in out.getvalue()  # the cursor stays: a kill would leave it hidden
     assert "120/300" in out.getvalue()
     assert "  0/300" not in out.getvalue()
+
+
+def test_a_table_after_lines_that_could_not_be_written_raises_nothing() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    terminal = Terminal(json_only=False)
+    terminal.console.file = Full()
+    terminal.say("a line")
+    terminal.table(["rule", "right"], [["robust", "1"]])
+    terminal.say("another")
