@@ -32,7 +32,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     whole, _, _ = text.rpartition("\n")
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in whole.split("\n") if line]  # U+2028 in a text ends no line
     except ValueError:
         raise DataError(f"{path} holds a line that is not JSON") from None
 

@@ -100,6 +100,8 @@ def test_a_run_and_a_path_go_where_a_text_is_asked_for_and_all_is_all(model: Pat
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"event": "upd')  # one that is being written
     assert len(run.losses) == run.updates == 1
+    (run.folder / "metrics.jsonl").write_text('{"event": "a\u2028b"}\n', encoding="utf-8")
+    assert run.events == [{"event": "a\u2028b"}]
     with pytest.raises(GSM8KError, match="cannot be read"):
         _ = TrainedRun(place / "none").events
 
