@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from gsm8k_core.backend import Capabilities
@@ -45,8 +47,9 @@ def choose_device(asked: str, here: tuple[str, ...]) -> Choice:
     return Choice(asked, f"--device {asked}")
 
 
+@functools.cache
 def measure_gflops(dtype: torch.dtype, device: str = "cpu", size: int = 1024) -> float:
-    """The rate of a matrix product on a device, in GFLOPS."""
+    """The rate of a matrix product on a device, in GFLOPS; once a process."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device)
 

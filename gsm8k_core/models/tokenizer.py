@@ -180,7 +180,7 @@ def _verdict(code: int, said: str, complaint: str) -> str:
     lines = said.splitlines()
     if code == 0 and lines:
         return str(json.loads(lines[-1]).get("reason", ""))
-    what = "tokenizer" if lines else "chat template"
+    what = "tokenizer" if lines and "passed" in lines[0] else "chat template"  # it may be killed behind its last word
     if code < 0:
         how = signal.Signals(-code).name
         return f"its {what} takes more than {CPU_SECONDS} s, or too much memory, for one short problem ({how})"

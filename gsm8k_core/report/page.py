@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def _charts(
     )
 
 
+@cache
 def environment() -> jinja2.Environment:
+    """Ours, with its filters; a template is compiled once a process."""
+
     def shown(value: object) -> object:
         return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 

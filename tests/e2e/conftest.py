@@ -67,7 +67,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     A file that is about what is seen has a fixture of this name that leaves all as it is.
     """
     monkeypatch.setattr("gsm8k_core.training.health.PROBE_TOKENS", 8)
-    monkeypatch.setattr("gsm8k_core.training.budget.SLOWDOWN_BLOCKS", 4)
+    monkeypatch.setattr("gsm8k_core.training.budget.SLOWDOWN_BLOCKS", 1)
 
 
 @pytest.fixture

@@ -52,6 +52,17 @@ def among_others(folder: Path, template: str) -> None:
     edit(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": template}])
 
 
+@pytest.fixture
+def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bomb gets one or two seconds and not six; the limit is the system's either way."""
+    ours = tokenizer.TRIAL.read_text(encoding="utf-8")
+    given = f"CPU_SECONDS = {trial.CPU_SECONDS}\n"
+    assert given in ours
+    (tmp_path / "trial.py").write_text(ours.replace(given, "CPU_SECONDS = 1\n"), encoding="utf-8")
+    monkeypatch.setattr(tokenizer, "TRIAL", tmp_path / "trial.py")
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_template_that_is_a_bomb_is_refused(bomb: str, folder: Path) -> None:
     in_config(folder, BOMBS[bomb])
@@ -66,6 +77,7 @@ def test_a_template_is_looked_for_where_transformers_finds_it(place: Any, folder
         load_tokenizer(folder)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_tokenizer_that_is_a_bomb_is_refused(folder: Path) -> None:
     path = folder / "tokenizer.json"
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}

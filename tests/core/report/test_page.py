@@ -527,6 +527,7 @@ def test_a_name_that_the_template_lacks_is_our_error(tmp_path: Path, monkeypatch
         (tmp_path / part.name).write_bytes(part.read_bytes())
     (tmp_path / "report.html.j2").write_text("{{ models[0].summary.nobody }}")
     monkeypatch.setattr(page, "TEMPLATES", tmp_path)
+    monkeypatch.setattr(page, "environment", page.environment.__wrapped__)  # else one that was read
     with pytest.raises(DataError, match="nobody"):
         rendered()
 
