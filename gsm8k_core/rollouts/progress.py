@@ -17,6 +17,8 @@ from gsm8k_core.types import Choice
 PROGRESS, POLICY = "rft", "grpo"  # the manifest's keys, of the one recipe and of the other
 ROUNDS = "rollouts"  # the manifest's key of the rounds' counts
 BASE = "base"  # the base's first answers, which say whether it needs a warm start
+OPEN = "open"  # of whether sampling pays: not known, since the time was too short to find out
+TAKEN_UP = 2  # times the --max-time that was too short for it: with less, what there is gets the time
 Name = Annotated[str, Field(pattern=r"^(base|warm|(sample|train)-[0-9]{1,2})$")]
 # What each decision may be.
 DECIDED = {
@@ -25,7 +27,7 @@ DECIDED = {
     "verify": "steps|gold",
     "warm": "on|off",
     "calculator": "on|off",
-    "pays": "yes|no",
+    "pays": f"yes|no|{OPEN}",
 }
 Words = Annotated[str, Field(max_length=100_000)]
 
@@ -66,6 +68,9 @@ class StoredProgress(Stored):
             if name.startswith(("warm", "train")) and name not in self.updates:
                 raise ValueError(f"updates lacks those of {name}, which is done")
         return self
+
+
+EVERY_ROUND = "round-*"  # folders under rollouts/
 
 
 def folder_of(name: str) -> str:
@@ -115,6 +120,20 @@ class Progress:
     def with_done(self, name: str, updates: int | None = None) -> Progress:
         more = {} if updates is None else {name: updates}
         return replace(self, done=(*self.done, name), phase=None, updates={**self.updates, **more})
+
+    def taken_up(self, budget: float) -> Progress:
+        """With a --max-time of `budget` seconds: without what a shorter one left open, and all that followed it.
+
+        A warm start that had an update stays; one that had none is decided anew. Itself where nothing is to change.
+        """
+        known = self.phase.budget if self.phase else budget
+        if self.decided("pays") != OPEN or budget < TAKEN_UP * known:
+            return self
+        warm = self.updates.get("warm")
+        again = {"pays", "rounds", "verify"} | ({"warm"} if warm == 0 else set())
+        decisions = {name: choice for name, choice in self.decisions.items() if name not in again}
+        done, updates = (("warm",), {"warm": warm}) if warm else ((), {})
+        return replace(self, done=done, updates=updates, decisions=decisions, phase=None)
 
     def as_json(self) -> dict[str, Any]:
         """For run.json."""

@@ -474,7 +474,9 @@ def test_where_sampling_cannot_pay_the_warm_start_goes_on(run: Run, model: Path,
     assert load_file(folder / "model/model.safetensors")
 
 
-def test_a_warm_start_without_time_is_passed_over(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_warm_start_without_time_is_passed_over_and_made_up_for_with_more(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
     """Its share of the time holds no update; the last training, which has all that is left, does some."""
     asked = ("--model", model, "--data", data, "--output-dir", tmp_path / "hasty", "--backend", "torch")
     with pytest.MonkeyPatch.context() as patch:
@@ -484,7 +486,16 @@ def test_a_warm_start_without_time_is_passed_over(run: Run, model: Path, data: P
     assert re.search(r"warm     passed over: no update has time until [0-9][^.]* of the run", done.stdout)
     manifest = json.loads((tmp_path / "hasty/run.json").read_text())
     assert manifest["rft"]["updates"]["warm"] == 0
+    assert manifest["rft"]["decisions"]["pays"]["name"] == "open"
     assert manifest["outcome"]["updates"] == 2
+    done = run("train", "--resume", tmp_path / "hasty", "--max-time", "17h")  # not twice as much
+    assert "nothing is left to do" in done.stdout
+    done = run("train", "--resume", tmp_path / "hasty", "--max-time", "18h")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "hasty/run.json").read_text())
+    assert manifest["rft"]["updates"]["warm"] == 2
+    assert manifest["rft"]["decisions"]["pays"]["name"] == "no"  # which this tiny model now says for itself
+    assert manifest["outcome"] | {"updates": 2, "reason": "done"} == manifest["outcome"]
 
 
 class Spaced(Calculator):

@@ -16,7 +16,16 @@ from typing import Any
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import file_hash, remove_folder, write_bytes, write_json
 from gsm8k_core.problems.batching import rows_hash
-from gsm8k_core.rollouts.progress import BASE, PROGRESS, ROUNDS, Progress, Timed, folder_of
+from gsm8k_core.rollouts.progress import (
+    BASE,
+    EVERY_ROUND,
+    OPEN,
+    PROGRESS,
+    ROUNDS,
+    Progress,
+    Timed,
+    folder_of,
+)
 from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Rollout
 from gsm8k_core.rollouts.round import Round
 from gsm8k_core.rollouts.schedule import (
@@ -117,6 +126,7 @@ class Rounds:
             now, self.model = last.job, last.model
             self.job = replace(self.job, config=now.config, dtype=now.dtype, run=now.run, adjustments=now.adjustments)
             self._open(self.job)  # with a plan of its memory: a recovery makes none
+        self._take_up()
         self._decide_what_is_asked_for()
         self._decide_warm_start()
         if self._warm:
@@ -132,6 +142,22 @@ class Rounds:
             if not self.progress.updates[f"train-{number}"]:  # no time: nothing new could answer
                 return self._last(self._rows())
             number += 1
+
+    def _take_up(self) -> None:
+        """Do anew what a shorter --max-time left open: what followed goes, from the disk first.
+
+        That it is to go stays known until then, so a kill in between changes nothing.
+        """
+        again = self.progress.taken_up(self.config.budget_seconds)
+        if again is self.progress:
+            return
+        self._record(self.progress)  # the seconds that it took, which the checkpoints know
+        for folder in (*self.run.rollouts.glob(EVERY_ROUND), self.run.checkpoints):
+            if folder.is_dir():
+                remove_folder(folder)
+        self.run.record(**{ROUNDS: []})
+        self._record(again)
+        self.context.terminal.say("rft      whether it pays was left open: with this --max-time that is found out now")
 
     # --- what is decided --------------------------------------------------------------------------------------
 
@@ -213,10 +239,16 @@ class Rounds:
         return timed
 
     def _pays(self) -> bool:
-        """Whether the warm model answers well enough; decided once."""
-        if self._warm:
-            first = self.answers[1][:FIRST_ANSWERS]
-            right = sum(each.verified(self.progress.mode) for each in first)
+        """Whether the model answers well enough; decided once, by a whole first block of what a warm start made of it.
+
+        Where there was no time for either it is left open, and what there is says what this --max-time is used for.
+        """
+        first, of = self.answers[1][:FIRST_ANSWERS], self.sampler.num_first
+        right = sum(each.verified(self.progress.mode) for each in first)
+        if too_short := self._too_short(len(first), of):
+            reason = f"{too_short}; --resume with twice this --max-time, or more, finds out whether rft pays"
+            self._decide("pays", Choice(OPEN, reason))
+        elif self._warm:
             cost = tokens_a_row([len(each.completion.tokens) for each in first], right)
             said = f"{right} of the first {counted(len(first), 'answer')} are verified: "
             said += f"a kept row costs {cost:,.0f} tokens" if cost else "no row could be kept"
@@ -224,7 +256,15 @@ class Rounds:
                 self._decide("pays", Choice("no", f"rft cannot pay here, {said}; going on with sft"))
             else:
                 self._decide("pays", Choice("yes", said))
+        if self.progress.decided("pays") == OPEN:
+            return right > 0 and not cannot_pay(right, len(first))
         return self.progress.decided("pays") != "no"
+
+    def _too_short(self, answers: int, of: int) -> str:
+        """What there was no time for, of all that says whether sampling pays; empty where it is there."""
+        if self._warm and not self.progress.updates.get("warm"):
+            return "there was no time for an update of the warm start"
+        return f"{answers} of the first {counted(of, 'answer')} had time to end" if answers < of else ""
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -299,11 +339,12 @@ class Rounds:
         self._drop(weights)
 
     def _drop(self, weights: str) -> None:
-        """Weights that have answered go, unless the warm start itself goes on."""
-        if weights != FIRST and self._pays():
-            folder = self.run.phase(folder_of(weights)).checkpoints
-            if folder.is_dir():
-                remove_folder(folder)
+        """Weights that have answered go, unless the warm start itself goes on, or may be asked again."""
+        if weights == FIRST or (weights == "warm" and self.progress.decided("pays") != "yes"):
+            return
+        folder = self.run.phase(folder_of(weights)).checkpoints
+        if folder.is_dir():
+            remove_folder(folder)
 
     def _answer(self, number: int, path: Path, timed: Timed) -> None:
         """Ask until all is asked or the time is over; with half as many at once where memory runs out."""
@@ -504,7 +545,7 @@ class Rounds:
         """The last training; `from_warm`: the warm start goes on, on the human rows."""
         self._begin(Phase("train", self._rounds))
         self.context.link.tell(phase="the training", place="", answers=None)
-        from_warm = from_warm and self.progress.updates["warm"] > 0
+        from_warm = from_warm and self.progress.updates.get("warm", 0) > 0
         own = sum("/own-" in row.id for row in rows)
         mixed = f"{own:,} answers of its own and {len(rows) - own:,} human ones"
         if not own:

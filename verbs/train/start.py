@@ -271,7 +271,8 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     recorded = _recorded(run)
     asked = _asked(config, context.explicit)
     config = TrainConfig(**{**dict(recorded), **asked})
-    if run.manifest.get("status") == "done":
+    progress = Progress.from_json(run.manifest.get(PROGRESS))
+    if run.manifest.get("status") == "done" and progress.taken_up(config.budget_seconds) is progress:
         check(recorded, config, {}, {}, force=True)  # more epochs, say, would be another run
         run.release()
         updates = counted(run.manifest.get("outcome", {}).get("updates", 0), "update")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pydantic
 import pytest
 
@@ -59,6 +61,31 @@ def test_progress_comes_back_from_json() -> None:
     assert Progress.from_json(None) == Progress()
     assert progress.decided("warm") == "on"
     assert progress.decided("rounds") is None
+
+
+def left_open(updates: int) -> Progress:
+    progress = Progress(phase=Timed("warm", 1.0, 2.0, 30.0))
+    for name, choice in (("together", "64"), ("warm", "on"), ("rounds", "1"), ("verify", "steps"), ("pays", "open")):
+        progress = progress.with_decision(name, Choice(choice, "why"))
+    progress = progress.with_done("warm", updates).with_done("sample-1")
+    return replace(progress, phase=Timed("train-1", 20.0, 28.0, 30.0))
+
+
+@pytest.mark.parametrize(("updates", "decided"), [(3, {"together", "warm"}), (0, {"together"})])
+def test_what_a_short_time_left_open_is_taken_up_with_twice_as_much(updates: int, decided: set[str]) -> None:
+    again = left_open(updates).taken_up(60.0)
+    assert set(again.decisions) == decided
+    assert (again.done, again.updates) == ((("warm",), {"warm": 3}) if updates else ((), {}))
+    assert again.phase is None
+    StoredProgress.model_validate(left_open(updates).as_json())
+
+
+def test_nothing_is_taken_up_with_as_little_time_or_where_it_is_decided() -> None:
+    progress = left_open(3)
+    decided = progress.with_decision("pays", Choice("no", "why"))
+    assert progress.taken_up(59.0) is progress
+    assert decided.taken_up(600.0) is decided
+    assert Progress().taken_up(600.0) == Progress()
 
 
 @pytest.mark.parametrize("name", ["warm", "train-1"])

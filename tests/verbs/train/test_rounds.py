@@ -124,6 +124,40 @@ def test_how_answers_are_verified_is_decided_when_enough_are_right_or_the_first_
     assert decided(few, verify="gold") == "gold"
 
 
+@pytest.mark.parametrize(
+    ("warm", "updates", "answers", "right", "decided", "goes_on"),
+    [
+        ("on", 3, 64, 1, "no", False),
+        ("on", 3, 64, 2, "yes", True),
+        ("on", 3, 0, 0, "open", False),  # nothing was heard: neither that it pays nor that it cannot
+        ("on", 3, 63, 0, "open", False),
+        ("on", 3, 63, 9, "open", True),
+        ("on", 0, 64, 0, "open", False),  # the base, and no warm model
+        ("off", None, 64, 0, None, True),
+        ("off", None, 5, 0, "open", False),
+    ],
+)
+def test_whether_sampling_pays_is_left_open_where_the_time_was_too_short_to_know(
+    warm: str, updates: int | None, answers: int, right: int, decided: str | None, goes_on: bool
+) -> None:
+    progress = Progress().with_decision("warm", Choice(warm, ""))
+    progress = progress if updates is None else progress.with_done("warm", updates)
+    heard = [
+        SimpleNamespace(verified=lambda mode, at=at: at < right, completion=SimpleNamespace(tokens=[1, 2]))
+        for at in range(answers)
+    ]
+    rounds = made(
+        TrainConfig(max_time="16"),
+        progress=progress,
+        answers={1: heard},
+        run=SimpleNamespace(record=lambda rft: None),
+        context=SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None)),
+        sampler=SimpleNamespace(num_first=64),
+    )
+    assert rounds._pays() == goes_on
+    assert rounds.progress.decided("pays") == decided
+
+
 def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rounds, "_mixed", lambda self: [])
     run = SimpleNamespace(folder="runs/x")
