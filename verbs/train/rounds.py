@@ -97,6 +97,7 @@ class Rounds:
     after: float = 0.0  # seconds that are kept for what follows the phases
     reserve: float = 0.0  # seconds of the save, and of the end of the run
     opening: float = 0.0  # seconds that it takes to open the model for a training, and to rehearse it
+    update: float = 0.0  # seconds that one update is thought to take
     pace: float = 0.0  # seconds that a padded token of an update takes, by the newest rehearsal
     chains: dict[str, Chain] = field(default_factory=dict)  # of the human answers, by problem
     progress: Progress = field(init=False)
@@ -122,6 +123,7 @@ class Rounds:
         last = self._segment_of(self.job, self.run)
         guard, self.reserve = last.guard_now(), last.reserve_now()
         self.after, self.pace, self.opening = SPARE * guard.seconds, last.model.rehearsed, last.model.seconds
+        self.update = last.model.update_seconds
         if last.model is not self.model:  # the base's answers had no room in float16: all that follows is in float32
             now, self.model = last.job, last.model
             self.job = replace(self.job, config=now.config, dtype=now.dtype, run=now.run, adjustments=now.adjustments)
@@ -270,8 +272,10 @@ class Rounds:
 
     @property
     def _end(self) -> float:
-        """When the last training has to be done, in seconds of the run."""
-        return self.config.budget_seconds - self.after
+        """When the last training has to be done, in seconds of the run, all but its opening and one update: those are
+        kept for it whatever the phases before it took.
+        """
+        return self.config.budget_seconds - self.after - self.reserve - SPARE * (self.opening + self.update)
 
     def _begin(self, phase: Phase, name: str = "") -> Timed:
         """The phase's time: as it was recorded, where the run has the same --max-time."""
@@ -293,14 +297,13 @@ class Rounds:
     def _sampling_end(self, number: int, timed: Timed) -> float:
         """When a round's sampling ends: of the last one later, where the training of its rows leaves time for it.
 
-        That is its updates, the opening of the model and its rehearsal, the guard after a quarter, and the save.
+        That is its updates and the guard after a quarter; the rest of it is behind `_end`.
         """
         if self.progress.decided("rounds") is None or number < self._rounds or not self.pace:
             return timed.end
         job = replace(self.job, rows=replace(self.job.rows, examples=self._mixed() or self.job.rows.examples))
         updates = sum(job.tokens(self.model.micro_batch_tokens)) * self.pace
-        training = SPARE * (updates + self.opening) + self.after + self.reserve
-        return longer_sampling(timed.end, self._end, training)
+        return longer_sampling(timed.end, self._end, SPARE * (updates - self.update) + self.after)
 
     # --- sampling ---------------------------------------------------------------------------------------------
 

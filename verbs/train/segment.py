@@ -380,8 +380,9 @@ class Segment:
         return writing + END_SECONDS * slowdown() + self.trackers.reserve
 
     def reserve_now(self) -> float:
-        """Seconds that the end of the run may take after its last update and guard."""
-        return self._reserve(self._write_seconds())
+        """Seconds that the end of the run may take after its last update and guard, with the checkpoint of a stop."""
+        writing = self._write_seconds()
+        return self._reserve(writing) + MOMENTS * writing
 
     def _keep_best(self, update: int, live: Any, result: DevResult) -> Path:
         """best/ of the weights after `update`, with its label."""

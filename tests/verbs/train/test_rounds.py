@@ -41,7 +41,8 @@ class Job:
 def made(config: TrainConfig, **known: Any) -> Rounds:
     """Rounds without a model and without a folder."""
     rounds = object.__new__(Rounds)
-    nothing = {"after": 0.0, "reserve": 0.0, "opening": 0.0, "pace": 0.0, "progress": Progress(), "answers": {}}
+    nothing: dict[str, Any] = dict.fromkeys(("after", "reserve", "opening", "update", "pace"), 0.0)
+    nothing |= {"progress": Progress(), "answers": {}}
     for name, value in ({"job": Job(config)} | nothing | known).items():
         setattr(rounds, name, value)
     return rounds
@@ -56,6 +57,7 @@ def made(config: TrainConfig, **known: Any) -> Rounds:
         ({"after": 10.0}, 530),  # the end is earlier by it, and the guard after a quarter takes as long
         ({"pace": 0.1}, 650),  # the half of the rest that is not touched
         ({"opening": 300.0}, 500),
+        ({"update": 8.0}, 550),  # one of the updates, which the end is earlier by
     ],
 )
 def test_a_longer_sampling_leaves_time_for_all_that_follows(
@@ -66,6 +68,10 @@ def test_a_longer_sampling_leaves_time_for_all_that_follows(
     model = SimpleNamespace(micro_batch_tokens=64)
     rounds = made(TrainConfig(max_time="800"), progress=progress, model=model, **{"pace": 1.0, **more})
     assert rounds._sampling_end(1, Timed("sample-1", 0.0, 500.0, 800.0)) == pytest.approx(end)
+
+
+def test_the_phases_before_it_leave_the_last_training_its_opening_one_update_and_the_save() -> None:
+    assert made(TrainConfig(max_time="100"), after=10.0, reserve=5.0, opening=4.0, update=8.0)._end == 70.0
 
 
 def test_another_end_is_asked_for_once_and_when_the_planned_one_has_come() -> None:
