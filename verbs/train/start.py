@@ -271,8 +271,7 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     recorded = _recorded(run)
     asked = _asked(config, context.explicit)
     config = TrainConfig(**{**dict(recorded), **asked})
-    progress = Progress.from_json(run.manifest.get(PROGRESS))
-    if run.manifest.get("status") == "done" and progress.taken_up(config.budget_seconds) is progress:
+    if _is_complete(run, config):
         check(recorded, config, {}, {}, force=True)  # more epochs, say, would be another run
         run.release()
         updates = counted(run.manifest.get("outcome", {}).get("updates", 0), "update")
@@ -325,6 +324,12 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
         adjustments=tuple(adjustments_of(run.manifest)),
         unfinished=unfinished,
     )
+
+
+def _is_complete(run: Run, config: TrainConfig) -> bool:
+    """Whether nothing is left of it to do: no update, and nothing that a shorter --max-time left open."""
+    progress = Progress.from_json(run.manifest.get(PROGRESS))
+    return run.manifest.get("status") == "done" and progress.taken_up(config.budget_seconds) is progress
 
 
 def _has_corpus(run: Run) -> bool:
