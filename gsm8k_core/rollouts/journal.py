@@ -13,16 +13,17 @@ from pathlib import Path
 from gsm8k_core.files import make_folder, refuse_links, write_bytes
 from gsm8k_core.rollouts.group import Sampled
 from gsm8k_core.rollouts.record import as_line
+from gsm8k_core.scoring.verify import Mode
 from gsm8k_core.types import StorageError
 
 KEPT = 20  # files; 128 answers of 300 tokens are 400 KB
 NAME = re.compile(r"rollout-([0-9]{6,})\.jsonl")
 
 
-def write(rollouts: Path, sampled: Sampled, update: int) -> None:
+def write(rollouts: Path, sampled: Sampled, update: int, mode: Mode) -> None:
     """The answers of a rollout whose first update is number `update`, all at once. Raises StorageError."""
     lines = [
-        as_line(answer, reward=reward, advantage=advantage)
+        as_line(answer, mode, reward=reward, advantage=advantage)
         for group in sampled.groups
         for answer, reward, advantage in zip(group.answers, group.rewards, group.advantages, strict=True)
     ]

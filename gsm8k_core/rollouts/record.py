@@ -100,7 +100,7 @@ def judged(problem: Problem, sample: int, completion: Completion, decode: Decode
     return Rollout(problem, sample, completion, text, seconds, verdict)
 
 
-def as_line(rollout: Rollout, **more: object) -> bytes:
+def as_line(rollout: Rollout, mode: Mode, **more: object) -> bytes:
     """A line of records.jsonl; what a person reads, and what is used again. `more` is written as well."""
     completion, verdict = rollout.completion, rollout.verdict
     values = {
@@ -109,8 +109,8 @@ def as_line(rollout: Rollout, **more: object) -> bytes:
         "question": rollout.problem.question,
         "gold": rollout.problem.gold,
         "completion": rollout.text,
-        "verified": verdict.verified,
-        "reason": verdict.reason,
+        "verified": rollout.verified(mode),
+        "reason": rollout.refusal(mode),
         "gold_right": verdict.gold_right,
         "chain": list(verdict.chain),
         **drawn(completion),
@@ -211,12 +211,15 @@ def _completion_of(row: _Line, problems: Mapping[str, Problem], vocabulary: int)
 class Appender:
     """records.jsonl, open at its end: an answer is on the disk's way before the next one is asked about."""
 
-    def __init__(self, path: Path, kept: Iterable[Rollout]) -> None:
-        """Begins with `kept`, and nothing else. Raises StorageError."""
-        content = b"".join(map(as_line, kept))
+    def __init__(self, path: Path, kept: Iterable[Rollout], mode: Callable[[], Mode]) -> None:
+        """Begins with `kept`, and nothing else. `mode`: by what an answer is verified when it is written.
+
+        Raises StorageError.
+        """
+        content = b"".join(as_line(each, mode()) for each in kept)
         if not path.exists() or read_plain(path, MAX_LINES_BYTES) != content:
             write_bytes(path, content)
-        self._path = path
+        self._path, self._mode = path, mode
         try:
             self._file: IO[bytes] = path.open("ab")
         except OSError as error:
@@ -224,7 +227,7 @@ class Appender:
 
     def __call__(self, rollout: Rollout) -> None:
         try:
-            self._file.write(as_line(rollout))
+            self._file.write(as_line(rollout, self._mode()))
             self._file.flush()
         except OSError as error:
             raise _not_written(self._path, error) from error

@@ -44,7 +44,7 @@ class Round:
     samples: int  # waves, at most
     keep: int
     seed: int
-    mode: Callable[[], Mode]  # asked from the second wave on
+    mode: Callable[[], Mode]  # asked for each answer that is written, and from the second wave on
     elapsed: Callable[[], float]  # seconds of the run
     late: Callable[[], bool]  # asked after each token
     heard: Callable[[Rollout], None] = lambda rollout: None  # of each new answer
@@ -68,13 +68,13 @@ class Round:
                         self.answers += answers
                     else:
                         if appender is None:
-                            appender = Appender(self.path, self.answers)
+                            appender = Appender(self.path, self.answers, self.mode)
                         answers, whole = self._ask(block, appender)
                     yield Block(number, len(wanted), tuple(answers), whole)
                     if not whole:
                         return
             if appender is None:  # all of it was there, and a torn line may follow
-                appender = Appender(self.path, self.answers)
+                appender = Appender(self.path, self.answers, self.mode)
         finally:
             if appender is not None:
                 appender.close()

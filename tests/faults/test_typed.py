@@ -231,7 +231,7 @@ def test_a_record_is_typed(place: tuple[str | int, ...], value: Any) -> None:
         own_error(lambda: _read_records(path, WANTED, str, print))
 
 
-ROLLOUT = json.loads(as_line(judged(PROBLEM, 1, Completion((1, 2), "stop", 3, (1,)), str, 2.5)))
+ROLLOUT = json.loads(as_line(judged(PROBLEM, 1, Completion((1, 2), "stop", 3, (1,)), str, 2.5), "steps"))
 
 
 @FUZZ

@@ -178,7 +178,7 @@ class PolicyRun:
         self.hear(StepEvent(ROLLOUT, {"update": update, "answered": answered, "of": asked, "sampling_speed": speed}))
 
     def _rolled(self, sampled: Sampled) -> None:
-        journal.write(self.run.rollouts, sampled, len(self.policy.history) + 1)
+        journal.write(self.run.rollouts, sampled, len(self.policy.history) + 1, self.progress.mode)
 
     def _halve(self, why: str) -> None:
         self.sampler.halve(why)

@@ -26,7 +26,7 @@ from gsm8k_core.rollouts.progress import (
     Timed,
     folder_of,
 )
-from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Rollout
+from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Appender, Rollout
 from gsm8k_core.rollouts.round import Round
 from gsm8k_core.rollouts.schedule import (
     FEWEST_RIGHT,
@@ -190,7 +190,8 @@ class Rounds:
     def _decide_what_is_asked_for(self) -> None:
         """What the flags say, and the calculator, which the rows decide; after a kill, how many answers at once."""
         config, progress = self.config, self.progress
-        for name, flag, asked in (("rounds", "rounds", config.rounds), ("warm", "warm-start", config.warm_start)):
+        flags = ("rounds", "rounds", config.rounds), ("warm", "warm-start", config.warm_start)
+        for name, flag, asked in (*flags, ("verify", "verify", config.verify)):
             if asked != "auto":
                 self._decide(name, Choice(asked, f"--{flag} {asked}"))
         self._decide("calculator", self.sampler.choose_calculator())
@@ -205,6 +206,7 @@ class Rounds:
             answers = self._base_answers()
             mode = choose_verify(self.config, answers)
             checked: Mode = "gold" if mode.name == "gold" else "steps"
+            self._write_verdicts(self._folder(BASE), answers, checked)
             right, tried = sum(each.verified(checked) for each in answers), self.sampler.num_first
             late = f" ({len(answers)} of them had time to end)" if len(answers) < tried else ""
             said = f"{right} of the base's first {counted(tried, 'answer')} are verified{late}"
@@ -394,6 +396,7 @@ class Rounds:
         first = [each for each in answers if each.sample == (number - 1) * samples]
         if len(first) < len(self.sampler.problems):
             first = first[: Round.in_whole_blocks(len(first))]
+        self._write_verdicts(folder, answers, self.progress.mode)
         counts = tally(
             number, answers, first, ours, self._human_chains(), self.progress.mode, self.elapsed() - timed.began
         )
@@ -403,6 +406,10 @@ class Rounds:
         self.run.record(**{ROUNDS: [*others, counts.as_json()]})
         self._record(self.progress.with_done(f"sample-{number}"))
         self._tell(counts)
+
+    def _write_verdicts(self, folder: Path, answers: Sequence[Rollout], mode: Mode) -> None:
+        """Each answer's verdict anew, where it was written before it was decided by what answers are verified."""
+        Appender(folder / RECORDS, answers, lambda: mode).close()
 
     def _tell(self, counts: Tally) -> None:
         self.context.terminal.say(round_line(counts))

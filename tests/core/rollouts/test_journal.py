@@ -21,12 +21,13 @@ def test_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(journal, "KEPT", 3)
     rollouts = tmp_path / "rollouts"
     for update in (1, 99, 999_999, 1_000_000, 1_000_001):
-        journal.write(rollouts, SAMPLED, update)
+        journal.write(rollouts, SAMPLED, update, "steps")
     assert [journal.update_of(path) for path in journal.files(rollouts)] == [999_999, 1_000_000, 1_000_001]
-    journal.write(rollouts, SAMPLED, 1_000_000)  # a run that went back to a checkpoint makes it again, and what follows
+    # A run that went back to a checkpoint makes it again, and what follows.
+    journal.write(rollouts, SAMPLED, 1_000_000, "steps")
     assert [journal.update_of(path) for path in journal.files(rollouts)] == [999_999, 1_000_000]
     (rollouts / "rollout-000012-2.jsonl").write_text("a person's copy")
-    journal.write(rollouts, SAMPLED, 1_000_001)
+    journal.write(rollouts, SAMPLED, 1_000_001, "steps")
     assert len(journal.files(rollouts)) == 3
     assert (rollouts / "rollout-000012-2.jsonl").exists()
 
@@ -35,5 +36,5 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "rollouts").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match="is a link"):
-        journal.write(tmp_path / "rollouts", SAMPLED, 1)
+        journal.write(tmp_path / "rollouts", SAMPLED, 1, "steps")
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from gsm8k_core.rollouts import record
 from gsm8k_core.rollouts.record import Appender, Rollout, as_line, judged, last_seconds, read_key, read_records
+from gsm8k_core.scoring.verify import Mode
 from gsm8k_core.types import Completion, DataError, StorageError
 from tests.core.rollouts.script import END, NO_STEP, OTHER, RIGHT, WRONG, WRONG_STEP, decode, encode, problem
 
@@ -51,7 +53,7 @@ def test_an_answer_without_equations_has_its_words_as_chain() -> None:
 
 
 def write(path: Path, *rollouts: Rollout) -> Path:
-    appender = Appender(path, [])
+    appender = Appender(path, [], lambda: "steps")
     for each in rollouts:
         appender(each)
     appender.close()
@@ -71,6 +73,25 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     assert last_seconds(tmp_path / "none.jsonl") == 0
 
 
+def test_a_line_says_the_verdict_of_the_rule_that_the_run_goes_by(tmp_path: Path) -> None:
+    path, mode = tmp_path / "records.jsonl", list[Mode](["steps"])
+
+    def by() -> Mode:
+        return mode[0]
+
+    def said() -> list[tuple[bool, str]]:
+        return [(row["verified"], row["reason"]) for row in map(json.loads, path.read_text().splitlines())]
+
+    with closing(Appender(path, [], by)) as appender:
+        appender(rollout(NO_STEP))
+        mode[0] = "gold"
+        appender(rollout(WRONG_STEP, 1))
+        appender(rollout(WRONG, 2))
+    assert said() == [(False, "no readable step"), (True, ""), (False, "wrong number: 6, not 5")]
+    Appender(path, read(path), by).close()
+    assert said() == [(True, ""), (True, ""), (False, "wrong number: 6, not 5")]
+
+
 def test_a_line_that_says_otherwise_than_its_tokens_is_judged_anew(tmp_path: Path) -> None:
     path = write(tmp_path / "records.jsonl", rollout(WRONG))
     row = json.loads(path.read_text()) | {"verified": True, "reason": "", "completion": RIGHT, "gold": "6"}
@@ -82,11 +103,11 @@ def test_a_line_that_says_otherwise_than_its_tokens_is_judged_anew(tmp_path: Pat
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     path = write(tmp_path / "records.jsonl", rollout(RIGHT))
     with path.open("ab") as file:
-        file.write(as_line(rollout(OTHER, 1))[:40])
+        file.write(as_line(rollout(OTHER, 1), "steps")[:40])
     assert read(path) == [rollout(RIGHT)]
     assert last_seconds(path) == 2.5
-    Appender(path, read(path)).close()
-    assert path.read_bytes() == as_line(rollout(RIGHT))
+    Appender(path, read(path), lambda: "steps").close()
+    assert path.read_bytes() == as_line(rollout(RIGHT), "steps")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -150,7 +171,7 @@ def test_a_file_that_the_system_does_not_give_is_a_matter_of_its_rights(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
 def test_a_full_disk_is_said_with_its_file_at_the_end_too(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    appender = Appender(path, [])
+    appender = Appender(path, [], lambda: "steps")
     appender._file.close()
     appender._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "ab")
     for call in (lambda: appender(rollout(RIGHT)), appender.close):  # what could not be written is tried once more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,7 +15,9 @@ import pytest
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.rollouts.progress import Progress, Timed
-from gsm8k_core.types import Choice, DataError, DeviceLostError, OutOfMemoryError, UsageError
+from gsm8k_core.rollouts.record import RECORDS, Appender, judged
+from gsm8k_core.types import Choice, Completion, DataError, DeviceLostError, OutOfMemoryError, UsageError
+from tests.core.rollouts.script import END, NO_STEP, decode, encode, problem
 from verbs.link import Link
 from verbs.train import start
 from verbs.train.rounds import Rounds
@@ -162,6 +165,28 @@ def test_whether_sampling_pays_is_left_open_where_the_time_was_too_short_to_know
     )
     assert rounds._pays() == goes_on
     assert rounds.progress.decided("pays") == decided
+
+
+def test_what_was_written_before_it_was_decided_by_what_answers_are_verified_says_so_when_the_round_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_kept", {}), ("_human_chains", {}), ("_tell", None)):
+        monkeypatch.setattr(Rounds, name, lambda *unused, value=value: value)
+    answers = [
+        judged(problem(f"train-{at}"), 0, Completion(encode(NO_STEP), "stop", END), decode, 1.0) for at in range(5)
+    ]
+    Appender(tmp_path / RECORDS, answers, lambda: "steps").close()
+    rounds = made(
+        TrainConfig(recipe="rft"),
+        answers={1: answers},
+        run=SimpleNamespace(record=lambda **values: None, manifest={}),
+        context=SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None)),
+        sampler=SimpleNamespace(problems=[None] * 5),
+    )
+    rounds._close(1, tmp_path, Timed("sample-1", 0.0, 9.0, 9.0))
+    assert rounds.progress.mode == "gold"
+    said = [json.loads(line) for line in (tmp_path / RECORDS).read_text().splitlines()]
+    assert [(row["verified"], row["reason"]) for row in said] == [(True, "")] * 5
 
 
 def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.MonkeyPatch) -> None:
