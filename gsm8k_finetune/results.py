@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.files import MAX_LINES_BYTES, read_plain
+from gsm8k_core.report.curves import newest_training
 from gsm8k_core.report.page import environment
 from gsm8k_core.report.words import headline
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.training.runs import read_manifest
 from gsm8k_core.types import DataError
-
-METRICS = "metrics.jsonl"
 
 
 def _shown(name: str, **values: Any) -> str:
@@ -73,8 +72,8 @@ class TrainedRun:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """metrics.jsonl: updates, evaluations on the way, probes."""
-        return _lines(self.folder / METRICS)
+        """metrics.jsonl: updates, evaluations on the way, probes; of rft, of the newest training that has an update."""
+        return _lines(newest_training(self.folder)[0])
 
     @property
     def losses(self) -> list[float]:

@@ -9,6 +9,7 @@ from gsm8k_core.config.diagnostics import PlotConfig
 from gsm8k_core.report import policy
 from gsm8k_core.report.curves import RunCurves, failed, read_runs, shown_loss
 from gsm8k_core.report.figure import MOST_RUNS, check_picture, marks, save_picture, sketch
+from gsm8k_core.rollouts.progress import said_of
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import EXIT_OK, DataError, UsageError
 from verbs import Context
@@ -56,6 +57,9 @@ def _nothing_to_draw(run: RunCurves) -> str:
 def _remark(run: RunCurves) -> str | None:
     """What the drawing does not show of a run."""
     left_out = "" if run.curves else "; it has no update and is left out"
+    if run.phase:
+        drawn = f"drawn is {said_of(run.phase)}, as its last training has no update yet"
+        return f"{run.name} {failed(run.failure)}; {drawn}" if run.failure else f"{run.name}: {drawn}"
     if run.failure:
         return f"{run.name} {failed(run.failure)}{left_out}"
     return f"{run.name} has no update yet and is left out" if left_out else None

@@ -16,8 +16,9 @@ from rich.cells import cell_len
 
 from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.files import read_plain
-from gsm8k_core.report.curves import METRICS, failed, last_update, shown_loss
+from gsm8k_core.report.curves import failed, last_update, newest_training, shown_loss
 from gsm8k_core.report.words import COMPARISON
+from gsm8k_core.rollouts.progress import said_of
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
@@ -63,7 +64,8 @@ def find_runs(folder: Path, depth: int = 0) -> Iterator[Path]:
 def describe(folder: Path) -> dict[str, Any]:
     """One run as JSON; what is not known is None."""
     manifest = read_manifest(folder)
-    update = last_update(folder / METRICS) or {}
+    events, phase = newest_training(folder)
+    update = last_update(events) or {}
     found = _read(folder / COMPARISON)
     compared = _score(_at(found, "trained"))  # several models' has no one trained
     base = _score(_at(found, "base")) if compared else None
@@ -78,7 +80,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "seconds": _number(_at(manifest or {}, "outcome", "seconds")) or _number(update.get("elapsed")),
         "reason": _text(_at(manifest or {}, "outcome", "reason")),
         "updates": _whole(update.get("update")) or 0,
-        "planned": _whole(_at(manifest or {}, "plan", "updates")),
+        "phase": phase or None,
+        "planned": _whole(_at((read_manifest(events.parent) if phase else manifest) or {}, "plan", "updates")),
         "last_loss": None if "reward" in update else _number(update.get("loss")),  # a policy's says nothing
         "last_reward": _number(update.get("reward")),
         "rule": HEADLINE_RULE,
@@ -202,6 +205,8 @@ def _below(run: Mapping[str, Any]) -> list[str]:
     parts = [f"{_last_part(run['model'])} on {_last_part(run['data'])}", run["backend"], _minute(run["started"])]
     if run["seconds"] is not None:
         parts.append(clock(run["seconds"]))
+    if run["phase"]:
+        parts.append(f"in {said_of(run['phase'])}")
     if run["last_reward"] is not None:
         parts.append(f"reward {run['last_reward']:.3f}")
     if run["calculator"]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from gsm8k_core.files import MAX_LINES_BYTES, open_plain, read_plain
 from gsm8k_core.report import policy
-from gsm8k_core.training.runs import read_manifest, run_of_model
+from gsm8k_core.rollouts.progress import folder_of, training_phases
+from gsm8k_core.training.runs import ROLLOUTS, read_manifest, run_of_model
 from gsm8k_core.types import DataError
 
 METRICS = "metrics.jsonl"
@@ -54,12 +55,14 @@ class RunCurves:
     folder: Path
     curves: dict[str, Curve] = field(default_factory=dict)
     failure: str | None = None
+    phase: str = ""  # of a run of rft that has not come to its last training: the newest one before it
 
     def summary(self) -> dict[str, object]:
         """What --json says of it."""
         loss = self.curves.get("loss")
         finite = [value for value in loss.values if math.isfinite(value)] if loss else []
         found: dict[str, object] = {"run": str(self.folder), "name": self.name, "failure": self.failure}
+        found |= {"phase": self.phase or None}
         found |= {
             "updates": len(shown.updates) if (shown := loss or self.curves.get(policy.REWARD)) else 0,
             "not_finite": len(loss.values) - len(finite) if loss else 0,
@@ -83,10 +86,24 @@ def read_runs(references: Sequence[Path]) -> list[RunCurves]:
     """The curves of runs, each once, under names that tell them apart."""
     found = {file.resolve(): (reference, file) for reference in references for file in [metrics_file(reference)]}
     given = [reference for reference, _ in found.values()]
-    return [
-        RunCurves(name, file.parent, read_curves(file), read_failure(file))
-        for name, (_, file) in zip(_names(given), found.values(), strict=True)
-    ]
+    return [_read(name, file) for name, (_, file) in zip(_names(given), found.values(), strict=True)]
+
+
+def _read(name: str, file: Path) -> RunCurves:
+    events, phase = newest_training(file.parent) if file.name == METRICS else (file, "")
+    return RunCurves(name, file.parent, read_curves(events), read_failure(events, file.parent), phase)
+
+
+def newest_training(run: Path) -> tuple[Path, str]:
+    """The events of a run's newest training with an update, and its phase where that is not the last: rft has several.
+
+    The run's own where there is none.
+    """
+    for phase in training_phases() if last_update(run / METRICS) is None else ():
+        file = run / ROLLOUTS / folder_of(phase) / METRICS
+        if last_update(file) is not None:
+            return file, phase
+    return run / METRICS, ""
 
 
 def _names(references: Sequence[Path]) -> list[str]:
@@ -101,7 +118,7 @@ def metrics_file(reference: Path) -> Path:
     if reference.is_file():
         return reference
     for folder in (reference, run_of_model(reference) if reference.exists() else None):
-        if folder and (folder / METRICS).is_file():
+        if folder and newest_training(folder)[0].is_file():
             return folder / METRICS
     what = f"has no {METRICS}" if reference.exists() else "is not there"
     raise DataError(f"{reference} {what}; give a run folder: python cli.py runs lists them")
@@ -138,12 +155,12 @@ def _speed(event: Mapping[str, Any]) -> float | None:
     return tokens / seconds if seconds > 0 and 0 <= tokens / seconds <= LARGEST else None
 
 
-def read_failure(path: Path) -> str | None:
-    """Why a run ended, in one line, where it failed and has not gone on since; from its events or its manifest."""
+def read_failure(path: Path, run: Path) -> str | None:
+    """Why a run ended, in one line, where it failed and has not gone on since; from these events or its manifest."""
     reason = None
     for _, event in _events(path):
         reason = event.get("reason") if event["event"] == "failed" else None
-    manifest = read_manifest(path.parent) or {}
+    manifest = read_manifest(run) or {}
     outcome = manifest.get("outcome")
     if reason is None and manifest.get("status") == "failed" and isinstance(outcome, dict):
         reason = outcome.get("reason")

@@ -19,10 +19,11 @@ ROUNDS = "rollouts"  # the manifest's key of the rounds' counts
 BASE = "base"  # the base's first answers, which say whether it needs a warm start
 OPEN = "open"  # of whether sampling pays: not known, since the time was too short to find out
 TAKEN_UP = 2  # times the --max-time that was too short for it: with less, what there is gets the time
+MOST = 9  # rounds
 Name = Annotated[str, Field(pattern=r"^(base|warm|(sample|train)-[0-9]{1,2})$")]
 # What each decision may be.
 DECIDED = {
-    "rounds": "[1-9]",
+    "rounds": f"[1-{MOST}]",
     "together": "[1-9][0-9]{0,3}",
     "verify": "steps|gold",
     "warm": "on|off",
@@ -77,6 +78,16 @@ def folder_of(name: str) -> str:
     """Of a phase, under rollouts/: a round's sampling and training share one."""
     kind, _, number = name.partition("-")
     return f"round-{number}" if number else kind
+
+
+def training_phases() -> list[str]:
+    """Those that train a model which only samples, the last one first."""
+    return [*(f"train-{number}" for number in range(MOST, 0, -1)), "warm"]
+
+
+def said_of(name: str) -> str:
+    """Such a phase in words."""
+    return f"the training of round {name.partition('-')[2]}" if "-" in name else "the warm start"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gsm8k_finetune.results import TrainedRun
 from tests.e2e.conftest import Run
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -70,6 +71,30 @@ def test_plot_as_json(run: Run, tmp_path: Path) -> None:
         ("new", 0, None),
     ]
     assert "new has no update yet and is left out" in done.stderr
+
+
+def test_a_run_of_rft_that_ended_before_its_last_training_shows_the_newest_one_before_it(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "runs/own", losses=(), status="stopped", outcome={"reason": "interrupted"})
+    (folder / "metrics.jsonl").unlink()
+    assert run("plot", "runs/own").returncode == 4
+    make_run(folder / "rollouts/warm", plan={"updates": 7})
+    done = run("plot", "runs/own")
+    assert done.returncode == 0, done.stderr
+    said = "own: drawn is the warm start, as its last training has no update yet"
+    assert done.stdout.splitlines()[0] == said
+    (found,) = json.loads(run("runs", "--json").stdout)["runs"]
+    assert [found[name] for name in ("updates", "planned", "last_loss", "phase")] == [3, 7, 1.0, "warm"]
+    listed = " ".join(run("runs").stdout.split())
+    assert "own interrupted 3/7 1.000 -" in listed
+    assert "in the warm start" in listed
+    assert TrainedRun(folder).losses == [4.0, 2.0, 1.0]
+    make_run(folder / "rollouts/round-1", losses=(2.0, 1.5), plan={"updates": 7})
+    (folder / "metrics.jsonl").write_text('{"event": "round", "round": 1}\n')
+    assert "drawn is the training of round 1" in run("plot", "runs/own").stdout
+    (folder / "metrics.jsonl").write_text('{"event": "update", "update": 1, "loss": 9.0}\n')
+    assert "drawn is" not in run("plot", "runs/own").stdout
 
 
 NAN = "update 3: loss nan, gradient norm nan; the step was not applied"

@@ -157,6 +157,7 @@ class Rounds:
         for folder in (*self.run.rollouts.glob(EVERY_ROUND), self.run.checkpoints):
             if folder.is_dir():
                 remove_folder(folder)
+        cut_metrics(self.run.metrics, 0)
         self.run.record(**{ROUNDS: []})
         self._record(again)
         self.context.terminal.say("rft      whether it pays was left open: with this --max-time that is found out now")

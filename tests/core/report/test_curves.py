@@ -106,17 +106,17 @@ def test_the_largest_numbers_can_be_smoothed(tmp_path: Path) -> None:
 
 def test_why_a_run_failed_is_read_from_its_events(tmp_path: Path) -> None:
     fell = [*LINES, '{"event": "failed", "reason": "update 4: loss\\nnan", "elapsed": 3.0}']
-    assert read_failure(write(tmp_path, fell)) == "update 4: loss nan"
-    assert read_failure(write(tmp_path, [*fell, '{"event": "resume", "update": 3}'])) is None
-    assert read_failure(write(tmp_path, [*LINES, '{"event": "failed"}'])) is None
+    assert read_failure(write(tmp_path, fell), tmp_path) == "update 4: loss nan"
+    assert read_failure(write(tmp_path, [*fell, '{"event": "resume", "update": 3}']), tmp_path) is None
+    assert read_failure(write(tmp_path, [*LINES, '{"event": "failed"}']), tmp_path) is None
 
 
 def test_why_a_run_failed_is_read_from_its_manifest(tmp_path: Path) -> None:
     path = write(tmp_path, LINES)
     (tmp_path / "run.json").write_text('{"status": "failed", "outcome": {"reason": "MemoryError"}}')
-    assert read_failure(path) == "MemoryError"
+    assert read_failure(path, path.parent) == "MemoryError"
     (tmp_path / "run.json").write_text('{"status": "done", "outcome": {"reason": "done"}}')
-    assert read_failure(path) is None
+    assert read_failure(path, path.parent) is None
 
 
 def test_a_failure_in_words() -> None:
@@ -143,6 +143,7 @@ def test_the_summary_counts_what_is_not_finite(tmp_path: Path) -> None:
         "run": str(tmp_path / "a"),
         "name": "a",
         "failure": None,
+        "phase": None,
         "updates": 3,
         "not_finite": 1,
         "first_loss": 3.0,
