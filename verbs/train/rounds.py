@@ -136,7 +136,7 @@ class Rounds:
         number = 1
         while True:
             self._sample(number)
-            if number == 1 and not self._pays():
+            if number == 1 and not self._pays() and not (self._is_open and self.config.mix == "own"):
                 return self._last(self.job.rows.examples, from_warm=True)
             if number >= self._rounds:
                 return self._last(self._rows())
@@ -261,9 +261,13 @@ class Rounds:
                 self._decide("pays", Choice("no", f"rft cannot pay here, {said}; going on with sft"))
             else:
                 self._decide("pays", Choice("yes", said))
-        if self.progress.decided("pays") == OPEN:
+        if self._is_open:
             return right > 0 and not cannot_pay(right, len(first))
         return self.progress.decided("pays") != "no"
+
+    @property
+    def _is_open(self) -> bool:
+        return self.progress.decided("pays") == OPEN
 
     def _too_short(self, answers: int, of: int) -> str:
         """What there was no time for, of all that says whether sampling pays; empty where it is there."""
@@ -450,10 +454,11 @@ class Rounds:
         rows = self._mixed()
         if not rows and self.config.mix == "own":
             warm = "" if self._warm else ", or --warm-start on"
+            more = "--resume it with twice the --max-time, or " if self._is_open else ""
             answers = counted(sum(map(len, self.answers.values())), "answer")
             raise DataError(
                 f"--mix own: none of {answers} could be kept, so there is no row to train on (python cli.py inspect "
-                f"--run {self.run.folder} --show 3 says why); start a new run with --mix both{warm}"
+                f"--run {self.run.folder} --show 3 says why); {more}start a new run with --mix both{warm}"
             )
         return rows or self.job.rows.examples
 

@@ -196,6 +196,9 @@ def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"none of 9 answers could be kept.*--mix both, or --warm-start on"):
         made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
     assert made(TrainConfig(recipe="rft"), **known)._rows() == []
+    known["progress"] = Progress().with_decision("pays", Choice("open", "no time"))
+    with pytest.raises(DataError, match=r"; --resume it with twice the --max-time, or start a new run with --mix both"):
+        made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
 
 
 def test_a_training_between_others_is_done_where_its_time_is_over(
