@@ -484,7 +484,7 @@ def test_a_large_set_is_tokenised_as_it_is_used_and_goes_on_to_the_last_bit(
     ]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    monkeypatch.setattr("verbs.train.start.MOST_TOKENISED", 20)
+    monkeypatch.setattr("verbs.train.rows.MOST_TOKENISED", 20)
     monkeypatch.setattr("gsm8k_core.problems.corpus.SAMPLE_ROWS", 8)
     done = train(tmp_path / "whole", "--backend", "torch", "--data", str(path))
     assert done.returncode == 0, done.stderr
@@ -494,7 +494,7 @@ def test_a_large_set_is_tokenised_as_it_is_used_and_goes_on_to_the_last_bit(
     manifest = json.loads((tmp_path / "whole/run.json").read_text())
     assert (manifest["data"]["found"]["train"]["shape"], manifest["rows"]["train"]) == ("messages", 24)
     assert (tmp_path / "whole/questions.json").is_file()
-    monkeypatch.setattr("verbs.train.start.MOST_TOKENISED", 9)  # it goes on as it began, whatever is large today
+    monkeypatch.setattr("verbs.train.rows.MOST_TOKENISED", 9)  # it goes on as it began, whatever is large today
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     result = run("train", "--resume", str(folder))
     assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,15 @@ from gsm8k_core.problems.batching import (
     rows_hash,
     width_of,
 )
-from gsm8k_core.problems.corpus import MOST_TOKENISED, Corpus, sampled
-from gsm8k_core.problems.data import DataSet, load_data, training_rows
-from gsm8k_core.problems.overlap import QUESTIONS, Questions
-from gsm8k_core.problems.prompts import make_examples, prompt_tokens, spelled, spelled_line
+from gsm8k_core.problems.data import DataSet, load_data
+from gsm8k_core.problems.overlap import QUESTIONS
 from gsm8k_core.problems.reading import RowOptions
-from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, of_sample, summarise
 from gsm8k_core.rollouts.progress import PROGRESS, Progress, folder_of
 from gsm8k_core.rollouts.record import RECORDS, last_seconds
 from gsm8k_core.tracking.feed import check_trackers
 from gsm8k_core.tracking.terminal import Terminal, clock, counted
 from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
-from gsm8k_core.training.health import PROBE_ROWS, PROBE_TOKENS
+from gsm8k_core.training.health import PROBE_TOKENS
 from gsm8k_core.training.manifest import check_facts
 from gsm8k_core.training.memory import Plan
 from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
@@ -52,29 +49,13 @@ from gsm8k_core.training.runs import (
     newest_stopped,
     reopen,
 )
-from gsm8k_core.types import Choice, DataError, Example, PreflightError, Problem, Update, UsageError
+from gsm8k_core.types import Choice, DataError, PreflightError, Update, UsageError
 from verbs import Context, as_json
 from verbs.demo import banner
-from verbs.overlap import before_training, with_base
+from verbs.overlap import before_training
+from verbs.train.rows import Rows, make_rows, rows_as_begun
 
 LATEST = "latest"
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The training rows, the dev rows in order, and what was set aside."""
-
-    examples: Sequence[Example]
-    dev: list[tuple[Problem, Example]]
-    probed: list[Example]  # dev rows, too: those that a probe looks at
-    num_dev: int
-    preflight: Preflight
-    questions: Questions  # of the rows
-    looked_at: Sequence[Problem] = ()  # the problems of `probed`
-    # Not of --recipe sft: the problems that are asked, with their prompts' tokens, and how many tokens the longest row
-    # may have that an own answer becomes.
-    asked: list[tuple[Problem, tuple[int, ...]]] = field(default_factory=list)
-    longest_own: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +166,7 @@ def new_job(config: TrainConfig, context: Context) -> Job:
     names = {"model": source.name, "data": data.name, "base_model": config.base_model}
     files = {key: path.absolute() for key in ("chat_template", "wandb_key_file") if (path := getattr(config, key))}
     config = config.model_copy(update={**{key: _absolute(name) for key, name in names.items()}, **files})
-    rows = _rows(config, source, data, terminal)
+    rows = make_rows(config, source, data, terminal)
     tested, overlap = before_training(rows.questions, config, data.name, data.revision)
     terminal.say(f"overlap  {tested}: {overlap.line}")
     hashes = _hashes(source, data, rows)
@@ -291,9 +272,9 @@ def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     if config.chat_template is not None and not recorded_prompts.template:
         raise DataError(f"{run.folder / MANIFEST}: prompt has no chat_template any more; bring the file back")
     source = prompted(_source_of(run, config, terminal), recorded_prompts)
-    rows = _rows(config, source, data, terminal, all_at_once=not _has_corpus(run))
+    rows = make_rows(config, source, data, terminal, all_at_once=not _has_corpus(run))
     if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
-        rows = _rows_as_begun(config, source, data, run, terminal) or rows
+        rows = rows_as_begun(config, source, data, _hashes_of(run).get("rows"), terminal) or rows
     hashes = _hashes(source, data, rows)
     if source.folder == run.base:  # checked by its own hash; the model that it was made of may be gone
         hashes["model"] = _hashes_of(run)["model"]
@@ -536,61 +517,3 @@ def _hashes(source: Source, data: DataSet, rows: Rows) -> dict[str, str]:
         "rows": rows_hash(rows.examples),
         "prompt": prompt,
     }
-
-
-def _rows_as_begun(config: TrainConfig, source: Source, data: DataSet, run: Run, terminal: Terminal) -> Rows | None:
-    """The rows of a run that began when the line end after the end token was trained too; None where it did not."""
-    rows = _rows(config, source, data, terminal, whole_turn=True, all_at_once=True)
-    if rows_hash(rows.examples) != _hashes_of(run).get("rows"):
-        return None
-    terminal.say("rows     as the run began: what its template writes after the end token is trained as well")
-    return rows
-
-
-def _rows(
-    config: TrainConfig,
-    source: Source,
-    data: DataSet,
-    terminal: Terminal,
-    whole_turn: bool = False,
-    all_at_once: bool = False,
-) -> Rows:
-    train, dev = training_rows(data.train, config.max_samples, config.annotations)
-    rendering = source.model.rendering
-    explained = train if config.rationales < 0 else train[: config.rationales]
-    for note in () if whole_turn else (*rendering.notes(), *spelled_line(spelled(rendering, explained))):
-        terminal.say(note)
-
-    def make(problems: Sequence[Problem]) -> list[Example]:
-        made = make_examples(rendering, problems, whole_turn)
-        check_token_ids((example.tokens for example in made), source.model.vocabulary)
-        return made
-
-    is_corpus = config.recipe == "sft" and len(explained) > MOST_TOKENISED and not all_at_once
-    examples = make(sampled(explained) if is_corpus else explained)
-    summary = summarise(examples, config.max_length)
-    if is_corpus:
-        summary = of_sample(summary, len(explained))
-    terminal.say(f"rows     {summary.line()}")  # before a refusal, too
-    asked = dev[: config.dev_problems]
-    pairs = list(zip(asked, make_examples(rendering, asked, whole_turn), strict=True)) if asked else []
-    probed = make_examples(rendering, dev[:PROBE_ROWS], whole_turn) if config.probe_every and dev else []
-    kept: Sequence[Example] = keep_whole(examples, summary, config.drop_long)
-    if is_corpus:
-        content = f"{data.sha256['train']}:{config.max_samples}:{config.rationales}:{config.annotations}"
-        kept = Corpus(explained, make, examples, config.max_length, content)
-    questions = with_base(Questions.of(train), source)
-    rows = Rows(kept, pairs, probed, len(dev), summary, questions, dev[: len(probed)])
-    return _with_asked(rows, config, source, train) if config.recipe != "sft" else rows
-
-
-def _with_asked(rows: Rows, config: TrainConfig, source: Source, problems: Sequence[Problem]) -> Rows:
-    """The rows, and the problems that are asked; those of the dev split are not among them."""
-    prompts = prompt_tokens(source.model.rendering, problems)
-    check_token_ids(prompts, source.model.vocabulary)
-    longest = config.sample_max_new_tokens
-    check_context(prompts, source.model.context, longest, named="--sample-max-new-tokens")
-    own = max(map(len, prompts)) + longest + 1
-    if config.recipe == "rft":  # which leaves out what is longer
-        own = min(own, config.max_length)
-    return replace(rows, asked=list(zip(problems, prompts, strict=True)), longest_own=own)
