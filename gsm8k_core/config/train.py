@@ -40,7 +40,7 @@ SAMPLED = ("samples", "sample_temperature", "sample_max_new_tokens", "calculator
 OF_RFT = ("rounds", "keep", "mix", "warm_start")
 OF_GRPO = ("prompts_per_update", "updates_per_rollout", "loss", "clip", "kl", "overlong", "rollout_engine")
 # What is no setting of grpo's: its updates are of other rows, and its rate has no end that it could fall to.
-NOT_OF_GRPO = ("gradient_accumulation_steps", "rationales", "warmup_ratio", "schedule")
+NOT_OF_GRPO = ("gradient_accumulation_steps", "rationales", "drop_long", "warmup_ratio", "schedule")
 # grpo's own defaults. The policy that is trained has to be the one that sampled, so the temperature is no choice.
 GRPO_PROFILE: Mapping[str, object] = {
     "samples": 8,
@@ -331,6 +331,12 @@ class TrainConfig(DataSettings, RowSettings, PromptFlags):
         if self.recipe == "grpo":
             return self.prompts_per_update * self.samples
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def trains_human_answers(self) -> bool:
+        """Whether an answer that a person wrote may be trained: else its number alone counts."""
+        own_alone = self.mix == "own" and self.warm_start == "off"
+        return self.recipe == "sft" or (self.recipe == "rft" and not own_alone)
 
     @property
     def clip_range(self) -> tuple[float, float]:

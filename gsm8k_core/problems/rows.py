@@ -107,6 +107,17 @@ def keep_whole(examples: Sequence[Example], summary: Preflight, drop_long: bool)
     return kept
 
 
+def rehearsed(examples: Sequence[Example], max_length: int) -> list[Example]:
+    """Rows to rehearse with where none of them is trained: those that fit, else each cut at the limit or at its prompt.
+
+    So nothing is lost by a limit that they do not keep.
+    """
+    fit = [example for example in examples if len(example.tokens) <= max_length]
+    return fit or [
+        replace(example, tokens=example.tokens[: max(max_length, example.num_prompt + 1)]) for example in examples
+    ]
+
+
 # --- what a model can read ------------------------------------------------------------------------------------
 
 

@@ -338,8 +338,10 @@ def test_near_the_first_weights(method: str, begun: Path, data: Path, tmp_path: 
     folder = tmp_path / "near"
     asked = ("--backend", QUICKEST, "--model", begun, "--data", data, "--output-dir", folder, "--method", method)
     flags = ("--updates-per-rollout", "1", "--kl", "0.1", "--learning-rate", "5e-3", "--max-samples", "48")
-    done = run("train", *COMMON, *SETTINGS, *flags, *asked)
+    limit = ("--max-length", "32")  # which no human answer keeps
+    done = run("train", *COMMON, *SETTINGS, *flags, *limit, *asked)
     assert done.returncode == 0, done.stderr
+    assert "rows     48 problems to ask; no human answer is trained, so --max-length leaves none out" in done.stdout
     assert ("kl       0.1: the first weights are held in memory as well" in done.stdout) == (method == "full")
     drift = [each["kl"] for each in Trained(folder).updates]
     assert drift[0] == pytest.approx(0, abs=1e-6)
@@ -352,6 +354,7 @@ def test_near_the_first_weights(method: str, begun: Path, data: Path, tmp_path: 
         (("--sample-temperature", "0.7"), "--sample-temperature 0.7: --recipe grpo samples at 1"),
         (("--keep", "2"), "--keep is for rejection sampling; leave it out, or take --recipe rft"),
         (("--gradient-accumulation-steps", "2"), "--gradient-accumulation-steps changes nothing with --recipe grpo"),
+        (("--drop-long",), "--drop-long changes nothing with --recipe grpo"),
         (("--method", "lora", "--lora-dropout", "0.1"), "--lora-dropout 0.1: with --recipe grpo the policy"),
         (("--samples", "1"), "--samples 1: --recipe grpo compares answers to one problem; give 2 or more"),
         (("--recipe", "sft", "--kl", "0.1"), "--kl is for --recipe grpo; add that, or leave it out"),

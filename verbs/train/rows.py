@@ -12,7 +12,15 @@ from gsm8k_core.problems.corpus import MOST_TOKENISED, Corpus, sampled
 from gsm8k_core.problems.data import DataSet, training_rows
 from gsm8k_core.problems.overlap import Questions
 from gsm8k_core.problems.prompts import make_examples, prompt_tokens, spelled, spelled_line
-from gsm8k_core.problems.rows import Preflight, check_context, check_token_ids, keep_whole, of_sample, summarise
+from gsm8k_core.problems.rows import (
+    Preflight,
+    check_context,
+    check_token_ids,
+    keep_whole,
+    of_sample,
+    rehearsed,
+    summarise,
+)
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.health import PROBE_ROWS
 from gsm8k_core.types import Example, Problem
@@ -64,11 +72,14 @@ def make_rows(
     summary = summarise(examples, config.max_length)
     if is_corpus:
         summary = of_sample(summary, len(explained))
-    terminal.say(f"rows     {summary.line()}")  # before a refusal, too
+    untrained = f"{summary.rows:,} problems to ask; no human answer is trained, so --max-length leaves none out"
+    terminal.say(f"rows     {summary.line() if config.trains_human_answers else untrained}")  # before a refusal, too
     asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(rendering, asked, whole_turn), strict=True)) if asked else []
     probed = make_examples(rendering, dev[:PROBE_ROWS], whole_turn) if config.probe_every and dev else []
-    kept: Sequence[Example] = keep_whole(examples, summary, config.drop_long)
+    kept: Sequence[Example] = rehearsed(examples, config.max_length)
+    if config.trains_human_answers:
+        kept = keep_whole(examples, summary, config.drop_long)
     if is_corpus:
         content = f"{data.sha256['train']}:{config.max_samples}:{config.rationales}:{config.annotations}"
         kept = Corpus(explained, make, examples, config.max_length, content)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from gsm8k_core.problems.rows import check_context, keep_whole, summarise
+from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.problems.rows import check_context, keep_whole, rehearsed, summarise
 from gsm8k_core.types import DataError, Example, PreflightError, UsageError
 
 
@@ -52,6 +55,29 @@ def test_nothing_left_is_refused() -> None:
     examples = rows(30, 30)
     with pytest.raises(DataError, match="every row is longer"):
         keep_whole(examples, summarise(examples, 16), drop_long=True)
+
+
+def test_rows_that_are_only_rehearsed_are_lost_by_no_limit() -> None:
+    def lengths(limit: int) -> list[int]:
+        return [len(example.tokens) for example in rehearsed(rows(30, 60, 20), limit)]
+
+    assert lengths(40) == [30, 20]  # as ever, where some fit
+    assert lengths(16) == [16, 16, 16]
+    assert lengths(8) == [11, 11, 11]  # behind a prompt of 10 one token is left to train
+
+
+@pytest.mark.parametrize(
+    ("recipe", "mix", "warm_start", "trains"),
+    [
+        ("sft", "auto", "auto", True),
+        ("rft", "auto", "auto", True),
+        ("rft", "own", "auto", True),  # where a warm start turns out to be needed
+        ("rft", "own", "off", False),
+        ("grpo", "auto", "auto", False),
+    ],
+)
+def test_a_human_answer_is_trained_or_is_only_a_number(recipe: Any, mix: Any, warm_start: Any, trains: bool) -> None:
+    assert TrainConfig(recipe=recipe, mix=mix, warm_start=warm_start).trains_human_answers == trains
 
 
 def test_no_rows_are_refused() -> None:
