@@ -541,12 +541,12 @@ def advice(
 ) -> str:
     """What a person can try when the trained model was not better.
 
-    `own`: so many of its own answers it was trained on, None where it was not asked for any; `solved`: the base's, of
-    the dev problems.
+    `budget`: the --max-time that ended the run, empty where it did all of its updates; `own`: so many of its own
+    answers it was trained on, None where it was not asked for any; `solved`: the base's, of the dev problems.
     """
     by_itself = f" (the base solves {solved[0]} of {solved[1]} dev problems by itself)" if solved else ""
     tries = [
-        f"more epochs or a longer --max-time than {budget}",
+        f"a longer --max-time than {budget}" if budget else "more --num-epochs",
         f"a lower rate (--learning-rate {rate / 3:.1g})",
         *([] if adapter else ["--method lora"]),
     ]

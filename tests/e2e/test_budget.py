@@ -113,7 +113,7 @@ def test_a_run_is_planned_to_its_budget_compared_with_the_base_and_gone_on_with(
     assert guard["verdict"] == f"not distinguishable at n = {guard['base']['problems']}"
     assert [event["when"] for event in events_of(out, "guard")] == ["quarter", "end"]
     assert "do not show that the trained model is better than the base" in done.stdout
-    assert "try      more epochs or a longer --max-time than 25s" in done.stdout
+    assert "try      a longer --max-time than 25s" in done.stdout
 
     refused = run("train", "--resume", out)
     assert (refused.returncode, "such as --max-time" in refused.stderr) == (2, True), refused.stderr

@@ -14,6 +14,7 @@ from gsm8k_core.tracking.terminal import clock, counted
 from verbs.train.start import Job
 
 LINES = 20  # in a run, about
+PUBLISHED = 200  # updates, at the least
 # Why a run ended, and what to try.
 ENDS = {
     STOP_ENTROPY: "its entropy fell under a third of what it was: its answers are becoming one answer",
@@ -82,10 +83,14 @@ def line(values: Any) -> str:
     )
 
 
-def advice(worse: bool, rate: float, budget: str) -> str:
-    """What to try where the trained model was not better on the dev problems."""
+def advice(worse: bool, rate: float, budget: str, updates: int) -> str:
+    """What to try where the trained model was not better on the dev problems.
+
+    `budget`: the --max-time that ended the run, empty where it did all of its updates.
+    """
     tries = [f"a lower rate (--learning-rate {rate / 3:.1g})", "--kl 0.01"] if worse else []
-    longer = f"a longer --max-time than {budget}: hundreds of updates are what is published"
+    longer = f"a longer --max-time than {budget}" if budget else "more --num-epochs"
+    longer += ": hundreds of updates are what is published" if updates < PUBLISHED else ""
     more = "more --guard-problems, to see a smaller difference"
     return "try      " + "; ".join([*tries, longer, "--recipe rft, which needs less time", *([] if worse else [more])])
 

@@ -228,15 +228,17 @@ def _say_guard(job: Job, model: Path, result: dict[str, Any], terminal: Terminal
     if found.get("end") is None or found["verdict"] == measure.BETTER:
         return
     terminal.say(measure.end_line(found["verdict"], config.model, str(model)))
-    base = found["base"]
+    base, budget = found["base"], config.max_time if result["reason"] == STOP_BUDGET else ""
     if config.recipe == "grpo":
-        terminal.say(policy_words.advice(found["verdict"] == measure.WORSE, config.learning_rate, config.max_time))
+        if result["reason"] not in policy_words.ENDS:  # of those it was said
+            worse = found["verdict"] == measure.WORSE
+            terminal.say(policy_words.advice(worse, config.learning_rate, budget, result["updates"]))
         return
     said = measure.advice(
         found["verdict"],
         adapter=config.uses_adapter,
         rate=config.learning_rate,
-        budget=config.max_time,
+        budget=budget,
         own=result.get("own", 0) if config.recipe == "rft" else None,
         solved=(base["correct"], base["problems"]) if "correct" in base else None,
     )

@@ -283,6 +283,10 @@ def test_a_model_that_is_not_better_is_said_to_be_so_with_what_to_try() -> None:
     tries = advice(WORSE, adapter=False, rate=3e-5, budget="2h")
     assert "--learning-rate 1e-05" in tries
     assert "--method lora" in tries
+    assert "a longer --max-time than 2h" in tries
+    done = advice(WORSE, adapter=False, rate=3e-5, budget="")
+    assert "--max-time" not in done
+    assert "more --num-epochs" in done
     assert "--recipe rft" in tries
     assert "--method lora" not in advice(WORSE, adapter=True, rate=3e-4, budget="2h")
     assert "more --guard-problems" in advice("not distinguishable at n = 9", adapter=True, rate=3e-4, budget="2h")

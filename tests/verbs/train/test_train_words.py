@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gsm8k_core.config.train import TrainConfig
+from gsm8k_core.rollouts.watch import STOP_CUT
 from gsm8k_core.tracking.panel import ROLLOUT
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.memory import fastest
@@ -70,11 +72,26 @@ def test_how_fast_each_dtype_was_is_said_with_verbose_alone(capsys: pytest.Captu
 
 
 def test_what_to_try_after_a_policy_that_is_no_better() -> None:
-    worse, same = advice(True, 3e-6, "2h"), advice(False, 3e-6, "2h")
+    worse, same = advice(True, 3e-6, "2h", 99), advice(False, 3e-6, "2h", 99)
     assert "a lower rate (--learning-rate 1e-06); --kl 0.01" in worse
     assert "--learning-rate" not in same
     assert "--guard-problems" in same
-    assert all("--max-time than 2h" in line and "\n" not in line for line in (worse, same))
+    assert all("--max-time than 2h: hundreds of" in line and "\n" not in line for line in (worse, same))
+    done = advice(False, 3e-6, "", 400)  # neither time nor updates are what was short
+    assert done.startswith("try      more --num-epochs; --recipe rft")
+    assert "--max-time" not in done
+
+
+@pytest.mark.parametrize(("reason", "tries"), [("done", "more --num-epochs"), ("budget", "--max-time than 2h")])
+def test_more_time_is_advised_where_time_ended_a_policys_run(reason: str, tries: str) -> None:
+    said = list[str]()
+    job: Any = SimpleNamespace(config=TrainConfig(recipe="grpo"))
+    guard = {"end": {}, "verdict": "not distinguishable at n = 9", "base": {}}
+    result = {"reason": reason, "updates": 9, "guard": guard}
+    words._say_guard(job, Path("m"), result, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    assert tries in said[1]
+    words._say_guard(job, Path("m"), {**result, "reason": STOP_CUT}, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    assert len(said) == 3  # what to try is said with the reason
 
 
 FIGURES = {"reward": 0.25, "solve_rate": 0.5, "mixed": 0.4, "length": 91.6, "cut": 0.01, "entropy": 0.612}
