@@ -79,6 +79,13 @@ def meant(name: str, names: Collection[str]) -> str | None:
     return near[0] if near else None
 
 
+def truth(value: bool, annotation: object) -> str | None:
+    """The choice that true and false stand for, `on` and `off`: in a YAML file these are words for them. None: none."""
+    words = get_args(annotation) if get_origin(annotation) is Literal else ()
+    word = "on" if value else "off"
+    return word if word in words else None
+
+
 def spelled(value: str, annotation: object) -> str:
     """The choice that a value means: bf16 is bfloat16, LoRA is lora; the value itself where it means none."""
     if get_origin(annotation) is not Literal:

@@ -15,7 +15,7 @@ import pydantic
 import tyro
 from pydantic import Field
 
-from gsm8k_core.config.brought import spelled
+from gsm8k_core.config.brought import spelled, truth
 from gsm8k_core.types import UsageError
 
 AUTO = "auto"  # of a setting that is chosen by the machine, with a reason
@@ -213,7 +213,9 @@ class Settings(pydantic.BaseModel):
     def _no_truth_for_numbers_and_any_spelling(cls, value: object, info: pydantic.ValidationInfo) -> object:
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and annotation is not bool:
-            raise ValueError("must not be true or false")
+            if (word := truth(value, annotation)) is None:
+                raise ValueError("must not be true or false")
+            return word
         return spelled(value, annotation) if isinstance(value, str) else value
 
     def __init__(self, **values: Any) -> None:

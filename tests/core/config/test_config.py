@@ -112,6 +112,8 @@ def test_a_bad_line_is_as_clear_in_the_colours_of_a_terminal() -> None:
         ("max_sampels: 3", "there is no setting 'max_sampels'; did you mean max_samples?"),
         ("max_samples: many", "c.yaml: max_samples must be a whole number (got 'many')"),
         ("max_samples:", "c.yaml: max_samples must be a whole number (got nothing)"),
+        ("max_samples: on", "c.yaml: max_samples must not be true or false (got True)"),
+        ("mix: off", "c.yaml: mix must not be true or false (got False)"),
         ("zebra: 1", "there is no setting 'zebra'; python cli.py train --help lists them"),
         ("lr: 1e-4", "there is no setting 'lr'; did you mean learning_rate?"),
         ("use_lora: true", "did you mean method: lora?"),
@@ -239,6 +241,14 @@ def test_a_file_may_spell_its_choices_so_too(tmp_path: Path) -> None:
     config, _ = cli.parse(["train", "--config", str(tmp_path / "c.yaml")])
     assert isinstance(config, TrainConfig)
     assert (config.dtype, config.method, config.budget_seconds) == ("bfloat16", "lora", 5400)
+
+
+def test_the_words_on_and_off_need_no_quotes_in_a_file(tmp_path: Path) -> None:
+    """They are true and false in YAML 1.1."""
+    (tmp_path / "c.yaml").write_text("calculator: on\nwarm_start: off\nthinking: On\n")
+    config, _ = cli.parse(["train", "--config", str(tmp_path / "c.yaml")])
+    assert isinstance(config, TrainConfig)
+    assert (config.calculator, config.warm_start, config.thinking) == ("on", "off", "on")
 
 
 def test_each_name_that_is_offered_is_a_setting_and_each_value_one_of_its_choices() -> None:
