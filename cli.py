@@ -358,8 +358,9 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
     rest = _spelled(model, rest, flags)
-    path = _config_path(rest)
-    from_file = _settle_alternatives(model, asked, _read_file(verb, model, path) if path else {})
+    path = Path(named) if (named := _value(rest, "--config")) is not None else None
+    read = _read_file(verb, model, path, _value(rest, "--recipe")) if path else {}
+    from_file = _settle_alternatives(model, asked, read)
     if isinstance(name := from_file.get("backend"), str) and "backend" not in asked:
         import backends  # here, not above: which there are is its to say, and `--help` must not import it
 
@@ -438,23 +439,24 @@ def _spelled(model: type[Settings], arguments: Sequence[str], flags: Mapping[str
     return found
 
 
-def _config_path(arguments: Sequence[str]) -> Path | None:
+def _value(arguments: Sequence[str], name: str) -> str | None:
+    """What a flag is given, before the flags are read."""
     for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            return Path(argument.split("=", 1)[1])
-        if argument == "--config" and place + 1 < len(arguments):
-            return Path(arguments[place + 1])
+        if argument.startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+        if argument == name and place + 1 < len(arguments):
+            return arguments[place + 1]
     return None
 
 
-def _read_file(verb: str, model: type[Settings], path: Path) -> dict[str, Any]:
+def _read_file(verb: str, model: type[Settings], path: Path, recipe: str | None) -> dict[str, Any]:
     from gsm8k_core.config.repeat import record_of, repeated  # here, not above: most calls have no file
     from gsm8k_core.config.yaml_file import read_yaml
 
     if (record := record_of(path)) is not None:
         if verb != "train":
             raise UsageError(f"--config {path}: a run's settings are train's, and {verb} has others; give a YAML file")
-        return repeated(record)
+        return repeated(record, recipe)
     names = {name.rstrip("_"): name for name in model.model_fields}
     fields = {}
     for key, value in read_yaml(path).items():

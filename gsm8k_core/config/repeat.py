@@ -13,14 +13,16 @@ from typing import Any
 
 import yaml
 
-from gsm8k_core.config.fields import Settings
-from gsm8k_core.config.train import DEMO_PROFILE, GRPO_PROFILE, NOT_OF_GRPO, TrainConfig
+from gsm8k_core.config.fields import EMBEDDED_MODEL, Settings
+from gsm8k_core.config.train import DEMO_PROFILE, GRPO_PROFILE, NOT_OF_GRPO, UNREAD, TrainConfig, with_profile
 from gsm8k_core.files import read_json
 from gsm8k_core.types import DataError, UsageError
 
 RECORD = "run.json"
 OF_ONE_COMMAND = ("config", "json_", "verbose", "print_config", "output_dir", "resume", "force", "dry_run")
 UNPRINTED = ("config", "json_", "verbose", "print_config", "api_key")  # no file needs a secret: api_key_file
+# What another recipe takes in another sense, or refuses: answers to a problem are asked for in waves, or compared.
+MEANT_OTHERWISE = ("samples", "sample_temperature", "lora_dropout")
 SETTLED = frozenset({*DEMO_PROFILE, "learning_rate"})  # a profile or a method would choose these anew
 
 
@@ -31,8 +33,11 @@ def record_of(path: Path) -> Path | None:
     return path if path.name == RECORD else None
 
 
-def repeated(path: Path) -> dict[str, Any]:
-    """The settings of the run that wrote `path`, by field. Raises UsageError where they are none of this version's."""
+def repeated(path: Path, recipe: str | None = None) -> dict[str, Any]:
+    """The settings of the run that wrote `path`, by field; `recipe`: the one that is asked for, where one is.
+
+    Raises UsageError where they are none of this version's.
+    """
     if not path.is_file():
         raise UsageError(f"--config {path.parent} has no {RECORD}; give a YAML file, or the folder of a run")
     try:
@@ -49,6 +54,9 @@ def repeated(path: Path) -> dict[str, Any]:
             f"--config {path} is of another version ({version}): there is no setting {unknown[0]!r} here; "
             "give its settings as flags"
         )
+    own = str(config.get("recipe", "sft"))
+    if recipe is not None and {own, recipe} <= UNREAD.keys() and recipe != own:
+        return _for_another(config, own, recipe)
     idle = NOT_OF_GRPO if config.get("recipe") == "grpo" else ()  # its profile settles them anew
     wanted = {name: value for name, value in config.items() if name not in (*OF_ONE_COMMAND, *idle)}
     defaults = TrainConfig().model_dump(mode="json")
@@ -56,13 +64,32 @@ def repeated(path: Path) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in settled or value != defaults[name]}
 
 
+def _for_another(config: Mapping[str, Any], own: str, recipe: str) -> dict[str, Any]:
+    """The settings that a run's `own` recipe has in common with another one, less those that its profile settled."""
+    kind = {name: config[name] for name in ("profile", "method") if name in config}
+    settled = with_profile(TrainConfig(**{**kind, "recipe": own}), demo=False, explicit=()).model_dump(mode="json")
+    left = {*OF_ONE_COMMAND, *UNREAD[own], *UNREAD[recipe], *MEANT_OTHERWISE, "recipe"}
+    return {name: value for name, value in config.items() if name not in left and value != settled[name]} | {
+        name: value for name, value in kind.items() if value != TrainConfig.model_fields[name].default
+    }
+
+
 def as_yaml(config: Settings, given: Collection[str], command: str) -> str:
     """The settings in the words of a --config file; those that nobody gave stand behind a #, as they are by default."""
     lines = [f"# {command} --config FILE reads this; a # marks a default"]
+    unread: Collection[str] = ()
+    if isinstance(config, TrainConfig):
+        config, unread = _by_default(config, given), UNREAD[config.recipe]
     values: Mapping[str, Any] = config.model_dump(mode="json")
     for name, value in values.items():
-        if name in UNPRINTED or (name not in given and value in (None, "")):
+        if name in UNPRINTED or (name not in given and (value in (None, "") or name in unread)):
             continue
         line = yaml.safe_dump({name.rstrip("_"): value}, allow_unicode=True, default_flow_style=False, width=10**6)
         lines.append(line.rstrip("\n") if name in given else f"# {line.rstrip()}")
     return "\n".join(lines)
+
+
+def _by_default(config: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """With what recipe, method and profile settle where nobody does; the model that is named says which profile."""
+    settled = with_profile(config, demo=config.model == EMBEDDED_MODEL, explicit=given)
+    return settled.model_copy(update={"profile": config.profile})

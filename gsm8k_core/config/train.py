@@ -41,6 +41,12 @@ OF_RFT = ("rounds", "keep", "mix", "warm_start")
 OF_GRPO = ("prompts_per_update", "updates_per_rollout", "loss", "clip", "kl", "overlong", "rollout_engine")
 # What is no setting of grpo's: its updates are of other rows, and its rate has no end that it could fall to.
 NOT_OF_GRPO = ("gradient_accumulation_steps", "rationales", "drop_long", "warmup_ratio", "schedule")
+# Recipe -> what it does not read.
+UNREAD: Mapping[str, tuple[str, ...]] = {
+    "sft": (*SAMPLED, *OF_RFT, *OF_GRPO),
+    "rft": OF_GRPO,
+    "grpo": (*OF_RFT, *NOT_OF_GRPO),
+}
 # grpo's own defaults. The policy that is trained has to be the one that sampled, so the temperature is no choice.
 GRPO_PROFILE: Mapping[str, object] = {
     "samples": 8,

@@ -16,6 +16,8 @@ from gsm8k_core.types import UsageError
 from verbs import Context, process_clock
 from verbs.train.start import refuse_idle
 
+RECIPES = get_args(TrainConfig.model_fields["recipe"].annotation)
+
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main([*arguments, "--print-config"]) == 0
@@ -74,7 +76,7 @@ def test_a_run_is_repeated_by_its_record_and_a_flag_wins(demo: bool, tmp_path: P
     assert by_folder.learning_rate == first.learning_rate
 
 
-@pytest.mark.parametrize("recipe", get_args(TrainConfig.model_fields["recipe"].annotation))
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_of_each_recipe_is_taken_again(recipe: str, tmp_path: Path) -> None:
     asked = TrainConfig.model_validate({"model": "m", "data": "d", "recipe": recipe})
     first = with_profile(asked, demo=False, explicit={"recipe"})
@@ -83,6 +85,47 @@ def test_a_run_of_each_recipe_is_taken_again(recipe: str, tmp_path: Path) -> Non
     assert isinstance(config, TrainConfig)
     refuse_idle(config, Context(Terminal(json_only=False), explicit, process_clock()))
     assert with_profile(config, demo=False, explicit=explicit).model_copy(update={"config": None}) == first
+
+
+@pytest.mark.parametrize(("own", "recipe"), [(own, recipe) for own in RECIPES for recipe in RECIPES if own != recipe])
+def test_a_run_is_taken_for_another_recipe_with_what_the_two_have_in_common(
+    own: str, recipe: str, tmp_path: Path
+) -> None:
+    of = {
+        "sft": {"gradient_accumulation_steps": 2, "rationales": 9, "schedule": "constant", "lora_dropout": 0.1},
+        "rft": {"rounds": "3", "samples": 1, "sample_temperature": 1.2, "mix": "own"},
+        "grpo": {"kl": 0.1, "samples": 16, "clip": "0.1,0.1", "prompts_per_update": 8},
+    }
+    common = {"model": "m", "data": "d", "max_samples": 77, "seed": 3, "method": "lora"}
+    asked = TrainConfig.model_validate({**common, **of[own], "recipe": own})
+    first = with_profile(asked, demo=False, explicit={*common, *of[own]})
+    path = record(tmp_path / "run", first.model_dump(mode="json"))
+    config, explicit = cli.parse(["train", "--config", str(path), "--recipe", recipe])
+    assert isinstance(config, TrainConfig)
+    refuse_idle(config, Context(Terminal(json_only=False), explicit, process_clock()))
+    again = with_profile(config, demo=True, explicit=explicit)
+    assert {name: getattr(again, name) for name in common} == common
+    plain = with_profile(TrainConfig.model_validate({"recipe": recipe, "method": "lora"}), demo=False, explicit=())
+    assert (again.recipe, again.learning_rate, again.samples) == (recipe, plain.learning_rate, plain.samples)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "hidden"),
+    [
+        ("", ("max_samples: 1500", "learning_rate: 3.0e-05"), ("samples", "keep", "kl")),
+        ("--recipe rft", ("samples: 4", "rounds: auto"), ("kl", "prompts_per_update")),
+        ("--recipe grpo", ("samples: 8", "learning_rate: 1.0e-06"), ("keep", "schedule", "rationales", "drop_long")),
+        ("--method lora", ("learning_rate: 0.0003",), ()),
+        ("--model embedded", ("max_samples: 400", "max_time: 10m"), ()),
+        ("--profile demo", ("num_epochs: 1",), ()),
+    ],
+)
+def test_the_defaults_that_are_printed_are_those_of_the_run(
+    given: str, shown: tuple[str, ...], hidden: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(capsys, "train", *given.split()).splitlines()
+    assert {f"# {line}" for line in shown} <= set(lines)
+    assert not [line for line in lines if line.startswith(tuple(f"# {name}:" for name in hidden))]
 
 
 def test_a_secret_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
