@@ -4,7 +4,8 @@ Verified, in `steps` mode, is an answer that
 
     ended by itself                  finish reason `stop`: it drew an end token
     has one line with ####           and that line is the last one that is not blank
-    has the gold number there        `#### N` as the strict rule reads it, and no second number behind it
+    has the gold number there        `#### N` as the strict rule reads it, and no second number behind it; where the
+                                     data write `#### $5`, a dollar sign too: it is the form that the model was shown
     holds a step, and no wrong one   every `a op b = c` that claims.py reads, in or out of <<>>
 
 `gold` mode asks for the first three alone: claims are not looked at, neither for being there nor for being right.
@@ -32,6 +33,7 @@ _UNENDED: dict[FinishReason, str] = {
     "complete": "stopped from outside after its #### line",
 }
 _DIGIT = re.compile(r"[0-9]")
+_PRICED = re.compile(r"#### ((?:-?\$?|\$-)[0-9.,]+)")  # MARKED, with a dollar sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,12 @@ def _wrong_end(text: str, gold: str) -> str:
         return "#### is not the last line"
     if marked[0].count("####") > 1:
         return "#### twice in one line"
-    found = MARKED.search(marked[0])
+    wanted = marked_number(gold) if "####" in gold else plain_decimal(checked_number(gold))
+    found = (_PRICED if "$" in wanted else MARKED).search(marked[0])
     if found is None or not _DIGIT.search(found[1]):
         return "no number after ####"
     if _DIGIT.search(marked[0], found.end()):
         return "two numbers after ####"
-    wanted = marked_number(gold) if "####" in gold else plain_decimal(checked_number(gold))
     if harness_equal(found[1], f"#### {wanted}"):
         return ""
     same = plain_decimal(found[1].rstrip(".")) == gold_of(gold)

@@ -69,6 +69,26 @@ def test_the_gold_may_be_a_number_or_the_whole_answer(gold: str) -> None:
         of(RIGHT, gold="seventy")
 
 
+@pytest.mark.parametrize(
+    ("gold", "last", "verified"),
+    [
+        ("$72", "$72", True),
+        ("$72", "72", True),
+        ("$72", "$72.", True),
+        ("$1,072", "$1,072", True),
+        ("-$72", "$-72", True),
+        ("$72", "$73", False),
+        ("$72", "$", False),
+        ("$72", "$$72", False),
+        ("72", "$72", False),  # nobody showed it that form, and the strict rule does not read it
+    ],
+)
+def test_a_dollar_sign_is_taken_where_the_data_write_one(gold: str, last: str, verified: bool) -> None:
+    answer = f"48 + 24 = 72\n#### {last}"
+    assert of(answer, gold=f"so\n#### {gold}").verified == verified
+    assert not verified or "$" not in last or grade(answer, "72")["strict"].extracted is None  # as published
+
+
 @pytest.mark.parametrize("last", ["72", "72.", "72 clips", "$72", "7 2", "72.0", "1,072", "72,", "-72", "", "+72"])
 def test_what_is_verified_is_right_by_the_strict_rule(last: str) -> None:
     text = f"48 + 24 = 72\n#### {last}"
