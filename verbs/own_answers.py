@@ -17,12 +17,13 @@ from gsm8k_core.files import refuse_links
 from gsm8k_core.rollouts import journal
 from gsm8k_core.rollouts.progress import POLICY, PROGRESS, ROUNDS, Progress, folder_of
 from gsm8k_core.rollouts.record import BACK, RECORDS, SELECTED, chain_of, content_of
+from gsm8k_core.scoring.claims import find_claims
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.scoring.thinking import split
-from gsm8k_core.scoring.verify import Mode, Verification, verify
+from gsm8k_core.scoring.verify import Mode, Verification, chain
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
 from gsm8k_core.training.runs import ROLLOUTS, known_manifest
-from gsm8k_core.types import EXIT_OK, DataError, FinishReason, UsageError
+from gsm8k_core.types import EXIT_OK, DataError, FinishReason, GSM8KError, StorageError, UsageError
 
 WIDTH = 80
 MOST_REASONS = 8  # kinds of refusal that are shown; run.json has all
@@ -38,6 +39,9 @@ class _Shown(Stored):
     gold: str
     completion: str
     finish_reason: FinishReason
+    verified: bool
+    reason: str
+    gold_right: bool
 
 
 class _Rewarded(_Shown):
@@ -58,7 +62,7 @@ class _Selected(Stored):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer with its verdict, made anew of its text."""
+    """An answer with its verdict."""
 
     row: _Shown
     verdict: Verification
@@ -82,12 +86,14 @@ def show_run(folder: Path, show: int, terminal: Terminal) -> int:
     terminal.say("")
     _table(rounds, terminal)
     _reasons(rounds, terminal)
-    judge = _Judge(progress.mode, _keep(manifest), _with_human(manifest))
-    for counts in rounds:
-        if show:
+    judge, left_out = _Judge(progress.mode, _keep(manifest), _with_human(manifest)), list[str]()
+    for counts in rounds if show else ():
+        try:
             _show_round(folder / ROLLOUTS, int(counts["round"]), judge, show, terminal)
+        except (DataError, StorageError) as error:
+            left_out.append(_leave_out(error, terminal))
     decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
-    terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds})
+    terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds, "left_out": left_out})
     return EXIT_OK
 
 
@@ -98,9 +104,16 @@ def _show_policy(found: Sequence[Path], folder: Path, progress: Progress, show: 
         terminal.say(f"{name:<8} {choice.name}: {choice.reason}", WIDTH)
     terminal.say("")
     columns, counts, newest = ["from update", "problems", "mixed", "answers", "rewarded", "cut", "tokens"], [], []
+    left_out = list[str]()
     for path in found:
-        newest = list(_lines(path, _Rewarded))
+        try:
+            newest = list(_lines(path, _Rewarded))
+        except (DataError, StorageError) as error:
+            left_out.append(_leave_out(error, terminal))
+            continue
         counts.append({"update": journal.update_of(path), **_counts(newest)})
+    if not counts:
+        raise DataError(left_out[-1])
     terminal.table(columns, [[f"{value:,.0f}" for value in each.values()] for each in counts])
     terminal.say(
         f"mixed: problems whose answers differ in reward, the only ones that are trained; tokens: of an answer. The "
@@ -116,10 +129,16 @@ def _show_policy(found: Sequence[Path], folder: Path, progress: Progress, show: 
             label = f"reward {row.reward:g}, advantage {row.advantage:+.2f}"
             label += "" if row.reward else f": {verdict.reason}"
             answer = _Answer(row, verdict, label, kept=bool(row.reward))
-            _show(answer, f"update {journal.update_of(found[-1])}", coloured, terminal)
+            _show(answer, f"update {counts[-1]['update']}", coloured, terminal)
     decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
-    terminal.result({"run": str(folder), "decisions": decisions, "rollouts": counts})
+    terminal.result({"run": str(folder), "decisions": decisions, "rollouts": counts, "left_out": left_out})
     return EXIT_OK
+
+
+def _leave_out(error: GSM8KError, terminal: Terminal) -> str:
+    """Say of a file that cannot be shown why, so that the others are; the words."""
+    terminal.say(f"left out {error}", WIDTH)
+    return str(error)
 
 
 def _groups(rows: Sequence[_Rewarded]) -> list[list[_Rewarded]]:
@@ -209,13 +228,17 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[Any]:
 
 
 def _verdict(row: _Shown, mode: Mode) -> Verification:
-    """Of the answer as it was judged: behind its thought, where it has one. Its claims stand as in the whole text."""
+    """What the run found, by the row's own answer line: the record has its number alone.
+
+    The claims are those of the answer as it was judged, behind its thought where it has one, and stand as in the whole
+    text. A record of an older version has the verdict by steps, whatever the run went by.
+    """
     answer = split(row.completion).answer
-    verdict, before = verify(answer, row.finish_reason, row.gold, mode), row.completion.rfind(answer)
-    if before < 0:  # it stood in pieces between thoughts
-        return replace(verdict, claims=())
-    claims = [replace(each, start=each.start + before, end=each.end + before) for each in verdict.claims]
-    return replace(verdict, claims=tuple(claims))
+    found, before = tuple(find_claims(answer)), row.completion.rfind(answer)
+    verified = row.verified if mode == "steps" else row.gold_right
+    # Without a place, it stood in pieces between thoughts.
+    claims = tuple(replace(each, start=each.start + before, end=each.end + before) for each in found if before >= 0)
+    return Verification(verified, "" if verified else row.reason, chain(found), claims, row.gold_right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +254,10 @@ class _Judge:
         verdict = _verdict(row, self.mode)
         if any(each.sample == row.sample for each in selected):
             return _Answer(row, verdict, "kept", kept=True)
-        chain = list(chain_of(verdict, row.completion))
+        equations = list(chain_of(verdict, row.completion))
         if verdict.reason:
             reason = verdict.reason
-        elif any(each.chain == chain for each in selected):
+        elif any(each.chain == equations for each in selected):
             reason = "verified, and not kept: a kept answer has the same equations"
         elif self.keep is not None and len(selected) >= self.keep:
             reason = f"verified, and not kept: there are {len(selected)} that are less alike (--keep)"

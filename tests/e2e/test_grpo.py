@@ -152,6 +152,23 @@ def test_its_answers_are_on_the_disk_and_inspect_shows_them(whole: Trained, run:
     assert re.search(r"reward 0, advantage -0\.\d\d: ", said)
 
 
+def test_a_damaged_rollout_is_left_out_of_what_inspect_shows_and_said(whole: Trained, tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole.folder / "rollouts", folder / "rollouts")
+    shutil.copy(whole.folder / "run.json", folder)
+    newest, *others = sorted((folder / "rollouts").iterdir(), reverse=True)
+    newest.write_text("{}\n")
+    done = run("inspect", "--run", folder, "--show", "1")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert re.search(r"left out \S+rollout-000009\.jsonl:1: id .*; bring the file back, or start a new run", said)
+    assert ", update 7, sample " in said
+    for other in others:
+        other.write_text("{}\n")
+    done = run("inspect", "--run", folder)
+    assert (done.returncode, "rollout-000009.jsonl:1" in done.stderr) == (4, True)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_anywhere_it_comes_to_the_same_updates_and_the_same_model(
     whole: Trained, tmp_path: Path, place: str

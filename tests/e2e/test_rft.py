@@ -227,7 +227,7 @@ def test_what_run_json_counts_is_what_the_records_hold(learned: Trained) -> None
     assert not list(learned.folder.glob("rollouts/*/checkpoints"))  # their weights have answered
 
 
-def test_inspect_shows_what_was_kept_and_why_the_rest_was_not(learned: Trained, run: Run) -> None:
+def test_inspect_shows_what_was_kept_and_why_the_rest_was_not(learned: Trained, run: Run, tmp_path: Path) -> None:
     done = run("inspect", "--run", learned.folder, "--show", "9")
     assert done.returncode == 0, done.stderr
     assert "[kept]" in done.stdout
@@ -235,6 +235,13 @@ def test_inspect_shows_what_was_kept_and_why_the_rest_was_not(learned: Trained, 
     assert max(map(len, done.stdout.splitlines())) <= 80
     found = json.loads(run("inspect", "--run", learned.folder, "--json").stdout)
     assert found["rounds"] == learned.manifest["rollouts"]
+    shutil.copytree(learned.folder / "rollouts", tmp_path / "rollouts")
+    shutil.copy(learned.folder / "run.json", tmp_path)
+    (tmp_path / "rollouts/round-1/records.jsonl").write_text("{}\n")
+    done = run("inspect", "--run", tmp_path, "--show", "1")
+    assert done.returncode == 0, done.stderr
+    assert "records.jsonl:1: id " in " ".join(done.stdout.split())
+    assert ", round 2, sample " in done.stdout  # the others are shown all the same
 
 
 # --- going on -------------------------------------------------------------------------------------------------

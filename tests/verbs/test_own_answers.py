@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from verbs.own_answers import _Judge, _Selected, _Shown
+from gsm8k_core.config.stored import stored
+from gsm8k_core.rollouts.record import as_line, judged
+from gsm8k_core.scoring.verify import Mode
+from gsm8k_core.types import Completion, Problem
+from tests.core.rollouts.script import END, decode, encode, problem
+from verbs.own_answers import _Judge, _Selected, _Shown, _verdict
 
 RIGHT = "2 + 3 = 5\n#### 5"
+
+
+def shown(text: str, problem: Problem, mode: Mode = "steps") -> _Shown:
+    """A line of the record, as inspect reads it."""
+    line = as_line(judged(problem, 0, Completion(encode(text), "stop", END), decode, 1.0), mode)
+    return stored(_Shown, json.loads(line), "records.jsonl", "")
+
+
+@pytest.mark.parametrize(
+    ("last", "mode", "refused"),
+    [
+        ("$1,000.50", "steps", ""),
+        ("1000.5", "steps", "the gold number in another form: 1000.5, not $1,000.50"),
+        ("$1,000.50", "gold", ""),
+    ],
+)
+def test_an_answer_is_shown_as_the_run_judged_it_by_the_rows_own_line(last: str, mode: Mode, refused: str) -> None:
+    steps = "2 + 3 = 5\n" if mode == "steps" else ""
+    row = shown(f"{steps}#### {last}", Problem("train-0", "?", "so\n#### $1,000.50", "1000.5"), mode)
+    assert _verdict(row, mode).reason == refused
+    assert _verdict(row, mode).verified == (not refused)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +49,7 @@ RIGHT = "2 + 3 = 5\n#### 5"
     ],
 )
 def test_why_an_answer_was_not_kept(text: str, chains: dict[int, list[str]], human: bool, label: str) -> None:
-    row = _Shown(id="train-0", sample=0, question="?", gold="5", completion=text, finish_reason="stop")
+    row = shown(text, problem("train-0"))
     selected = [_Selected(id="train-0", sample=sample, chain=chain) for sample, chain in chains.items()]
     found = _Judge("steps", 2, human)(row, selected)
     assert label in found.label
