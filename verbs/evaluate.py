@@ -380,6 +380,7 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
             f"decoded and graded again: {path}"
         )
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
+    summary |= {"run": end_of_run(opened.source.found, opened.folder)}
     summary |= {"data": opened.problems.name, "split": opened.config.split, "overlap": opened.overlap.as_json()}
     summary |= {"backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"eval_batch_size": str(key.batch_size)}
@@ -403,6 +404,19 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     summary |= {"choices": {name: asdict(chosen) for name, chosen in opened.choices.items()}}
     write_json(path.parent / "summary.json", summary)
     return Evaluation(summary, voted(records), records)
+
+
+def end_of_run(found: Path, folder: Path) -> dict[str, Any] | None:
+    """Which update of the run in `folder` a model is of; None of any but what that run ended with.
+
+    A run that goes on leaves its scores behind, and others' may lie beside them: `runs` tells them apart by this.
+    """
+    run = run_of_model(found)
+    if run is None or run != folder.resolve() or found.resolve() not in (run / "model", run / "mlx-adapter"):
+        return None
+    manifest = known_manifest(run)
+    ended = (manifest.get("outcome") or {}).get("updates")  # all that a run of an older version says
+    return {"update": manifest.get("model_update", ended)}
 
 
 def _answered(

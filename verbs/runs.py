@@ -8,6 +8,7 @@ import math
 import os
 import textwrap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ DEEPEST = 3  # folders below the one that is asked for
 WIDTH = 80
 OTHERS = {"checkpoints", "best", "base"}  # models of a run that are not what it ended with
 CLOCK_SLACK = 120.0  # seconds between a process and its manifest; a process younger than that is another one
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An accuracy, and which update's weights it is of: those that the run has now, earlier ones, or nobody knows."""
+
+    accuracy: float
+    n: int
+    calculator: bool
+    update: int | None = None
+    current: bool | None = None
 
 
 def run(config: RunsConfig, context: Context) -> int:
@@ -66,10 +78,12 @@ def describe(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     events, phase = newest_training(folder)
     update = last_update(events) or {}
+    updates = _whole(update.get("update")) or 0
     found = _read(folder / COMPARISON)
-    compared = _score(_at(found, "trained"))  # several models' has no one trained
-    base = _score(_at(found, "base")) if compared else None
-    score = compared or _evaluated(folder, _at(manifest or {}, "model", "hash"))
+    compared = _own_score(_at(found, "trained"), manifest or {}, updates)  # several models' has no one trained
+    evaluated = None if compared and compared.current else _evaluated(folder, manifest or {}, updates)
+    score = evaluated if evaluated and (evaluated.current or not compared) else compared
+    base = _score(_at(found, "base")) if score and score is compared else None
     made: dict[str, Any] = {
         "run": str(folder),
         "status": _status(manifest),
@@ -79,16 +93,18 @@ def describe(folder: Path) -> dict[str, Any]:
         "backend": _text(_at(manifest or {}, "choices", "backend", "name")),
         "seconds": _number(_at(manifest or {}, "outcome", "seconds")) or _number(update.get("elapsed")),
         "reason": _text(_at(manifest or {}, "outcome", "reason")),
-        "updates": _whole(update.get("update")) or 0,
+        "updates": updates,
         "phase": phase or None,
         "planned": _whole(_at((read_manifest(events.parent) if phase else manifest) or {}, "plan", "updates")),
         "last_loss": None if "reward" in update else _number(update.get("loss")),  # a policy's says nothing
         "last_reward": _number(update.get("reward")),
         "rule": HEADLINE_RULE,
-        "base_accuracy": base[0] if base else None,
-        "accuracy": score[0] if score else None,
-        "n": score[1] if score else None,
-        "calculator": score[2] if score else None,
+        "base_accuracy": base.accuracy if base else None,
+        "accuracy": score.accuracy if score else None,
+        "accuracy_update": score.update if score else None,
+        "accuracy_current": score.current if score else None,
+        "n": score.n if score else None,
+        "calculator": score.calculator if score else None,
     }
     return made
 
@@ -112,25 +128,38 @@ def _is_alive(manifest: Mapping[str, Any]) -> bool:
         return True
 
 
-def _evaluated(folder: Path, base_hash: object) -> tuple[float, int, bool] | None:
-    """The trained model's accuracy, from its evaluation over the most problems, by itself if it can.
-
-    Last, whether it is one with calculator.
-    """
+def _evaluated(folder: Path, manifest: Mapping[str, Any], updates: int) -> Score | None:
+    """The trained model's score, from its evaluation over the most problems: as it is now, by itself if it can."""
     found = []
     for path in sorted((folder / "logs").glob(f"*/{SUMMARY}")):
         summary = _read(path)
-        left_out = summary.get("hash") == base_hash or summary.get("split") == "train"  # it was trained on those
-        if not left_out and not OTHERS & set(Path(str(summary.get("model"))).parts) and (score := _score(summary)):
-            found.append((not score[2], score[1], path.stat().st_mtime, score))
-    return max(found)[-1] if found else None
+        left_out = summary.get("hash") == _at(manifest, "model", "hash") or summary.get("split") == "train"
+        if left_out or OTHERS & set(Path(str(summary.get("model"))).parts):  # the train rows it learned from
+            continue
+        if score := _own_score(summary, manifest, updates):
+            order = (bool(score.current), not score.calculator, score.n, path.stat().st_mtime)
+            found.append((order, score))
+    return max(found, key=lambda each: each[0])[1] if found else None
 
 
-def _score(summary: object) -> tuple[float, int, bool] | None:
+def _own_score(summary: object, manifest: Mapping[str, Any], updates: int) -> Score | None:
+    """The score of a summary in a run's folder; None where it has none, or says that another model answered."""
+    score = _score(summary)
+    if score is None or not isinstance(summary, dict):
+        return None
+    if "run" not in summary:  # an older version's; all is well unless the run went on since
+        return replace(score, current=None if manifest.get("segments") else True)
+    if summary["run"] is None:
+        return None
+    update = _whole(_at(summary, "run", "update"))
+    return replace(score, update=update, current=None if update is None else update == updates)
+
+
+def _score(summary: object) -> Score | None:
     if not isinstance(summary, dict):
         return None
     accuracy, n = _number(_at(summary, "rules", HEADLINE_RULE, "accuracy")), _whole(summary.get("n"))
-    return (accuracy, n, bool(_at(summary, "calculator"))) if accuracy is not None and n is not None else None
+    return Score(accuracy, n, bool(_at(summary, "calculator"))) if accuracy is not None and n is not None else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -211,6 +240,9 @@ def _below(run: Mapping[str, Any]) -> list[str]:
         parts.append(f"reward {run['last_reward']:.3f}")
     if run["calculator"]:
         parts.append("accuracy with calculator")
+    if run["accuracy"] is not None and not run["accuracy_current"]:
+        update = run["accuracy_update"]
+        parts.append("accuracy perhaps from before it went on" if update is None else f"accuracy after update {update}")
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
     return [printable(text) for text in (", ".join(filter(None, parts)), *ending)]
 

@@ -124,6 +124,7 @@ class _Manifest(Stored):
     prompt: dict[str, Any] | None = None
     outcome: _Outcome | None = None
     best: _Best | None = None
+    model_update: Count | None = None  # that model/ is of
     base: _Base | None = None
     guard: _Guard | None = None
     adjustments: list[_Adjustment] = Field(default_factory=list)

@@ -59,6 +59,7 @@ def trained(tmp_path: Path, other: Path, model: Path, data: Path) -> Path:
         model=str(model), data=str(data), eval_steps=2, learning_rate=1e-2, wandb_project="hf_" + "a" * 30
     )
     manifest = {"status": "done", "pid": 1, "config": config.model_dump(mode="json"), "data": {"name": str(data)}}
+    manifest["model_update"] = 3
     (folder / "run.json").write_text(json.dumps(manifest))
     events: list[dict[str, object]] = [{"event": "update", "update": n, "loss": 3 / n} for n in (1, 2, 3)]
     events += [{"event": "dev", "update": 2, "accuracy": 0.25, "loss": 1.5}]
@@ -146,6 +147,7 @@ def test_compare_leaves_numbers_a_page_and_a_card(
     gold = [json.loads(line)["answer"] for line in (data / "test.jsonl").read_text().splitlines()]
     right, were = (sum(answer.endswith(f"#### {n}") for answer in gold) for n in (4, 5))
     assert (test["won"], test["lost"], test["both"]) == (right, were, 0)
+    assert (made["base"]["run"], made["trained"]["run"]) == (None, {"update": 3})
     assert test["difference"] == pytest.approx((right - were) / 8)
     assert test["interval"][0] <= test["difference"] <= test["interval"][1]
     assert {"diagnosis", "steps", "breakdown"} <= set(made)
@@ -226,7 +228,8 @@ def test_the_best_model_does_not_replace_what_the_run_left(
     for name, folder in left.items():
         done = run("compare", "--base-model", model, "--trained-model", trained / name, "--max-samples", 4, *PLACE)
         assert done.returncode == 0, done.stderr
-        assert json.loads((folder / "model_comparison.json").read_text())["trained"]["model"] == str(trained / name)
+        found = json.loads((folder / "model_comparison.json").read_text())["trained"]
+        assert (found["model"], found["run"]) == (str(trained / name), None if name else {"update": 3})
     scored = run("eval", "--model", trained / "best", "--max-samples", 4, *PLACE)
     assert f"--trained-model {trained / 'best'}" in scored.stdout
 

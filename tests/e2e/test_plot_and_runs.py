@@ -246,6 +246,35 @@ def test_runs_say_where_a_score_is_one_with_calculator(run: Run, tmp_path: Path)
     assert json.loads(run("runs", "--json").stdout)["runs"][0]["calculator"] is True
 
 
+@pytest.mark.parametrize(
+    ("answered", "segments", "shown", "said"),
+    [
+        ({"run": {"update": 3}}, 1, "35.5 %", "23 s"),
+        ({"run": {"update": 2}}, 1, "35.5 %", "23 s, accuracy after update 2"),
+        ({}, 0, "35.5 %", "23 s"),  # of an older version
+        ({}, 1, "35.5 %", "23 s, accuracy perhaps from before it went on"),
+        ({"run": None}, 0, "-", "23 s"),  # another model's, or best/
+    ],
+)
+@pytest.mark.parametrize("file", ["model_comparison.json", "logs/eval-1/summary.json"])
+def test_runs_say_which_state_of_a_run_a_score_is_of(
+    run: Run, tmp_path: Path, file: str, answered: dict[str, Any], segments: int, shown: str, said: str
+) -> None:
+    """A run that went on has other weights than those that were compared."""
+    made = make_run(tmp_path / "runs/first", segments=[{}] * segments)
+    found = scores(200, 0.355, **answered)
+    (made / file).parent.mkdir(exist_ok=True)
+    (made / file).write_text(json.dumps({"trained": found} if file.startswith("model") else found))
+    lines = run("runs").stdout.splitlines()
+    assert " ".join(lines[1].split()).startswith(f"first done 3 1.000 {shown}")
+    assert " ".join(" ".join(lines[2:]).split()).endswith(said)
+    (made / "logs/eval-now").mkdir()
+    few = json.dumps(scores(9, 0.5, run={"update": 3}))
+    (made / "logs/eval-now/summary.json").write_text(few)  # of few problems, and of what the run is now
+    found = json.loads(run("runs", "--json").stdout)["runs"][0]
+    assert (found["n"], found["accuracy_current"]) == (200 if said == "23 s" and shown != "-" else 9, True)
+
+
 def test_runs_that_ended_badly_are_shown(run: Run, tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

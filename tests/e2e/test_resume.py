@@ -103,6 +103,7 @@ def test_killed_and_resumed_is_unbroken_to_the_last_bit(
     result = run("train", "--resume", str(folder))
     assert result.returncode == 0, result.stderr
     assert "from update 2" in result.stdout
+    assert json.loads((folder / "run.json").read_text())["model_update"] == 6
     assert losses(folder) == losses(tmp_path / "whole")
     ours, theirs = weights(folder), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()

@@ -275,8 +275,10 @@ class Segment:
     def save_model(self) -> None:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
         backend, spec = self.model.backend, lora_spec(self.job.config)
+        assert self.pilot is not None  # its updates made the weights
         self.run.sync_metrics()
         self.run.replace(self.run.model, self._save_model)
+        self.run.record(model_update=len(self.pilot.losses))  # a run that goes on leaves it behind
         if spec is not None:
             values, base = backend.state().parameters, self.trained_config().model
             asked = self.job.source.model.rendering
