@@ -6,30 +6,33 @@ Several trained models stand on one page: each is held against the base, and eac
 from __future__ import annotations
 
 import gc
+import shlex
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import backends
+from gsm8k_core.command import typed
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.config.score import CompareConfig
-from gsm8k_core.files import make_folder, write_json
+from gsm8k_core.files import make_folder, read_json, write_json
 from gsm8k_core.models.find import Source
 from gsm8k_core.report.comparison import make_comparison, make_comparisons, show_comparison, show_comparisons
-from gsm8k_core.report.words import COMPARISON
+from gsm8k_core.report.words import COMPARISON, headline, pairs
 from gsm8k_core.scoring.answers import judge_by, shown_rules
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.timed import Limit
 from gsm8k_core.tracking.terminal import Terminal
-from gsm8k_core.training.runs import run_of_model
-from gsm8k_core.types import EXIT_OK
+from gsm8k_core.training.runs import MANIFEST, run_of_model
+from gsm8k_core.types import EXIT_OK, DataError, StorageError, UsageError
 from verbs import Context, evaluate, say_export
 from verbs.compared import find_models, of_recorded_data
 from verbs.demo import banner
 from verbs.evaluate import Evaluation, Place, Problems, first_of, limit_of, load_problems, say_limits, score
 from verbs.overlap import of_model
-from verbs.results import PAGE, Provenance, one_a_problem, write_both, write_several
+from verbs.results import CARD, PAGE, Provenance, one_a_problem, write_both, write_several
 
 SEVERAL = Path("comparison")  # where the files of several models go
 
@@ -43,21 +46,23 @@ def run(config: CompareConfig, context: Context) -> int:
         require()
     backend = backends.resolve(config.backend)
     base, trained = find_models(config, terminal)
+    owners = [run_of_model(each.found) for each in trained]
+    folder = config.output_dir or (SEVERAL if len(trained) > 1 else _results(owners[0], trained[0].found))
+    _refuse_other_run(folder, trained, owners)
     if base.choice.name == EMBEDDED_MODEL:
         banner(terminal)
     problems = load_problems(config, of_recorded_data(trained), context)
     limit = limit_of(config, context)
     say_limits(len(problems.problems), limit, terminal)
-    owners = [run_of_model(each.found) for each in trained]
     place = Place(backend, config.device, config.dtype, config.output_dir or Path("."), config.eval_batch_size)
     scored = _score_all(config, place, [base, *trained], problems, limit, terminal)
     _notes(base, trained, scored, terminal)
     owner = owners[0] if len(trained) == 1 else None
     made = Provenance("compare", config, context.explicit, problems.problems, owner)
     if len(trained) == 1:
-        page = _finish(made, config.output_dir or _results(owner, trained[0].found), *scored, terminal)
+        page = _finish(made, folder, *scored, terminal)
     else:
-        page = _finish_several(made, config.output_dir or SEVERAL, scored, owners, terminal)
+        page = _finish_several(made, folder, scored, owners, terminal)
     if config.open_:
         _open(page, terminal)
     if base.choice.name == EMBEDDED_MODEL:
@@ -69,9 +74,20 @@ def _results(owner: Path | None, found: Path) -> Path:
     """Where the files go: best/ and checkpoints have a folder of their own, and do not replace the run's."""
     if owner is None or (found.resolve().parent == owner and found.name in ("model", "mlx-adapter")):
         return owner or Path(".")
-    folder = owner / "compare" / (found.parent.name if found.name == "model" else found.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return owner / "compare" / (found.parent.name if found.name == "model" else found.name)
+
+
+def _refuse_other_run(folder: Path, trained: Sequence[Source], owners: Sequence[Path | None]) -> None:
+    """Raises UsageError where the files would be taken for those of a run's own model, and replace them."""
+    if not (folder / MANIFEST).is_file():
+        return
+    if len(trained) == 1 and _results(owners[0], trained[0].found).resolve() == folder.resolve() == owners[0]:
+        return
+    whose = trained[0].name if len(trained) == 1 else "several models"
+    raise UsageError(
+        f"{folder} is a run's folder, and keeps the comparison, page and card of its own model/; those of {whose} "
+        "need another --output-dir"
+    )
 
 
 def _score_all(
@@ -145,6 +161,7 @@ def one_answer(scored: Evaluation) -> Evaluation:
 
 def _finish(made: Provenance, folder: Path, base: Evaluation, trained: Evaluation, terminal: Terminal) -> Path:
     """The numbers first: whatever happens to the page, they are there."""
+    make_folder(folder, parents=True)
     comparison = make_comparison(base.summary, trained.summary, base.records, trained.records)
     write_json(folder / COMPARISON, comparison)
     show_comparison(terminal, comparison)
@@ -164,13 +181,42 @@ def _finish_several(
     summaries, records = [each.summary for each in trained], [each.records for each in trained]
     comparison = make_comparisons(base.summary, summaries, base.records, records)
     make_folder(folder, parents=True)
+    _remove_card(folder, terminal)
     write_json(folder / COMPARISON, comparison)
     show_comparisons(terminal, comparison)
+    for owner, each in zip(owners, pairs(comparison), strict=True):
+        if owner is not None:
+            _say_other_card(owner, each, terminal)
     page = folder / PAGE
     write_several(made, page, comparison, [base.records, *records], owners, terminal.say)
     terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}")
     terminal.result({**comparison, "file": str(folder / COMPARISON), "page": str(page)})
     return page
+
+
+def _remove_card(folder: Path, terminal: Terminal) -> None:
+    """The card of a comparison that is replaced goes with it; one that lies there alone is somebody's."""
+    if not ((folder / COMPARISON).is_file() and (folder / CARD).is_file()):
+        return
+    try:
+        (folder / CARD).unlink()
+    except OSError as error:
+        raise StorageError(f"{folder / CARD} cannot be removed ({error.strerror}); remove it") from error
+    terminal.say(f"removed  {folder / CARD}, which was of the comparison that is replaced")
+
+
+def _say_other_card(owner: Path, pair: Mapping[str, Any], terminal: Terminal) -> None:
+    """That the card of a run, from when it was compared alone, says something else than this comparison."""
+    try:
+        found = read_json(owner / COMPARISON)
+        same = found["trained"]["hash"] == pair["trained"]["hash"]
+        said, title = headline(found).better, headline(found).title
+    except (KeyError, TypeError, ValueError, AttributeError, DataError):
+        return  # none, or none that can be read
+    if (owner / CARD).is_file() and not (same and said == headline(pair).better):
+        what = f"says otherwise, of an earlier comparison: {title}" if same else "is of weights that it no longer has"
+        again = shlex.join([*typed().split(), "compare", "--trained-model", str(pair["trained"]["model"])])
+        terminal.say(f"note     {owner / CARD} {what}; {again} writes it anew")
 
 
 def _open(page: Path, terminal: Terminal) -> None:

@@ -467,7 +467,7 @@ def test_two_trained_models_stand_on_one_page(
     for part in ("p, corrected", "mine", "second", "arithmetic slip", "Loss (nats per target)", "Base against"):
         assert part in read.words, part
     assert f"--trained-model {trained} --trained-model {second}" in " ".join(read.words.split())
-    assert not Path("comparison/model_card.md").exists()
+    assert "model_card.md" not in done.stdout
     assert not (trained / "model_comparison.json").exists()
     # One alone finds the answers of both where they are.
     assert [len(list(folder.glob("logs/eval-*"))) for folder in (trained, second, Path("."))] == [2, 1, 0]
@@ -475,6 +475,16 @@ def test_two_trained_models_stand_on_one_page(
     alone = json.loads(compare(run, model, trained, data, "--json").stdout)
     assert (alone["schema"], alone["base"]["reused"], alone["trained"]["reused"]) == (1, 8, 8)
     assert {"base", "trained", "paired"} <= set(alone)
+    # The files of one alone are not left beside those of several that say otherwise.
+    alone["paired"] |= {"p": 1e-9, "won": 8, "lost": 0}
+    (trained / "model_comparison.json").write_text(json.dumps(alone))
+    shutil.copy(trained / "model_card.md", "comparison/model_card.md")
+    done = compare(run, model, trained, data, "--trained-model", second)
+    said = " ".join(done.stdout.split())
+    assert "removed comparison/model_card.md, which was of the comparison that is replaced" in said
+    assert not Path("comparison/model_card.md").exists()
+    assert f"{trained}/model_card.md says otherwise, of an earlier comparison: The trained model is better" in said
+    assert f"compare --trained-model {trained} writes it anew" in said
 
 
 def test_several_share_the_time_there_is_and_its_problems(
@@ -527,6 +537,25 @@ def test_what_cannot_stand_on_one_page_is_one_line(
         assert done.returncode == 2
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_comparison_takes_the_place_of_another_runs(
+    run: Run, model: Path, trained: Path, second: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """runs, the page and the card would show it as that run's own."""
+    shutil.copytree(trained / "model", trained / "best")
+    for more, folder in (
+        ((trained,), second),
+        ((trained / "best",), trained),
+        ((trained / "model", second), trained),
+        ((second / "model", trained), "."),
+    ):
+        flags = [word for each in more for word in ("--trained-model", each)]
+        monkeypatch.chdir(trained if folder == "." else trained.parent)
+        done = run("compare", "--base-model", model, *flags, "--data", data, *PLACE, "--output-dir", folder)
+        assert done.returncode == 2, done.stdout
+        assert f"error: {folder} is a run's folder, and keeps the comparison, page and card of its own" in done.stderr
+    assert not list(second.glob("*model*.*"))
 
 
 def test_runs_of_two_bases_need_to_be_told_one(run: Run, model: Path, other: Path, trained: Path, second: Path) -> None:
