@@ -19,6 +19,7 @@ import backends
 from gsm8k_core.config.export import ExportConfig
 from gsm8k_core.config.fields import AUTO
 from gsm8k_core.exports import gguf_file
+from gsm8k_core.exports.blocks import GROUP, Blocks, matrices_in
 from gsm8k_core.exports.merged import write_merged
 from gsm8k_core.exports.modelfile import Turns, modelfile, ollama_name, turns_of
 from gsm8k_core.files import file_hash, make_folder, new_folder, read_plain, refuse_links, write_bytes
@@ -90,7 +91,8 @@ def run(config: ExportConfig, context: Context) -> int:
     refuse_links(target.parent)
     make_folder(target.parent, parents=True)
     say(f"writing  {target}")
-    write(target)
+    if stays := write(target):
+        say(f"float    {stays}")
     size = sum(path.stat().st_size for path in target.iterdir() if path.is_file())
     say(f"written  {target}: {hub.human_size(size)}, {', '.join(sorted(path.name for path in target.iterdir()))}")
     opened = _opened(config, subject, target)
@@ -149,11 +151,14 @@ def _shown(path: Path) -> Path:
 # --- each format ------------------------------------------------------------------------------------------------------
 
 
-def _writer(config: ExportConfig, subject: Exported) -> Callable[[Path], None]:
-    """What writes the folder. Raises for what the format cannot hold."""
+def _writer(config: ExportConfig, subject: Exported) -> Callable[[Path], str]:
+    """What writes the folder, and says what stays float of a quantised one. Raises for what the format cannot hold."""
     if config.to == "merged":
         return partial(_write_merged, subject)
     if config.to == "mlx":
+        if config.bits:
+            blocks = Blocks.of(matrices_in(subject.model.path), GROUP)
+            blocks.refuse_none(subject.model.path, f"{config.bits}-bit", "leave --bits out")
         return partial(_write_mlx, subject, config.bits)
     plan = gguf_file.plan(subject.model, config.file_type)
     if config.to == OLLAMA and ('"""' in subject.system or subject.system.endswith('"')):
@@ -162,19 +167,21 @@ def _writer(config: ExportConfig, subject: Exported) -> Callable[[Path], None]:
     return partial(_write_gguf, subject, plan, turns)
 
 
-def _write_merged(subject: Exported, target: Path) -> None:
+def _write_merged(subject: Exported, target: Path) -> str:
     with new_folder(target) as folder:
         write_merged(subject.model, folder, subject.dtype)
         subject.model.rendering.write(folder)
         _write_card(subject, folder, f"a Hugging Face folder, weights in {subject.dtype}", "transformers")
+    return ""
 
 
-def _write_mlx(subject: Exported, bits: int | None, target: Path) -> None:
+def _write_mlx(subject: Exported, bits: int | None, target: Path) -> str:
     with new_folder(target) as folder:
         whole, made = folder / "whole", folder / "made"
         whole.mkdir()
         write_merged(subject.model, whole, subject.dtype)  # with what mlx-lm reads of a config.json
         subject.model.rendering.write(whole)
+        stays = Blocks.of(matrices_in(whole), GROUP).line(subject.dtype) if bits else ""
         backends.convert(whole, made, bits, subject.dtype)
         # As they were: transformers would write them anew, in other words.
         for name in {path.name for path in whole.iterdir()} & set(copied_files(whole)):
@@ -184,19 +191,24 @@ def _write_mlx(subject: Exported, bits: int | None, target: Path) -> None:
         made.rmdir()
         shutil.rmtree(whole)
         (folder / README).unlink(missing_ok=True)  # mlx-lm's own
-        how = (
-            f"{bits}-bit weights in groups of 64, scales in {subject.dtype}" if bits else f"weights in {subject.dtype}"
-        )
-        _write_card(subject, folder, f"a folder of mlx-lm's, {how}", "mlx")
+        how = f"{bits}-bit weights in groups of {GROUP}, scales in" if bits else "weights in"
+        _write_card(subject, folder, _with(f"a folder of mlx-lm's, {how} {subject.dtype}", stays), "mlx")
+    return stays
 
 
-def _write_gguf(subject: Exported, plan: gguf_file.FilePlan, turns: Turns | None, target: Path) -> None:
+def _write_gguf(subject: Exported, plan: gguf_file.FilePlan, turns: Turns | None, target: Path) -> str:
     file = f"{ollama_name(subject.name)}-{plan.type}.gguf"
     with new_folder(target) as folder:
         gguf_file.write_gguf(plan, folder / file, subject.name, subject.chat_template)
         if turns is not None:
             write_bytes(folder / "Modelfile", modelfile(file, turns, subject.system, _stops(subject, plan)).encode())
-        _write_card(subject, folder, f"a GGUF file, weights in {plan.type}", "gguf")
+        stays = plan.blocks.line("float16") if plan.is_quantised else ""
+        _write_card(subject, folder, _with(f"a GGUF file, weights in {plan.type}", stays), "gguf")
+    return stays
+
+
+def _with(what: str, stays: str) -> str:
+    return f"{what}; {stays}" if stays else what
 
 
 def _render(subject: Exported, conversation: Any) -> str:

@@ -19,6 +19,7 @@ from gsm8k_core.exports.architectures import (
     factors_of,
     fields_of,
 )
+from gsm8k_core.exports.blocks import Blocks
 from gsm8k_core.exports.vocabulary import Vocabulary, vocabulary_of
 from gsm8k_core.models.folder import EMBEDDING, HEAD, ModelFolder, weight_files
 from gsm8k_core.models.tensors import HALF_LARGEST, NumberTooLarge, StoredTensor, read_tensor, stored_tensors
@@ -32,6 +33,7 @@ FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_
 # In four bits, the two matrices that every token's choice goes through lose most: they get eight.
 FINER = {"q4_0": "Q8_0"}
 ENDS = ("embed_tokens.weight", "lm_head.weight")
+BLOCK = 32  # numbers that q8_0 and q4_0 give one scale
 PHI3 = "phi3"
 SPARE = ("rotary_emb.inv_freq",)
 
@@ -47,15 +49,25 @@ class FilePlan:
     type: str
 
     @property
+    def is_quantised(self) -> bool:
+        return TYPES[self.type].startswith("Q")
+
+    @property
     def bytes(self) -> int:
         """About as many as the file will have."""
         bits = {"f32": 32, "f16": 16, "q8_0": 8.5, "q4_0": 4.5}[self.type]
         numbers = sum(_numbers(stored.shape) for _, _, stored in self.weights.values())
         return int(numbers * bits / 8)
 
+    @property
+    def blocks(self) -> Blocks:
+        """Of the matrices that the type is asked for."""
+        matrices = [each for each in self.weights.items() if _type(self, *each, as_asked=True) != "F32"]
+        return Blocks.of([stored.shape for _, (_, _, stored) in matrices], BLOCK)
+
 
 def plan(model: ModelFolder, kind: str) -> FilePlan:
-    """Raises DataError for a model or a tokenizer that a GGUF cannot hold, by name."""
+    """Raises DataError for a model or a tokenizer that a GGUF, or one of this kind, cannot hold, by name."""
     architecture = architecture_of(model.config)
     vocabulary = vocabulary_of(model)
     if vocabulary.strips and architecture.name != PHI3:
@@ -63,7 +75,10 @@ def plan(model: ModelFolder, kind: str) -> FilePlan:
             f"a token of the tokenizer in {model.path} takes the spaces beside it along, which llama.cpp does "
             "for Phi-3 alone; export --to merged keeps it as it is"
         )
-    return FilePlan(model, architecture, vocabulary, _names(model, architecture), kind)
+    made = FilePlan(model, architecture, vocabulary, _names(model, architecture), kind)
+    if made.is_quantised:
+        made.blocks.refuse_none(model.path, kind, "try --type f16")
+    return made
 
 
 def _numbers(shape: tuple[int, ...]) -> int:
@@ -170,13 +185,13 @@ def _add_vocabulary(writer: Any, found: Vocabulary, chat_template: str) -> None:
     writer.add_chat_template(chat_template)
 
 
-def _type(plan: FilePlan, ours: str, entry: tuple[str, Path, StoredTensor]) -> str:
-    """gguf's name of the numbers that a tensor is written in."""
+def _type(plan: FilePlan, ours: str, entry: tuple[str, Path, StoredTensor], as_asked: bool = False) -> str:
+    """gguf's name of the numbers that a tensor is written in, or would be if its rows were whole blocks."""
     name, _, stored = entry
     if len(stored.shape) < 2 or ours.endswith(("_norm.weight", ".bias")):
         return "F32"
     wanted = FINER.get(plan.type, TYPES[plan.type]) if name.endswith(ENDS) else TYPES[plan.type]
-    return "F16" if wanted.startswith("Q") and stored.shape[-1] % 32 else wanted
+    return "F16" if wanted.startswith("Q") and stored.shape[-1] % BLOCK and not as_asked else wanted
 
 
 def _announce(writer: Any, ours: str, shape: tuple[int, ...], kind: str) -> None:

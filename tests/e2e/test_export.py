@@ -119,6 +119,26 @@ def test_mlx_lm_opens_its_own_conversion_and_answers_with_it(run: Run, half: Pat
     assert sorted(path.name for path in (tmp_path / "eight").iterdir() if path.is_dir()) == []
 
 
+@needs_mlx
+def test_what_stays_float_is_said_and_a_form_that_nothing_has_is_refused(run: Run, tmp_path: Path) -> None:
+    """A file of float numbers that is called q4_0 would be measured, and uploaded, as what it is not."""
+    some = tiny_bytes.make(tmp_path / "some", hidden_size=128, intermediate_size=80)
+    none = tiny_bytes.make(tmp_path / "none", hidden_size=72, num_attention_heads=3, intermediate_size=80)
+    for flags, size, float_ in ((("gguf", "--type", "q4_0"), 32, "float16"), (("mlx", "--bits", "4"), 64, "float32")):
+        done = run("export", some, "--to", *flags, "--output-dir", f"some-{flags[0]}")
+        assert done.returncode == 0, done.stderr
+        said = f"2 of 15 matrices (10.2 % of the weights) stay {float_}, as their rows are no whole blocks of {size}"
+        card = (tmp_path / f"some-{flags[0]}/README.md").read_text()
+        assert f"float    {said}" in done.stdout
+        assert f"; {said}." in card
+        done = run("export", none, "--to", *flags, "--output-dir", "out")
+        assert (done.returncode, (tmp_path / "out").exists()) == (4, False)
+        assert f"no matrix of {none} has rows of whole blocks of {size}, so all of it would stay float" in done.stderr
+    written = read_tensors(tmp_path / "some-mlx/model.safetensors")
+    kept = {name for name, value in written.items() if name.endswith("proj.weight") and value.dtype == np.float32}
+    assert kept == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+
+
 def test_ollama_gets_a_modelfile_and_is_run_where_it_is(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

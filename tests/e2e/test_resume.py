@@ -414,7 +414,10 @@ def test_an_adapter_is_written_in_both_layouts_and_opens(
 
 @pytest.mark.skipif(not backends.installed("mlx"), reason="qlora is mlx's")
 def test_qlora_keeps_its_base_and_goes_on_elsewhere(run: Any, train: Any, tmp_path: Path) -> None:
-    assert train(tmp_path / "whole", "--backend", "mlx", "--method", "qlora", *ADAPTER[:4]).returncode == 0
+    whole = train(tmp_path / "whole", "--backend", "mlx", "--method", "qlora", *ADAPTER[:4])
+    assert whole.returncode == 0
+    assert "4-bit weights are made of the model, by mlx-lm; 2 of " in whole.stdout
+    assert "stay float32, as their rows are no whole blocks of 64" in whole.stdout
     assert "quantization" in json.loads((tmp_path / "whole/base/config.json").read_text())
     scored = run("eval", "--model", str(tmp_path / "whole"), "--max-samples", "2", "--max-new-tokens", "4", "--json")
     assert json.loads(scored.stdout)["n"] == 2, scored.stderr

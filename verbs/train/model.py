@@ -16,6 +16,7 @@ import backends
 from gsm8k_core.backend import Backend
 from gsm8k_core.config.fields import AUTO
 from gsm8k_core.config.train import SHARE, TrainConfig
+from gsm8k_core.exports.blocks import GROUP, Blocks, matrices_in
 from gsm8k_core.models import turn_end
 from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.hub import human_size
@@ -197,7 +198,8 @@ def _quantized_base(job: Job, terminal: Terminal) -> Path:
     if made_from is not None and is_quantized(ModelFolder(made_from)):
         terminal.say(f"base     the {widths(ModelFolder(made_from))} weights as they are")
         return made_from
-    terminal.say("base     4-bit weights are made of the model, by mlx-lm")
+    stays = Blocks.of(matrices_in(job.source.folder), GROUP).line("float32")
+    terminal.say(f"base     4-bit weights are made of the model, by mlx-lm{f'; {stays}' if stays else ''}")
     return cached_base(job.source.folder, lambda target: backends.quantize(job.source.folder, target))
 
 
