@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,9 @@ from gsm8k_core.models.folder import rope_theta
 from gsm8k_core.types import DataError, PreflightError
 
 REPEATED = "sdpa_repeated"
+# While it loads, transformers has other functions in the place of its tie_weights and torch's init, and puts back what
+# it found there: of two loads at once the last one leaves the first one's, and no tied model is loaded any more.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def load(folder: Path, device: str, on: str | None = None) -> Any:
@@ -30,15 +34,16 @@ def load(folder: Path, device: str, on: str | None = None) -> Any:
         check_layers(settings)
         # A fine-tuning step is the same on both backends, and MLX's models have no dropout.
         no_dropout = {key: 0.0 for key in vars(settings) if "dropout" in key or key.endswith("pdrop")}
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **no_dropout,
-        )
+        with _ONE_AT_A_TIME:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **no_dropout,
+            )
     except (MemoryError, PreflightError):
         raise
     except Exception as error:  # transformers raises many kinds, and all of them mean this folder

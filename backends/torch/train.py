@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -27,12 +28,22 @@ from gsm8k_core.models.adapter import draws_dropout, dropout_seed
 from gsm8k_core.ranks.together import together
 from gsm8k_core.training.finite import check_fit, check_resumed, not_finite, not_finite_over_ranks
 from gsm8k_core.training.memory import memory_error
-from gsm8k_core.types import Batch, DivergedError, Outcome, OutOfMemoryError, TrainState, Update, UpdateStats
+from gsm8k_core.types import (
+    Batch,
+    DivergedError,
+    Outcome,
+    OutOfMemoryError,
+    PreflightError,
+    TrainState,
+    Update,
+    UpdateStats,
+)
 
 if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
 
 MANY = 10**9
+_TRAINS = threading.Lock()
 # MPS keeps memory and graph of every shape that it has seen. TrainingArguments.torch_empty_cache_steps acts only in
 # Trainer's own training_step.
 EMPTY_CACHE_UPDATES = 4
@@ -320,6 +331,20 @@ class UpdateTrainer(Trainer):
 
 
 @contextmanager
+def _only_one() -> Iterator[None]:
+    """Trainer takes its precision from the process: a second training in another thread would change the first's."""
+    if not _TRAINS.acquire(blocking=False):
+        raise PreflightError(
+            "another training is at work in this process, and PyTorch's Trainer has its settings from the process; "
+            "train one after the other, or each in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _TRAINS.release()
+
+
+@contextmanager
 def _precision(dtype: str) -> Iterator[None]:
     """Only we choose the precision: a variable that a launcher left would win over TrainingArguments."""
     name = "ACCELERATE_MIXED_PRECISION"
@@ -382,10 +407,11 @@ def train(
         return Outcome("done", 0)
     enable_checkpointing(model, config)
     with (
-        tempfile.TemporaryDirectory() as folder,
+        _only_one(),
+        tempfile.TemporaryDirectory() as folder,  # Trainer wants one; nothing is written there
         _precision(dtype),
         alone(),
-    ):  # Trainer wants one; nothing is written there
+    ):
         arguments = _arguments(folder, config, device, dtype)
         trainer = UpdateTrainer(LossModel(model), arguments, first, rest, config, pilot, optimizer, trained, group)
         ask = _AskPilot(trainer, pilot, live)

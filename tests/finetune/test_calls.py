@@ -112,6 +112,31 @@ def test_a_notebooks_worker_thread_can_train(model: Path, place: Path) -> None:
         asked = dict(model=model, max_samples=8, num_epochs=1, output_dir="two", guard_problems=0, quiet=True, **SMALL)
         run = pool.submit(lambda: gsm8k_finetune.train(**asked)).result()
     assert run.status == "done"
+    from backends.torch import train
+
+    with train._TRAINS, pytest.raises(GSM8KError, match="another training is at work in this process"):
+        gsm8k_finetune.train(**asked | {"output_dir": "beside"})
+
+
+def test_threads_load_their_models_one_after_another(model: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loads at once leave transformers without its tie_weights, until the process ends."""
+    from transformers import AutoModelForCausalLM
+
+    from backends.torch import load
+
+    original, held = AutoModelForCausalLM.from_pretrained, []
+
+    def watched(*args: Any, **more: Any) -> Any:
+        held.append(load._ONE_AT_A_TIME.locked())
+        return original(*args, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    with ThreadPoolExecutor() as pool:
+        asked = dict(max_samples=2, max_new_tokens=2, quiet=True, **SMALL)
+        both = [pool.submit(gsm8k_finetune.evaluate, model, output_dir=place / name, **asked) for name in "ab"]
+        assert [each.result().n for each in both] == [2, 2]
+    assert held == [True, True]
+    assert not load._ONE_AT_A_TIME.locked()
 
 
 def test_bad_settings_are_the_same_one_line(place: Path) -> None:
