@@ -357,6 +357,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     model = _settings(verb)
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
+    _refuse_empty(model, rest, flags)
     rest = _spelled(model, rest, flags)
     path = Path(named) if (named := _value(rest, "--config")) is not None else None
     read = _read_file(verb, model, path, _value(rest, "--recipe")) if path else {}
@@ -418,6 +419,16 @@ def _asked(verb: str, arguments: Sequence[str], flags: dict[str, str]) -> set[st
             raise UsageError(f"{verb} has no flag {given}; {hint}")
         asked.add(flags[name])
     return asked
+
+
+def _refuse_empty(model: type[Settings], arguments: Sequence[str], flags: Mapping[str, str]) -> None:
+    """Of a text or a path that need not be given, nothing would be as if it were not: --push "$REPO" of no REPO."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        name, sign, value = argument.partition("=")
+        given = before if argument == "" else name if sign and not value else ""
+        field = model.model_fields.get(flags.get(given.replace("_", "-"), ""))
+        if field is not None and (field.default == "" or "Path" in str(field.annotation)):
+            raise UsageError(f"{given} has nothing as its value; give one, or leave the flag out")
 
 
 def _as_flag(ours: str) -> str:
@@ -520,7 +531,7 @@ def _first_section(box: str) -> str:
     lines = [line.strip("│ ") for line in plain.splitlines()]
     body = lines[1:] if plain.startswith("╭") else lines[2:]  # without the title
     message = itertools.takewhile(lambda line: line and set(line) - set("─╰╯-"), body)
-    return " ".join(message).rstrip(".")
+    return " ".join(message).rstrip(". ")  # the last point may have a line of its own
 
 
 if __name__ == "__main__":

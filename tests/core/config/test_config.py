@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -90,10 +91,21 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
         ("train --learning-rate x", "--learning-rate must be a number (got 'x')"),
         ("train --config gone.yaml", "--config gone.yaml cannot be read (No such file or directory)"),
         ("eval --max-samples 3 --all", "give --max-samples or --all, not both"),
+        (
+            "export runs/mine --to mlx --bits 5",
+            "--bits takes '4', '8' (got '5')",
+        ),  # tyro's box is full at its last point
+        ("export runs/mine --to gguf --push ''", "--push has nothing as its value; give one, or leave the flag out"),
+        ("train --resume=", "--resume has nothing as its value"),
+        ("train --output_dir ''", "--output_dir has nothing as its value"),
+        ("serve --api-key ''", "--api-key has nothing as its value"),
     ],
 )
-def test_a_bad_line_is_one_clear_line(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(line.split()) == 2
+def test_a_bad_line_is_one_clear_line(
+    line: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(shlex.split(line)) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err
