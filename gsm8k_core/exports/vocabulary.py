@@ -59,9 +59,16 @@ def vocabulary_of(model: ModelFolder) -> Vocabulary:
         found = _pieces(whole) if _has_pieces(whole) else _bytes(whole)
         found.tokens, found.kinds = _listed(whole, model.vocabulary, found.model)
         found.scores = _scores(found, whole) if found.model == "llama" else []
-        found.strips = any(token.get("rstrip") or token.get("lstrip") for token in whole.get("added_tokens") or [])
+        added = whole.get("added_tokens") or []
+        found.strips = any(token.get("rstrip") or token.get("lstrip") for token in added)
+        alone = next((token["content"] for token in added if token.get("single_word")), None)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"the tokenizer in {model.path} is none that is known here ({error!r}); {INSTEAD}") from None
+    if alone is not None:
+        raise DataError(
+            f"{alone!r} of the tokenizer in {model.path} is a token only where it is a word of its own, and llama.cpp "
+            f"finds it inside of words too; {INSTEAD}"
+        )
     found.ids = _special(tokenizer, model, found.tokens)
     start = found.ids.get("bos")
     found.flags["add_bos_token"] = start is not None and list(tokenizer("")["input_ids"])[:1] == [start]

@@ -184,6 +184,7 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (lambda whole: whole.update(normalizer={"type": "Lowercase"}), "splits text by none"),
     (_as_merged, "splits text by none"),
     (lambda whole: whole["added_tokens"][1].update(rstrip=True), "takes the spaces beside it along"),
+    (lambda whole: whole["added_tokens"][1].update(single_word=True), "<.im_start.>' of .* a word of its own"),
     (lambda whole: whole.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}), "'WordLevel'"),
     (lambda whole: whole["model"]["vocab"].update(more=900), r"a token 900, and the model 320 rows"),
 ]
