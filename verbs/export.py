@@ -21,7 +21,7 @@ from gsm8k_core.config.fields import AUTO
 from gsm8k_core.exports import gguf_file
 from gsm8k_core.exports.blocks import GROUP, Blocks, matrices_in
 from gsm8k_core.exports.merged import write_merged
-from gsm8k_core.exports.modelfile import Turns, modelfile, ollama_name, turns_of
+from gsm8k_core.exports.modelfile import Turns, file_name, modelfile, ollama_name, turns_of
 from gsm8k_core.files import file_hash, make_folder, new_folder, read_plain, refuse_links, write_bytes
 from gsm8k_core.models import hub
 from gsm8k_core.models.find import Source, identity, prompted, resolve_model
@@ -163,8 +163,10 @@ def _writer(config: ExportConfig, subject: Exported) -> Callable[[Path], str]:
     plan = gguf_file.plan(subject.model, config.file_type)
     if config.to == OLLAMA and ('"""' in subject.system or subject.system.endswith('"')):
         raise DataError("the instruction has quotes that a Modelfile has no place for; export --to gguf")
-    turns = turns_of(partial(_render, subject)) if config.to == OLLAMA else None
-    return partial(_write_gguf, subject, plan, turns)
+    turns, name = None, file_name(subject.name)
+    if config.to == OLLAMA:
+        turns, name = turns_of(partial(_render, subject)), ollama_name(subject.name)
+    return partial(_write_gguf, subject, plan, turns, name)
 
 
 def _write_merged(subject: Exported, target: Path) -> str:
@@ -196,8 +198,8 @@ def _write_mlx(subject: Exported, bits: int | None, target: Path) -> str:
     return stays
 
 
-def _write_gguf(subject: Exported, plan: gguf_file.FilePlan, turns: Turns | None, target: Path) -> str:
-    file = f"{ollama_name(subject.name)}-{plan.type}.gguf"
+def _write_gguf(subject: Exported, plan: gguf_file.FilePlan, turns: Turns | None, name: str, target: Path) -> str:
+    file = f"{name}-{plan.type}.gguf"
     with new_folder(target) as folder:
         gguf_file.write_gguf(plan, folder / file, subject.name, subject.chat_template)
         if turns is not None:

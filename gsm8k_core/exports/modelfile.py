@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gsm8k_core.types import DataError, first_line
+from gsm8k_core.types import DataError, UsageError, first_line
 
 Render = Callable[[Sequence[dict[str, str]]], str]  # a conversation -> the prompt of the answer that comes next
 MARKS = {"system": "Qsystemq", "user": "Quserq", "assistant": "Qanswerq", "next": "Qnextq"}
@@ -136,7 +136,20 @@ def modelfile(weights: str, turns: Turns, system: str, stops: Sequence[str]) -> 
     return "\n".join(lines) + "\n"
 
 
+def file_name(text: str) -> str:
+    """A name for a file, from any: small letters and digits of every script, points and dashes."""
+    return _plain(text, r"[^\w.]+|_+") or "model"
+
+
 def ollama_name(text: str) -> str:
-    """A name that Ollama takes, from any: small letters, digits, points and dashes."""
-    plain = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
-    return plain[-LONGEST_NAME:].lstrip("-.") or "model"
+    """A name that Ollama takes: as file_name, of Latin letters alone. Raises UsageError where nothing is left."""
+    if not (plain := _plain(text, r"[^a-z0-9.]+")):
+        raise UsageError(
+            f"Ollama's names are of the letters a to z, digits, points and dashes, and {text!r} has none of them; "
+            "add --name NAME"
+        )
+    return plain
+
+
+def _plain(text: str, between: str) -> str:
+    return re.sub(between, "-", text.lower()).strip("-.")[-LONGEST_NAME:].lstrip("-.")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from gsm8k_core.exports.modelfile import Render, Turns, go_template, modelfile, ollama_name, turns_of
-from gsm8k_core.types import DataError
+from gsm8k_core.exports.modelfile import Render, Turns, file_name, go_template, modelfile, ollama_name, turns_of
+from gsm8k_core.types import DataError, UsageError
 from tests.tiny_bytes import CHATML
 
 GEMMA = (
@@ -97,5 +97,9 @@ def test_the_modelfile_answers_as_the_model_was_measured() -> None:
 
 def test_names_that_ollama_takes() -> None:
     assert ollama_name("20261130-SmolLM2 135M/Instruct") == "20261130-smollm2-135m-instruct"
-    assert ollama_name("../..") == "model"
+    assert ollama_name("Модель 7B") == "7b"
+    for nothing in ("../..", "Модель"):
+        with pytest.raises(UsageError, match=f"letters a to z, .* and '{nothing}' has none of them; add --name"):
+            ollama_name(nothing)
     assert len(ollama_name("x" * 300)) <= 60
+    assert [file_name(name) for name in ("Моя_Модель 7B", "数学", "../..")] == ["моя-модель-7b", "数学", "model"]
