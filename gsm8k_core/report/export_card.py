@@ -74,7 +74,7 @@ def _section(taken: Taken, measured: bool) -> list[str]:
         lines[-1] += (
             " The scores above are of the model that it was made from; rounded weights answer otherwise at times."
         )
-    lines += ["", f"- made from: sha256 {code(taken.hash)}"]
+    lines += ["", f"- made from: {_sha256(taken.hash)}"]
     for key, what in (("model", "base"), ("data", "data")):
         found = taken.manifest.get(key) or {}
         if found.get("name"):
@@ -96,4 +96,10 @@ def _digests(found: object) -> str:
     """A model has one, data one a split."""
     if isinstance(found, Mapping):
         return "".join(f", sha256 of {escaped(str(split))} {code(digest)}" for split, digest in found.items())
-    return f", sha256 {code(found)}" if found else ""
+    return f", {_sha256(found)}" if found else ""
+
+
+def _sha256(digest: object) -> str:
+    """Of an adapter, or of weights in few bits, a model has a short one, over the files that it is made of."""
+    digits = len(str(digest))
+    return f"{'' if digits == 64 else f'the first {digits} digits of a '}sha256 {code(digest)}"

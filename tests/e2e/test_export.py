@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import backends
 from gsm8k_core.exports import gguf_file, merged
+from gsm8k_core.models.find import resolve_model
 from gsm8k_core.models.folder import ModelFolder, own_dtype
 from gsm8k_core.models.tensors import read_tensors
 from tests import fake_hub, tiny, tiny_bytes
@@ -240,6 +241,10 @@ def test_an_adapter_on_weights_that_it_was_not_trained_on_is_refused_or_said(
     export = ["export", "one", "--to", "merged", "--output-dir"]
     same = run(*export, "same", "--base-model", moved)  # the same weights elsewhere
     assert (same.returncode, "was never trained" in same.stdout) == (0, False)
+    card = (tmp_path / "same/README.md").read_text()
+    whole = resolve_model(str(base), lambda said: None).model.hash
+    assert f"- base: `{base}`, sha256 `{whole}`" in card
+    assert "- made from: the first 16 digits of a sha256 `" in card
     weights = read_tensors(moved / "model.safetensors")
     save_file({name: value * np.float32(1.5) for name, value in weights.items()}, moved / "model.safetensors")
     other = run(*export, "other", "--base-model", moved)
