@@ -94,7 +94,7 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
         (
             "export runs/mine --to mlx --bits 5",
             "--bits takes '4', '8' (got '5')",
-        ),  # tyro's box is full at its last point
+        ),  # wraps at its point
         ("export runs/mine --to gguf --push ''", "--push has nothing as its value; give one, or leave the flag out"),
         ("train --resume=", "--resume has nothing as its value"),
         ("train --output_dir ''", "--output_dir has nothing as its value"),
