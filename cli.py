@@ -133,9 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     is_child = argv is None and arguments[:1] == ["train"] and _has_parent()
     code = _main(arguments, argv is None)
-    if is_child:
+    if is_child or (argv is None and arguments[:1] == ["serve"]):
         # Everything is closed and synced. Python would take torch apart first: 14 s beside busy cores, and the budget
-        # ends when the process does.
+        # ends when the process does. Under a step of serve's that still goes on it would abort, and so may what an
+        # answer that was left had asked MLX for ahead; one more Ctrl-C would end it by the signal.
         os._exit(code)
     return code
 

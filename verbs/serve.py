@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import importlib.util
 import ipaddress
-import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import backends
 from gsm8k_core.config.fields import AUTO, parse_duration
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
 NEEDED = ("starlette", "uvicorn")
 KEY_VARIABLE = "GSM8K_API_KEY"
 SHORTEST_KEY = 8
-AFTER = 2.0  # seconds that a connection gets to close, when the last answer is there
 
 
 def run(config: ServeConfig, context: Context) -> int:
@@ -63,6 +59,7 @@ def run(config: ServeConfig, context: Context) -> int:
     _check_packages()
     from gsm8k_core.serving.app import make_app
     from gsm8k_core.serving.guard import Rules
+    from gsm8k_core.serving.server import run_server
 
     opener = Opener.of(config)
     with listen(config, key) as sock:  # before a model is read: a taken port shows at once
@@ -78,21 +75,14 @@ def run(config: ServeConfig, context: Context) -> int:
         quiet()
         _say_ready(terminal, offers, sock, key)
         rules = Rules.of(config.host, is_loopback(str(sock.getsockname()[0])), key)
-        run_server(make_app(offers, scheduler, rules), scheduler, sock, parse_duration(config.grace))
-    if scheduler.failed is not None:
-        raise scheduler.failed
-    cut = f", {counted(scheduler.cut, 'answer')} cut" if scheduler.cut else ""
-    terminal.say(f"ended    {counted(scheduler.answered, 'answer')} given{cut}")
-    return leave(scheduler)
-
-
-def leave(scheduler: Scheduler) -> int:
-    """The exit code. A step that still goes on is not waited for: all else is closed, and Python would take the
-    framework apart under it, which ends in an abort. So may what an answer that was cut had asked MLX for ahead."""
-    if scheduler.cut or not scheduler.join(0):
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(EXIT_OK)
+        with _caught():
+            run_server(
+                make_app(offers, scheduler, rules), scheduler, sock, parse_duration(config.grace), say=terminal.say
+            )
+            if scheduler.failed is not None:
+                raise scheduler.failed
+            cut = f", {counted(scheduler.cut, 'answer')} cut" if scheduler.cut else ""
+            terminal.say(f"ended    {counted(scheduler.answered, 'answer')} given{cut}")
     return EXIT_OK
 
 
@@ -241,65 +231,9 @@ def _say_ready(terminal: Terminal, offers: Mapping[str, Offer], sock: socket.soc
     terminal.result({"url": url, "api": f"{url}/v1", "models": [offer.as_json() for offer in offers.values()]})
 
 
-# --- the server -----------------------------------------------------------------------------------------------
-
-
-def run_server(
-    app: Any,
-    scheduler: Scheduler,
-    sock: socket.socket,
-    grace: float,
-    made: Callable[[Any], object] = lambda server: None,
-) -> None:
-    """Until a signal, or until nobody can be answered any more. `made` gets the server, to end it by `should_exit`."""
-    import uvicorn
-
-    from gsm8k_core.serving.app import post_to
-
-    class Server(uvicorn.Server):
-        """One that lets running answers end, or cuts them, before connections are closed."""
-
-        async def startup(self, sockets: Any = None) -> None:
-            post_to(asyncio.get_running_loop(), scheduler)
-            await super().startup(sockets)
-
-        async def shutdown(self, sockets: Any = None) -> None:
-            scheduler.close(grace)
-            await super().shutdown(sockets)
-
-    server = Server(
-        uvicorn.Config(
-            app,
-            http="h11",
-            loop="asyncio",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=math.ceil(grace + AFTER),
-        )
-    )
-    made(server)
-
-    def end() -> None:
-        server.should_exit = True
-
-    scheduler.on_end = end
-    # uvicorn gives the signal on to whoever had it before, when all is closed: that would end this process once more.
-    try:
-        with _caught():
-            server.run(sockets=[sock])
-    finally:
-        scheduler.close(0.0)
-        scheduler.join(grace + AFTER)
-
-
 @contextmanager
 def _caught() -> Iterator[None]:
-    """Inside, a signal that uvicorn is done with does nothing more."""
+    """Inside, a signal does nothing more where uvicorn does not have it: it ends already."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -34,7 +34,7 @@ from gsm8k_core.serving.protocol import (
     Form,
     read,
 )
-from gsm8k_core.serving.scheduler import BusyError, ClosingError, News, Scheduler, Ticket
+from gsm8k_core.serving.scheduler import CLOSING, BusyError, ClosingError, News, Scheduler, Ticket
 from gsm8k_core.types import DataError, GSM8KError, OutOfMemoryError, Sampling, UsageError
 
 MOST_BYTES = 2**20  # of a request's body
@@ -290,15 +290,17 @@ async def _whole(request: Request, answers: Replies, form: Form) -> Response:
 
 
 async def _body(request: Request) -> object:
-    """The body's JSON, which has an end."""
-    content = bytearray()
+    """The body's JSON, which has an end: also of a client that sends none, once the server ends."""
+    reading = asyncio.ensure_future(_content(request))
+    closing = asyncio.ensure_future(request.app.state.closing.wait())
     try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MOST_BYTES:
-                raise ApiError(413, f"the body has more than {MOST_BYTES >> 10} KiB")
-    except ClientDisconnect:
-        raise ApiError(GONE, "the client went away") from None
+        await asyncio.wait({reading, closing}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise _worded(ClosingError(CLOSING))
+        content = reading.result()
+    finally:
+        reading.cancel()
+        closing.cancel()
     try:
         asked = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
         halves = re.search("[\ud800-\udfff]", json.dumps(asked, ensure_ascii=False))
@@ -307,6 +309,19 @@ async def _body(request: Request) -> object:
     if halves:  # an emoji that was cut in two: JSON can say it, and no tokenizer can read it
         raise ApiError(400, f"the body holds half a character (\\u{ord(halves[0]):x}), which is no text")
     return asked
+
+
+async def _content(request: Request) -> bytearray:
+    """The body's bytes."""
+    content = bytearray()
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MOST_BYTES:
+                raise ApiError(413, f"the body has more than {MOST_BYTES >> 10} KiB")
+    except ClientDisconnect:
+        raise ApiError(GONE, "the client went away") from None
+    return content
 
 
 def _no_constant(name: str) -> object:
@@ -333,9 +348,11 @@ def make_app(offers: Mapping[str, Offer], scheduler: Scheduler, rules: Rules) ->
     """The server. What is heard from the decoding thread comes to the loop that it runs in."""
     paths = Paths(offers, scheduler, needs_key=rules.key is not None)
     handlers = {ApiError: _refused, HTTPException: _no_such_path, Exception: _defect}
-    return Starlette(
+    app = Starlette(
         routes=paths.routes(), middleware=[Middleware(OriginGuard, rules=rules)], exception_handlers=handlers
     )
+    app.state.closing = asyncio.Event()  # nobody is taken any more
+    return app
 
 
 def post_to(loop: asyncio.AbstractEventLoop, scheduler: Scheduler) -> None:

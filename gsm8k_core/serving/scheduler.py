@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gsm8k_core.backend import Backend
 
 Post = Callable[[Sequence["News"]], None]
+CLOSING = "the server is shutting down"
 
 
 class BusyError(GSM8KError):
@@ -133,7 +134,7 @@ class Scheduler:
         and UsageError for more than ever fit."""
         with self._change:
             if self._end_at is not None or not self._thread.is_alive():
-                raise ClosingError("the server is shutting down")
+                raise ClosingError(CLOSING)
             name = tickets[0].model
             served, waiting = self.models[name], self._waiting[name]
             self.check_room(name, len(tickets))
@@ -166,7 +167,7 @@ class Scheduler:
                 waiting.clear()
             self._change.notify_all()
         if left:
-            self.post([News(ticket, error=ClosingError("the server is shutting down")) for ticket in left])
+            self.post([News(ticket, error=ClosingError(CLOSING)) for ticket in left])
 
     def join(self, timeout: float | None = None) -> bool:
         """Whether the thread has ended, after so long at most."""
@@ -275,7 +276,7 @@ class Scheduler:
 
     def _end(self) -> None:
         """Everyone who still waits hears why, and the device's memory is given back."""
-        error = self.failed or ClosingError("the server is shutting down")
+        error = self.failed or ClosingError(CLOSING)
         with self._change:
             self._end_at = self._end_at or time.monotonic()
             left = [ticket for served in self.models.values() for ticket in served.active.values() if not ticket.gone]

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+import cli
 from tests.e2e.conftest import ROOT, Run
 from tests.waiting import CEILING, SOONEST
-from verbs.serve import leave
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,13 @@ def test_a_package_that_is_missing_is_named(run: Run, model: Path, monkeypatch: 
     assert done.stderr == "error: serve needs uvicorn, not installed here; pip install uvicorn\n"
 
 
-def test_a_step_that_does_not_end_and_what_a_cut_answer_leaves_are_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_python_takes_no_framework_apart_under_a_step_that_still_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr("os._exit", left.append)
-
-    class Scheduler:
-        def __init__(self, has_ended: bool, cut: int) -> None:
-            self.join, self.cut = lambda timeout: has_ended, cut
-
-    assert leave(Scheduler(True, 0)) == 0  # type: ignore[arg-type]
-    assert left == []
-    leave(Scheduler(False, 0))  # type: ignore[arg-type]
-    assert left == [0]
-    leave(Scheduler(True, 1))  # type: ignore[arg-type]
-    assert left == [0, 0]
+    for verb in ("serve", "chat"):
+        monkeypatch.setattr("sys.argv", ["cli.py", verb, "--temperature", "warm"])
+        assert cli.main() == 2
+    assert left == [2]  # serve alone
 
 
 def test_a_process_answers_and_ends_cleanly(model: Path, tmp_path: Path) -> None:

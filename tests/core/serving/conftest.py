@@ -18,10 +18,10 @@ from gsm8k_core.serving.app import Offer, make_app
 from gsm8k_core.serving.conversation import ContextLimits
 from gsm8k_core.serving.guard import Rules
 from gsm8k_core.serving.scheduler import Scheduler, Served
+from gsm8k_core.serving.server import run_server
 from gsm8k_core.types import Sampling
 from tests import tiny
 from tests.waiting import CEILING, wait_for
-from verbs.serve import run_server
 
 if TYPE_CHECKING:  # two seconds that every worker would need to collect
     import openai

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -234,6 +237,45 @@ def test_the_end_cuts_what_runs_and_says_so(tiny_llama: Path) -> None:
             list(stream)
     assert running.scheduler.cut == 1
     assert running.scheduler.join(CEILING)
+
+
+def test_a_second_signal_cuts_at_once_and_who_neither_reads_nor_sends_is_not_waited_for(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import openai
+
+    with serving(SOONEST, tiny_llama, grace=600.0) as running, running.client() as client, running.client() as deaf:
+        served, connections = running.scheduler.models["tiny"], running.server.server_state.connections
+        real = served.backend.answer
+
+        def answer(*arguments: Any) -> Any:
+            for done in real(*arguments):
+                yield done
+                if served.active:
+                    wait_for(lambda: len(served.active) + len(running.scheduler._waiting["tiny"]) == 2)
+                if len(served.active) == 2:
+                    wait_for(lambda: (running.scheduler._end_at or time.monotonic() + 1) <= time.monotonic())
+
+        served.backend.answer = answer  # type: ignore[method-assign, union-attr]
+        unread = endless(deaf, 2)
+        for connection in connections:
+            connection.flow.pause_writing()  # as where a client does not read
+        stream = endless(client, 1)
+        next(iter(stream))
+        with socket.create_connection((running.url[7:].split(":")[0], int(running.url.split(":")[2]))) as silent:
+            silent.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{")
+            wait_for(lambda: len(connections) == 3)
+            for _ in range(2):
+                running.server.handle_exit(signal.SIGINT, None)
+            with pytest.raises(openai.APIError, match="shutting down"):
+                list(stream)
+            silent.settimeout(CEILING)
+            assert silent.recv(99).startswith(b"HTTP/1.1 503")
+        monkeypatch.setattr("gsm8k_core.serving.server.AFTER", 0.0)  # after which who does not read is let go
+        running.server.handle_exit(signal.SIGINT, None)
+    del unread
+    assert running.scheduler.cut == 2
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_with_a_key_nobody_is_answered_without_it(tiny_llama: Path) -> None:
