@@ -223,7 +223,11 @@ class Rendering:
         except Exception as error:  # jinja2 raises many kinds; the template belongs to the model, not to us
             raise DataError(f"{self._whose} refused it ({first_line(error)[:300]}); {ADVICE}") from error
         if len(text) > MOST_CHARACTERS:  # the trial saw one problem, and this is another
-            raise DataError(f"{self._whose} makes {len(text)} characters of it; {ADVICE}")
+            said = sum(len(part) for turn in turns for part in _words(turn["content"]))
+            if 2 * said > len(text):
+                what = f"with its chat template it has {len(text):,} characters"
+                raise DataError(f"{what}, and at most {MOST_CHARACTERS:,} are read; shorten it")
+            raise DataError(f"{self._whose} makes {len(text):,} characters of it; {ADVICE}")
         return str(text)
 
     @property
@@ -322,6 +326,11 @@ class Rendering:
             known = read_json(path) if path.is_file() else {}
             others = [token for token in self.end_ids if token != self.turn_end]
             write_json(path, {**known, "eos_token_id": [self.turn_end, *others]})
+
+
+def _words(content: Any) -> list[str]:
+    """What is said in a turn: its text, or the texts of its parts."""
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
 
 
 def _digest(text: str) -> str:

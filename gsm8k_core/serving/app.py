@@ -318,7 +318,7 @@ async def _content(request: Request) -> bytearray:
         async for chunk in request.stream():
             content += chunk
             if len(content) > MOST_BYTES:
-                raise ApiError(413, f"the body has more than {MOST_BYTES >> 10} KiB")
+                raise ApiError(413, f"a request has {MOST_BYTES >> 20} MiB at most, and this one is larger; send less")
     except ClientDisconnect:
         raise ApiError(GONE, "the client went away") from None
     return content

@@ -149,6 +149,16 @@ def test_a_template_that_loses_the_words_of_one_problem_alone_is_refused(model: 
         prompt_tokens(rendering, [Problem("train-7", "Tom has 9 apples .", "#### 9", "9")], NO_SHOTS)
 
 
+@pytest.mark.parametrize("template", [turns(), OF_PARTS])
+def test_a_text_that_is_too_long_is_not_the_templates_fault(template: str, model: Make) -> None:
+    rendering = model(template).rendering
+    with pytest.raises(DataError, match=r"has 1,000,\d+ characters, and at most 1,000,000 are read; shorten it"):
+        rendering.render([{"role": "user", "content": "x" * 999_999}], True)
+    long = model(template + "{{ 'x' * 10 ** (messages | length) }}", "long").rendering
+    with pytest.raises(DataError, match=r"the chat template of .* makes 10,000,\d+ characters of it"):
+        long.render([{"role": "user", "content": "how many ?"}] * 7, True)
+
+
 def test_white_space_around_a_text_may_go(model: Make) -> None:
     rendering = model(turns("m['content'] | trim")).rendering
     odd = Problem("train-0", f"\n{PROBLEM.question} ", f" {PROBLEM.answer}\n", "4")

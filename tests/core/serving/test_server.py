@@ -129,6 +129,7 @@ def test_bad_input_is_an_error_in_openais_form(running: Running, body: Any, stat
     assert found.status_code == status, found.text
     assert found.json()["error"].keys() == {"message", "type", "param", "code"}
     assert found.json()["error"]["code"] == code
+    assert ("a request has 1 MiB at most" in found.text) == (status == 413)
 
 
 def test_other_paths_and_pages_of_others_are_refused_in_that_form_too(running: Running) -> None:
