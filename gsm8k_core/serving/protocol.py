@@ -40,6 +40,8 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
     "best_of": (1,),
     "repetition_penalty": (1,),
 }
+# Of these 0 asks for something: the logprobs of the chosen tokens alone, or what no sampling can do.
+ZERO_ASKS = {"logprobs", "best_of", "repetition_penalty"}
 KNOWN = {
     *NEUTRAL,
     "frequency_penalty",
@@ -215,6 +217,8 @@ def read(kind: type[Request], body: object) -> Request:
 def _asks_for_nothing(name: str, value: object) -> bool:
     if name not in KNOWN:
         return value is None
+    if name in ZERO_ASKS and value == 0 and value is not False:
+        return False
     return value in (None, False, 0, "", [], {}) or value in NEUTRAL.get(name, ())
 
 

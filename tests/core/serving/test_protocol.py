@@ -23,6 +23,7 @@ def test_a_plain_request_is_read() -> None:
     [
         {"tools": []},
         {"logprobs": None},
+        {"logprobs": False, "top_logprobs": 0},
         {"frequency_penalty": 0.0},
         {"response_format": {"type": "text"}},
         {"stream": True, "stream_options": {"include_usage": True}},
@@ -53,6 +54,8 @@ def test_what_asks_for_nothing_more_is_taken(more: dict[str, Any]) -> None:
         (ASKED | {"stream_options": {"include_usage": True}}, None, "stream_options is for stream: true"),
         (ASKED | {"tools": [{"type": "function"}]}, "tools", "tools is not supported here"),
         (ASKED | {"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported here"),
+        (ASKED | {"logprobs": 0}, "logprobs", "logprobs is not supported here"),  # the chosen tokens' own
+        (ASKED | {"repetition_penalty": 0.0}, "repetition_penalty", "is not supported here"),
         (ASKED | {"response_format": {"type": "json_object"}}, "response_format", "is not supported here"),
         (ASKED | {"temprature": 0.5}, "temprature", "temprature is not known here"),
         (ASKED | {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "messages.0.role"),
