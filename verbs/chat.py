@@ -18,7 +18,7 @@ from gsm8k_core.backend import Backend
 from gsm8k_core.config.talk import ChatConfig
 from gsm8k_core.doing import quiet
 from gsm8k_core.models.find import Source
-from gsm8k_core.problems.lines import is_text
+from gsm8k_core.problems.lines import MAX_LINE_BYTES, is_text
 from gsm8k_core.serving.conversation import ASSISTANT, SYSTEM, USER, ContextLimits, Turn, fit
 from gsm8k_core.serving.detokenizer import Detokenizer
 from gsm8k_core.tracking.terminal import Terminal, printable
@@ -49,7 +49,6 @@ HELP = """\
                     answers, Ctrl-C stops the answer"""
 PROMPT = "> "
 NARROWEST = 60  # columns that two answers side by side need
-MOST_BYTES = 2**20  # of a line
 
 
 class LeaveError(Exception):
@@ -104,9 +103,12 @@ def _lines(typed: bool, beside: Terminal) -> Iterator[str]:
 
 
 def _piped() -> str:
-    raw = sys.stdin.buffer.readline(MOST_BYTES) if sys.stdin is not None else b""
+    raw = sys.stdin.buffer.readline(MAX_LINE_BYTES + 1) if sys.stdin is not None else b""
     if not raw:
         raise EOFError
+    rest = raw
+    while rest and not rest.endswith(b"\n"):  # of a line that is too long, and is refused as such
+        rest = sys.stdin.buffer.readline(MAX_LINE_BYTES)
     return raw.decode("utf-8", errors="surrogateescape")  # which is no text, and refused as such
 
 
@@ -201,6 +203,8 @@ class Chat:
 
     def take(self, line: str) -> None:
         """A question, or a command. Raises LeaveError at the end, and what a question or command is refused with."""
+        if len(line.removesuffix("\n").encode(errors="replace")) > MAX_LINE_BYTES:
+            raise DataError(f"this line is longer than {MAX_LINE_BYTES:,} bytes, and was left out")
         line = line.strip()
         if not line:
             return

@@ -88,6 +88,8 @@ def test_commands_do_what_help_says(chat: Chat) -> None:
         ("/base", "there is no base beside this model; start chat with --base-model MODEL"),
         (b"Tom \xff has", "this line is not UTF-8 text"),
         ("how many " * 400, "this question has"),
+        ("x" * 3_000_000, "this line is longer than 1,000,000 bytes, and was left out"),
+        (" " * 2_000_000 + "how many ?", "this line is longer than 1,000,000 bytes"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_the_next_is_answered(chat: Chat, line: str | bytes, says: str) -> None:
