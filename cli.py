@@ -209,10 +209,14 @@ def _print_completion(arguments: Sequence[str]) -> int:
     if shell not in SHELLS:
         raise UsageError(f"{COMPLETION} takes {' or '.join(SHELLS)} (got {shell or 'nothing'})")
     verbs = {verb: _settings(verb) for verb in _here()}
+    call, one_form = [COMPLETION, shell], (tyro.conf.FlagCreatePairsOff,)
     try:
-        tyro.extras.subcommand_cli_from_dict(verbs, prog=INSTALLED, args=[COMPLETION, shell])
-    except SystemExit as stop:
-        return int(stop.code or EXIT_OK)
+        with contextlib.redirect_stdout(io.StringIO()) as script:
+            tyro.extras.subcommand_cli_from_dict(verbs, prog=INSTALLED, args=call, config=one_form)
+    except SystemExit:
+        # None is what there is without a flag, and nothing to type.
+        print(script.getvalue().replace("'None', ", "").replace(", 'None']", "]"), end="")
+        return EXIT_OK
     raise AssertionError("tyro prints its script and ends")
 
 
