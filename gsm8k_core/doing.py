@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 
 WIPE = "\r\x1b[2K"
 NARROWEST = 20  # columns
+DUMB = ("dumb", "unknown")  # as rich takes TERM
 _is_command = False  # a program that calls the verbs from Python is told nothing
 _step = ""  # what is shown now
 
@@ -63,7 +64,7 @@ def _columns() -> int:
     try:
         if hasattr(sys.stderr, "rich_proxied_file"):  # what they put in its place
             return 0
-        if os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
+        if os.environ.get("TERM", "").lower() in DUMB or not sys.stderr.isatty():
             return 0
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except (AttributeError, OSError, ValueError):

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from gsm8k_core.doing import quiet
 from gsm8k_core.tracking.region import Region
-from gsm8k_core.tracking.terminal import Terminal, clock, printable
+from gsm8k_core.tracking.terminal import Terminal, can_draw, clock, printable
 from gsm8k_core.types import StepEvent
 
 NARROWEST, LOWEST = 60, 12  # columns and rows of a terminal that it fits; a bar stands on a smaller one
@@ -120,7 +120,7 @@ class Panel:
     def fits(cls, terminal: Terminal) -> bool:
         """Whether the terminal has room for it, and knows the codes."""
         console = terminal.console
-        if console.quiet or not terminal.is_watched or console.is_dumb_terminal or console.legacy_windows:
+        if console.quiet or not can_draw(console) or console.legacy_windows:
             return False
         return console.width >= NARROWEST and console.height >= LOWEST
 

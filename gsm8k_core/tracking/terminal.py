@@ -81,6 +81,14 @@ class Screen(Console):
         return False
 
 
+def can_draw(console: Console) -> bool:
+    """Whether a bar may be drawn there: a terminal that knows the codes. FORCE_COLOR makes rich take a file for one,
+    which is for colours alone."""
+    if os.environ.get("FORCE_COLOR") and not console.file.isatty():
+        return False
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class Terminal:
     """Lines for a person: on stdout, or on stderr when stdout is kept for one JSON object.
 
@@ -99,13 +107,6 @@ class Terminal:
     def is_drawn(self) -> bool:
         """Whether a panel holds the bottom of the terminal: nothing may be written past it."""
         return self.region is not None
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether it is a terminal. FORCE_COLOR makes rich take a file for one, which is for colours alone."""
-        if os.environ.get("FORCE_COLOR") and not self.console.file.isatty():
-            return False
-        return self.console.is_terminal
 
     def doing(self, what: str) -> None:
         """Name the step that is at work, where nothing else is shown."""
@@ -162,7 +163,7 @@ class Terminal:
     def progress(self, what: str, total: int, done: int = 0) -> Steps:
         """A bar, or lines now and then, from `done` on."""
         # On one terminal, lines and bar go through one console, or each would write over the other.
-        return Steps(what, total, self.console if self.is_watched else None, done)
+        return Steps(what, total, self.console if can_draw(self.console) else None, done)
 
 
 def printable(text: str) -> str:
@@ -204,7 +205,7 @@ class Steps:
                 TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
                 console=console,
             )
-            if console.is_terminal
+            if can_draw(console)
             else None
         )
         self._task = self._bar.add_task(what, total=total, completed=done, note="") if self._bar else None

@@ -148,6 +148,22 @@ def test_a_plain_line_has_the_time_of_day_and_the_time_since(
     ]
 
 
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("FORCE_COLOR", "1")])
+def test_where_no_bar_can_be_drawn_there_are_lines(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal that knows no codes, and a file that gets colours."""
+    monkeypatch.setenv(name, value)
+    terminal, out = Terminal(json_only=False), io.StringIO()
+    terminal.console = Console(file=out, force_terminal=True)
+    with Steps("problem", 2, terminal.console) as steps:
+        steps.advance("1 right")
+    assert out.getvalue().startswith("problem 1/2  ")
+    with terminal.progress("row", 2) as steps:
+        steps.advance("")
+    assert capsys.readouterr().err.startswith("row 1/2  ")
+
+
 def test_a_bar_of_what_goes_on_begins_where_it_is() -> None:
     terminal = Terminal(json_only=False)
     out = io.StringIO()
