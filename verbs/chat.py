@@ -74,7 +74,7 @@ def run(config: ChatConfig, context: Context) -> int:
         )
     chat = Chat(config, speakers, context.terminal, beside, write, typed)
     if typed:
-        beside.say(f"You talk to {source.name}.", width=200)  # a sentence, and no label with what is said under it
+        beside.verbatim(f"You talk to {source.name}.")  # a sentence, and no label with what is said under it
         beside.say("/help lists the commands, /exit leaves.")
     failed = False
     for line in _lines(typed, beside):
@@ -219,7 +219,7 @@ class Chat:
             "/system": self.set_system,
             "/temp": self.set_temperature,
             "/reset": self.reset,
-            "/help": lambda rest: self.beside.say(HELP, width=200),
+            "/help": lambda rest: self.beside.verbatim(HELP),
             "/exit": self.leave,
             "/quit": self.leave,
         }

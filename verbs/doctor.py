@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import backends
@@ -28,7 +26,7 @@ from gsm8k_core.command import SOURCE, as_typed, typed
 from gsm8k_core.config.diagnostics import DoctorConfig
 from gsm8k_core.doing import quiet
 from gsm8k_core.machine import Finding, Report
-from gsm8k_core.tracking.terminal import Terminal, printable
+from gsm8k_core.tracking.terminal import Terminal, printable, wrapped
 from gsm8k_core.types import EXIT_OK, Choice, PreflightError
 from verbs import Context
 
@@ -36,6 +34,7 @@ IMPORT_SECONDS = 60.0  # about 8 on two slow cores; a busy machine, or the first
 MEASURE_SECONDS = 20.0  # about 2
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 REINSTALL = "pip install --force-reinstall -c constraints.txt"  # without the flag, a damaged package stays as it is
+NARROWEST, INDENT_BELOW = 40, 6  # columns of a detail beside its name; where it stands below instead
 UNKNOWN = Choice("unknown", "the backend could not be looked at")
 
 
@@ -198,35 +197,36 @@ def _limit(child: subprocess.Popen[str], seconds: float) -> Iterator[threading.E
 def _show(
     terminal: Terminal, findings: Sequence[Finding], auto: Mapping[str, Choice], problems: Sequence[Finding]
 ) -> None:
-    table = _grid()
-    for finding in findings:
-        lines = [finding.value, finding.reason, f"mend: {finding.mend}" if finding.mend else ""]
-        details = Text("\n".join(printable(line) for line in lines if line))
-        table.add_row(Text(finding.status, STYLES[finding.status]), Text(finding.name), details)
-    picks = _grid()
-    for name, choice in auto.items():
-        picks.add_row(Text("auto"), Text(name), Text(f"{choice.name}\n{printable(as_typed(choice.reason))}"))
+    found = [
+        (each.status, each.name, [each.value, each.reason, f"mend: {each.mend}" if each.mend else ""])
+        for each in findings
+    ]
+    picks = [("auto", name, [choice.name, as_typed(choice.reason)]) for name, choice in auto.items()]
+    lines = [*_lines(found, terminal.room), Text("\nWhat auto picks, and why:"), *_lines(picks, terminal.room)]
     with suppress(OSError, SystemExit):  # the reader went away (`| head`): rich makes SystemExit of it
         quiet()
-        _print(table, terminal.console)
-        terminal.console.print(Text("\nWhat auto picks, and why:"))
-        _print(picks, terminal.console)
+        terminal.console.print(Text("\n").join(lines))
     names = ", ".join(finding.name for finding in problems)
     start = "Training can start: python cli.py train"
     terminal.say(f"\n{f'Training cannot start; to be mended: {names}' if problems else start}")
 
 
-def _print(table: Table, console: Console) -> None:
-    """Line by line, without the spaces that fill a line up."""
-    for segments in console.render_lines(table, pad=False):
-        line = Text.assemble(*[(segment.text, segment.style or "") for segment in segments], no_wrap=True)
-        line.rstrip()
-        console.print(line)
-
-
-def _grid() -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
+def _lines(rows: Sequence[tuple[str, str, Sequence[str]]], room: int | None) -> Iterator[Text]:
+    """Each row's status and name, and its details beside them, or below where there is no room for that."""
+    first, second = (max(len(row[place]) for row in rows) for place in (0, 1))
+    indent = first + second + 4
+    is_below = room is not None and room - indent < NARROWEST
+    indent = INDENT_BELOW if is_below else indent
+    for status, name, details in rows:
+        head = Text.assemble((f"{status:<{first}}", STYLES.get(status, "")), f"  {name:<{second}}  ")
+        whole = [printable(line) for line in details if line]
+        broken = [piece for line in whole for piece in (wrapped(line, room - indent, "") if room else line).split("\n")]
+        for piece in broken:
+            # What must not be broken and is longer begins further left, so that the terminal breaks it not either.
+            pad = " " * (indent if room is None else max(0, min(indent, room - len(piece))))
+            if head and (is_below or len(pad) < indent):
+                head.rstrip()
+                yield head
+                head = Text("")
+            yield Text.assemble(head or pad, piece)
+            head = Text("")

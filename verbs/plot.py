@@ -32,7 +32,7 @@ def run(config: PlotConfig, context: Context) -> int:
         raise DataError(_nothing_to_draw(next((found for found in runs if found.failure), runs[0])))
     for remark in filter(None, map(_remark, runs)):
         terminal.say(remark)
-    for line in sketch(drawn, config.smooth):
+    for line in sketch(drawn, config.smooth, terminal.room):
         terminal.verbatim(line)
     _table(drawn, terminal)
     if config.output:

@@ -199,21 +199,26 @@ def _changed(folder: Path) -> str | None:
 
 def _show(runs: list[dict[str, Any]], folder: Path, terminal: Terminal) -> None:
     """A line of numbers for each run, and below it what it is and why it failed; no line is filled up with spaces."""
-    rows = [[f"runs under {folder}", "outcome", "updates", "loss", "accuracy", "n"]]
-    rows += [[printable(cell) for cell in _cells(run, folder)] for run in runs]
+    columns = ["outcome", "updates", "loss", "accuracy", "n"]
+    rows = [[f"runs under {folder}", *columns], *([printable(cell) for cell in _cells(run, folder)] for run in runs)]
     widths = [max(cell_len(row[column]) for row in rows) for column in range(1, len(rows[0]))]
-    most = WIDTH - sum(width + 2 for width in widths)
+    room = min(WIDTH, terminal.room or WIDTH)
+    most = room - sum(width + 2 for width in widths)
     first = min(most, max(cell_len(row[0]) for row in rows))
     for row, below in zip(rows, [[], *map(_below, runs)], strict=True):
         name, *cells = row
         if cell_len(name) > first:  # a long name stays whole, so that it can be copied
             terminal.verbatim(name)
             name = ""
-        padded = [" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True)]
-        terminal.verbatim("  ".join([name + " " * (first - cell_len(name)), *padded]))
+        if most >= 0:
+            padded = [" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True)]
+            terminal.verbatim("  ".join([name + " " * (first - cell_len(name)), *padded]))
+        elif cells != columns:  # no room for a line of them
+            known = [f"{column} {cell}" for column, cell in zip(columns, cells, strict=True) if cell != "-"]
+            below = [", ".join(known), *below]
         for text in below:
-            for line in textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  "):
-                terminal.say(line)
+            for line in textwrap.wrap(text, room, initial_indent="  ", subsequent_indent="  "):
+                terminal.verbatim(line)
 
 
 def _cells(run: Mapping[str, Any], folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ FEW_POINTS = 30  # so many are drawn as dots, too
 LOG_FROM = 30.0  # a gradient norm that spans this factor is drawn on a logarithmic scale
 
 WIDTH, LABEL = 80, 9
+LEAST = 20  # columns of a drawing itself
 SKETCHED = {"loss": 11, **policy.SKETCHED, "dev accuracy": 6, "dev loss": 6, "gradient norm": 6, "rate": 5}
 SMOOTHED = ("loss", "gradient norm", *policy.SKETCHED)
 SEVERAL = "*"  # where curves of several runs meet
@@ -135,12 +136,14 @@ def _legend(figure: Any, runs: Sequence[RunCurves]) -> None:
         text.set_text(printable(run.name))
 
 
-def sketch(runs: Sequence[RunCurves], smooth: int) -> list[str]:
-    """Charts of at most 80 plain characters a line; `marks` says which run is which."""
+def sketch(runs: Sequence[RunCurves], smooth: int, room: int | None = None) -> list[str]:
+    """Charts of at most 80 plain characters a line, or of `room`; `marks` says which run is which."""
     lines: list[str] = []
+    columns = max(min(room or WIDTH, WIDTH) - LABEL - 2, LEAST)
     for name, rows in SKETCHED.items():
         width = smooth if name in SMOOTHED else 1
-        lines += _chart(name, [run.curves[name].smooth(width) if name in run.curves else None for run in runs], rows)
+        curves = [run.curves[name].smooth(width) if name in run.curves else None for run in runs]
+        lines += _chart(name, curves, rows, columns)
     return lines
 
 
@@ -149,7 +152,7 @@ def marks(count: int) -> list[str]:
     return ["o"] if count == 1 else list(string.ascii_lowercase[:count])
 
 
-def _chart(name: str, curves: Sequence[Curve | None], rows: int) -> list[str]:
+def _chart(name: str, curves: Sequence[Curve | None], rows: int, columns: int) -> list[str]:
     points = [
         [(u, v) for u, v in zip(curve.updates, curve.values, strict=True) if math.isfinite(v)] if curve else []
         for curve in curves
@@ -157,7 +160,7 @@ def _chart(name: str, curves: Sequence[Curve | None], rows: int) -> list[str]:
     updates = [update for run in points for update, _ in run]
     if not updates:
         return []
-    first, last, columns = min(updates), max(updates), WIDTH - LABEL - 2
+    first, last = min(updates), max(updates)
     drawn = [_columns(run, first, last, columns) for run in points]
     low, high = (pick(value for run in drawn for value in run.values()) for pick in (min, max))
     height = math.log if _is_wide(name, [low, high]) else float

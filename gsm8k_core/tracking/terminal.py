@@ -18,20 +18,21 @@ from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from gsm8k_core.command import as_typed
 from gsm8k_core.doing import aside, doing, quiet
+from gsm8k_core.tracking.table import table
 from gsm8k_core.types import StepEvent, StorageError
 
 if TYPE_CHECKING:
     from gsm8k_core.tracking.region import Region
 
 INDENT = " " * 9  # under a line's label, such as "model    "
-COMMAND = re.compile(r"(?:python cli\.py|(?<![\w./-])gsm8k|pip install) [^;\n]*")
+LAUNCHED = r"(?:torchrun|mlx\.launch|accelerate launch)(?= -)"
+COMMAND = re.compile(rf"(?:python cli\.py|(?<![\w./-])gsm8k|pip install|hf download|{LAUNCHED}) (?:(?!  )[^;\n])*")
 HELD = "\ue000"  # stands for a space that no line may be broken at
-FILLING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
 def _strict(value: object) -> object:
@@ -108,6 +109,11 @@ class Terminal:
         """Whether a panel holds the bottom of the terminal: nothing may be written past it."""
         return self.region is not None
 
+    @property
+    def room(self) -> int | None:
+        """Columns of a terminal, or COLUMNS where that is set; None in a file or a pipe."""
+        return self.console.width if self.console.is_terminal or os.environ.get("COLUMNS") else None
+
     def doing(self, what: str) -> None:
         """Name the step that is at work, where nothing else is shown."""
         if not self.is_drawn:
@@ -115,8 +121,7 @@ class Terminal:
 
     def say(self, text: str, width: int | None = None) -> None:
         """One line or several, broken at `width` or as the terminal needs it."""
-        if width is None and (self.console.is_terminal or os.environ.get("COLUMNS")):
-            width = self.console.width
+        width = min(filter(None, (width, self.room)), default=None)
         text = as_typed(text)
         # Text, not markup: a path or a model's words may hold square brackets.
         self._print(Text(wrapped(printable(text), width) if width else printable(text)))
@@ -130,7 +135,7 @@ class Terminal:
         """A model's words or a question, broken only where they are."""
         self._print(Text(printable(text)))
 
-    def _print(self, what: Text | Table) -> None:
+    def _print(self, what: Text) -> None:
         """A reader that went away (a closed terminal, `| head`) must not end a run."""
         if self._gone:
             return
@@ -141,16 +146,8 @@ class Terminal:
             self._gone = True
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(box=None, pad_edge=False)
-        for index, name in enumerate(columns):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index > 0)
-        for row in rows:
-            table.add_row(*[Text(printable(cell)) for cell in row])
-        if self._gone:  # what could not be written would be tried again here
-            return
-        with self.console.capture() as captured:
-            self.console.print(table)
-        self._print(Text.from_ansi(FILLING.sub(r"\1", captured.get().rstrip("\n"))))
+        """Columns with their names, or a line a cell where the terminal is too narrow for them."""
+        self._print(table(columns, [list(map(printable, row)) for row in rows], self.room))
 
     def result(self, value: Mapping[str, object]) -> None:
         """The one JSON object of --json."""
@@ -175,14 +172,14 @@ def _is_shown(mark: str) -> bool:
     return mark.isprintable() or mark in "\n\t" or unicodedata.category(mark) == "Zs"
 
 
-def wrapped(text: str, width: int) -> str:
+def wrapped(text: str, width: int, indent: str = INDENT) -> str:
     """Lines of at most `width` columns, the later ones indented. A word, a path or a command is never broken."""
-    return "\n".join(_fill(line, width) if len(line) > width else line for line in text.split("\n"))
+    return "\n".join(_fill(line, width, indent) if len(line) > width else line for line in text.split("\n"))
 
 
-def _fill(line: str, width: int) -> str:
+def _fill(line: str, width: int, indent: str) -> str:
     held = COMMAND.sub(lambda command: command[0].replace(" ", HELD), line)
-    filled = textwrap.fill(held, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    filled = textwrap.fill(held, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return filled.replace(HELD, " ")
 
 

@@ -82,13 +82,35 @@ def test_whatever_is_not_ok_names_what_mends_it(run: Run, fake: Fake) -> None:
     assert all(finding["mend"] for finding in result["findings"] if finding["status"] != "ok")
 
 
-def test_the_table_fits_in_80_columns(run: Run, fake: Fake) -> None:
-    fake(torch=WORKS, mlx="ImportError: no such thing: " + "x" * 200)
+def test_it_fits_into_80_columns_of_a_terminal(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    fake(torch=WORKS, mlx="ImportError: no such thing" + " as this" * 30)
     done = run("doctor")
     assert done.returncode == 0
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
-    assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert any("pip install --force-reinstall -c constraints.txt -e '.[mlx-cpu]'" in line for line in lines)
     assert "Training can start: python cli.py train" in done.stdout
+
+
+HEAD, COMMAND = "note  data", "hf download --repo-type dataset a/b"
+
+
+@pytest.mark.parametrize(
+    ("room", "shown"),
+    [
+        (None, [f"{HEAD}  not cached, and nothing else", f"{' ' * 12}mend: {COMMAND}"]),
+        (52, [f"{HEAD}  not cached, and nothing else", f"{' ' * 12}mend:", f"{' ' * 12}{COMMAND}"]),
+        (40, [HEAD, "      not cached, and nothing else", "      mend:", f"     {COMMAND}"]),
+        (25, [HEAD, "      not cached, and", "      nothing else", "      mend:", COMMAND]),
+    ],
+)
+def test_a_command_is_never_broken_and_what_has_no_room_beside_a_name_stands_below(
+    room: int | None, shown: list[str]
+) -> None:
+    rows = [("note", "data", ["not cached, and nothing else", "", f"mend: {COMMAND}"])]
+    assert [line.plain for line in doctor._lines(rows, room)] == shown
 
 
 def test_what_starts_several_processes_is_said(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

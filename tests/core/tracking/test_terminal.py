@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gsm8k_core.tracking.table import table
 from gsm8k_core.tracking.terminal import MetricsFile, Screen, Steps, Terminal, clock, counted, printable, wrapped
 from gsm8k_core.types import StepEvent
 
@@ -65,6 +66,22 @@ def test_lines_are_broken_for_a_terminal_and_whole_in_a_pipe(
 def test_a_table_has_no_spaces_at_the_ends_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(json_only=False).table(["run", "loss"], [["a", "1.5"], ["a longer one", ""]])
     assert [line for line in capsys.readouterr().out.splitlines() if line != line.rstrip()] == []
+
+
+COMPARED = [["openai v1", "0.0 % (0.0 to 13.8)", "+0.0"], ["a longer rule", "1.0 % (0.0 to 13.8)", ""]]
+
+
+@pytest.mark.parametrize(
+    ("room", "shown"),
+    [
+        (None, ["rule                          base  points", "openai v1      0.0 % (0.0 to 13.8)    +0.0"]),
+        (37, ["rule                     base  points", "openai    0.0 % (0.0 to 13.8)    +0.0", "v1"]),
+        (36, ["rule", "openai v1", "  base    0.0 % (0.0 to 13.8)", "  points  +0.0", "a longer rule"]),
+        (24, ["rule", "openai v1", "  base  0.0 % (0.0 to 13.8)", "  points  +0.0", "a longer rule"]),
+    ],
+)
+def test_a_table_keeps_its_first_column_and_each_number(room: int | None, shown: list[str]) -> None:
+    assert table(["rule", "base", "points"], COMPARED, room).plain.splitlines()[: len(shown)] == shown
 
 
 def test_what_was_said_in_full_is_said_in_short(capsys: pytest.CaptureFixture[str]) -> None:
