@@ -504,7 +504,8 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
             usage, _, rest = shown.getvalue().partition("\n")
             usage = re.sub(r"\x1b\[[0-9;]*m", "", usage)  # its colours would be broken in two
             whole = re.sub(r"\[[^]]*\]", lambda part: part[0].replace(" ", "\0"), usage)  # [--output PATH] in one line
-            lines = textwrap.fill(whole, shutil.get_terminal_size().columns, subsequent_indent=" " * 4)
+            columns = shutil.get_terminal_size().columns
+            lines = textwrap.fill(whole, columns, subsequent_indent=" " * 4, break_on_hyphens=False)
             groups = [(heading, [flag(name) for name in names]) for heading, names in model.groups]
             print(lines.replace("\0", " "), regrouped(rest, groups) if groups else rest, sep="\n")
             raise
@@ -519,7 +520,7 @@ class _Help(io.StringIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._is_terminal = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._encoding = getattr(sys.stdout, "encoding", None) or "ascii"
 
     @property

@@ -172,6 +172,19 @@ def test_help_fits_in_80_columns_and_names_no_none(
     assert "None" not in out
     assert "(default: )" not in out
     assert "''" not in out
+    assert not any(line.endswith("-") for line in out.splitlines())  # no word is broken
+
+
+def test_help_has_no_colours_where_nobody_wants_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for value, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", value)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        with pytest.raises(SystemExit):
+            cli.main(["plot", "--help"])
+        assert ("\x1b[" in capsys.readouterr().out) == coloured
 
 
 @pytest.mark.parametrize("verb", ["eval", "compare", "generate"])
