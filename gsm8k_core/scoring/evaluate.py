@@ -238,6 +238,8 @@ def evaluate(
             reused = len(records)
             num_right = sum(record["rules"][HEADLINE_RULE]["correct"] for record in records.values())
             left = [request for name, request in requests.items() if name not in records]
+            if not left:
+                progress(len(records), num_right)
             with path.open("ab") as file:
                 for index, completion in generate(left) if left else ():
                     text = decode(completion.tokens)

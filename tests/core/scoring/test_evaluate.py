@@ -139,9 +139,10 @@ def test_a_record_holds_the_tokens(tmp_path: Path) -> None:
 
 def test_a_finished_evaluation_is_not_asked_again(tmp_path: Path) -> None:
     evaluate(PROBLEMS, Model(), KEY, tmp_path)
-    model = Model()
-    _, _, reused = evaluate(PROBLEMS, model, KEY, tmp_path)
+    model, told = Model(), list[int]()
+    _, _, reused = evaluate(PROBLEMS, model, KEY, tmp_path, progress=lambda done, right: told.append(done))
     assert (reused, model.asked) == (6, 0)
+    assert told == [6]  # or a bar would stand at 0 of 6
 
 
 def meddle(path: Path, **changes: Any) -> None:
