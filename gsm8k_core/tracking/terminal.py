@@ -193,12 +193,12 @@ class Steps:
         self._first = done  # what was done before it began; what was there already is seen when the first one comes
         self._fresh = True
         self._console = console = console or Screen(stderr=True, highlight=False, soft_wrap=True)
-        whole = Column(no_wrap=True, overflow="ignore")
+        names, numbers = (Column(no_wrap=True, min_width=len(text)) for text in (what, f"{total}/{total}"))
         self._bar = (
             Progress(
-                TextColumn("{task.description}", table_column=whole),
+                TextColumn("{task.description}", table_column=names),
                 BarColumn(bar_width=None),
-                MofNCompleteColumn(table_column=whole),
+                MofNCompleteColumn(table_column=numbers),
                 TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
                 console=console,
             )

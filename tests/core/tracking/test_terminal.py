@@ -110,17 +110,20 @@ def test_times_read_well(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-def test_on_a_terminal_the_bar_and_the_lines_share_one_console() -> None:
+@pytest.mark.parametrize("width", [80, 40])
+def test_on_a_terminal_the_bar_and_the_lines_share_one_console(width: int) -> None:
     from rich.console import Console
 
     terminal = Terminal(json_only=False)
     out = io.StringIO()
-    terminal.console = Console(file=out, force_terminal=True, width=80)
+    terminal.console = Console(file=out, force_terminal=True, width=width, color_system=None)
     with terminal.progress("update", 300) as steps:
         terminal.say("plan")
         steps.advance("loss 3.832  0.3 s, 34 s to go, budget 1 h 59 min", done=32)
     assert "\r\x1b[2Kplan" in out.getvalue()  # the bar was wiped before the line
-    assert " 32/300" in out.getvalue()  # and has room for its numbers beside a long note
+    drawn = out.getvalue().rpartition("\x1b[2K")[2]
+    assert drawn.startswith("update ")  # and has room for its name and its numbers beside a long note
+    assert " 32/300 loss 3.832 " in drawn
 
 
 def test_a_bar_whose_terminal_is_gone_raises_nothing_at_its_end() -> None:
