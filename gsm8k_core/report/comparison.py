@@ -134,7 +134,7 @@ def show_disagreements(terminal: Terminal, counts: tallies.Counts, what: str) ->
         terminal.say(f"The rules give the same verdict on every {what}.")
         return
     terminal.say(f"\n{what.capitalize()}s that the rule on the left calls right and the one above calls wrong:")
-    terminal.table(*tallies.disagreement_table(counts))
+    terminal.table(*tallies.disagreement_table(counts, terminal.room))
 
 
 def _endings(summary: Mapping[str, Any]) -> str:

@@ -160,13 +160,13 @@ def disagreement_summary(records: Sequence[Record]) -> dict[str, Any]:
     return {"disagreements": matrix(rules_of(records), found), "disagreement_rows": found}
 
 
-def disagreement_table(counts: Counts) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for the terminal: rules by name where that fits in 80 columns, else by number."""
+def disagreement_table(counts: Counts, room: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows for the terminal: rules by name where that fits in 80 columns, or in `room`, else by number."""
     names = list(counts)
     cells = [["-" if right == wrong else str(counts[right][wrong]) for wrong in names] for right in names]
     columns, labels = names, names
     widest = max(len(cell) for row in cells for cell in row)
-    if max(map(len, names)) + sum(2 + max(len(name), widest) for name in names) > WIDTH:
+    if max(map(len, names)) + sum(2 + max(len(name), widest) for name in names) > min(room or WIDTH, WIDTH):
         columns = [str(number) for number in range(1, len(names) + 1)]
         labels = [f"{number} {name}" for number, name in zip(columns, names, strict=True)]
     return ["", *columns], [[label, *row] for label, row in zip(labels, cells, strict=True)]

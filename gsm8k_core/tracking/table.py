@@ -41,5 +41,5 @@ def _listed(columns: Sequence[str], row: Sequence[str], room: int) -> Text:
     for column, cell in zip(columns[1:], row[1:], strict=True):
         aligned = f"{GAP}{column}{' ' * (most - cell_len(column))}{GAP}{cell}"
         if cell:
-            lines.append(aligned if cell_len(aligned) <= room else f"{GAP}{column}{GAP}{cell}")
+            lines += [aligned] if cell_len(aligned) <= room else [f"{GAP}{column}", f"{GAP}{GAP}{cell}"]
     return Text("\n".join(lines))

@@ -60,6 +60,9 @@ def test_the_table_fits_in_80_columns_with_numbers_where_names_do_not() -> None:
     few = {name: dict.fromkeys(RULES, 1319) for name in RULES}
     assert disagreement_table(few)[0] == ["", *RULES]
     assert width(*disagreement_table(few)) <= WIDTH
+    narrow = {name: dict.fromkeys(RULES, 7) for name in RULES}
+    assert disagreement_table(narrow, 40)[0] == ["", *map(str, range(1, len(RULES) + 1))]
+    assert width(*disagreement_table(narrow, 40)) <= 40
     names = [*RULES, "math-verify"]
     many = {name: dict.fromkeys(names, 99_999) for name in names}
     columns, rows = disagreement_table(many)

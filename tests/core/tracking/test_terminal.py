@@ -77,7 +77,7 @@ COMPARED = [["openai v1", "0.0 % (0.0 to 13.8)", "+0.0"], ["a longer rule", "1.0
         (None, ["rule                          base  points", "openai v1      0.0 % (0.0 to 13.8)    +0.0"]),
         (37, ["rule                     base  points", "openai    0.0 % (0.0 to 13.8)    +0.0", "v1"]),
         (36, ["rule", "openai v1", "  base    0.0 % (0.0 to 13.8)", "  points  +0.0", "a longer rule"]),
-        (24, ["rule", "openai v1", "  base  0.0 % (0.0 to 13.8)", "  points  +0.0", "a longer rule"]),
+        (24, ["rule", "openai v1", "  base", "    0.0 % (0.0 to 13.8)", "  points  +0.0", "a longer rule"]),
     ],
 )
 def test_a_table_keeps_its_first_column_and_each_number(room: int | None, shown: list[str]) -> None:
