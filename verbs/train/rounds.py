@@ -239,7 +239,9 @@ class Rounds:
         left = self._end - timed.began
         number = rounds_that_fit(left, each, len(self.sampler.problems)) if answers else 1
         timed = replace(timed, end=end_of(Phase("sample", 1), number, self._warm, timed.began, self._end))
-        reason = f"an answer takes {each:.2f} s, and there are {clock(left)}"
+        reason = (
+            f"an answer takes {each:.2f} s, and there are {clock(left)}" if answers else "no answer had time to end"
+        )
         self._decide("rounds", Choice(str(number), reason), timed)
         return timed
 

@@ -116,6 +116,32 @@ def answer(gold_right: bool, chain: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(verdict=SimpleNamespace(gold_right=gold_right, chain=chain))
 
 
+def test_a_round_is_not_planned_by_answers_that_were_not_there() -> None:
+    said: list[str] = []
+    rounds = made(
+        TrainConfig(max_time="16"),
+        run=SimpleNamespace(record=lambda rft: None),
+        context=SimpleNamespace(elapsed=lambda: 10.0, terminal=SimpleNamespace(say=said.append)),
+        sampler=SimpleNamespace(problems=[None] * 100),
+    )
+    rounds._decide_rounds([], Timed("sample-1", 9.0, 9.0, 16.0))
+    assert said == ["rounds   1: no answer had time to end"]
+
+
+def test_what_a_flag_says_is_decided_before_the_first_answer_is_written() -> None:
+    off = Choice("off", "")
+    rounds = made(
+        TrainConfig(recipe="rft", verify="gold", warm_start="off"),
+        run=SimpleNamespace(record=lambda rft: None),
+        context=SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None), link=Link()),
+        sampler=SimpleNamespace(choose_calculator=lambda: off, choose_together=lambda model: Choice("64", "")),
+        model=None,
+    )
+    rounds._decide_what_is_asked_for()
+    assert rounds.progress.mode == "gold"
+    assert (rounds.progress.decided("warm"), rounds.progress.decided("rounds")) == ("off", None)
+
+
 def test_how_answers_are_verified_is_decided_when_enough_are_right_or_the_first_wave_has_ended() -> None:
     context = SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None))
 
