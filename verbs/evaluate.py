@@ -37,6 +37,7 @@ from gsm8k_core.scoring.evaluate import (
     STOP_RULE,
     Key,
     Request,
+    answered_before,
     begun,
     calculated,
     completion_of,
@@ -47,7 +48,7 @@ from gsm8k_core.scoring.evaluate import (
 from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
-from gsm8k_core.scoring.timed import Limit, answer_in_time, in_random_order, time_line
+from gsm8k_core.scoring.timed import Limit, answer_in_time, in_random_order, time_line, too_short
 from gsm8k_core.tracking.terminal import Terminal, counted
 from gsm8k_core.training.health import vitals, warnings
 from gsm8k_core.training.memory import AT_ONCE
@@ -325,6 +326,7 @@ def open_model(
         terminal.say(f"shots    {config.shots} of the train problems: {prompt_name}")
     if config.samples > 1:
         terminal.say(f"samples  {config.samples} of each; tests and tables by problem take the one that the vote chose")
+    _refuse_no_time(place, source, problems.problems)
     longest = max(map(len, prompts)) + config.max_new_tokens
     together = choose_together(place.together, source, place.backend.name, place.device, place.dtype, longest)
     backend = backends.open(place.backend.name, source.folder, place.device, place.dtype, rendering)
@@ -359,6 +361,13 @@ def open_model(
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
     limit = place.limit
     return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, overlap, limit)
+
+
+def _refuse_no_time(place: Place, source: Source, problems: Sequence[Problem]) -> None:
+    """Before a model is loaded that has no time to answer; where answers of it are there, they may be all it takes."""
+    limit, logs = place.limit, place.folder / "logs"
+    if limit and limit.left <= 0 and not answered_before(logs, source.model.hash, problems_hash(problems)):
+        raise too_short(limit, min(limit.most or len(problems), len(problems)))
 
 
 def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
@@ -426,9 +435,14 @@ def _answered(
     on_token: OnToken,
     progress: Callable[[int, int], None],
     terminal: Terminal,
+    before: Callable[[], None] = lambda: None,
 ) -> tuple[list[dict[str, Any]], Path, int]:
-    """All of `problems`, as scoring.evaluate gives them."""
-    generate = partial(opened.generate, sampling=opened.sampling(key), on_token=on_token)
+    """All of `problems`, as scoring.evaluate gives them; `before` is called where there are any to be answered."""
+
+    def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        before()
+        return opened.generate(requests, opened.sampling(key), on_token)
+
     return evaluate(
         problems, generate, opened.source.model.rendering.text, key, opened.folder / "logs", progress, terminal.say
     )
@@ -443,9 +457,9 @@ def _in_time(
 
     def ask(asked: Sequence[Problem], check: Callable[..., None]) -> float:
         nonlocal records, path, reused
-        before = len(records)
-        records, path, there = _answered(opened, key, asked, check, progress, terminal)
-        reused += there - before
+        known = len(records)
+        records, path, there = _answered(opened, key, asked, check, progress, terminal, before=check)
+        reused += there - known
         return (len(records) - there) / key.samples
 
     answer_in_time(in_random_order(opened.problems.problems), limit, ask)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,15 @@ import pydantic
 from filelock import FileLock, Timeout
 
 from gsm8k_core.config.stored import Count, Stored, stored
-from gsm8k_core.files import MAX_LINES_BYTES, read_plain, refuse_links, remove_leftovers, write_bytes, write_json
+from gsm8k_core.files import (
+    MAX_LINES_BYTES,
+    read_json,
+    read_plain,
+    refuse_links,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+)
 from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import HEADLINE_RULE, RULES_HERE, grade
 from gsm8k_core.scoring.diagnose import diagnosis_json
@@ -30,6 +38,7 @@ from gsm8k_core.types import Completion, DataError, FinishReason, Problem, Stora
 
 STOP_RULE = "end-tokens"  # an answer ends before the first of ModelFolder.end_ids, and at no text
 ANSWER_LINE = "answer-line"  # or after its whole `#### N` line
+RECORDS = "records.jsonl"
 WRITTEN = re.compile(r"records\.jsonl|(key|summary)\.json|report\.html")  # under a temporary name first
 Say = Callable[[str], None]
 
@@ -195,7 +204,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 def records_of(key: Key, logs: Path) -> Path:
     """Where the answers under a key are."""
-    return logs / f"eval-{key.digest()[:12]}" / "records.jsonl"
+    return logs / f"eval-{key.digest()[:12]}" / RECORDS
 
 
 def begun(key: Key, logs: Path, sizes: Sequence[int], wanted: int) -> Key | None:
@@ -207,6 +216,16 @@ def begun(key: Key, logs: Path, sizes: Sequence[int], wanted: int) -> Key | None
     whole = (each for each, lines in keys if lines >= wanted)
     some = (each for each, lines in keys if lines and each.batch_size <= key.batch_size)
     return next(whole, None) or next(some, None)
+
+
+def answered_before(logs: Path, model: str, data: str) -> bool:
+    """Whether some of a model's answers to these problems lie there, under whatever other settings."""
+    for path in logs.glob("eval-*/key.json"):
+        with suppress(DataError, OSError):  # of a key or records that are gone, nothing is reused
+            key = read_json(path)
+            if (key.get("model"), key.get("data")) == (model, data) and (path.parent / RECORDS).stat().st_size:
+                return True
+    return False
 
 
 def _num_lines(key: Key, logs: Path) -> int:

@@ -67,7 +67,8 @@ def answer_in_time(
     """How many of `problems`, the first ones, were answered before the limit's end.
 
     `ask` has all of those answered that it is given and says how many of them were not there yet; the callback it gets
-    is to be called after each token, and raises TimeUp. Raises PreflightError where not even the first block ended.
+    is to be called before the first token and after each, and raises TimeUp: what is there needs no time. Raises
+    PreflightError where not even the first block ended.
     """
     total = min(len(problems), limit.most or len(problems))
     check = checking(lambda: limit.left <= 0)
@@ -75,7 +76,6 @@ def answer_in_time(
     while size > 0:
         began = limit.clock()
         try:
-            check()
             asked = ask(problems[: done + size], check)
         except TimeUp:
             break
@@ -85,11 +85,18 @@ def answer_in_time(
         fits = int(CAREFUL * limit.left / each) if each > 0 else total
         size = max(0, min(fits, (GROWTH - 1) * done, total - done))
     if not done:
-        raise PreflightError(
-            f"--max-time {limit.asked} ended before the first {min(FIRST, total)} problems were answered; give a "
-            "longer --max-time, or a smaller --max-new-tokens (what is answered is kept, and goes on from there)"
-        )
+        raise too_short(limit, total)
     return done
+
+
+def too_short(limit: Limit, total: int) -> PreflightError:
+    """That the time ended before the first block of `total` problems did."""
+    first = min(FIRST, total)
+    what = "problem was" if first == 1 else f"{first} problems were"
+    return PreflightError(
+        f"--max-time {limit.asked} ended before the first {what} answered; give a longer --max-time, or a smaller "
+        "--max-new-tokens (what is answered is kept, and goes on from there)"
+    )
 
 
 def time_line(time: Mapping[str, Any]) -> str:

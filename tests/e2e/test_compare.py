@@ -418,9 +418,15 @@ def test_max_time_scores_both_on_the_same_random_sample(
     assert sorted(ids("base")) == sorted(ids("trained")) == sorted(wanted)
     whole = compare(run, model, trained, data, "--json")
     assert json.loads(whole.stdout)["base"]["reused"] == 3  # the answers are those of an evaluation without a limit
+    stored = compare(run, model, trained, data, "--max-time", "0.001s", "--json")  # what is there needs no time
+    assert stored.returncode == 0, stored.stderr
+    assert [json.loads(stored.stdout)[which]["reused"] for which in ("base", "trained")] == [8, 8]
 
 
-def test_max_time_that_ends_at_once_is_one_line(run: Run, model: Path, data: Path) -> None:
+def test_max_time_that_ends_at_once_is_one_line(
+    run: Run, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.open", lambda *_: pytest.fail("a model that has no time was loaded"))
     done = run("eval", "--model", model, "--data", data, *PLACE, "--max-time", "0.001s")
     assert done.returncode == 3
     assert "--max-time 0.001s ended before the first 8 problems" in done.stderr

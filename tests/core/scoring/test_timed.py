@@ -26,6 +26,8 @@ class Model:
     def ask(self, problems: Sequence[Problem], check: Callable[..., None]) -> int:
         new = [each for each in problems if each.id not in self.there]
         self.blocks.append(len(new))
+        if new:
+            check()
         for each in new:
             self.now += self.seconds
             check()
@@ -63,6 +65,8 @@ def test_what_was_answered_before_costs_nothing_and_a_limit_of_problems_holds() 
     model = Model(seconds=1.0)
     model.there = {each.id for each in PROBLEMS[:60]}
     assert answer_in_time(PROBLEMS, model.limit(50), model.ask) > 90
+    model.there = {each.id for each in PROBLEMS}
+    assert answer_in_time(PROBLEMS, Model.limit(model, 0), model.ask) == len(PROBLEMS)  # needs no time at all
     model = Model(seconds=1.0)
     assert answer_in_time(PROBLEMS, model.limit(1000, most=17), model.ask) == 17
     assert answer_in_time(PROBLEMS, model.limit(1000), model.ask) == len(PROBLEMS)
