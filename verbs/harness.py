@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import backends
@@ -20,10 +21,10 @@ from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.prompt_settings import given
 from gsm8k_core.problems.data import load_data
 from gsm8k_core.scoring.completions import check_records, write_records
-from gsm8k_core.scoring.harness import Done, Engine, max_length
+from gsm8k_core.scoring.harness import Done, Engine, check_settings, max_length
 from gsm8k_core.scoring.math_verify import INSTALL
 from gsm8k_core.tracking.terminal import Terminal
-from gsm8k_core.types import EXIT_OK, Choice, DataError, PreflightError, UsageError, first_line
+from gsm8k_core.types import EXIT_OK, Choice, DataError, GSM8KError, PreflightError, UsageError, first_line
 from verbs import Context, say_choices
 from verbs.adapter_base import check_base
 from verbs.demo import banner
@@ -58,6 +59,7 @@ def run(config: HarnessConfig, context: Context) -> int:
     check_base(source, config.base_model, terminal.say)
     source = prompted(source, given(config.thinking, "", config.chat_template))
     tasks = find_tasks([name.strip() for name in config.tasks.split(",") if name.strip()], config.data)
+    _check_kwargs(config.gen_kwargs)
     terminal.say(f"model    {source.name}: {source.choice.reason}")
     opened = backends.open(backend.name, source.folder, config.device, config.dtype, source.model.rendering)
     choices = {"backend": backend, **opened.choices}
@@ -83,6 +85,8 @@ def find_tasks(names: Sequence[str], data: Path | None) -> Tasks:
     """lm-eval's own tasks; with `data`, those of GSM8K with nothing changed but where the rows come from."""
     from lm_eval.tasks import TaskManager  # here, not above: it is in the extra `bench`
 
+    if not names:
+        raise UsageError("--tasks names no task; give one, such as gsm8k")
     if data is not None:
         return Tasks([_local(name, data) for name in names], TaskManager(include_defaults=False))
     is_file = {name: Path(name).suffix in (".yaml", ".yml") and Path(name).is_file() for name in names}
@@ -92,6 +96,13 @@ def find_tasks(names: Sequence[str], data: Path | None) -> Tasks:
         if not is_file[name] and name not in manager.task_index:
             raise _unknown(name, manager.all_tasks)
     return Tasks(list(names), manager)
+
+
+def _check_kwargs(text: str) -> None:
+    """Before a model is loaded: a task's own settings are seen when its first problem is asked."""
+    from lm_eval.utils import simple_parse_args_string
+
+    check_settings(simple_parse_args_string(text))
 
 
 def _unknown(name: str, known: Sequence[str]) -> UsageError:
@@ -163,6 +174,16 @@ def evaluate(lm: Any, tasks: Tasks, config: HarnessConfig) -> dict[str, Any]:
             f"the data of {config.tasks} cannot be read ({first_line(error)}); for GSM8K's tasks give --data FOLDER "
             "with train.jsonl and test.jsonl"
         ) from error
+    except (GSM8KError, MemoryError):
+        raise
+    except Exception as error:  # lm-eval and the templates of a task raise many kinds
+        if any(frame.f_globals.get("__name__") == type(lm).__module__ for frame, _ in walk_tb(error.__traceback__)):
+            raise  # what the model did is no fault of the task's
+        if "larger than population" in str(error):
+            fewer = f"--num-fewshot {config.num_fewshot} is more than {config.tasks} has to show"
+            raise UsageError(f"{fewer}; give fewer") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"lm-eval cannot run {config.tasks} ({what}); mend the task, or give another") from error
     return dict(found or {})
 
 

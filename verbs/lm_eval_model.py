@@ -21,6 +21,7 @@ from gsm8k_core.scoring.harness import (
     Done,
     Engine,
     are_greedy,
+    check_settings,
     clipped,
     complete,
     log_likelihoods,
@@ -114,6 +115,7 @@ class BackendLM(TemplateLM):
         return [found[index] for index in range(len(requests))]
 
     def _texts(self, contexts: Sequence[str], asked: Mapping[str, Any], done: Done) -> list[str]:
+        check_settings(asked)
         settings = dict(normalize_gen_kwargs(dict(asked), DEFAULT_MAX_GEN_TOKS))
         until = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.decode([self.eot_token_id]))
         sampling = sampling_of(settings, self._engine.batch_size, self._seed)

@@ -22,6 +22,7 @@ Tokens = tuple[int, ...]
 Done = Callable[[int], None]  # called with how many more are done
 
 LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")  # lm-eval's names, in its order
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # its names of one thing
 NO_LENGTH = 2048  # lm-eval's, where neither config nor tokenizer names one
 # What a task may ask for without changing anything here.
 NEUTRAL: Mapping[str, object] = {
@@ -52,8 +53,39 @@ def max_length(config: Mapping[str, Any], of_tokenizer: int) -> int:
     return int(found) if found else of_tokenizer if of_tokenizer < 10**9 else NO_LENGTH
 
 
+def check_settings(asked: Mapping[str, Any]) -> None:
+    """Raises UsageError for a value of lm-eval's generation settings that is none of its kind."""
+    for key, value in asked.items():
+        if value is not None and (words := _wrong(key, value)):
+            raise UsageError(f"lm-eval's setting {key}={value} must be {words}; give another: --gen-kwargs {key}=VALUE")
+
+
+def _wrong(key: str, value: Any) -> str:
+    """What a value must be; nothing where it is that."""
+    number = _number(value)
+    if key in LENGTHS:
+        return "" if number is not None and number.is_integer() and number > 0 else "a whole number above 0"
+    if key in ("temperature", "top_p"):
+        return "a number" if number is None else ""
+    if key == "top_k":
+        return "" if number is not None and number.is_integer() else "a whole number"
+    if key == "do_sample":
+        return "" if isinstance(value, bool) else "true or false"
+    texts = value if isinstance(value, list) else [value]
+    return "a text, or a list of texts" if key == "until" and not all(isinstance(each, str) for each in texts) else ""
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def sampling_of(asked: Mapping[str, Any], batch_size: int, seed: int) -> Sampling:
     """lm-eval's generation settings, normalised by it, without `until`. Raises UsageError for what is not offered."""
+    check_settings(asked)
     settings = dict(asked)
     longest, temperature = int(settings.pop("max_gen_toks")), float(settings.pop("temperature", 0.0))
     top_p, top_k = settings.pop("top_p", None), settings.pop("top_k", None)
@@ -68,7 +100,13 @@ def sampling_of(asked: Mapping[str, Any], batch_size: int, seed: int) -> Samplin
             f"the task asks for {', '.join(f'{key}={settings[key]}' for key in strange)}, which no backend offers "
             "(there are max_gen_toks, until, do_sample, temperature, top_p, top_k)"
         )
-    return Sampling(longest, batch_size, temperature, float(1.0 if top_p is None else top_p), int(top_k or 0), seed)
+    nucleus, kept = float(1.0 if top_p is None else top_p), int(top_k or 0)
+    if not 0 < nucleus <= 1 or kept < 0:
+        raise UsageError(
+            f"the task asks for top_p={nucleus:g} and top_k={kept}; top_p is above 0 and 1 at most, top_k from 0 on: "
+            "give them with --gen-kwargs top_p=0.95,top_k=0"
+        )
+    return Sampling(longest, batch_size, temperature, nucleus, kept, seed)
 
 
 # --- texts ---------------------------------------------------------------------------------------------------------

@@ -193,6 +193,14 @@ def test_what_is_drawn_depends_on_seed_and_request_alone(backend_name: str, mode
         ({"num_beams": 4}, "num_beams=4, which no backend offers"),
         ({"repetition_penalty": 1.1, "foo": 1}, "repetition_penalty=1.1, foo=1"),
         ({"do_sample": True}, "samples without a temperature"),
+        ({"max_gen_toks": "abc"}, "max_gen_toks=abc must be a whole number above 0"),
+        ({"max_gen_toks": 1.5}, "max_gen_toks=1.5 must be a whole number above 0"),
+        ({"max_gen_toks": 0}, "max_gen_toks=0 must be a whole number above 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be a number"),
+        ({"do_sample": "maybe"}, "do_sample=maybe must be true or false"),
+        ({"until": ["a", 5]}, "must be a text, or a list of texts"),
+        ({"do_sample": True, "temperature": 1.0, "top_p": 7}, "top_p is above 0 and 1 at most"),
+        ({"do_sample": True, "temperature": 1.0, "top_k": "x"}, "top_k=x must be a whole number"),
     ],
 )
 def test_what_no_backend_offers_is_refused(settings: dict[str, Any], says: str) -> None:
@@ -292,11 +300,24 @@ def test_any_task_of_a_yaml_file_is_scored_as_with_hf(backend_name: str, hf: Any
         ("--model embedded --num-fewshot -1", 2, "--num-fewshot"),
         ("--model embedded --data DATA/none", 4, "none"),
         ("--model MODEL --data DATA --gen-kwargs max_gen_toks=600", 2, "leaves no room for a prompt"),
+        ("--model MODEL --data DATA --gen-kwargs max_gen_toks=abc", 2, "max_gen_toks=abc must be a whole"),
+        ("--model MODEL --data DATA --num-fewshot 1000", 2, "--num-fewshot 1000 is more than gsm8k has to show"),
+        ("--model embedded --tasks ,", 2, "--tasks names no task"),
+        ("--model MODEL --tasks BAD.yaml", 4, "lm-eval cannot run BAD.yaml (ValueError: Unknown config shape"),
     ],
 )
 def test_what_cannot_work_is_one_line(
-    flags: str, code: int, says: str, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    flags: str,
+    code: int,
+    says: str,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("BAD.yaml").write_text("foo: 1")
     words = flags.replace("DATA", str(data)).replace("MODEL", str(model)).split()
     assert cli.main(["harness", *words]) == code
     assert says in capsys.readouterr().err.splitlines()[-1]
