@@ -9,15 +9,15 @@ from gsm8k_core.training.runs import known_manifest, run_of_model
 from gsm8k_core.types import DataError
 
 
-def check_base(source: Source, asked: str, say: Callable[[str], None]) -> None:
-    """Hold the base of a run's adapter against the one that it was trained on; `asked` is --base-model.
+def check_base(source: Source, asked: str, say: Callable[[str], None]) -> bool:
+    """Whether the base of a run's adapter is another one than it was trained on; `asked` is --base-model.
 
-    Raises DataError for another one, and says a line where it was asked for: their sum is no model that was trained.
+    Raises DataError for another one that nobody asked for, and says of one that was: their sum was never trained.
     """
     folder = run_of_model(source.found)
     began = (known_manifest(folder) if folder else {}).get("model") or {}
     if not source.base or began.get("hash") in (None, source.base):
-        return
+        return False
     name = began.get("name")
     if not asked:
         raise DataError(
@@ -25,3 +25,4 @@ def check_base(source: Source, asked: str, say: Callable[[str], None]) -> None:
             f"add --base-model {name} to take it all the same"
         )
     say(f"base     {asked} has other weights than {name}, which this adapter was trained on: the sum was never trained")
+    return True

@@ -119,10 +119,10 @@ def _refuse(config: ExportConfig) -> None:
 
 def _subject(config: ExportConfig, context: Context) -> Exported:
     source = prompted(resolve_model(config.run, context.terminal.say, config.base_model))
-    check_base(source, config.base_model, context.terminal.say)
+    other_base = check_base(source, config.base_model, context.terminal.say)
     run = run_of_model(source.found)
     manifest = known_manifest(run) if run else {}
-    if source.base and manifest.get("model", {}).get("hash") not in (None, source.base):  # it was asked for
+    if other_base:
         manifest["model"] = {"name": config.base_model, "hash": source.base}
     part = "" if source.found.name in ("model", "mlx-adapter") else f"-{source.found.name}"
     own = f"{run.name}{part}" if run else Path(config.run.rstrip("/")).name
