@@ -50,7 +50,7 @@ class FakeHub:
         self.pushed: dict[str, dict[str, bytes]] = {}  # repository -> what was uploaded there
         self.private: dict[str, bool] = {}  # repository that was made -> whether nobody else sees it
         self._stopped = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # a client that gave up waiting is no error here
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -132,89 +132,88 @@ class _Sender(BaseHTTPRequestHandler):
             self.wfile.write(body[:cut])
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(_Sender):
-        def do_HEAD(self) -> None:
-            self.do_GET()
+class _Handler(_Sender):
+    hub: FakeHub  # of the server that it answers for
 
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path).strip("/")
-            hub.requests.append(f"{self.command} {path}")
-            hub.tokens.append(self.headers.get("Authorization"))
-            if hub.silent:
-                hub.wait()
-                return
-            if hub.status:
-                self._send(hub.status, json.dumps({"error": "refused"}).encode())
-            elif path == "api/whoami-v2":
-                known = self.headers.get("Authorization") == f"Bearer {KEY}"
-                self._send(200 if known else 401, b'{"name": "me"}' if known else b"{}")
-            elif path.startswith("api/") and hub.moved:
-                self._send(302, b"", {"Location": hub.moved + self.path})
-            elif path.startswith("api/") and hub.page is not None:
-                self._send(200, hub.page)
-            elif path.startswith("api/"):
-                kind, _, name = path.removeprefix("api/").partition("/")
-                self._api(kind, name)
-            elif path.startswith("datasets/"):
-                self._file("dataset", path.removeprefix("datasets/"))
-            else:
-                self._file("model", path)
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-        def do_POST(self) -> None:
-            """What an upload asks for: a repository, how each file is to come, and the commit that holds them all."""
-            path = unquote(urlsplit(self.path).path).strip("/")
-            hub.requests.append(f"POST {path}")
-            body = self._body()
-            if hub.status:
-                self._send(hub.status, json.dumps({"error": "refused"}).encode())
-            elif path == "api/repos/create":
-                asked = json.loads(body)
-                name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-                hub.private[name] = asked.get("visibility") == "private"
-                self._send(200, json.dumps({"url": f"{hub.url}/{name}", "name": name}).encode())
-            elif path == "api/validate-yaml":  # of the card's front matter
-                self._send(200, b'{"errors": [], "warnings": []}')
-            elif path.endswith("/preupload/main"):
-                modes = [
-                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                    for file in json.loads(body)["files"]
-                ]
-                self._send(200, json.dumps({"files": modes}).encode())
-            else:
-                name = path.removeprefix("api/models/").removesuffix("/commit/main")
-                files = hub.pushed.setdefault(name, {})
-                for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
-                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                done = {"commitUrl": f"{hub.url}/{name}/commit/{REVISION}", "commitOid": REVISION, "success": True}
-                self._send(200, json.dumps(done).encode())
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.tokens.append(self.headers.get("Authorization"))
+        if self.hub.silent:
+            self.hub.wait()
+            return
+        if self.hub.status:
+            self._send(self.hub.status, json.dumps({"error": "refused"}).encode())
+        elif path == "api/whoami-v2":
+            known = self.headers.get("Authorization") == f"Bearer {KEY}"
+            self._send(200 if known else 401, b'{"name": "me"}' if known else b"{}")
+        elif path.startswith("api/") and self.hub.moved:
+            self._send(302, b"", {"Location": self.hub.moved + self.path})
+        elif path.startswith("api/") and self.hub.page is not None:
+            self._send(200, self.hub.page)
+        elif path.startswith("api/"):
+            kind, _, name = path.removeprefix("api/").partition("/")
+            self._api(kind, name)
+        elif path.startswith("datasets/"):
+            self._file("dataset", path.removeprefix("datasets/"))
+        else:
+            self._file("model", path)
 
-        def _api(self, kinds: str, path: str) -> None:
-            found = hub.find(kinds.removesuffix("s"), path)
-            if not found:
-                self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
-                return
-            name, files, rest = found
-            self._send(200, json.dumps(_tree(files) if rest.startswith("tree/") else _info(name, files)).encode())
+    def do_POST(self) -> None:
+        """What an upload asks for: a repository, how each file is to come, and the commit that holds them all."""
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.hub.requests.append(f"POST {path}")
+        body = self._body()
+        if self.hub.status:
+            self._send(self.hub.status, json.dumps({"error": "refused"}).encode())
+        elif path == "api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            self.hub.private[name] = asked.get("visibility") == "private"
+            self._send(200, json.dumps({"url": f"{self.hub.url}/{name}", "name": name}).encode())
+        elif path == "api/validate-yaml":  # of the card's front matter
+            self._send(200, b'{"errors": [], "warnings": []}')
+        elif path.endswith("/preupload/main"):
+            modes = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._send(200, json.dumps({"files": modes}).encode())
+        else:
+            name = path.removeprefix("api/models/").removesuffix("/commit/main")
+            files = self.hub.pushed.setdefault(name, {})
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            done = {"commitUrl": f"{self.hub.url}/{name}/commit/{REVISION}", "commitOid": REVISION, "success": True}
+            self._send(200, json.dumps(done).encode())
 
-        def _file(self, kind: str, path: str) -> None:
-            found = hub.find(kind, path)
-            name = found[2].split("/", 2)[2] if found and found[2].startswith("resolve/") else ""
-            if hub.file_status:
-                self._send(hub.file_status, b"")
-                return
-            if not found or name not in found[1]:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-                return
-            content = found[1][name]
-            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-            headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": REVISION}
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(206 if start else 200, content[start:], headers, hub.cut)
+    def _api(self, kinds: str, path: str) -> None:
+        found = self.hub.find(kinds.removesuffix("s"), path)
+        if not found:
+            self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+            return
+        name, files, rest = found
+        self._send(200, json.dumps(_tree(files) if rest.startswith("tree/") else _info(name, files)).encode())
 
-    return Handler
+    def _file(self, kind: str, path: str) -> None:
+        found = self.hub.find(kind, path)
+        name = found[2].split("/", 2)[2] if found and found[2].startswith("resolve/") else ""
+        if self.hub.file_status:
+            self._send(self.hub.file_status, b"")
+            return
+        if not found or name not in found[1]:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        content = found[1][name]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": REVISION}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], headers, self.hub.cut)
 
 
 def _blob_id(content: bytes) -> str:
