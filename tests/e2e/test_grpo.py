@@ -7,13 +7,11 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import backends
 import cli
@@ -23,37 +21,25 @@ from gsm8k_core.training.pilot import RunPilot
 from gsm8k_core.types import Completion, OutOfMemoryError
 from tests.e2e import faulty_rank
 from tests.e2e.conftest import Run
-from tests.e2e.test_rft import BOTH, QUICKEST
-from tests.e2e.test_rft import data as data
-from tests.e2e.test_rft import model as model
+from tests.e2e.sums import BOTH, COMMON, LONGEST, QUICKEST, Finished
+from tests.e2e.sums import data as data
+from tests.e2e.sums import model as model
 from tests.launched import are_gone, errors_of, launch
 from tests.waiting import CEILING, wait_for
 from verbs.train import policy, policy_words, sampler, verb
 from verbs.train.policy import PolicyRun
 
-LONGEST = 12
-COMMON = (
-    f"--device cpu --dtype float32 --max-time 9h --probe-steps 0 --guard-problems 0 --eval-max-new-tokens {LONGEST}"
-).split()
+FLAGS = f"{COMMON} --guard-problems 0"
 SETTINGS = (
-    "--recipe grpo --learning-rate 5e-4 --num-epochs 1 --prompts-per-update 16 --samples 4 --overlong punish "
-    f"--save-steps 3 --updates-per-rollout 2 --sample-max-new-tokens {LONGEST}"
+    f"{FLAGS} --recipe grpo --learning-rate 5e-4 --num-epochs 1 --prompts-per-update 16 --samples 4 "
+    f"--overlong punish --save-steps 3 --updates-per-rollout 2 --sample-max-new-tokens {LONGEST}"
 ).split()
 UPDATES = 10  # 80 problems, 16 an update, each answer trained twice
 TIMES = {"seconds", "elapsed", "eta", "training_speed", "sampling_speed"}
 
 
-@dataclass
-class Trained:
-    """A run, and copies of its folder as kill -9 would have left it."""
-
-    folder: Path
-    killed: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
-        return found
+class Trained(Finished):
+    """One of --recipe grpo."""
 
     @property
     def updates(self) -> list[dict[str, Any]]:
@@ -65,11 +51,6 @@ class Trained:
             if event["event"] == "update"
         ]
 
-    @property
-    def weights(self) -> dict[str, Any]:
-        (file,) = (self.folder / "model").glob("*.safetensors")
-        return load_file(file)
-
 
 @pytest.fixture(scope="module")
 def begun(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -77,7 +58,7 @@ def begun(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("grpo") / "sft"
     update = ("--batch-size", "16", "--gradient-accumulation-steps", "1")
     flags = (*update, "--learning-rate", "5e-3", "--num-epochs", "8", "--save-steps", "0")
-    asked = ["train", *COMMON, *flags, "--backend", QUICKEST, "--model", str(model), "--data", str(data)]
+    asked = ["train", *FLAGS.split(), *flags, "--backend", QUICKEST, "--model", str(model), "--data", str(data)]
     assert cli.main([*asked, "--output-dir", str(folder)]) == 0
     return folder / "model"
 
@@ -108,7 +89,7 @@ def whole(begun: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyRun, "_answer", answered)
         patch.setattr(RunPilot, "after", followed)
-        asked = ["train", *COMMON, *SETTINGS, "--backend", QUICKEST, "--model", str(begun), "--data", str(data)]
+        asked = ["train", *SETTINGS, "--backend", QUICKEST, "--model", str(begun), "--data", str(data)]
         assert cli.main([*asked, "--output-dir", str(trained.folder)]) == 0
     return trained
 
@@ -251,7 +232,7 @@ def test_a_signal_in_a_rollout_keeps_the_weights_and_the_run_goes_on_as_if_there
     asked = ("--backend", QUICKEST, "--model", begun, "--data", data, "--output-dir", again.folder)
     with monkeypatch.context() as patch:
         stopped_at(12, patch)
-        done = run("train", *COMMON, *SETTINGS, *asked)
+        done = run("train", *SETTINGS, *asked)
     assert done.returncode == 75, done.stderr
     assert again.manifest["status"] == "stopped"
     made = len(again.updates)
@@ -268,7 +249,7 @@ def test_a_signal_in_the_first_rollout_leaves_no_model_and_loses_nothing(
     folder = tmp_path / "again"
     asked = ("--backend", QUICKEST, "--model", begun, "--data", data, "--output-dir", folder)
     stopped_at(1, monkeypatch)
-    done = run("train", *COMMON, *SETTINGS, *asked)
+    done = run("train", *SETTINGS, *asked)
     assert done.returncode == 75, done.stderr
     assert "stopped by a signal before there was a trained model" in done.stdout
     assert not (folder / "model").exists()
@@ -289,7 +270,7 @@ def test_where_memory_runs_out_half_as_many_are_asked_at_once_and_the_texts_are_
     monkeypatch.setattr(sampler.Sampler, "generate", short)
     folder = tmp_path / "short"
     asked = ("--backend", QUICKEST, "--model", begun, "--data", data, "--output-dir", folder)
-    done = run("train", *COMMON, *SETTINGS, *asked)
+    done = run("train", *SETTINGS, *asked)
     assert done.returncode == 0, done.stderr
     assert sizes[:3] == [64, 32, 16]
     assert set(sizes[2:]) == {16}
@@ -300,7 +281,7 @@ def test_where_memory_runs_out_half_as_many_are_asked_at_once_and_the_texts_are_
 
 
 def test_a_dry_run_says_what_an_update_is_and_what_is_not_known(begun: Path, data: Path, run: Run) -> None:
-    done = run("train", *COMMON, *SETTINGS, "--backend", QUICKEST, "--model", begun, "--data", data, "--dry-run")
+    done = run("train", *SETTINGS, "--backend", QUICKEST, "--model", begun, "--data", data, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "10 updates of 64 answers" in done.stdout
     assert "what sampling takes is known after the first update" in done.stdout
@@ -319,7 +300,7 @@ def test_a_run_that_its_figures_end_has_a_model_and_says_why(
     monkeypatch.setattr(policy, "reason_to_end", lambda history: reason if len(history) == 2 else None)
     found = Trained(tmp_path / "ended")
     asked = ("--backend", QUICKEST, "--model", begun, "--data", data, "--output-dir", found.folder)
-    done = run("train", *COMMON, *SETTINGS, *ONE_BY_ONE, *asked)
+    done = run("train", *SETTINGS, *ONE_BY_ONE, *asked)
     assert done.returncode == 0, done.stderr
     assert (found.manifest["status"], found.manifest["outcome"]["reason"]) == ("stopped", reason)
     assert f"why      {policy_words.ENDS[reason]}" in done.stdout
@@ -338,7 +319,7 @@ def test_a_rollout_that_has_no_time_ends_the_run_with_what_there_is(
     for updates, code in ((0, 3), (2, 0)):
         monkeypatch.setattr(PolicyRun, "_late", lambda self, most=updates: len(self.policy.history) >= most)
         found = Trained(tmp_path / f"late-{updates}")
-        done = run("train", *COMMON, *SETTINGS, *ONE_BY_ONE, *asked, "--output-dir", found.folder)
+        done = run("train", *SETTINGS, *ONE_BY_ONE, *asked, "--output-dir", found.folder)
         assert done.returncode == code, done.stderr
         if not updates:
             assert "has no time for one update" in done.stderr
@@ -356,7 +337,7 @@ def test_near_the_first_weights(method: str, begun: Path, data: Path, tmp_path: 
     asked = ("--backend", QUICKEST, "--model", begun, "--data", data, "--output-dir", folder, "--method", method)
     flags = ("--updates-per-rollout", "1", "--kl", "0.1", "--learning-rate", "5e-3", "--max-samples", "48")
     limit = ("--max-length", "32")  # which no human answer keeps
-    done = run("train", *COMMON, *SETTINGS, *flags, *limit, *asked)
+    done = run("train", *SETTINGS, *flags, *limit, *asked)
     assert done.returncode == 0, done.stderr
     assert "rows     48 problems to ask; no human answer is trained, so --max-length leaves none out" in done.stdout
     assert ("kl       0.1: the first weights are held in memory as well" in done.stdout) == (method == "full")

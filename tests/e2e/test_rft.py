@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,66 +28,29 @@ from tests import tiny
 from tests.apples import write_problems
 from tests.e2e import faulty_rank
 from tests.e2e.conftest import Run
+from tests.e2e.sums import BOTH, COMMON, LONGEST, QUICKEST, Finished
+from tests.e2e.sums import data as data
+from tests.e2e.sums import model as model
 from tests.e2e.test_segments import float16_everywhere as float16_everywhere
 from tests.e2e.test_segments import heavy, loud, spoil
 from tests.launched import are_gone, launch
 from tests.waiting import CEILING, wait_for
 from verbs.train import rounds, sampler, segment, verb
 
-FORMS = ("Tom has {a} apples and buys {b} more .", "how many ? {a} and {b} .", "he has {a} , each day gives {b} .")
 RATIONALES, SAMPLES, KEEP = 30, 3, 2
 SETTINGS = (
-    "--recipe rft --device cpu --dtype float32 --batch-size 16 --gradient-accumulation-steps 1 --learning-rate 5e-3 "
-    "--max-time 9h --rounds 2 --warm-start on --sample-temperature 1 --sample-max-new-tokens 12 --probe-steps 0 "
-    f"--eval-max-new-tokens 12 --samples {SAMPLES} --keep {KEEP} --rationales {RATIONALES}"
+    f"{COMMON} --recipe rft --batch-size 16 --gradient-accumulation-steps 1 --learning-rate 5e-3 --rounds 2 "
+    f"--warm-start on --sample-temperature 1 --sample-max-new-tokens {LONGEST} --samples {SAMPLES} --keep {KEEP} "
+    f"--rationales {RATIONALES}"
 ).split()
-QUICKEST = "mlx" if backends.installed("mlx") else "torch"  # for a model of this size
-BOTH = pytest.mark.skipif(
-    not all(backends.installed(name) for name in backends.PROVIDERS), reason="needs both backends"
-)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(tmp_path_factory.mktemp("rft") / "tiny", "llama")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sums up to 10, each in three forms: 80 train problems and 4 of the dev split."""
-    rows = [
-        {"question": form.format(a=a, b=b), "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
-        for form in FORMS
-        for a in range(2, 9)
-        for b in range(2, 11 - a)
-    ]
-    random.Random(0).shuffle(rows)
-    folder = tmp_path_factory.mktemp("rft") / "data"
-    folder.mkdir()
-    for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@dataclass
-class Trained:
-    """A run, and copies of its folder as kill -9 would have left it, by what had just been written."""
-
-    folder: Path
-    killed: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "run.json").read_text())
-        return found
+class Trained(Finished):
+    """One of --recipe rft."""
 
     def lines(self, number: int, name: str = "records") -> list[dict[str, Any]]:
         path = self.folder / f"rollouts/round-{number}/{name}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()]
-
-    @property
-    def weights(self) -> dict[str, Any]:
-        return load_file(self.folder / "model/model.safetensors")
 
 
 Start = Callable[..., Trained]
