@@ -173,7 +173,8 @@ def run(config: EvalConfig, context: Context) -> int:
     terminal.say(f"\nrecords  {scored.summary['records']}\npage     {page}")
     if owner is not None:
         model = str(owner) if source.found == owner / "model" else source.name
-        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model])}")
+        data = [] if config.data == AUTO else ["--data", config.data]
+        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model, *data])}")
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     terminal.result({**scored.summary, "breakdown": found, "page": str(page)})

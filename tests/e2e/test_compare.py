@@ -281,6 +281,7 @@ def test_eval_leaves_a_page_beside_its_records_and_says_what_it_cannot_show(
     assert f"limits   {cannot_show(6)}" in done.stdout.splitlines()
     page = next(trained.glob("logs/eval-*/report.html"))
     assert f"page     {page}" in done.stdout.splitlines()
+    assert f"next     python cli.py compare --trained-model {trained} --data {data}" in done.stdout.splitlines()
     read = Read(page.read_text())
     assert read.live == []
     assert "<img src=x onerror=alert(1)>" in read.words

@@ -502,6 +502,7 @@ def test_a_large_set_is_tokenised_as_it_is_used_and_goes_on_to_the_last_bit(
     folder = killed(tmp_path / "whole", 2, tmp_path / "killed")
     result = run("train", "--resume", str(folder))
     assert result.returncode == 0, result.stderr
+    assert f" --data TEST.jsonl --trained-model {folder}\n" in result.stdout
     assert losses(folder) == losses(tmp_path / "whole")
     ours, theirs = weights(folder), weights(tmp_path / "whole")
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -11,6 +11,7 @@ from gsm8k_core.command import typed
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import seconds_downloading
 from gsm8k_core.problems.corpus import Corpus
+from gsm8k_core.problems.data import is_single_file
 from gsm8k_core.report.words import short_data, short_model
 from gsm8k_core.rollouts.schedule import phases, share
 from gsm8k_core.rollouts.tally import Tally
@@ -197,6 +198,7 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
         more = ["--max-time", f"{int(2 * result['seconds'] / 60) + 1}m"] if result["reason"] == STOP_BUDGET else []
         terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder), *more])}")
     named = [] if job.config.base_model else ["--base-model", job.config.model]  # an adapter's own base is on record
+    named += ["--data", "TEST.jsonl"] if is_single_file(job.config.data) else []  # its rows were trained on
     follow = shlex.join([*typed().split(), "compare", *named, "--trained-model", str(folder)])
     terminal.say(f"next     {follow}")
     take = say_export(folder, terminal)
