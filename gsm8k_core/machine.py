@@ -229,13 +229,8 @@ def reach_hub(seconds: float = HUB_SECONDS) -> Finding:
         hub.look_up(DEFAULT_MODEL, "model", seconds)
     except hub.Unavailable as error:
         mend = f"{error.advice}; or work without: --model FOLDER --data FOLDER"
-        return Finding("hub", "note", f"{hub.shown_endpoint()} gives nothing", plain(str(error)), mend)
+        return Finding("hub", "note", f"{hub.shown_endpoint()} gives nothing", str(error), mend)
     return Finding("hub", "ok", f"{hub.shown_endpoint()} answers in {time.monotonic() - start:.1f} s")
-
-
-def plain(reason: str) -> str:
-    """A reason without the frame that urllib puts around it."""
-    return re.sub(r"<urlopen error (?:\[Errno -?\d+\] )?([^<>]*)>", r"\1", reason)
 
 
 def missing_model(pair: Pair) -> list[Finding]:

@@ -66,7 +66,7 @@ def report(config: DoctorConfig, context: Context, ranks: Sequence[Finding] = ()
         pair_later = pool.submit(choose_pair, AUTO, AUTO, "main", lambda asked: None)
         hub_later = pool.submit(machine.reach_hub)
         reports = _reports(sorted(here.installed))
-    pair = _plain(pair_later.result())
+    pair = pair_later.result()
     findings = [*machine.system(here.rosetta), *machine.packages(), machine.memory()]
     findings.append(machine.disk(config.output_dir or Path("runs"), pair.model))
     for name in backends.PROVIDERS:
@@ -86,11 +86,6 @@ def report(config: DoctorConfig, context: Context, ranks: Sequence[Finding] = ()
         }
     )
     return PreflightError.exit_code if problems else EXIT_OK
-
-
-def _plain(pair: Pair) -> Pair:
-    model, data = (Choice(one.name, machine.plain(one.reason)) for one in (pair.model_choice, pair.data_choice))
-    return replace(pair, model_choice=model, data_choice=data)
 
 
 def _auto(chosen: Choice, report: Answer | None, pair: Pair) -> dict[str, Choice]:

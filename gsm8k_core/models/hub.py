@@ -306,7 +306,9 @@ def shown_endpoint() -> str:
 
 
 def _reason(error: Exception) -> str:
-    return _without_secrets(re.sub(r"\[Errno -?\d+\] ", "", first_line(error)))[:160]
+    """In plain words: without a number, and without the frame that urllib puts around it."""
+    bare = re.sub(r"<urlopen error ([^<>]*)>", r"\1", re.sub(r"\[Errno -?\d+\] ", "", first_line(error)))
+    return _without_secrets(bare)[:160]
 
 
 def _without_secrets(text: str) -> str:

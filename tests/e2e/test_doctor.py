@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
@@ -292,11 +293,12 @@ def test_a_hub_that_is_down_is_only_a_note(run: Run, fake: Fake) -> None:
 
 
 def test_a_hub_that_is_not_found_is_said_in_plain_words(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(repo: str, kind: str, timeout: float = 1.0) -> None:
-        raise hub.Unavailable("the Hub could not be reached (<urlopen error [Errno -2] Name or service not known>)")
+    def fail(path: str, timeout: float) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
 
     fake(torch=WORKS)
-    monkeypatch.setattr(hub, "look_up", fail)
+    monkeypatch.setattr(hub, "_ask", fail)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     done = run("doctor", "--json")
     assert "urlopen" not in done.stdout + done.stderr
     result = json.loads(done.stdout)
