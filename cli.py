@@ -327,10 +327,16 @@ def _is_descriptor_1(stream: IO[str]) -> bool:
 
 
 def _overview() -> str:
-    lines = ["usage: python cli.py VERB [--help] [FLAGS]", "", (__doc__ or "").splitlines()[0], ""]
-    lines += [f"  {verb:<9} {(_settings(verb).__doc__ or '').splitlines()[0]}" for verb in _here()]
+    lines = ["usage: python cli.py VERB [--help] [FLAGS]", "", _fitted((__doc__ or "").splitlines()[0]), ""]
+    lines += [_fitted(f"  {verb:<9} {(_settings(verb).__doc__ or '').splitlines()[0]}", 12) for verb in _here()]
     lines += ["", "Start with: python cli.py train --backend auto"]
     return "\n".join(lines)
+
+
+def _fitted(line: str, indent: int = 0) -> str:
+    """In the columns of this terminal, or of 80; no word is broken."""
+    columns, later = shutil.get_terminal_size().columns, " " * indent
+    return textwrap.fill(line, columns, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
 
 
 def _here() -> list[str]:
@@ -504,8 +510,8 @@ def _tyro(model: type[Settings], default: Settings, arguments: Sequence[str], pr
             usage, _, rest = shown.getvalue().partition("\n")
             usage = re.sub(r"\x1b\[[0-9;]*m", "", usage)  # its colours would be broken in two
             whole = re.sub(r"\[[^]]*\]", lambda part: part[0].replace(" ", "\0"), usage)  # [--output PATH] in one line
-            columns = shutil.get_terminal_size().columns
-            lines = textwrap.fill(whole, columns, subsequent_indent=" " * 4, break_on_hyphens=False)
+            lines, about = _fitted(whole, 4), (model.__doc__ or "").splitlines()[0]
+            rest = rest.replace(about, _fitted(about), 1)
             groups = [(heading, [flag(name) for name in names]) for heading, names in model.groups]
             print(lines.replace("\0", " "), regrouped(rest, groups) if groups else rest, sep="\n")
             raise

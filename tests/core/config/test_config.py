@@ -175,6 +175,18 @@ def test_help_fits_in_80_columns_and_names_no_none(
     assert not any(line.endswith("-") for line in out.splitlines())  # no word is broken
 
 
+@pytest.mark.parametrize("verb", ["", "plot"])
+def test_help_breaks_no_word_in_40_columns(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with contextlib.suppress(SystemExit):
+        cli.main(["help", verb] if verb else ["help"])
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if len(line) > 40 and "cli.py" not in line] == []
+    assert "loss, rate, gradient norm and dev accuracy of one or many runs." in " ".join(out.split())
+
+
 def test_help_has_no_colours_where_nobody_wants_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
