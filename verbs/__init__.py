@@ -7,17 +7,20 @@ stands beside them: demo, link, results, lm_eval_model.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gsm8k_core.clock import RunClock
 from gsm8k_core.command import typed
+from gsm8k_core.config.fields import LONGEST_ANSWER
 from gsm8k_core.models import hub
 from gsm8k_core.processes import seconds_since_start
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.types import Choice
 from verbs.link import Link
+
+LATER = "eval and compare: --max-new-tokens"  # whose default may be more than a model reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,15 @@ def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:
     return {name: asdict(chosen) for name, chosen in choices.items()}
 
 
-def say_export(run: Path, terminal: Terminal) -> str:
-    """How to take the model of a run to another program: the command."""
+def as_many_as_it_reads(context: int | None) -> list[str]:
+    """The flag that a hint needs for a model that reads fewer tokens than an answer may have by default."""
+    return ["--max-new-tokens", str(context)] if context is not None and context < LONGEST_ANSWER else []
+
+
+def say_export(run: Path, few: Sequence[str], terminal: Terminal) -> str:
+    """How to take the model of a run to another program: the command. `few`: see as_many_as_it_reads."""
     command = shlex.join([*typed().split(), "export", str(run), "--to", "ollama"])
     terminal.say(f"export   {command}   (or merged, mlx, gguf)")
-    terminal.say(f"talk     {shlex.join([*typed().split(), 'chat', '--model', str(run)])}")
+    talk = [*typed().split(), "chat", "--model", str(run), *few]
+    terminal.say(f"talk     {shlex.join(talk)}")
     return command

@@ -27,7 +27,7 @@ from gsm8k_core.scoring.timed import Limit
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.runs import MANIFEST, run_of_model
 from gsm8k_core.types import EXIT_OK, DataError, StorageError, UsageError
-from verbs import Context, evaluate, say_export
+from verbs import Context, as_many_as_it_reads, evaluate, say_export
 from verbs.compared import find_models, of_recorded_data
 from verbs.demo import banner
 from verbs.evaluate import Evaluation, Place, Problems, first_of, limit_of, load_problems, say_limits, score
@@ -60,7 +60,8 @@ def run(config: CompareConfig, context: Context) -> int:
     owner = owners[0] if len(trained) == 1 else None
     made = Provenance("compare", config, context.explicit, problems.problems, owner)
     if len(trained) == 1:
-        page = _finish(made, folder, *scored, terminal)
+        few = as_many_as_it_reads(trained[0].model.context)
+        page = _finish(made, folder, *scored, few, terminal)
     else:
         page = _finish_several(made, folder, scored, owners, terminal)
     if config.open_:
@@ -159,7 +160,9 @@ def one_answer(scored: Evaluation) -> Evaluation:
     return replace(scored, summary=one_a_problem(scored.summary, scored.records))
 
 
-def _finish(made: Provenance, folder: Path, base: Evaluation, trained: Evaluation, terminal: Terminal) -> Path:
+def _finish(
+    made: Provenance, folder: Path, base: Evaluation, trained: Evaluation, few: Sequence[str], terminal: Terminal
+) -> Path:
     """The numbers first: whatever happens to the page, they are there."""
     make_folder(folder, parents=True)
     comparison = make_comparison(base.summary, trained.summary, base.records, trained.records)
@@ -168,7 +171,7 @@ def _finish(made: Provenance, folder: Path, base: Evaluation, trained: Evaluatio
     page, card = write_both(made, folder, comparison, (base.records, trained.records), terminal.say)
     terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}\ncard     {card}")
     files = {"file": str(folder / COMPARISON), "page": str(page), "card": str(card)}
-    take = {"export": say_export(made.run, terminal)} if made.run else {}
+    take = {"export": say_export(made.run, few, terminal)} if made.run else {}
     terminal.result({**comparison, **files, **take})
     return page
 

@@ -54,7 +54,7 @@ from gsm8k_core.training.health import vitals, warnings
 from gsm8k_core.training.memory import AT_ONCE
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
-from verbs import Context, say_choices
+from verbs import Context, as_many_as_it_reads, say_choices
 from verbs.adapter_base import check_base
 from verbs.demo import banner
 from verbs.overlap import of_model
@@ -173,8 +173,9 @@ def run(config: EvalConfig, context: Context) -> int:
     terminal.say(f"\nrecords  {scored.summary['records']}\npage     {page}")
     if owner is not None:
         model = str(owner) if source.found == owner / "model" else source.name
-        data = [] if config.data == AUTO else ["--data", config.data]
-        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model, *data])}")
+        more = [] if config.data == AUTO else ["--data", config.data]
+        more += as_many_as_it_reads(source.model.context)
+        terminal.say(f"next     {shlex.join(['python', 'cli.py', 'compare', '--trained-model', model, *more])}")
     if source.choice.name == EMBEDDED_MODEL:
         banner(terminal, reason)
     terminal.result({**scored.summary, "breakdown": found, "page": str(page)})

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gsm8k_core.auto import AUTO, NAMED, choose_pair
 from gsm8k_core.config.diagnostics import InspectConfig
-from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.fields import EMBEDDED_MODEL, LONGEST_ANSWER
 from gsm8k_core.config.train import TrainConfig, with_profile
 from gsm8k_core.doing import quiet
 from gsm8k_core.models.find import Source, prompted
@@ -25,6 +25,7 @@ from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.problems.rows import (
     Piece,
     Preflight,
+    context_lines,
     histogram,
     keep_whole,
     of_sample,
@@ -35,11 +36,12 @@ from gsm8k_core.problems.rows import (
 )
 from gsm8k_core.tracking.terminal import Terminal, counted, printable
 from gsm8k_core.types import EXIT_OK, SHOWN_ROWS, Choice, DataError, Example, GSM8KError, Problem
-from verbs import Context
+from verbs import LATER, Context
 from verbs.overlap import before_training
 from verbs.own_answers import show_run
 
 WIDTH = 80
+TRAINS = "train: --eval-max-new-tokens"
 STYLES = {  # (trained, special) -> colours
     (False, False): "bright_black",
     (False, True): "magenta",
@@ -75,8 +77,12 @@ def run(config: InspectConfig, context: Context) -> int:
     tokens = spelled(rendering, found.problems)
     every = make_examples(rendering, [*found.problems, *found.others])
     examples = every[: len(found.problems)]
-    summary = _summary(examples, config.max_length, found.num_problems)
+    context = _context(found.source)
+    summary = _summary(examples, config.max_length, found.num_problems, context)
     _show_summary(summary, examples, terminal)
+    prompts = [example.tokens[: example.num_prompt] for example in examples]
+    for line in context_lines(prompts, summary, {TRAINS: TrainConfig().eval_max_new_tokens, LATER: LONGEST_ANSWER}):
+        terminal.say(f"context  {line}", WIDTH)
     for line in spelled_line(tokens):
         terminal.say(line, WIDTH)
     taken = [example for example in every if example.id in found.taken]
@@ -145,8 +151,13 @@ def _part(problems: Sequence[Problem], first: int) -> Sequence[Problem]:
     return list({problem.id: problem for problem in (*problems[:first], *sampled(problems))}.values())
 
 
-def _summary(examples: Sequence[Example], max_length: int, rows: int) -> Preflight:
-    summary = summarise(examples, max_length)
+def _context(source: Source) -> int | None:
+    """Tokens that the model reads, where there is more than its tokenizer."""
+    return source.model.context if (source.folder / "config.json").is_file() else None
+
+
+def _summary(examples: Sequence[Example], max_length: int, rows: int, context: int | None = None) -> Preflight:
+    summary = summarise(examples, max_length, context)
     return of_sample(summary, rows) if len(examples) < rows else summary
 
 

@@ -23,6 +23,7 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 DEFAULT_DATA = "openai/gsm8k"
 EMBEDDED_MODEL = "embedded"
 GENERATED_DATA = "generated"
+LONGEST_ANSWER = 512  # tokens, where nobody says so
 # A name, and no list of them: which there are is backends.PROVIDERS' to say, and another name is refused by it.
 BackendName = Annotated[str, tyro.conf.arg(metavar="auto|NAME")]
 DeviceName = Literal["auto", "cpu", "cuda", "mps", "gpu"]

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from gsm8k_core.config.fields import (
     AUTO,
+    LONGEST_ANSWER,
     AdapterBase,
     BackendSettings,
     Count,
@@ -61,7 +62,9 @@ class ScoreSettings(DataSettings, DrawSettings, PromptFlags):
     max_samples: Annotated[Count, Field(description="problems to use, the first ones; -1: all")] = -1
     all_: Annotated[bool, tyro.conf.arg(name="all"), Field(description="every problem, as --max-samples -1")] = False
     split: Annotated[Literal["test", "train"], Field(description="which problems")] = "test"
-    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = 512
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens; beyond it, it is cut")] = (
+        LONGEST_ANSWER
+    )
     eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("problems"))] = AUTO
     sample_seed: Annotated[int, Field(ge=0, lt=2**32, description=f"with --temperature: {SAME_SEED}")] = 0
     samples: Annotated[
@@ -156,7 +159,7 @@ class GenerateConfig(BackendSettings, DrawSettings, PromptFlags):
         "show"
     )
     calculator: UseCalculator = False
-    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = 512
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens")] = LONGEST_ANSWER
     seed: Annotated[int, Field(ge=0, lt=2**32, description=SAME_SEED)] = 0
     eval_batch_size: Annotated[Number, Field(description=TOGETHER.format("questions"))] = AUTO
 

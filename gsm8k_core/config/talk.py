@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gsm8k_core.config.fields import (
     AUTO,
+    LONGEST_ANSWER,
     BackendSettings,
     DrawSettings,
     Duration,
@@ -34,7 +35,9 @@ class TalkSettings(BackendSettings, DrawSettings):
     ] = AUTO
     system: Annotated[str, Field(min_length=1, description=SYSTEM)] = AUTO
     calculator: UseCalculator = False
-    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens, where none is asked for")] = 512
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest answer in tokens, where none is asked for")] = (
+        LONGEST_ANSWER
+    )
 
 
 class ChatConfig(TalkSettings):

@@ -5,7 +5,7 @@ An answer is never cut: a row that does not fit is left out whole, and too many 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from itertools import groupby
@@ -40,6 +40,8 @@ class Preflight:
     tokens: dict[str, float]  # mean, p50, p95, max of the whole rows
     suggested_max_length: int
     looked_at: int = 0  # rows that were tokenised for this, where they are a part of all; 0: all were
+    context: int | None = None  # tokens that the model reads; None: that is not known
+    beyond_context: int = 0  # rows that the limit leaves in, and that are longer than those
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -61,8 +63,11 @@ class Preflight:
         )
 
 
-def summarise(examples: Sequence[Example], max_length: int) -> Preflight:
-    """Count what a limit of `max_length` tokens costs. Raises DataError when there are no rows."""
+def summarise(examples: Sequence[Example], max_length: int, context: int | None = None) -> Preflight:
+    """Count what a limit of `max_length` tokens costs, and what a model reads of the rest: `context` tokens of a row.
+
+    Raises DataError when there are no rows.
+    """
     if not examples:
         raise DataError("there are no training rows")
     lengths = np.array([len(example.tokens) for example in examples])
@@ -75,15 +80,21 @@ def summarise(examples: Sequence[Example], max_length: int) -> Preflight:
         max_length=max_length,
         tokens={"mean": float(lengths.mean()), "p50": float(p50), "p95": float(p95), "max": float(lengths.max())},
         suggested_max_length=int(-(-np.percentile(lengths, 99.5) // 64) * 64),
+        context=context,
+        beyond_context=0 if context is None else int(((lengths > context) & (lengths <= max_length)).sum()),
     )
 
 
 def of_sample(summary: Preflight, rows: int) -> Preflight:
     """The summary of a sample as that of all `rows`: counts grow in proportion."""
     times = rows / summary.rows
-    longer, empty = round(times * summary.longer_than_max_length), round(times * summary.without_supervised_token)
     return replace(
-        summary, rows=rows, longer_than_max_length=longer, without_supervised_token=empty, looked_at=summary.rows
+        summary,
+        rows=rows,
+        longer_than_max_length=round(times * summary.longer_than_max_length),
+        without_supervised_token=round(times * summary.without_supervised_token),
+        beyond_context=round(times * summary.beyond_context),
+        looked_at=summary.rows,
     )
 
 
@@ -132,10 +143,33 @@ def check_context(
 
     UsageError for an answer that may be longer than all that the model reads: what it writes there means nothing.
     """
+    for error in _beyond_context(prompts, limit, max_new_tokens, shots, named):
+        raise error
+
+
+def context_lines(prompts: Iterable[Sequence[int]], summary: Preflight, answers: Mapping[str, int]) -> list[str]:
+    """What is longer than all that the model reads, in the words that refuse it elsewhere: training can do without.
+
+    `answers`: the flag that says how long one may get, and how long that is.
+    """
+    limit, about = summary.context, "about " if summary.looked_at else ""
+    lines = []
+    if summary.beyond_context:
+        lines.append(
+            f"{about}{summary.beyond_context:,} of {summary.rows:,} rows are longer than this model reads, which is "
+            f"{limit:,} tokens: what stands behind them means nothing to it; --max-length {limit} leaves these rows out"
+        )
+    lines += [str(error) for named, most in answers.items() for error in _beyond_context([], limit, most, 0, named)]
+    return lines + [str(error) for error in _beyond_context(prompts, limit, 0, 0, "")]
+
+
+def _beyond_context(
+    prompts: Iterable[Sequence[int]], limit: int | None, max_new_tokens: int, shots: int, named: str
+) -> Iterator[UsageError | DataError]:
     if limit is None:
         return
     if max_new_tokens > limit:
-        raise UsageError(f"{named} {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
+        yield UsageError(f"{named} {max_new_tokens} is too many: this model reads {limit:,}; give fewer")
     longest = max((len(prompt) for prompt in prompts), default=0)
     if longest >= limit:
         what = (
@@ -144,7 +178,7 @@ def check_context(
             else f"a question of {longest:,} tokens"
         )
         advice = "try fewer --shots" if shots else "shorten it"
-        raise DataError(f"{what} is too long: this model reads {limit:,}; {advice}")
+        yield DataError(f"{what} is too long: this model reads {limit:,}; {advice}")
 
 
 def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,22 @@ def test_json_holds_the_figures(run: Run, tokenizer_folder: Path, data: Path) ->
     assert result["max_length"] == 512
     assert list(result["tokens"]) == ["mean", "p50", "p95", "max"]
     assert result["train_would_refuse"] is None
+
+
+def test_what_the_model_does_not_read_is_said_before_it_is_trained(run: Run, data: Path, tmp_path: Path) -> None:
+    """And compare's own words for what it would refuse."""
+    model = tiny.make(tmp_path / "short", "llama", max_position_embeddings=24)
+    later = "eval and compare: --max-new-tokens 512 is too many: this model reads 24; give fewer"
+    for verb, dev in (("inspect", "train: --eval-max-new-tokens 320"), ("train", "--eval-max-new-tokens 320")):
+        more = ("--dry-run",) if verb == "train" else ()
+        done = run(verb, "--model", model, "--data", data, "--json", *more)
+        assert done.returncode == 0, done.stderr
+        said = " ".join(done.stderr.split())
+        assert re.search(r"context [0-9]+ of [0-9]+ rows are longer than this model reads, which is 24 tokens", said)
+        assert f"context {dev} is too many: this model reads 24; give fewer" in said
+        assert f"context {later}" in said
+        found = json.loads(done.stdout)
+        assert (found if verb == "inspect" else found["rows"])["beyond_context"] > 0
 
 
 def test_it_reports_even_when_everything_would_be_lost(run: Run, tokenizer_folder: Path, data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from gsm8k_core.config.fields import LONGEST_ANSWER
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.find import Source
 from gsm8k_core.problems.batching import rows_hash
@@ -16,6 +17,7 @@ from gsm8k_core.problems.rows import (
     Preflight,
     check_context,
     check_token_ids,
+    context_lines,
     keep_whole,
     of_sample,
     rehearsed,
@@ -24,6 +26,7 @@ from gsm8k_core.problems.rows import (
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.health import PROBE_ROWS
 from gsm8k_core.types import Example, Problem
+from verbs import LATER
 from verbs.overlap import with_base
 
 
@@ -69,13 +72,15 @@ def make_rows(
 
     is_corpus = config.recipe == "sft" and len(explained) > MOST_TOKENISED and not all_at_once
     examples = make(sampled(explained) if is_corpus else explained)
-    summary = summarise(examples, config.max_length)
+    summary = summarise(examples, config.max_length, source.model.context)
     if is_corpus:
         summary = of_sample(summary, len(explained))
     untrained = f"{summary.rows:,} problems to ask; no human answer is trained, so --max-length leaves none out"
     terminal.say(f"rows     {summary.line() if config.trains_human_answers else untrained}")  # before a refusal, too
     asked = dev[: config.dev_problems]
     pairs = list(zip(asked, make_examples(rendering, asked, whole_turn), strict=True)) if asked else []
+    for line in _context_lines(config, summary, [example for _, example in pairs]):
+        terminal.say(f"context  {line}")
     probed = make_examples(rendering, dev[:PROBE_ROWS], whole_turn) if config.probe_every and dev else []
     kept: Sequence[Example] = rehearsed(examples, config.max_length)
     if config.trains_human_answers:
@@ -86,6 +91,14 @@ def make_rows(
     questions = with_base(Questions.of(train), source)
     rows = Rows(kept, pairs, probed, len(dev), summary, questions, dev[: len(probed)])
     return _with_asked(rows, config, source, train) if config.recipe != "sft" else rows
+
+
+def _context_lines(config: TrainConfig, summary: Preflight, dev: Sequence[Example]) -> list[str]:
+    """What is longer than all that the model reads: of the rows, of the answers to dev problems, and of those later."""
+    trained = summary if config.trains_human_answers else replace(summary, beyond_context=0)
+    on_the_way = {"--eval-max-new-tokens": config.eval_max_new_tokens} if dev else {}
+    prompts = [example.tokens[: example.num_prompt] for example in dev]
+    return context_lines(prompts, trained, on_the_way | {LATER: LONGEST_ANSWER})
 
 
 def _with_asked(rows: Rows, config: TrainConfig, source: Source, problems: Sequence[Problem]) -> Rows:

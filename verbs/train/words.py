@@ -21,7 +21,7 @@ from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
 from gsm8k_core.training import measure
 from gsm8k_core.training.pilot import STOP_BUDGET, STOP_INTERRUPTED
 from gsm8k_core.types import StepEvent
-from verbs import say_export
+from verbs import as_many_as_it_reads, say_export
 from verbs.train import policy_words
 from verbs.train.start import Job
 
@@ -199,9 +199,10 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
         terminal.say(f"go on    {shlex.join(['python', 'cli.py', 'train', '--resume', str(folder), *more])}")
     named = [] if job.config.base_model else ["--base-model", job.config.model]  # an adapter's own base is on record
     named += ["--data", "TEST.jsonl"] if is_single_file(job.config.data) else []  # its rows were trained on
-    follow = shlex.join([*typed().split(), "compare", *named, "--trained-model", str(folder)])
+    few = as_many_as_it_reads(job.source.model.context)
+    follow = shlex.join([*typed().split(), "compare", *named, "--trained-model", str(folder), *few])
     terminal.say(f"next     {follow}")
-    take = say_export(folder, terminal)
+    take = say_export(folder, few, terminal)
     terminal.result({"run": str(folder), "model": str(model), "next": follow, "export": take, **result})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.problems.rows import check_context, keep_whole, rehearsed, summarise
+from gsm8k_core.problems.rows import check_context, context_lines, keep_whole, of_sample, rehearsed, summarise
 from gsm8k_core.types import DataError, Example, PreflightError, UsageError
 
 
@@ -35,6 +35,22 @@ def test_a_prompt_that_fills_the_model_is_refused() -> None:
     with pytest.raises(UsageError, match="--max-new-tokens 9 is too many: this model reads 8; give fewer"):
         check_context([range(7)], 8, 9)
     check_context([range(8)], None, 10**9)
+
+
+def test_what_is_longer_than_the_model_reads_is_said_in_the_words_that_refuse_it() -> None:
+    summary = summarise(rows(20, 30, 40, 60), max_length=50, context=25)
+    assert summary.beyond_context == 2  # the longest is left out by its length
+    assert of_sample(summary, 400).beyond_context == 200
+    answers = {"--eval-max-new-tokens": 25, "eval: --max-new-tokens": 26}
+    long, answer, question = context_lines([range(25)], summary, answers)
+    assert long.startswith("2 of 4 rows are longer than this model reads, which is 25 tokens")
+    assert long.endswith("--max-length 25 leaves these rows out")
+    for line, error in ((answer, ([], 25, 26)), (question, ([range(25)], 25, 25))):
+        with pytest.raises((DataError, UsageError)) as caught:
+            check_context(*error)
+        assert line.removeprefix("eval: ") == str(caught.value)
+    assert context_lines([range(24)], summarise(rows(20, 25), 512, 25), {"": 25}) == []
+    assert context_lines([range(99)], summarise(rows(99), 512), {"": 999}) == []  # nobody knows what it reads
 
 
 def test_a_long_row_is_left_out_whole() -> None:

@@ -94,6 +94,17 @@ def test_more_time_is_advised_where_time_ended_a_policys_run(reason: str, tries:
     assert len(said) == 3  # what to try is said with the reason
 
 
+@pytest.mark.parametrize(("context", "few"), [(24, " --max-new-tokens 24"), (512, ""), (None, "")])
+def test_what_to_type_next_is_taken_by_a_model_that_reads_few_tokens(context: int | None, few: str) -> None:
+    said, source = list[str](), SimpleNamespace(model=SimpleNamespace(context=context))
+    job: Any = SimpleNamespace(config=TrainConfig(model="m"), rows=SimpleNamespace(examples=[]), source=source)
+    terminal: Any = SimpleNamespace(say=said.append, result=lambda found: None)
+    result = {"reason": "done", "updates": 1, "seconds": 9.0, "first_loss": 1.0, "last_loss": 1.0}
+    words.say_outcome(job, Path("runs/x"), Path("runs/x/model"), Path("runs/x/best"), result, terminal)
+    assert f"next     python cli.py compare --base-model m --trained-model runs/x{few}" in said
+    assert f"talk     python cli.py chat --model runs/x{few}" in said
+
+
 FIGURES = {"reward": 0.25, "solve_rate": 0.5, "mixed": 0.4, "length": 91.6, "cut": 0.01, "entropy": 0.612}
 FIGURES |= {"clipped": 0.0, "asked": 16, "sampling_speed": 1360.2, "training_speed": 3500.7}
 TIMES = {"seconds": 12.1, "eta": 3600.0, "elapsed": 60.0, "loss": -0.02}
