@@ -443,7 +443,7 @@ def _answered(
 
     def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         before()
-        return opened.generate(requests, opened.sampling(key), on_token)
+        return opened.generate(requests, opened.sampling(key), on_token=on_token)
 
     return evaluate(
         problems, generate, opened.source.model.rendering.text, key, opened.folder / "logs", progress, terminal.say
