@@ -20,8 +20,8 @@ from gsm8k_core.auto import choose_pair
 from gsm8k_core.files import write_json
 from gsm8k_core.models.find import resolve_model
 from gsm8k_core.problems.data import load_data
-from gsm8k_core.tracking.terminal import clock, counted
-from gsm8k_core.types import EXIT_OK, Choice, PreflightError
+from gsm8k_core.tracking.terminal import clock
+from gsm8k_core.types import EXIT_OK, Choice, PreflightError, counted
 from verbs import Context
 
 BASE = "base"  # the scored weights before training

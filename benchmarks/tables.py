@@ -28,7 +28,7 @@ from benchmarks.results import (
 )
 from benchmarks.scaling import NOTES, scaled
 from gsm8k_core.parity.texts import EPS
-from gsm8k_core.tracking.terminal import counted
+from gsm8k_core.types import counted
 
 GIB = 1 << 30
 NONE = "-"

@@ -30,7 +30,7 @@ from gsm8k_core.models.store import cache_folder
 from gsm8k_core.problems.data import cached_data
 from gsm8k_core.training.memory import FLOAT32, room_for
 from gsm8k_core.training.runs import PACKAGES
-from gsm8k_core.types import Choice, GSM8KError
+from gsm8k_core.types import Choice, GSM8KError, counted
 
 Status = Literal["ok", "note", "warning", "problem"]
 
@@ -89,7 +89,7 @@ def system(rosetta: bool) -> list[Finding]:
     """The operating system, its processor, and Python."""
     mac = platform.system() == "Darwin"
     name = f"macOS {platform.mac_ver()[0]}" if mac else f"{platform.system()} {platform.release()}"
-    value = f"{name}, {platform.machine()}, {os.cpu_count() or 1} cores"
+    value = f"{name}, {platform.machine()}, {counted(os.cpu_count() or 1, 'core')}"
     if not rosetta:
         return [Finding("system", "ok", value), *(_macos_26() if mac else ()), _python()]
     reason = "this Python was built for Intel and runs under Rosetta, where there is no mlx"

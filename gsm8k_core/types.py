@@ -46,6 +46,11 @@ class GSM8KError(Exception):
     exit_code = 1
 
 
+def counted(count: int, noun: str) -> str:
+    """1 answer, 2 answers, 1,319 answers."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def first_line(error: Exception) -> str:
     """Of another library's error, whose words may go on for pages; its kind, where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

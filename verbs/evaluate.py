@@ -49,11 +49,11 @@ from gsm8k_core.scoring.math_verify import judge_records, require
 from gsm8k_core.scoring.stats import cannot_show, percent, spread
 from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.scoring.timed import Limit, answer_in_time, in_random_order, time_line, too_short
-from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.health import vitals, warnings
 from gsm8k_core.training.memory import AT_ONCE
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
-from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
+from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError, counted
 from verbs import Context, as_many_as_it_reads, say_choices
 from verbs.adapter_base import check_base
 from verbs.demo import banner
@@ -523,7 +523,8 @@ def check_batching(opened: LoadedModel, answers: Sequence[Mapping[str, Any]], te
 
 def batching_line(result: Mapping[str, Any]) -> str:
     """One line for a person."""
-    line = f"batching {result['equal']} of {result['problems']} answers are the same tokens when answered one by one"
+    equal, of = result["equal"], counted(result["problems"], "answer")
+    line = f"batching {equal} of {of} {'is' if equal == 1 else 'are'} the same tokens when answered one by one"
     if not result["places"]:
         return line
     shown = [f"{place['id']} at token {place['position']} ({place['gap']:.1e})" for place in result["places"]]

@@ -10,8 +10,8 @@ from gsm8k_core.report.comparison import accuracy, show_disagreements
 from gsm8k_core.scoring.answers import asked_rules, judge_by, labelled
 from gsm8k_core.scoring.completions import check_records, grade_rows, read_completions, summarise, write_records
 from gsm8k_core.scoring.math_verify import judge_records, require
-from gsm8k_core.tracking.terminal import Terminal, counted
-from gsm8k_core.types import EXIT_OK, UsageError
+from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.types import EXIT_OK, UsageError, counted
 from verbs import Context
 
 

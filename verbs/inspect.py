@@ -34,8 +34,8 @@ from gsm8k_core.problems.rows import (
     share,
     summarise,
 )
-from gsm8k_core.tracking.terminal import Terminal, counted, printable
-from gsm8k_core.types import EXIT_OK, SHOWN_ROWS, Choice, DataError, Example, GSM8KError, Problem
+from gsm8k_core.tracking.terminal import Terminal, printable
+from gsm8k_core.types import EXIT_OK, SHOWN_ROWS, Choice, DataError, Example, GSM8KError, Problem, counted
 from verbs import LATER, Context
 from verbs.overlap import before_training
 from verbs.own_answers import show_run
@@ -199,8 +199,8 @@ def _show_summary(summary: Preflight, examples: Sequence[Example], terminal: Ter
     bars = histogram([len(example.tokens) for example in examples], limit, WIDTH, _is_ascii(terminal))
     _print(Text("\n".join(bars)), terminal)
     lost = (
-        f"{longer:,} rows ({share(longer, rows)}) are longer; cut there, they would lose their answer, and "
-        f"{empty:,} ({share(empty, rows)}) would keep no trained token at all"
+        f"{counted(longer, 'row')} ({share(longer, rows)}) {'is' if longer == 1 else 'are'} longer; cut there, they "
+        f"would lose their answer, and {empty:,} ({share(empty, rows)}) would keep no trained token at all"
     )
     terminal.say(f"limit    --max-length {limit}: {lost if longer else 'every row fits'}", WIDTH)
     terminal.say(f"suggest  --max-length {summary.suggested_max_length}")

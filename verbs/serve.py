@@ -25,10 +25,10 @@ from gsm8k_core.files import read_plain
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.serving.scheduler import Scheduler, Served
-from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.memory import HALF, MARGIN, model_of, sampling_bytes
 from gsm8k_core.training.runs import run_of_model
-from gsm8k_core.types import EXIT_OK, Choice, PreflightError, UsageError
+from gsm8k_core.types import EXIT_OK, Choice, PreflightError, UsageError, counted
 from verbs import Context, say_choices
 from verbs.talk import (
     BASE,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from gsm8k_core.clock import through_sleep
 from gsm8k_core.doing import doing, quiet
 from gsm8k_core.files import home_path, read_plain
-from gsm8k_core.types import DataError, GSM8KError, StorageError, first_line
+from gsm8k_core.types import DataError, GSM8KError, StorageError, counted, first_line
 
 if TYPE_CHECKING:
     import ssl
@@ -138,7 +138,7 @@ def download(listing: Listing, names: Sequence[str], announce: Announce) -> Path
 
     size = sum(listing.files[name] for name in names)
     quiet()  # the library draws bars of its own
-    announce(f"downloading {listing.repo} from {shown_endpoint()}: {human_size(size)} in {len(names)} files")
+    announce(f"downloading {listing.repo} from {shown_endpoint()}: {human_size(size)} in {counted(len(names), 'file')}")
     began = through_sleep()
     try:
         return Path(

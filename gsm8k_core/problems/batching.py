@@ -18,7 +18,7 @@ from itertools import islice, pairwise, takewhile
 import numpy as np
 
 from gsm8k_core.problems.corpus import Corpus
-from gsm8k_core.types import IGNORE_INDEX, Batch, Choice, Example, Totals, Update
+from gsm8k_core.types import IGNORE_INDEX, Batch, Choice, Example, Totals, Update, counted
 
 PAD_ID = 0  # any token would do: causal attention keeps padding on the right from every target, and its label is masked
 PAD_MULTIPLE = 8  # few distinct widths: both frameworks keep one compiled shape per width
@@ -137,7 +137,7 @@ def choose_tokens(
     elif by_memory or int(device.name) <= most:
         name, reason = device.name, device.reason
     else:
-        name, reason = str(most), f"as many as {batch_size} rows of --max-length {max_length}"
+        name, reason = str(most), f"as many as {counted(batch_size, 'row')} of --max-length {max_length}"
     if limit is not None and int(name) > int(limit.name):
         name, reason = limit.name, f"{reason}, but {limit.reason}"
     return Choice(name, f"padded tokens at most in a micro-batch; {reason}")

@@ -16,7 +16,7 @@ from gsm8k_core.files import MAX_LINES_BYTES, open_plain
 from gsm8k_core.problems.gold import ended, plain_decimal
 from gsm8k_core.problems.lines import LONGEST_REASON, POINTER, first_bytes, read_objects
 from gsm8k_core.problems.shapes import BadRowError, Columns, Shape, shape_of
-from gsm8k_core.types import DataError, Problem, first_line
+from gsm8k_core.types import DataError, Problem, counted, first_line
 
 FORM = "give one JSON object a line, with question and answer"
 PARQUET = b"PAR1"
@@ -71,11 +71,11 @@ class Found:
         only = len(kinds) == 1
         golds = "; ".join(f"{'' if only else f'of {count:,} '}{GOLDS[kind]}" for kind, count in kinds)
         system = f"; the system turn of {self.systems:,} is left out, for ours" if self.systems else ""
-        yield f"shape    {self.shape}, {self.rows:,} rows, the gold {golds}{system}"
+        yield f"shape    {self.shape}, {counted(self.rows, 'row')}, the gold {golds}{system}"
         if self.num_skipped:
             more = f"; and {self.num_skipped - MOST_NAMED:,} more" if self.num_skipped > MOST_NAMED else ""
             named = "; ".join(self.skipped[:MOST_NAMED])
-            yield f"skipped  {self.num_skipped:,} of {self.rows + self.num_skipped:,} rows: {named}{more}"
+            yield f"skipped  {self.num_skipped:,} of {counted(self.rows + self.num_skipped, 'row')}: {named}{more}"
 
     def as_json(self) -> dict[str, Any]:
         """For run.json."""

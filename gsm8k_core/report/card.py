@@ -27,7 +27,7 @@ from gsm8k_core.report.words import (
     without_secrets,
 )
 from gsm8k_core.scoring.answers import HEADLINE, labelled
-from gsm8k_core.types import DataError
+from gsm8k_core.types import DataError, counted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REAL_DATA = "openai/gsm8k"
@@ -143,9 +143,10 @@ def _body(comparison: Mapping[str, Any], name: str, facts: Facts) -> list[str]:
         f"**{result.title}.** {percent(result.base)} → {percent(result.trained)}, "
         f"{points(result.difference)} points ({bounds(result.difference_interval)}), {p_value(result.p)}.",
         "",
-        f"{result.n:,} problems of {escaped(trained.get('data', 'the data'))}, {escaped(trained.get('split', 'test'))} "
-        f"split. Base: {code(base.get('model', 'base'))}. {result.won:,} problems won, {result.lost:,} lost, "
-        f"{result.both:,} solved by both, {result.neither:,} by neither, under the {escaped(result.rule)} rule.",
+        f"{counted(result.n, 'problem')} of {escaped(trained.get('data', 'the data'))}, "
+        f"{escaped(trained.get('split', 'test'))} split. Base: {code(base.get('model', 'base'))}. "
+        f"{counted(result.won, 'problem')} won, {result.lost:,} lost, {result.both:,} solved by both, "
+        f"{result.neither:,} by neither, under the {escaped(result.rule)} rule.",
         "",
     ]
     lines += [line for caveat in caveats(comparison, result) for line in (escaped(caveat), "")]

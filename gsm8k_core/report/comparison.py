@@ -10,7 +10,8 @@ from gsm8k_core.scoring import tallies
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, labelled
 from gsm8k_core.scoring.diagnose import CATEGORIES, category_rows, compare_breakdowns, step_rows
 from gsm8k_core.scoring.stats import LEVEL, cannot_show, holm, paired, percent, smallest_effect
-from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.types import counted
 
 Records = Sequence[Mapping[str, Any]]
 Rows = list[dict[str, Any]]

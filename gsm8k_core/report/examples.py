@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gsm8k_core.scoring.diagnose import CATEGORIES, wrong_step
+from gsm8k_core.types import counted
 
 LONGEST = 600  # characters of an answer on a card
 
@@ -62,7 +63,7 @@ def choose(answers: Sequence[Sequence[Record]], rule: str) -> list[Card]:
         kinds = Counter(_category(records[-1]) for _, records in failed)
         kind, count = max(kinds.items(), key=lambda item: (item[1], item[0] != "other_wrong"))
         typical = [each for each in failed if _category(each[1][-1]) == kind]
-        said = f"{_label(kind)}: {count:,} of the {len(failed):,} wrong answers"
+        said = f"{_label(kind)}: {count:,} of the {counted(len(failed), 'wrong answer')}"
         cards += _card(typical, "The typical failure", "neither", len(answers) - 1, lambda record: said)
     return cards
 

@@ -10,6 +10,7 @@ import yaml
 
 from gsm8k_core.report.card import HUB_ID, code, escaped
 from gsm8k_core.report.words import visible
+from gsm8k_core.types import counted
 
 HERE = "## This export"
 LIMITS = (
@@ -82,7 +83,7 @@ def _section(taken: Taken, measured: bool) -> list[str]:
     updates = (taken.manifest.get("outcome") or {}).get("updates")
     rows = (taken.manifest.get("rows") or {}).get("train") if isinstance(taken.manifest.get("rows"), dict) else None
     if updates and rows:
-        lines += [f"- trained: {updates:,} updates over {rows:,} rows"]
+        lines += [f"- trained: {counted(updates, 'update')} over {counted(rows, 'row')}"]
     lines += [
         f"- versions: {', '.join(f'{escaped(name)} {code(value)}' for name, value in taken.versions.items())}",
         "",

@@ -26,7 +26,7 @@ from gsm8k_core.report.curves import Curve
 from gsm8k_core.report.words import Facts, Headline, visible
 from gsm8k_core.scoring.answers import HEADLINE, HEADLINE_RULE, OLDER, version_of
 from gsm8k_core.scoring.diagnose import CATEGORIES
-from gsm8k_core.types import DataError
+from gsm8k_core.types import DataError, counted
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST_TEXT = 8000  # characters of one answer that are shown; records.jsonl holds all
@@ -104,8 +104,8 @@ def _models(comparison: Mapping[str, Any], records: Sequence[Sequence[Record]]) 
         ids = [record["id"] for record in model.records]
         if len(ids) != model.summary["n"] or ids != [record["id"] for record in base]:
             raise DataError(
-                f"the records ({model.label}) are not over the comparison's {model.summary['n']} problems, in "
-                "their order; run compare again"
+                f"the records ({model.label}) are not over the comparison's "
+                f"{counted(model.summary['n'], 'problem')}, in their order; run compare again"
             )
     return models
 
@@ -137,6 +137,7 @@ def environment() -> jinja2.Environment:
     )
     found.filters |= {name: getattr(words, name) for name in _FILTERS}
     found.filters["count"] = lambda number: f"{number:,}"
+    found.filters["counted"] = counted
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from gsm8k_core.config.fields import EMBEDDED_MODEL
 from gsm8k_core.scoring import stats
+from gsm8k_core.types import counted
 
 COMPARISON = "model_comparison.json"  # in a run's folder: what `compare` found
 # The keys of the Hub, of W&B and of the big providers, a password in a URL, and what a flag or a variable calls one.
@@ -194,7 +195,8 @@ def but(comparison: Mapping[str, Any]) -> str:
 def learned(summary: Mapping[str, Any], whose: str = "the training data") -> str:
     """The same of one model's score; nothing where no problem is known to be among what it was trained on."""
     shared, n = (summary.get("overlap") or {}).get("shared"), summary["n"]
-    return f", but {shared:,} of these {n:,} problems {'is' if shared == 1 else 'are'} in {whose}" if shared else ""
+    which = "this problem" if n == 1 else f"{shared or 0:,} of these {n:,} problems"
+    return f", but {which} {'is' if shared == 1 else 'are'} in {whose}" if shared else ""
 
 
 def overlap_line(summary: Mapping[str, Any]) -> str:
@@ -233,8 +235,8 @@ def calculator_line(summary: Mapping[str, Any]) -> str:
         return ""
     if not found["results"]:
         return "The calculator wrote nothing: no answer holds an expression such as <<48/2= that it reads."
-    what = "1 result" if found["results"] == 1 else f"{found['results']:,} results"
-    return f"The calculator wrote {what}, in {found['answers']:,} of {found['of']:,} answers."
+    what, of = counted(found["results"], "result"), counted(found["of"], "answer")
+    return f"The calculator wrote {what}, in {found['answers']:,} of {of}."
 
 
 def percent(share: float) -> str:

@@ -24,7 +24,7 @@ from gsm8k_core.problems.gold import gold_of
 from gsm8k_core.processes import end
 from gsm8k_core.scoring.answers import Verdict
 from gsm8k_core.scoring.thinking import split
-from gsm8k_core.types import PreflightError
+from gsm8k_core.types import PreflightError, counted
 
 NAME = "math-verify"
 INSTALL = "pip install -c constraints.txt -e '.[bench]'"
@@ -145,4 +145,4 @@ def judge_records(records: Sequence[dict[str, Any]], limit: float = LIMIT) -> st
         for record in records:
             record["rules"][NAME] = asdict(rule.judge(record["completion"], record["gold"]))
     lost = f", {rule.hung} stopped after {limit:g} s, {rule.crashed} broke it" if rule.hung + rule.crashed else ""
-    return f"math-verify judged {len(records)} rows in {time.monotonic() - start:.0f} s{lost}"
+    return f"math-verify judged {counted(len(records), 'row')} in {time.monotonic() - start:.0f} s{lost}"

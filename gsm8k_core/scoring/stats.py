@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
+from gsm8k_core.types import counted
+
 LEVEL = 0.05  # below this a p is called a difference
 POWER = 0.8
 DISCORDANCE = 0.2  # share of problems on which two models differ, where none is known; see smallest_effect
@@ -241,7 +243,7 @@ def smallest_effect(
 def cannot_show(n: int, discordance: float = DISCORDANCE) -> str:
     """One line: what n problems cannot show about two models."""
     effect = smallest_effect(n, discordance)
-    problems = f"{n} problem{'' if n == 1 else 's'}"
+    problems = counted(n, "problem")
     if effect is None:
         return f"{problems} cannot show any difference: even if all go one way, chance alone has p = {2 / 2**n:.2g}"
     points = f"{100 * effect:.0f}" if effect >= 0.1 else f"{100 * effect:.1f}"

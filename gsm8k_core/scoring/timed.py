@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gsm8k_core.clock import Clock
-from gsm8k_core.types import PreflightError, Problem
+from gsm8k_core.types import PreflightError, Problem, counted
 
 Deadline = Callable[[], bool]  # true: stop now
 Records = list[dict[str, Any]]
@@ -102,7 +102,7 @@ def too_short(limit: Limit, total: int) -> PreflightError:
 def time_line(time: Mapping[str, Any]) -> str:
     """One line on how far it came; `time` is the summary's."""
     if time["n"] == time["of"]:
-        return f"time     all {time['of']:,} problems fitted into --max-time {time['max_time']}"
+        return f"time     all {counted(time['of'], 'problem')} fitted into --max-time {time['max_time']}"
     return (
         f"time     {time['n']:,} of {time['of']:,} problems, a random sample that is the same for every model: "
         f"no more fitted into --max-time {time['max_time']}"

@@ -27,6 +27,7 @@ from gsm8k_core.types import (
     Query,
     Sampling,
     UsageError,
+    counted,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Scheduler:
             free = served.places - len(served.active)
             if len(waiting) + len(tickets) > max(free, 0) + self._max_waiting:
                 raise BusyError(
-                    f"{len(served.active)} answers are being written and {len(waiting)} wait, as many as may "
+                    f"{counted(len(served.active), 'answer')} being written and {len(waiting)} waiting, as many as may "
                     f"(--max-waiting {self._max_waiting}); try again later"
                 )
             for ticket in tickets:

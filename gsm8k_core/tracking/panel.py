@@ -177,9 +177,9 @@ class Panel:
     def _head(self, width: int) -> list[Text]:
         update, setting = self._seen.get("update", {}), self._setting
         done, total, now = update.get("update", setting.done), setting.total, self._elapsed()
-        ends = (
-            f"will stop at update {total} of {setting.asked}" if total < setting.asked else f"all {total} updates fit"
-        )
+        ends = f"all {total} updates fit" if total > 1 else "the one update fits"
+        if total < setting.asked:
+            ends = f"will stop at update {total} of {setting.asked}"
         if self._stopping():
             ends = "stopping after this update; again: at once"
         minutes = f"{now / 60:.0f} of {setting.budget / 60:.0f} min"

@@ -257,11 +257,6 @@ class Steps:
         return clock(seconds)
 
 
-def counted(count: int, noun: str) -> str:
-    """1 answer, 2 answers, 1,319 answers."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def clock(seconds: float) -> str:
     """12 s, 3 min 05 s, 1 h 02 min."""
     whole = max(0, round(seconds))

@@ -9,9 +9,9 @@ from typing import Any
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.problems.batching import fullest
-from gsm8k_core.tracking.terminal import clock, counted
+from gsm8k_core.tracking.terminal import clock
 from gsm8k_core.training.memory import answers_at_once
-from gsm8k_core.types import EXIT_OK, StorageError, UsageError
+from gsm8k_core.types import EXIT_OK, StorageError, UsageError, counted
 from verbs import Context, as_json, say_choices
 from verbs.train import policy_words
 from verbs.train.model import OpenModel, open_model

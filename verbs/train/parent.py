@@ -24,7 +24,7 @@ import backends
 from gsm8k_core.command import as_typed
 from gsm8k_core.doing import quiet
 from gsm8k_core.ranks.world import SETS as LAUNCHERS
-from gsm8k_core.types import OutOfMemoryError
+from gsm8k_core.types import OutOfMemoryError, counted
 from verbs import process_clock
 from verbs.link import VARIABLE
 from verbs.train.signals import wanted
@@ -119,7 +119,8 @@ def _newest(told: _Told) -> str:
 def _where(told: _Told) -> str:
     """From where the next child goes on, and with what that takes less memory."""
     if told.answers is not None:
-        return f"with {told.phase}, where {told.answers:,} answers are there, with half as many at once"
+        there = f"{counted(told.answers, 'answer')} {'is' if told.answers == 1 else 'are'} there"
+        return f"with {told.phase}, where {there}, with half as many at once"
     of = f" of {told.phase}" if told.phase else ""
     return f"from {_newest(told) or 'the beginning'}{of} with half the padded tokens in a micro-batch"
 

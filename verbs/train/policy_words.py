@@ -10,7 +10,8 @@ from gsm8k_core.config.train import GRPO_WARMUP
 from gsm8k_core.rollouts.order import MOST_ASKED
 from gsm8k_core.rollouts.watch import STOP_CUT, STOP_ENTROPY, STOP_WORSE, WINDOW, Figures
 from gsm8k_core.scoring.stats import percent
-from gsm8k_core.tracking.terminal import clock, counted
+from gsm8k_core.tracking.terminal import clock
+from gsm8k_core.types import counted
 from verbs.train.start import Job
 
 LINES = 20  # in a run, about

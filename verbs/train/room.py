@@ -9,11 +9,11 @@ from gsm8k_core.files import matching
 from gsm8k_core.models.adapter import lora_spec
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.models.tokenizer import TOKENIZER_FILES
-from gsm8k_core.tracking.terminal import Terminal, counted
+from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.checkpoints import newest
 from gsm8k_core.training.memory import FLOAT32, QUANTISED_BYTES, Room, model_of, room_for, saved_bytes
 from gsm8k_core.training.runs import Run, default_folder
-from gsm8k_core.types import StorageError
+from gsm8k_core.types import StorageError, counted
 from verbs.train.start import Job
 
 

@@ -44,7 +44,7 @@ from gsm8k_core.rollouts.selection import Chain, Mixed, as_lines, kept_of, mix, 
 from gsm8k_core.rollouts.tally import Tally, tally
 from gsm8k_core.scoring.verify import Mode, verify
 from gsm8k_core.tracking.feed import Trackers
-from gsm8k_core.tracking.terminal import MetricsFile, clock, counted
+from gsm8k_core.tracking.terminal import MetricsFile, clock
 from gsm8k_core.training.checkpoints import Checkpoint, newest
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
 from gsm8k_core.training.plan import adjustments_of, dtype_of
@@ -58,6 +58,7 @@ from gsm8k_core.types import (
     OutOfMemoryError,
     StepEvent,
     UpdateStats,
+    counted,
 )
 from verbs import Context, as_json
 from verbs.train.model import NoTimeError, OpenModel, open_model, rehearse
@@ -565,7 +566,7 @@ class Rounds:
         self.context.link.tell(phase="the training", place="", answers=None)
         from_warm = from_warm and self.progress.updates.get("warm", 0) > 0
         own = sum("/own-" in row.id for row in rows)
-        mixed = f"{own:,} answers of its own and {len(rows) - own:,} human ones"
+        mixed = f"{counted(own, 'answer')} of its own and {len(rows) - own:,} human ones"
         if not own:
             mixed = (
                 f"human answers alone{', on from the warm start' if from_warm else ', since none of its own was kept'}"

@@ -18,9 +18,9 @@ from gsm8k_core.rollouts.schedule import FEWEST_RIGHT, FIRST_ANSWERS
 from gsm8k_core.rollouts.wave import Ask
 from gsm8k_core.scoring.calculator import Calculator
 from gsm8k_core.scoring.verify import Mode, choose_mode
-from gsm8k_core.tracking.terminal import Terminal, clock, counted
+from gsm8k_core.tracking.terminal import Terminal, clock
 from gsm8k_core.training.memory import answers_at_once
-from gsm8k_core.types import Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError
+from gsm8k_core.types import Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError, counted
 from verbs.train.model import OpenModel
 from verbs.train.start import Job
 

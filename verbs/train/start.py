@@ -32,7 +32,7 @@ from gsm8k_core.problems.reading import RowOptions
 from gsm8k_core.rollouts.progress import PROGRESS, Progress, folder_of
 from gsm8k_core.rollouts.record import RECORDS, last_seconds
 from gsm8k_core.tracking.feed import check_trackers
-from gsm8k_core.tracking.terminal import Terminal, clock, counted
+from gsm8k_core.tracking.terminal import Terminal, clock
 from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
 from gsm8k_core.training.health import PROBE_TOKENS
 from gsm8k_core.training.manifest import check_facts
@@ -49,7 +49,7 @@ from gsm8k_core.training.runs import (
     newest_stopped,
     reopen,
 )
-from gsm8k_core.types import Choice, DataError, PreflightError, Update, UsageError
+from gsm8k_core.types import Choice, DataError, PreflightError, Update, UsageError, counted
 from verbs import Context, as_json
 from verbs.demo import banner
 from verbs.overlap import before_training

@@ -17,10 +17,10 @@ from gsm8k_core.rollouts.schedule import phases, share
 from gsm8k_core.rollouts.tally import Tally
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.panel import ROLLOUT, Panel
-from gsm8k_core.tracking.terminal import Steps, Terminal, clock, counted
+from gsm8k_core.tracking.terminal import Steps, Terminal, clock
 from gsm8k_core.training import measure
 from gsm8k_core.training.pilot import STOP_BUDGET, STOP_INTERRUPTED
-from gsm8k_core.types import StepEvent
+from gsm8k_core.types import StepEvent, counted
 from verbs import as_many_as_it_reads, say_export
 from verbs.train import policy_words
 from verbs.train.start import Job

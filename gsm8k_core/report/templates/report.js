@@ -70,7 +70,7 @@
     find("further").hidden = shown <= room;
     find("more").textContent = `More (${number.format(Math.max(0, shown - room))} left)`;
     for (const label of document.querySelectorAll("[data-count]")) label.textContent = number.format(counts[label.dataset.count] ?? 0);
-    find("shown").textContent = shown === rows.length ? `All ${number.format(shown)} problems` : `${number.format(shown)} of ${number.format(rows.length)} problems`;
+    find("shown").textContent = rows.length === 1 && shown ? "1 problem" : shown === rows.length ? `All ${number.format(shown)} problems` : `${number.format(shown)} of ${number.format(rows.length)} problems`;
     find("nothing").hidden = shown > 0;
     behindButton.hidden = !behind;
     if (behind) behindButton.textContent = behind.label;

@@ -55,6 +55,17 @@ def test_the_hub_reads_the_results() -> None:
     assert data["datasets"] == ["openai/gsm8k"]
 
 
+def test_one_problem_is_not_1_problems() -> None:
+    found = comparison(n=1, overlap={"shared": 1, "line": ""}, calculator={"results": 1, "answers": 1, "of": 1})
+    found["paired"] |= {"won": 1, "lost": 0, "both": 0, "neither": 0}
+    card = make_card(found, "mine")
+    assert "1 problem of openai/gsm8k" in card
+    assert "1 problem won, 0 lost" in card
+    assert ", but this problem is in the training data" in card
+    assert "1 result, in 1 of 1 answer." in card
+    assert "1 problems" not in card
+
+
 def test_a_score_with_calculator_is_told_as_one() -> None:
     card = make_card(comparison(calculator={"results": 9, "answers": 4, "of": 100}), "mine")
     (first, *_) = front(card)["model-index"][0]["results"][0]["metrics"]

@@ -404,6 +404,10 @@ def test_rules_that_agree_stand_together_and_what_nobody_solves_is_said() -> Non
     assert "8 rules, 2 different readings" in text
     none = Read(page.render_page(*compared("ww", "ww"))).text
     assert "Neither model solves any of the 2 problems." in none
+    for old, new in ("rw", "wr", "ww"):  # one problem is not 1 problems
+        one = Read(page.render_page(*compared(old, new))).text
+        assert "1 problem" in one
+        assert re.findall(r"\b1 (?:\w+ )?(?:problems|tokens|answers|rows|updates)\b", one) == []
     assert "all 8 give every answer the same verdict" in none
     assert "Where the rules disagree" not in none
 

@@ -183,7 +183,7 @@ def test_who_is_one_too_many_gets_a_429_and_a_client_that_goes_away_frees_its_pl
             assert began.wait(CEILING)
             waiting_one = pool.submit(endless, second, 2)
             wait_for(lambda: running.scheduler._waiting["tiny"])
-            with pytest.raises(openai.RateLimitError, match="1 answers are being written and 1 wait") as refused:
+            with pytest.raises(openai.RateLimitError, match="1 answer being written and 1 waiting") as refused:
                 endless(third, 3)
             assert refused.value.response.headers["retry-after"] == "1"
             assert refused.value.code == "queue_full"

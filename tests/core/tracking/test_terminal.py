@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from gsm8k_core.tracking.table import table
-from gsm8k_core.tracking.terminal import MetricsFile, Screen, Steps, Terminal, clock, counted, printable, wrapped
-from gsm8k_core.types import StepEvent
+from gsm8k_core.tracking.terminal import MetricsFile, Screen, Steps, Terminal, clock, printable, wrapped
+from gsm8k_core.types import StepEvent, counted
 
 
 def test_each_event_is_one_line_of_strict_json(tmp_path: Path) -> None:
