@@ -121,6 +121,15 @@ PHRASES = (
 
 
 COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh")  # tyro's flag and what it knows
+# In tyro's script, and what we have instead. None is what there is without a flag, and nothing to type; where neither a
+# flag nor a value is offered, bash has to offer files, and to go on into a folder.
+SCRIPT = (
+    ("'None', ", ""),
+    (", 'None']", "]"),
+    ('matches+=("$completion")', '[[ -n $completion ]] && matches+=("$completion")'),
+    ("COMPREPLY=($(compgen -f", "compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f"),
+    ("complete -F _tyro", "complete -o default -F _tyro"),
+)
 
 # What a flag of `train` means without a value.
 ALONE = {"--resume": "latest", "--calculator": "on"}
@@ -214,8 +223,10 @@ def _print_completion(arguments: Sequence[str]) -> int:
         with contextlib.redirect_stdout(io.StringIO()) as script:
             tyro.extras.subcommand_cli_from_dict(verbs, prog=INSTALLED, args=call, config=one_form)
     except SystemExit:
-        # None is what there is without a flag, and nothing to type.
-        print(script.getvalue().replace("'None', ", "").replace(", 'None']", "]"), end="")
+        text = script.getvalue()
+        for theirs, ours in SCRIPT:
+            text = text.replace(theirs, ours)
+        print(text, end="")
         return EXIT_OK
     raise AssertionError("tyro prints its script and ends")
 

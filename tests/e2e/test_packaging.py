@@ -381,18 +381,23 @@ def test_a_shell_completes_verbs_flags_and_values(unpacked: Path, tmp_path: Path
     call = [sys.executable, "-c", code, "--tyro-print-completion"]
     done = subprocess.run([*call, "bash"], cwd=tmp_path, capture_output=True, text=True, check=True)
     (tmp_path / "completion.sh").write_text(done.stdout)
-    ask = 'source ./completion.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _tyro_gsm8k; echo "${COMPREPLY[@]}"'
+    ask = 'source ./completion.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _tyro_gsm8k; '
+    ask += 'echo "${#COMPREPLY[@]} ${COMPREPLY[@]}"'
     for words, offered in (
         (["gsm8k", "tr"], {"train"}),
         (["gsm8k", "train", "--max-t"], {"--max-time"}),
         (["gsm8k", "train", "--method", "lo"], {"lora"}),
         (["gsm8k", "train", "--no-"], {"--no-wandb"}),
         (["gsm8k", "export", "--to", ""], {"merged", "mlx", "gguf", "ollama"}),
+        (["gsm8k", "eval", "--model", "./comp"], {"./completion.sh"}),
+        (["gsm8k", "export", "comp"], set()),  # so bash itself looks for files
     ):
         shown = subprocess.run(
             ["bash", "-c", ask, "bash", *words], cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        assert {*shown.stdout.split()} == offered, shown.stderr
+        count, *found = shown.stdout.split()
+        assert (int(count), {*found}) == (len(offered), offered), shown.stderr
+    assert "complete -o default -F _tyro_gsm8k gsm8k\n" in done.stdout
     refused = subprocess.run([*call, "fish"], cwd=tmp_path, capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "takes bash or zsh (got fish)" in refused.stderr
