@@ -30,8 +30,8 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> Text:
     name, *more = Text(row[0]).wrap(FOLDING, widths[0]) or [Text("")]
     padding = " " * (widths[0] - name.cell_len)
     cells = [" " * (width - cell_len(cell)) + cell for cell, width in zip(row[1:], widths[1:], strict=True)]
-    lines = [Text(GAP.join([name.plain + padding, *cells]).rstrip()), *more]
-    return Text("\n").join(lines)
+    lines = [GAP.join([name.plain + padding, *cells]), *(each.plain for each in more)]
+    return Text("\n".join(line.rstrip() for line in lines))
 
 
 def _listed(columns: Sequence[str], row: Sequence[str], room: int) -> Text:
