@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unicodedata import category, normalize
 
 from gsm8k_core.types import DataError, UsageError, first_line
 
@@ -138,12 +139,12 @@ def modelfile(weights: str, turns: Turns, system: str, stops: Sequence[str]) -> 
 
 def file_name(text: str) -> str:
     """A name for a file, from any: small letters and digits of every script, points and dashes."""
-    return _plain(text, r"[^\w.]+|_+") or "model"
+    return _plain(text, lambda letter: letter.isalnum() or category(letter).startswith("M")) or "model"
 
 
 def ollama_name(text: str) -> str:
     """A name that Ollama takes: as file_name, of Latin letters alone. Raises UsageError where nothing is left."""
-    if not (plain := _plain(text, r"[^a-z0-9.]+")):
+    if not (plain := _plain(text, lambda letter: letter.isascii() and letter.isalnum())):
         raise UsageError(
             f"Ollama's names are of the letters a to z, digits, points and dashes, and {text!r} has none of them; "
             "add --name NAME"
@@ -151,5 +152,8 @@ def ollama_name(text: str) -> str:
     return plain
 
 
-def _plain(text: str, between: str) -> str:
-    return re.sub(between, "-", text.lower()).strip("-.")[-LONGEST_NAME:].lstrip("-.")
+def _plain(text: str, keeps: Callable[[str], bool]) -> str:
+    """The letters that are kept, and points; one dash for what stands between them."""
+    letters = normalize("NFC", text.lower())
+    kept = "".join(letter if letter == "." or keeps(letter) else "-" for letter in letters)
+    return re.sub("-+", "-", kept).strip("-.")[-LONGEST_NAME:].lstrip("-.")
