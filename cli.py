@@ -473,13 +473,14 @@ def _spelled(model: type[Settings], arguments: Sequence[str], flags: Mapping[str
 
 
 def _value(arguments: Sequence[str], name: str) -> str | None:
-    """What a flag is given, before the flags are read."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-        if argument == name and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return None
+    """What a flag is given last, before the flags are read."""
+    found = None
+    for argument, after in itertools.pairwise([*arguments, None]):
+        if argument is not None and argument.startswith(f"{name}="):
+            found = argument.split("=", 1)[1]
+        elif argument == name and after is not None:
+            found = after
+    return found
 
 
 def _read_file(verb: str, model: type[Settings], path: Path, recipe: str | None) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from gsm8k_core.types import DataError, UsageError
 RECORD = "run.json"
 OF_ONE_COMMAND = ("config", "json_", "verbose", "print_config", "output_dir", "resume", "force", "dry_run")
 UNPRINTED = ("config", "json_", "verbose", "print_config", "api_key")  # no file needs a secret: api_key_file
-# What another recipe takes in another sense, or refuses: answers to a problem are asked for in waves, or compared.
-MEANT_OTHERWISE = ("samples", "sample_temperature", "lora_dropout")
+# What another recipe takes in another sense: answers to a problem are asked for in waves, or compared.
+MEANT_OTHERWISE = ("samples", "sample_temperature")
+REFUSED = {"grpo": ("lora_dropout",)}  # recipe -> what is given to others alone
 SETTLED = frozenset({*DEMO_PROFILE, "learning_rate"})  # a profile or a method would choose these anew
 
 
@@ -68,7 +69,7 @@ def _for_another(config: Mapping[str, Any], own: str, recipe: str) -> dict[str, 
     """The settings that a run's `own` recipe has in common with another one, less those that its profile settled."""
     kind = {name: config[name] for name in ("profile", "method") if name in config}
     settled = with_profile(TrainConfig(**{**kind, "recipe": own}), demo=False, explicit=()).model_dump(mode="json")
-    left = {*OF_ONE_COMMAND, *UNREAD[own], *UNREAD[recipe], *MEANT_OTHERWISE, "recipe"}
+    left = {*OF_ONE_COMMAND, *UNREAD[own], *UNREAD[recipe], *REFUSED.get(recipe, ()), *MEANT_OTHERWISE, "recipe"}
     return {name: value for name, value in config.items() if name not in left and value != settled[name]} | {
         name: value for name, value in kind.items() if value != TrainConfig.model_fields[name].default
     }

@@ -105,6 +105,7 @@ def test_a_run_is_taken_for_another_recipe_with_what_the_two_have_in_common(
     refuse_idle(config, Context(Terminal(json_only=False), explicit, process_clock()))
     again = with_profile(config, demo=True, explicit=explicit)
     assert {name: getattr(again, name) for name in common} == common
+    assert again.lora_dropout == (first.lora_dropout if recipe != "grpo" else 0)
     plain = with_profile(TrainConfig.model_validate({"recipe": recipe, "method": "lora"}), demo=False, explicit=())
     assert (again.recipe, again.learning_rate, again.samples) == (recipe, plain.learning_rate, plain.samples)
 
