@@ -15,7 +15,7 @@ from typing import Any
 
 import backends
 from gsm8k_core.command import typed
-from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.config.fields import AUTO, EMBEDDED_MODEL
 from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.files import make_folder, read_json, write_json
 from gsm8k_core.models.find import Source
@@ -189,7 +189,7 @@ def _finish_several(
     show_comparisons(terminal, comparison)
     for owner, each in zip(owners, pairs(comparison), strict=True):
         if owner is not None:
-            _say_other_card(owner, each, terminal)
+            _say_other_card(owner, each, made.config.data, terminal)
     page = folder / PAGE
     write_several(made, page, comparison, [base.records, *records], owners, terminal.say)
     terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}")
@@ -208,7 +208,7 @@ def _remove_card(folder: Path, terminal: Terminal) -> None:
     terminal.say(f"removed  {folder / CARD}, which was of the comparison that is replaced")
 
 
-def _say_other_card(owner: Path, pair: Mapping[str, Any], terminal: Terminal) -> None:
+def _say_other_card(owner: Path, pair: Mapping[str, Any], data: str, terminal: Terminal) -> None:
     """That the card of a run, from when it was compared alone, says something else than this comparison."""
     try:
         found = read_json(owner / COMPARISON)
@@ -218,7 +218,8 @@ def _say_other_card(owner: Path, pair: Mapping[str, Any], terminal: Terminal) ->
         return  # none, or none that can be read
     if (owner / CARD).is_file() and not (same and said == headline(pair).better):
         what = f"says otherwise, of an earlier comparison: {title}" if same else "is of weights that it no longer has"
-        again = shlex.join([*typed().split(), "compare", "--trained-model", str(pair["trained"]["model"])])
+        more = [] if data == AUTO else ["--data", data]
+        again = shlex.join([*typed().split(), "compare", "--trained-model", str(pair["trained"]["model"]), *more])
         terminal.say(f"note     {owner / CARD} {what}; {again} writes it anew")
 
 

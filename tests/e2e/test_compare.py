@@ -491,7 +491,7 @@ def test_two_trained_models_stand_on_one_page(
     assert "removed comparison/model_card.md, which was of the comparison that is replaced" in said
     assert not Path("comparison/model_card.md").exists()
     assert f"{trained}/model_card.md says otherwise, of an earlier comparison: The trained model is better" in said
-    assert f"compare --trained-model {trained} writes it anew" in said
+    assert f"compare --trained-model {trained} --data {data} writes it anew" in said
 
 
 def test_several_share_the_time_there_is_and_its_problems(
