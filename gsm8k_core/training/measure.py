@@ -68,6 +68,11 @@ class DevResult:
         """By the rule that decides everywhere, as a fraction."""
         return self.num_correct[HEADLINE_RULE] / self.num_problems
 
+    @property
+    def row_loss(self) -> float:
+        """The mean of its rows' losses, which the guard compares; `loss` is that of their targets."""
+        return math.fsum(self.losses) / len(self.losses)
+
     def better_than(self, other: DevResult) -> bool:
         """More accurate; of two as accurate, the one with the lower loss. The same is not better."""
         return (self.accuracy, -_or_inf(self.loss)) > (other.accuracy, -_or_inf(other.loss))
@@ -382,7 +387,7 @@ class Guard:
         found: dict[str, Any] = {
             name: each and {"update": each[0], **self.against_base(each[1])} for name, each in measured.items()
         }
-        shown = {"correct": sum(self.base.verdicts)} if self.by == ANSWERS else {"loss": self.base.loss}
+        shown = {"correct": sum(self.base.verdicts)} if self.by == ANSWERS else {"loss": self.base.row_loss}
         base = {"problems": self.num_problems, **shown, "seconds": self.base.seconds, **self._how()}
         return {"base": base, **found, "verdict": found["end"]["verdict"] if self.end else "not measured"}
 
@@ -478,7 +483,7 @@ def base_line(guard: Guard) -> str:
     if guard.by == LOSS:
         return (
             f"guard    answers have no time; the base's loss on {guard.num_problems} gold answers of the dev split is "
-            f"{guard.base.loss:.3f} {seconds}; the trained model's will be compared with it, row by row"
+            f"{guard.base.row_loss:.3f} {seconds}; the trained model's will be compared with it, row by row"
         )
     right = sum(guard.base.verdicts)
     cut = f", all answers cut at {guard.max_new_tokens} tokens since time is short" if guard.max_new_tokens else ""

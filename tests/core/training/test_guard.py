@@ -163,6 +163,9 @@ def test_a_cut_that_would_cut_gold_answers_gives_way_to_the_loss() -> None:
 def test_a_loss_that_is_lower_on_half_of_the_rows_shows_nothing() -> None:
     base = replace(result(*[True] * 8), losses=(1.0,) * 8)
     found = Guard(base=base, by=LOSS).against_base(replace(base, losses=(0.5, 1.5) * 4))
+    of_targets = Guard(base=replace(base, loss=0.9), by=LOSS)  # what both lines and run.json say is of rows
+    assert found["base_loss"] == of_targets.outcome()["base"]["loss"] == 1.0
+    assert "of the dev split is 1.000" in base_line(of_targets)
     assert (found["won"], found["lost"], found["verdict"]) == (4, 4, "not distinguishable at n = 8")
 
 
