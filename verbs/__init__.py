@@ -13,7 +13,6 @@ from pathlib import Path
 
 from gsm8k_core.clock import RunClock
 from gsm8k_core.command import typed
-from gsm8k_core.config.fields import LONGEST_ANSWER
 from gsm8k_core.models import hub
 from gsm8k_core.processes import seconds_since_start
 from gsm8k_core.tracking.terminal import Terminal
@@ -56,6 +55,8 @@ def as_json(choices: Mapping[str, Choice]) -> dict[str, dict[str, str]]:
 
 def as_many_as_it_reads(context: int | None) -> list[str]:
     """The flag that a hint needs for a model that reads fewer tokens than an answer may have by default."""
+    from gsm8k_core.config.fields import LONGEST_ANSWER  # here, not above: it brings pydantic
+
     return ["--max-new-tokens", str(context)] if context is not None and context < LONGEST_ANSWER else []
 
 
