@@ -54,6 +54,7 @@ class StoredProgress(Stored):
     elapsed: Seconds
     together: Annotated[int, Field(ge=1, le=4096)] | None = None
     updates: dict[Name, Count] = Field(default_factory=dict)
+    left_open: Seconds | None = None
 
     @pydantic.field_validator("decisions")
     @classmethod
@@ -110,6 +111,7 @@ class Progress:
     elapsed: float = 0.0  # seconds of the run when this was written
     together: int | None = None  # answers decoded at once, where memory was short for more
     updates: Mapping[str, int] = field(default_factory=dict)  # of each training phase that is done
+    left_open: float | None = None  # the --max-time, in seconds, that was too short to say whether sampling pays
 
     def decided(self, name: str) -> str | None:
         """What was decided; None where that is still to come."""
@@ -132,19 +134,29 @@ class Progress:
         more = {} if updates is None else {name: updates}
         return replace(self, done=(*self.done, name), phase=None, updates={**self.updates, **more})
 
+    @property
+    def enough(self) -> float | None:
+        """The --max-time, in seconds, that takes up what a shorter one left open; None where nothing is known of it.
+
+        Later phases have had more time, which was not for that. An older version noted the newest one alone.
+        """
+        if self.decided("pays") != OPEN:
+            return None
+        known = self.left_open or (self.phase and self.phase.budget)
+        return TAKEN_UP * known if known else None
+
     def taken_up(self, budget: float) -> Progress:
         """With a --max-time of `budget` seconds: without what a shorter one left open, and all that followed it.
 
         A warm start that had an update stays; one that had none is decided anew. Itself where nothing is to change.
         """
-        known = self.phase.budget if self.phase else budget
-        if self.decided("pays") != OPEN or budget < TAKEN_UP * known:
+        if self.enough is None or budget < self.enough:
             return self
         warm = self.updates.get("warm")
         again = {"pays", "rounds", "verify"} | ({"warm"} if warm == 0 else set())
         decisions = {name: choice for name, choice in self.decisions.items() if name not in again}
         done, updates = (("warm",), {"warm": warm}) if warm else ((), {})
-        return replace(self, done=done, updates=updates, decisions=decisions, phase=None)
+        return replace(self, done=done, updates=updates, decisions=decisions, phase=None, left_open=None)
 
     def as_json(self) -> dict[str, Any]:
         """For run.json."""
@@ -156,6 +168,7 @@ class Progress:
             "elapsed": self.elapsed,
             "together": self.together,
             "updates": dict(self.updates),
+            "left_open": self.left_open,
         }
 
     @classmethod
@@ -172,4 +185,5 @@ class Progress:
             values["elapsed"],
             values.get("together"),
             values.get("updates", {}),
+            values.get("left_open"),
         )

@@ -8,6 +8,7 @@ Segment of its own, in the folder of its round; its checkpoint goes when the ans
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -165,10 +166,10 @@ class Rounds:
 
     # --- what is decided --------------------------------------------------------------------------------------
 
-    def _decide(self, name: str, choice: Choice, phase: Timed | None = None) -> None:
-        """Note a decision, and say it; one that was taken before stays. `phase`: whose time it changes."""
+    def _decide(self, name: str, choice: Choice, **changed: Any) -> None:
+        """Note a decision, and say it; one that was taken before stays. `changed`: what else of Progress."""
         if self.progress.decided(name) is None:
-            self._record(replace(self.progress.with_decision(name, choice), phase=phase or self.progress.phase))
+            self._record(replace(self.progress.with_decision(name, choice), **changed))
             self.context.terminal.say(f"{name:<8} {choice.name}: {choice.reason}")
 
     def _record(self, progress: Progress) -> None:
@@ -243,7 +244,7 @@ class Rounds:
         reason = (
             f"an answer takes {each:.2f} s, and there are {clock(left)}" if answers else "no answer had time to end"
         )
-        self._decide("rounds", Choice(str(number), reason), timed)
+        self._decide("rounds", Choice(str(number), reason), phase=timed)
         return timed
 
     def _pays(self) -> bool:
@@ -255,7 +256,7 @@ class Rounds:
         right = sum(each.verified(self.progress.mode) for each in first)
         if too_short := self._too_short(len(first), of):
             reason = f"{too_short}; --resume with twice this --max-time, or more, finds out whether rft pays"
-            self._decide("pays", Choice(OPEN, reason))
+            self._decide("pays", Choice(OPEN, reason), left_open=self.config.budget_seconds)
         elif self._warm:
             cost = tokens_a_row([len(each.completion.tokens) for each in first], right)
             said = f"{right} of the first {counted(len(first), 'answer')} are verified: "
@@ -457,7 +458,8 @@ class Rounds:
         rows = self._mixed()
         if not rows and self.config.mix == "own":
             warm = "" if self._warm else ", or --warm-start on"
-            more = "--resume it with twice the --max-time, or " if self._is_open else ""
+            enough = self.progress.enough
+            more = f"--resume it with --max-time {math.ceil(enough / 60)}m or more, or " if enough else ""
             answers = counted(sum(map(len, self.answers.values())), "answer")
             raise DataError(
                 f"--mix own: none of {answers} could be kept, so there is no row to train on (python cli.py inspect "

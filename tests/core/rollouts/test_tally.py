@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pydantic
 import pytest
@@ -63,21 +64,23 @@ def test_progress_comes_back_from_json() -> None:
     assert progress.decided("rounds") is None
 
 
-def left_open(updates: int) -> Progress:
+def left_open(updates: int, **more: Any) -> Progress:
+    """As an older version wrote it; `more`: otherwise."""
     progress = Progress(phase=Timed("warm", 1.0, 2.0, 30.0))
     for name, choice in (("together", "64"), ("warm", "on"), ("rounds", "1"), ("verify", "steps"), ("pays", "open")):
         progress = progress.with_decision(name, Choice(choice, "why"))
     progress = progress.with_done("warm", updates).with_done("sample-1")
-    return replace(progress, phase=Timed("train-1", 20.0, 28.0, 30.0))
+    return replace(progress, **{"phase": Timed("train-1", 20.0, 28.0, 30.0), **more})
 
 
 @pytest.mark.parametrize(("updates", "decided"), [(3, {"together", "warm"}), (0, {"together"})])
 def test_what_a_short_time_left_open_is_taken_up_with_twice_as_much(updates: int, decided: set[str]) -> None:
-    again = left_open(updates).taken_up(60.0)
+    written = {name: value for name, value in left_open(updates).as_json().items() if name != "left_open"}
+    StoredProgress.model_validate(written)
+    again = Progress.from_json(written).taken_up(60.0)
     assert set(again.decisions) == decided
     assert (again.done, again.updates) == ((("warm",), {"warm": 3}) if updates else ((), {}))
     assert again.phase is None
-    StoredProgress.model_validate(left_open(updates).as_json())
 
 
 def test_nothing_is_taken_up_with_as_little_time_or_where_it_is_decided() -> None:
@@ -86,6 +89,23 @@ def test_nothing_is_taken_up_with_as_little_time_or_where_it_is_decided() -> Non
     assert progress.taken_up(59.0) is progress
     assert decided.taken_up(600.0) is decided
     assert Progress().taken_up(600.0) == Progress()
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        None,  # straight after the sampling: a kill came, or --mix own had no row
+        Timed("train-1", 20.0, 28.0, 40.0),  # which went on with less than twice as much
+    ],
+)
+def test_twice_the_time_is_that_of_the_time_that_was_too_short(phase: Timed | None) -> None:
+    progress = left_open(3, phase=phase, left_open=30.0)
+    assert Progress.from_json(progress.as_json()) == progress
+    StoredProgress.model_validate(progress.as_json())
+    assert progress.enough == 60.0
+    assert progress.taken_up(59.0) is progress
+    again = progress.taken_up(60.0)
+    assert (again.decided("pays"), again.done, again.left_open) == (None, ("warm",), None)
 
 
 @pytest.mark.parametrize("name", ["warm", "train-1"])

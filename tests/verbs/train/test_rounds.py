@@ -191,6 +191,7 @@ def test_whether_sampling_pays_is_left_open_where_the_time_was_too_short_to_know
     )
     assert rounds._pays() == goes_on
     assert rounds.progress.decided("pays") == decided
+    assert rounds.progress.left_open == (16.0 if decided == "open" else None)
 
 
 def test_what_was_written_before_it_was_decided_by_what_answers_are_verified_says_so_when_the_round_is_done(
@@ -222,8 +223,8 @@ def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"none of 9 answers could be kept.*--mix both, or --warm-start on"):
         made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
     assert made(TrainConfig(recipe="rft"), **known)._rows() == []
-    known["progress"] = Progress().with_decision("pays", Choice("open", "no time"))
-    with pytest.raises(DataError, match=r"; --resume it with twice the --max-time, or start a new run with --mix both"):
+    known["progress"] = Progress(left_open=540.0).with_decision("pays", Choice("open", "no time"))
+    with pytest.raises(DataError, match=r"; --resume it with --max-time 18m or more, or start a new run with --mix bo"):
         made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
 
 
