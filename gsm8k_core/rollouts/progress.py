@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
@@ -72,13 +73,18 @@ class StoredProgress(Stored):
         return self
 
 
-EVERY_ROUND = "round-*"  # folders under rollouts/
+A_ROUND = re.compile("round-[1-9][0-9]?")  # its folder under rollouts/; what is called otherwise is a person's
 
 
 def folder_of(name: str) -> str:
     """Of a phase, under rollouts/: a round's sampling and training share one."""
     kind, _, number = name.partition("-")
     return f"round-{number}" if number else kind
+
+
+def round_folders(rollouts: Path) -> list[Path]:
+    """Those that are there."""
+    return sorted(path for path in rollouts.glob("round-*") if A_ROUND.fullmatch(path.name) and path.is_dir())
 
 
 def training_phases() -> list[str]:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,6 +167,15 @@ def prune(checkpoints: Path, keep: int) -> list[Path]:
     for folder in doomed:
         remove_folder(folder)
     return doomed
+
+
+def remove_all(checkpoints: Path) -> None:
+    """Removes every checkpoint, and the folder where nothing else is in it. The caller holds the run."""
+    sweep(checkpoints)
+    for folder in _numbered(checkpoints):
+        remove_folder(folder)
+    with suppress(OSError):  # a person's copy of one lies there, or there is none
+        checkpoints.rmdir()
 
 
 def sweep(checkpoints: Path) -> None:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import file_hash, remove_folder, write_bytes, write_json
+from gsm8k_core.files import file_hash, refuse_links, remove_folder, write_bytes, write_json
 from gsm8k_core.problems.batching import rows_hash
 from gsm8k_core.rollouts.progress import (
     BASE,
-    EVERY_ROUND,
     OPEN,
     PROGRESS,
     ROUNDS,
     Progress,
     Timed,
     folder_of,
+    round_folders,
 )
 from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Appender, Rollout
 from gsm8k_core.rollouts.round import Round
@@ -46,7 +46,7 @@ from gsm8k_core.rollouts.tally import Tally, tally
 from gsm8k_core.scoring.verify import Mode, verify
 from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile, clock
-from gsm8k_core.training.checkpoints import Checkpoint, newest
+from gsm8k_core.training.checkpoints import Checkpoint, newest, remove_all
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
 from gsm8k_core.training.plan import adjustments_of, dtype_of
 from gsm8k_core.training.runs import Run, cut_metrics
@@ -156,9 +156,11 @@ class Rounds:
         if again is self.progress:
             return
         self._record(self.progress)  # the seconds that it took, which the checkpoints know
-        for folder in (*self.run.rollouts.glob(EVERY_ROUND), self.run.checkpoints):
-            if folder.is_dir():
-                remove_folder(folder)
+        rounds = round_folders(self.run.rollouts)
+        refuse_links(self.run.rollouts, *rounds, self.run.checkpoints)
+        for folder in rounds:
+            remove_folder(folder)
+        remove_all(self.run.checkpoints)
         cut_metrics(self.run.metrics, 0)
         self.run.record(**{ROUNDS: []})
         self._record(again)
@@ -356,9 +358,7 @@ class Rounds:
         """Weights that have answered go, unless the warm start itself goes on, or may be asked again."""
         if weights == FIRST or (weights == "warm" and self.progress.decided("pays") != "yes"):
             return
-        folder = self.run.phase(folder_of(weights)).checkpoints
-        if folder.is_dir():
-            remove_folder(folder)
+        remove_all(self.run.phase(folder_of(weights)).checkpoints)
 
     def _answer(self, number: int, path: Path, timed: Timed) -> None:
         """Ask until all is asked or the time is over; with half as many at once where memory runs out."""

@@ -16,6 +16,7 @@ import pytest
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.rollouts.progress import Progress, Timed
 from gsm8k_core.rollouts.record import RECORDS, Appender, judged
+from gsm8k_core.training.runs import Run
 from gsm8k_core.types import Choice, Completion, DataError, DeviceLostError, OutOfMemoryError, UsageError
 from tests.core.rollouts.script import END, NO_STEP, decode, encode, problem
 from verbs.link import Link
@@ -226,6 +227,26 @@ def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.Mo
     known["progress"] = Progress(left_open=540.0).with_decision("pays", Choice("open", "no time"))
     with pytest.raises(DataError, match=r"; --resume it with --max-time 18m or more, or start a new run with --mix bo"):
         made(TrainConfig(recipe="rft", mix="own"), **known)._rows()
+
+
+def test_what_a_short_time_left_open_is_taken_up_without_what_the_run_made_of_it(tmp_path: Path) -> None:
+    """And with all that a person laid beside it."""
+    gone = ("rollouts/round-1", "rollouts/round-12", "checkpoints/update-000003", "checkpoints/update-000003-2")
+    stays = ("rollouts/round-1.mine", "rollouts/round-01", "rollouts/base", "checkpoints/update-000003.mine", "model")
+    for name in (*gone, *stays):
+        (tmp_path / name).mkdir(parents=True)
+    said: list[str] = []
+    rounds = made(
+        TrainConfig(max_time="18m"),
+        progress=Progress(left_open=540.0, done=("sample-1",)).with_decision("pays", Choice("open", "no time")),
+        run=Run(tmp_path, {}),
+        context=SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=said.append)),
+    )
+    rounds._take_up()
+    assert [name for name in (*gone, *stays) if (tmp_path / name).exists()] == list(stays)
+    assert (rounds.progress.done, len(said)) == ((), 1)
+    rounds._take_up()
+    assert len(said) == 1
 
 
 def test_a_training_between_others_is_done_where_its_time_is_over(
