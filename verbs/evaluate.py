@@ -19,7 +19,7 @@ from gsm8k_core.backend import Backend, ignore_token
 from gsm8k_core.config.fields import EMBEDDED_MODEL, ProblemSettings, flag, parse_duration
 from gsm8k_core.config.score import EvalConfig, ScoreSettings
 from gsm8k_core.files import write_json
-from gsm8k_core.models.find import Source, prompted, resolve_model
+from gsm8k_core.models.find import Source, prompted, refuse_replaced, resolve_model
 from gsm8k_core.models.tokenizer import Tokenizer
 from gsm8k_core.parity.texts import AnswerPair, compare
 from gsm8k_core.problems.data import MissingSplitError, is_single_file, load_data
@@ -105,6 +105,7 @@ class LoadedModel:
     folder: Path
     overlap: Overlap  # of the problems with what the model was trained on
     limit: Limit | None = None
+    run: Mapping[str, Any] | None = None  # see end_of_run
 
     def sampling(self, key: Key, batch_size: int | None = None) -> Sampling:
         """How a backend is to draw under a key."""
@@ -309,8 +310,7 @@ def open_model(
 ) -> LoadedModel:
     """Load the model; what it cannot be asked is refused before that."""
     check_writable(place.folder)
-    tokenizer = source.model.tokenizer
-    rendering = source.model.rendering
+    tokenizer, rendering = source.model.tokenizer, source.model.rendering
     if config.stop_at_answer and rendering.thinking == "on":
         raise UsageError("--stop-at-answer would end an answer inside of its thought; leave it out, or --thinking off")
     prompts = prompt_tokens(rendering, problems.problems, problems.shots)
@@ -361,8 +361,10 @@ def open_model(
         choices[BATCH] = replace(together, name=str(key.batch_size), reason="as the evaluation that is there began")
     say_choices(terminal, choices)
     by_id = {problem.id: prompt for problem, prompt in zip(problems.problems, prompts, strict=True)}
-    limit = place.limit
-    return LoadedModel(config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, overlap, limit)
+    end = end_of_run(source, place.folder)
+    return LoadedModel(
+        config, source, problems, tokenizer, by_id, backend, choices, key, place.folder, overlap, place.limit, end
+    )
 
 
 def _refuse_no_time(place: Place, source: Source, problems: Sequence[Problem]) -> None:
@@ -391,7 +393,7 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
             f"decoded and graded again: {path}"
         )
     summary = {"model": opened.source.name, "hash": key.model, **summarise(records, HELD_OUT)}
-    summary |= {"run": end_of_run(opened.source.found, opened.folder)}
+    summary |= {"run": opened.run}
     summary |= {"data": opened.problems.name, "split": opened.config.split, "overlap": opened.overlap.as_json()}
     summary |= {"backend": key.backend, "device": key.device, "dtype": key.dtype}
     summary |= {"eval_batch_size": str(key.batch_size)}
@@ -417,17 +419,19 @@ def answer(opened: LoadedModel, terminal: Terminal, key: Key) -> Evaluation:
     return Evaluation(summary, voted(records), records)
 
 
-def end_of_run(found: Path, folder: Path) -> dict[str, Any] | None:
-    """Which update of the run in `folder` a model is of; None of any but what that run ended with.
+def end_of_run(source: Source, folder: Path) -> dict[str, Any] | None:
+    """Which update and save of the run in `folder` a model is of; None of any but what that run ended with.
 
     A run that goes on leaves its scores behind, and others' may lie beside them: `runs` tells them apart by this.
+    Asked when the weights are there. Raises DataError where the run saved others while they were read.
     """
-    run = run_of_model(found)
-    if run is None or run != folder.resolve() or found.resolve() not in (run / "model", run / "mlx-adapter"):
+    run, found = run_of_model(source.found), source.found.resolve()
+    manifest = known_manifest(run) if run else {}
+    refuse_replaced(source)
+    if run is None or run != folder.resolve() or found not in (run / "model", run / "mlx-adapter"):
         return None
-    manifest = known_manifest(run)
     ended = (manifest.get("outcome") or {}).get("updates")  # all that a run of an older version says
-    return {"update": manifest.get("model_update", ended)}
+    return {"update": manifest.get("model_update", ended), "save": source.save or None}
 
 
 def _answered(

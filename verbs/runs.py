@@ -152,7 +152,20 @@ def _own_score(summary: object, manifest: Mapping[str, Any], updates: int) -> Sc
     if summary["run"] is None:
         return None
     update = _whole(_at(summary, "run", "update"))
-    return replace(score, update=update, current=None if update is None else update == updates)
+    return replace(score, update=update, current=_is_current(update, _at(summary, "run", "save"), manifest, updates))
+
+
+def _is_current(update: int | None, save: object, manifest: Mapping[str, Any], updates: int) -> bool | None:
+    """Whether an answer came from the weights that the run has now: those after as many updates may be others.
+
+    None where nobody knows: a kill came between two saves, or an older version saved or answered.
+    """
+    if update is None or update != updates:
+        return None if update is None else False
+    if "model_save" not in manifest:  # an older version's, which went by the updates
+        return True
+    now = manifest["model_save"]
+    return save == now if save and now else None
 
 
 def _score(summary: object) -> Score | None:
@@ -246,10 +259,17 @@ def _below(run: Mapping[str, Any]) -> list[str]:
     if run["calculator"]:
         parts.append("accuracy with calculator")
     if run["accuracy"] is not None and not run["accuracy_current"]:
-        update = run["accuracy_update"]
-        parts.append("accuracy perhaps from before it went on" if update is None else f"accuracy after update {update}")
+        parts.append(_of_which(run["accuracy_update"], run["updates"], run["accuracy_current"]))
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
     return [printable(text) for text in (", ".join(filter(None, parts)), *ending)]
+
+
+def _of_which(update: int | None, updates: int, current: bool | None) -> str:
+    """What weights a score is of that is not surely the run's."""
+    if update is not None and update != updates:
+        return f"accuracy after update {update}"
+    known = "perhaps from before it went on" if current is None else "of weights that it no longer has"
+    return f"accuracy {known}"
 
 
 def _minute(started: str | None) -> str | None:

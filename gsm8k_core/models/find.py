@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gsm8k_core.config.fields import EMBEDDED_MODEL
-from gsm8k_core.files import check_strangers
+from gsm8k_core.files import check_strangers, read_json
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import CONFIG, base_of, is_adapter, recorded_base
 from gsm8k_core.models.embedded import embedded_folder
@@ -43,6 +43,7 @@ class Source:
     made_from: Path | None = None  # an adapter or a quantised model: `model` is what became of it, in our cache
     stored: str = ""  # the dtype of what `model` was made from, where it was made
     base: str = ""  # an adapter's: the identity of the whole model that it was merged into
+    save: str = ""  # which save of a run's model it is, as run.json said before anything of it was read
 
     @property
     def folder(self) -> Path:
@@ -84,12 +85,32 @@ def _resolve(reference: str, announce: hub.Announce, base: str, above: tuple[Pat
         source = _local(reference, path.absolute())
     else:
         source = _named(reference, announce)
+    save = save_of(source.folder)
     if is_adapter(source.folder):
         source = _merged(source, announce, base or _recorded_under(source.folder), above)
     elif is_quantized(source.model):
         source = _dequantized(source)
     source.model.check()
-    return source
+    return replace(source, save=save)
+
+
+def save_of(folder: Path) -> str:
+    """The name of the save that a run's model/ or mlx-adapter/ is of; nothing where its run.json says none."""
+    folder = folder.resolve()
+    name, record = None, folder.parent / RUN_RECORD
+    if folder.name in ("model", "mlx-adapter") and record.is_file():
+        with suppress(DataError):  # a damaged run.json hinders no one from opening the model beside it
+            name = read_json(record).get("model_save")
+    return name if isinstance(name, str) else ""
+
+
+def refuse_replaced(source: Source) -> None:
+    """Raises DataError where the run has saved other weights since: nobody knows which of them were read."""
+    if save_of(source.found) != source.save:
+        raise DataError(
+            f"{source.found} was saved anew by its run while it was read here; start again when the run has ended: "
+            "answers that are there are not asked for again"
+        )
 
 
 def prompted(source: Source, asked: PromptSettings = NOTHING, recorded: PromptSettings = NOTHING) -> Source:

@@ -125,6 +125,7 @@ class _Manifest(Stored):
     outcome: _Outcome | None = None
     best: _Best | None = None
     model_update: Count | None = None  # that model/ is of
+    model_save: Words | None = None  # which save of it; none while one takes the place of another
     base: _Base | None = None
     guard: _Guard | None = None
     adjustments: list[_Adjustment] = Field(default_factory=list)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+import backends
 import cli
 from gsm8k_core.config.score import CompareConfig
 from gsm8k_core.config.train import TrainConfig
@@ -147,7 +148,7 @@ def test_compare_leaves_numbers_a_page_and_a_card(
     gold = [json.loads(line)["answer"] for line in (data / "test.jsonl").read_text().splitlines()]
     right, were = (sum(answer.endswith(f"#### {n}") for answer in gold) for n in (4, 5))
     assert (test["won"], test["lost"], test["both"]) == (right, were, 0)
-    assert (made["base"]["run"], made["trained"]["run"]) == (None, {"update": 3})
+    assert (made["base"]["run"], made["trained"]["run"]) == (None, {"update": 3, "save": None})
     assert test["difference"] == pytest.approx((right - were) / 8)
     assert test["interval"][0] <= test["difference"] <= test["interval"][1]
     assert {"diagnosis", "steps", "breakdown"} <= set(made)
@@ -229,7 +230,8 @@ def test_the_best_model_does_not_replace_what_the_run_left(
         done = run("compare", "--base-model", model, "--trained-model", trained / name, "--max-samples", 4, *PLACE)
         assert done.returncode == 0, done.stderr
         found = json.loads((folder / "model_comparison.json").read_text())["trained"]
-        assert (found["model"], found["run"]) == (str(trained / name), None if name else {"update": 3})
+        ended = None if name else {"update": 3, "save": None}  # of an older version, which named no save
+        assert (found["model"], found["run"]) == (str(trained / name), ended)
     scored = run("eval", "--model", trained / "best", "--max-samples", 4, *PLACE)
     assert f"--trained-model {trained / 'best'}" in scored.stdout
 
@@ -291,6 +293,34 @@ def test_eval_leaves_a_page_beside_its_records_and_says_what_it_cannot_show(
     assert json.loads(again.stdout)["page"] == str(page)
     assert sum(json.loads(again.stdout)["breakdown"]["categories"].values()) == 6
     assert all("category" in json.loads(line)["diagnosis"] for line in (page.parent / "records.jsonl").open())
+
+
+def test_a_score_is_of_the_save_that_was_opened_and_one_that_is_replaced_meanwhile_is_not_scored(
+    run: Run, trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on saves other weights while they are answered by, or loaded."""
+    manifest, text, load = json.loads((trained / "run.json").read_text()), Rendering.text, backends.open
+
+    def save(name: str) -> None:
+        (trained / "run.json").write_text(json.dumps(manifest | {"model_save": name}))
+
+    def answered(*given: Any) -> str:
+        save("later")
+        return text(*given)
+
+    def loaded(*given: Any) -> Any:
+        save("later still")
+        return load(*given)
+
+    save("first")
+    asked = ("eval", "--model", trained, "--data", data, "--max-samples", 2, *PLACE, "--json")
+    monkeypatch.setattr(Rendering, "text", answered)
+    done = run(*asked)
+    assert json.loads(done.stdout)["run"] == {"update": 3, "save": "first"}, done.stderr
+    monkeypatch.setattr(backends, "open", loaded)
+    done = run(*asked)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "was saved anew by its run while it was read here; start again" in done.stderr
 
 
 # --- slow rules -------------------------------------------------------------------------------------------------------

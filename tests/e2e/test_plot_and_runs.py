@@ -251,6 +251,27 @@ def test_runs_say_where_a_score_is_one_with_calculator(run: Run, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("update", "save", "now", "said"),
+    [
+        (3, "b" * 32, "b" * 32, ""),
+        (3, "a" * 32, "b" * 32, ", accuracy of weights that it no longer has"),  # as many updates, and other weights
+        (2, "a" * 32, "b" * 32, ", accuracy after update 2"),
+        (3, "a" * 32, None, ", accuracy perhaps from before it went on"),  # killed between two saves
+        (3, None, "b" * 32, ", accuracy perhaps from before it went on"),  # of an older version
+        (None, None, None, ", accuracy perhaps from before it went on"),  # of the model that such a kill left
+    ],
+)
+def test_runs_know_a_score_of_their_weights_by_the_save(
+    run: Run, tmp_path: Path, update: int | None, save: str | None, now: str | None, said: str
+) -> None:
+    made = make_run(tmp_path / "runs/first", model_update=3 if now else None, model_save=now)
+    (made / "logs/eval-1").mkdir()
+    score = json.dumps(scores(200, 0.355, run={"update": update, "save": save}))
+    (made / "logs/eval-1/summary.json").write_text(score)
+    assert " ".join(" ".join(run("runs").stdout.splitlines()[2:]).split()).endswith(f"23 s{said}")
+
+
+@pytest.mark.parametrize(
     ("answered", "segments", "shown", "said"),
     [
         ({"run": {"update": 3}}, 1, "35.5 %", "23 s"),

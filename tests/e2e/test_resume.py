@@ -103,7 +103,9 @@ def test_killed_and_resumed_is_unbroken_to_the_last_bit(
     result = run("train", "--resume", str(folder))
     assert result.returncode == 0, result.stderr
     assert "from update 2" in result.stdout
-    assert json.loads((folder / "run.json").read_text())["model_update"] == 6
+    ours_and_theirs = [json.loads((each / "run.json").read_text()) for each in (folder, tmp_path / "whole")]
+    assert [each["model_update"] for each in ours_and_theirs] == [6, 6]
+    assert len({each["model_save"] for each in ours_and_theirs}) == 2  # each save of a run's has a name of its own
     assert losses(folder) == losses(tmp_path / "whole")
     ours, theirs = weights(folder), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()

@@ -48,7 +48,7 @@ from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile, clock
 from gsm8k_core.training.checkpoints import Checkpoint, newest, remove_all
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
-from gsm8k_core.training.plan import adjustments_of, dtype_of
+from gsm8k_core.training.plan import ADJUSTMENTS, adjustments_of, dtype_of
 from gsm8k_core.training.runs import Run, cut_metrics
 from gsm8k_core.types import (
     Choice,
@@ -157,12 +157,16 @@ class Rounds:
             return
         self._record(self.progress)  # the seconds that it took, which the checkpoints know
         rounds = round_folders(self.run.rollouts)
-        refuse_links(self.run.rollouts, *rounds, self.run.checkpoints)
+        refuse_links(self.run.rollouts, *rounds, self.run.checkpoints, self.run.best)
         for folder in rounds:
             remove_folder(folder)
         remove_all(self.run.checkpoints)
+        if self.run.best.is_dir():
+            remove_folder(self.run.best)
         cut_metrics(self.run.metrics, 0)
-        self.run.record(**{ROUNDS: []})
+        adjusted = [each for each in self.run.manifest.get(ADJUSTMENTS, ()) if each["what"] != "rate"]  # of its updates
+        nothing = {"best": None, "model_update": None, "model_save": None}  # the new training has none yet
+        self.run.record(**{ROUNDS: [], ADJUSTMENTS: adjusted}, **nothing)
         self._record(again)
         self.context.terminal.say("rft      whether it pays was left open: with this --max-time that is found out now")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -273,12 +274,15 @@ class Segment:
         )
 
     def save_model(self) -> None:
-        """The end of the run's files: model/, and an adapter in mlx-lm's layout as well."""
+        """The end of the run's files: model/, and an adapter in mlx-lm's layout as well.
+
+        Each save has a name of its own, which a score of these weights bears as well: a run that goes on may come to
+        as many updates again, and a kill in here leaves the weights of one save or of the other.
+        """
         backend, spec = self.model.backend, lora_spec(self.job.config)
         assert self.pilot is not None  # its updates made the weights
         self.run.sync_metrics()
         self.run.replace(self.run.model, self._save_model)
-        self.run.record(model_update=len(self.pilot.losses))  # a run that goes on leaves it behind
         if spec is not None:
             values, base = backend.state().parameters, self.trained_config().model
             asked = self.job.source.model.rendering
@@ -289,6 +293,7 @@ class Segment:
                     f"mlx-lm does not read all of the base's config.json; {self.run.mlx_adapter} opens with {command}"
                 )
                 self.context.terminal.say(f"note     {said}")
+        self.run.record(model_update=len(self.pilot.losses), model_save=uuid.uuid4().hex)
 
     def _save_model(self, folder: Path) -> None:
         """The weights as the base's are stored, or as was asked for."""
@@ -300,6 +305,7 @@ class Segment:
             self.model.backend.save(folder)
             instead = {"saved": Choice("float32", str(error))}
             self.run.record(choices={**self.run.manifest.get("choices", {}), **as_json(instead)})
+        self.run.record(model_update=None, model_save=None)
 
     def guard_now(self) -> Guard:
         """What the base showed, before what comes before this segment's training. The model may be another one then."""

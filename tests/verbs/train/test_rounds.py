@@ -230,19 +230,22 @@ def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.Mo
 
 
 def test_what_a_short_time_left_open_is_taken_up_without_what_the_run_made_of_it(tmp_path: Path) -> None:
-    """And with all that a person laid beside it."""
-    gone = ("rollouts/round-1", "rollouts/round-12", "checkpoints/update-000003", "checkpoints/update-000003-2")
+    """And with all that a person laid beside it. model/ stays, and no score is of the training that begins."""
+    gone = ("rollouts/round-1", "rollouts/round-12", "checkpoints/update-000003", "checkpoints/update-000003-2", "best")
     stays = ("rollouts/round-1.mine", "rollouts/round-01", "rollouts/base", "checkpoints/update-000003.mine", "model")
     for name in (*gone, *stays):
         (tmp_path / name).mkdir(parents=True)
     said: list[str] = []
+    known = {"best": {"update": 2}, "model_save": "a", "adjustments": [{"what": "rate"}, {"what": "dtype"}]}
     rounds = made(
         TrainConfig(max_time="18m"),
         progress=Progress(left_open=540.0, done=("sample-1",)).with_decision("pays", Choice("open", "no time")),
-        run=Run(tmp_path, {}),
+        run=Run(tmp_path, known),
         context=SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=said.append)),
     )
     rounds._take_up()
+    left = {name: rounds.run.manifest[name] for name in ("best", "model_save", "adjustments")}
+    assert left == {"best": None, "model_save": None, "adjustments": [{"what": "dtype"}]}
     assert [name for name in (*gone, *stays) if (tmp_path / name).exists()] == list(stays)
     assert (rounds.progress.done, len(said)) == ((), 1)
     rounds._take_up()
