@@ -1,4 +1,4 @@
-"""The answers of a round on disk: one line each, written as it ends, judged anew whenever it is read.
+"""The answers of a round on disk: one line each, written as it ends, judged anew when it is read until all are there.
 
 RUN/rollouts/round-1/
     key.json         what decides the answers: the weights that gave them, the problems, how they were drawn
@@ -6,14 +6,16 @@ RUN/rollouts/round-1/
     selected.jsonl   the answers that were kept, for a person; written when the round has been sampled
     round.json       its counts (tally.py); its being there says that no answer is to follow
 
-Of a line that is read again only what was drawn is believed: the text is decoded and the verdict made anew.
+Of a line that is read again only what was drawn is believed: the text is decoded and the verdict made anew. Of a round
+that is done the verdict is believed as well: a later version may judge otherwise, and what was kept, and trained on,
+stays what it was.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,6 +71,27 @@ class _Line(StoredAnswer):
     """What of a line of records.jsonl is used again."""
 
     seconds: Seconds
+
+    def settled(self, rollout: Rollout) -> Rollout:
+        """The answer as it was judged now."""
+        return rollout
+
+
+class _Judged(_Line):
+    """The same of a round that is done."""
+
+    verified: bool | None = None
+    reason: str | None = None
+    gold_right: bool | None = None
+    chain: list[str] | None = None
+
+    def settled(self, rollout: Rollout) -> Rollout:
+        """The answer with the verdict of its line, where that has one."""
+        if self.verified is None or self.reason is None or self.gold_right is None or self.chain is None:
+            return rollout
+        claims = rollout.verdict.claims
+        verdict = Verification(self.verified, self.reason, tuple(self.chain), claims, self.gold_right)
+        return replace(rollout, verdict=verdict)
 
 
 class _Key(Stored):
@@ -141,12 +164,13 @@ def read_key(path: Path, advice: str) -> dict[str, Any] | None:
 
 
 def read_records(
-    path: Path, problems: Mapping[str, Problem], decode: Decode, vocabulary: int, advice: str = AGAIN
+    path: Path, problems: Mapping[str, Problem], decode: Decode, vocabulary: int, done: bool = False
 ) -> list[Rollout]:
     """The answers of a round, in the order in which they ended; a torn last line is left out.
 
-    Raises DataError, with `advice`, for a line that no run writes: of an unknown problem, a token that the model does
-    not have. Raises StorageError for a file that the system does not give.
+    `done`: no answer is to follow, and each is kept or not as its line says. Raises DataError for a line that no run
+    writes: of an unknown problem, a token that the model does not have. Raises StorageError for a file that the system
+    does not give.
     """
     try:
         content = content_of(path)
@@ -154,15 +178,16 @@ def read_records(
         content = b""
     whole = content[: content.rfind(b"\n") + 1]
     found: dict[Ask, Rollout] = {}
+    kind, advice = (_Judged, BACK) if done else (_Line, AGAIN)
     for number, line in enumerate(whole.splitlines(), start=1):
         where = f"{path}:{number}"
         try:
-            row = stored(_Line, json.loads(line), where, advice)
+            row = stored(kind, json.loads(line), where, advice)
             completion = _completion_of(row, problems, vocabulary)
         except (ValueError, RecursionError) as error:
             why = str(error) if isinstance(error, _Unwritten) else "damaged record"
             raise DataError(f"{where}: {why}; {advice}") from None
-        rollout = judged(problems[row.id], row.sample, completion, decode, row.seconds)
+        rollout = row.settled(judged(problems[row.id], row.sample, completion, decode, row.seconds))
         if rollout.ask in found:
             raise DataError(f"{where}: {row.id}, sample {row.sample} is there twice; {advice}")
         found[rollout.ask] = rollout

@@ -95,14 +95,17 @@ class Sampler:
             return Choice(str(TOGETHER), "answers at once; of this model's sizes nothing is known")
         return answers_at_once(planned, self.job.config, dtype, self.job.longest_sampled, TOGETHER)
 
-    def read(self, path: Path, advice: str = AGAIN) -> list[Rollout]:
-        """The answers in a records.jsonl. Raises DataError with `advice`, and StorageError."""
-        return read_records(path, self.problems, self.decode, self.job.source.model.vocabulary, advice)
+    def read(self, path: Path, done: bool = False) -> list[Rollout]:
+        """The answers in a records.jsonl; see read_records."""
+        return read_records(path, self.problems, self.decode, self.job.source.model.vocabulary, done)
 
     def read_closed(self, folder: Path, answered: int | None) -> list[Rollout]:
-        """All answers of a round that is done: so many as run.json counts. Raises DataError where some are gone."""
+        """All answers of a round that is done, as it judged them: so many as run.json counts.
+
+        Raises DataError where some are gone.
+        """
         self.check_key(folder, None)
-        answers = self.read(folder / RECORDS, BACK)
+        answers = self.read(folder / RECORDS, done=True)
         if len(answers) != answered:
             of = "run.json counts none" if answered is None else f"of {answered:,}"
             raise DataError(f"{folder / RECORDS}: {len(answers):,} {of} answers are there; {BACK}")

@@ -60,8 +60,8 @@ def write(path: Path, *rollouts: Rollout) -> Path:
     return path
 
 
-def read(path: Path) -> list[Rollout]:
-    return read_records(path, PROBLEMS, decode, vocabulary=200)
+def read(path: Path, done: bool = False) -> list[Rollout]:
+    return read_records(path, PROBLEMS, decode, 200, done)
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
@@ -98,6 +98,24 @@ def test_a_line_that_says_otherwise_than_its_tokens_is_judged_anew(tmp_path: Pat
     path.write_text(json.dumps(row) + "\n")
     assert read(path) == [rollout(WRONG)]
     assert not read(path)[0].verified("gold")
+
+
+def test_of_a_round_that_is_done_the_verdict_of_its_line_stands(tmp_path: Path) -> None:
+    """An older version judged otherwise, and what it kept was trained on."""
+    path = write(tmp_path / "records.jsonl", rollout(RIGHT))
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps(row | {"verified": False, "reason": "as then", "gold_right": False, "chain": ["3+2"]}))
+    with path.open("a") as file:
+        file.write("\n")
+    (found,) = read(path, done=True)
+    assert (found.verified("steps"), found.verified("gold"), found.refusal("gold")) == (False, False, "as then")
+    assert (found.chain, found.wrong_step, found.text) == (("3+2",), False, RIGHT)
+    assert read(path) == [rollout(RIGHT)]
+    path.write_text(json.dumps({name: value for name, value in row.items() if name != "gold_right"}) + "\n")
+    assert read(path, done=True) == [rollout(RIGHT)]  # it says none
+    path.write_text(json.dumps(row | {"gold_right": "yes"}) + "\n")
+    with pytest.raises(DataError, match=r"records\.jsonl:1: gold_right must be .*; bring the file back"):
+        read(path, done=True)
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:

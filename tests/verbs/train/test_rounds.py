@@ -18,7 +18,7 @@ from gsm8k_core.rollouts.progress import Progress, Timed
 from gsm8k_core.rollouts.record import RECORDS, Appender, judged
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import Choice, Completion, DataError, DeviceLostError, OutOfMemoryError, UsageError
-from tests.core.rollouts.script import END, NO_STEP, decode, encode, problem
+from tests.core.rollouts.script import END, NO_STEP, RIGHT, decode, encode, problem
 from verbs.link import Link
 from verbs.train import start
 from verbs.train.rounds import Rounds
@@ -215,6 +215,20 @@ def test_what_was_written_before_it_was_decided_by_what_answers_are_verified_say
     assert rounds.progress.mode == "gold"
     said = [json.loads(line) for line in (tmp_path / RECORDS).read_text().splitlines()]
     assert [(row["verified"], row["reason"]) for row in said] == [(True, "")] * 5
+
+
+def test_a_round_that_is_done_is_read_as_it_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [judged(problem("train-0"), 0, Completion(encode(RIGHT), "stop", END), decode, 1.0)]
+    Appender(tmp_path / RECORDS, answers, lambda: "steps").close()
+    row = json.loads((tmp_path / RECORDS).read_text()) | {"verified": False, "gold_right": False}
+    (tmp_path / RECORDS).write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(Sampler, "check_key", lambda *unused: None)
+    rendering = SimpleNamespace(text=decode)
+    source = SimpleNamespace(model=SimpleNamespace(vocabulary=200, rendering=rendering))
+    job: Any = SimpleNamespace(rows=SimpleNamespace(asked=[(problem("train-0"), ())]), source=source)
+    sampler = Sampler(job, SimpleNamespace(), lambda: 0.0, lambda: False, lambda: "steps")  # type: ignore[arg-type]
+    assert [each.verified("steps") for each in sampler.read_closed(tmp_path, 1)] == [False]
+    assert [each.verified("steps") for each in sampler.read(tmp_path / RECORDS)] == [True]
 
 
 def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.MonkeyPatch) -> None:
