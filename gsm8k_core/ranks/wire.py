@@ -124,8 +124,8 @@ class Wire:
 
     def close(self, code: int = 0) -> None:
         """The orderly end: the other end is told with which exit code this process goes."""
+        self._closing.set()  # first: the other end's answer may come before the next line is through
         self.send(END, code=code)
-        self._closing.set()
 
     def _exactly(self, length: int) -> bytearray:
         parts = bytearray()

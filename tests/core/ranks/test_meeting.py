@@ -261,16 +261,24 @@ def test_an_orderly_end_is_no_loss() -> None:
     assert not told
 
 
-def test_a_process_that_has_ended_its_line_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_process_that_has_ended_its_line_may_take_its_time(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python takes torch apart at the end: seconds beside busy cores, in which the others' words come."""
     monkeypatch.setattr(wire, "GRACE", 0.01)
     told: list[str] = []
     ours, theirs = socket.socketpair()
     line = Wire(ours, "rank 77", "here", told.append)
     line.watch()
-    line.close(0)
-    with theirs:
+    send = line.send
+
+    def answered(kind: str, **values: int) -> None:
+        send(kind, **values)
         theirs.sendall(pack(Frame(wire.END, {"code": 0})))
+        wait_for(lambda: not at_once or not line._come.empty())
+
+    monkeypatch.setattr(line, "send", answered)
+    with theirs:
+        line.close(0)
         wait_for(lambda: not any(thread.name == "line to rank 77" for thread in threading.enumerate()))
     assert not told
 
