@@ -86,14 +86,15 @@ def show_run(folder: Path, show: int, terminal: Terminal) -> int:
     terminal.say("")
     _table(rounds, terminal)
     _reasons(rounds, terminal)
-    judge, left_out = _Judge(progress.mode, _keep(manifest), _with_human(manifest)), list[str]()
+    judge, left_out = _Judge(progress.mode, _keep(manifest), _with_human(manifest)), list[GSM8KError]()
     for counts in rounds if show else ():
         try:
             _show_round(folder / ROLLOUTS, int(counts["round"]), judge, show, terminal)
         except (DataError, StorageError) as error:
             left_out.append(_leave_out(error, terminal))
     decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
-    terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds, "left_out": left_out})
+    reasons = list(map(str, left_out))
+    terminal.result({"run": str(folder), "decisions": decisions, "rounds": rounds, "left_out": reasons})
     return EXIT_OK
 
 
@@ -104,7 +105,7 @@ def _show_policy(found: Sequence[Path], folder: Path, progress: Progress, show: 
         terminal.say(f"{name:<8} {choice.name}: {choice.reason}", WIDTH)
     terminal.say("")
     columns, counts, newest = ["from update", "problems", "mixed", "answers", "rewarded", "cut", "tokens"], [], []
-    left_out = list[str]()
+    left_out = list[GSM8KError]()
     for path in found:
         try:
             newest = list(_lines(path, _Rewarded))
@@ -113,7 +114,7 @@ def _show_policy(found: Sequence[Path], folder: Path, progress: Progress, show: 
             continue
         counts.append({"update": journal.update_of(path), **_counts(newest)})
     if not counts:
-        raise DataError(left_out[-1])
+        raise left_out[-1]
     terminal.table(columns, [[f"{value:,.0f}" for value in each.values()] for each in counts])
     terminal.say(
         f"mixed: problems whose answers differ in reward, the only ones that are trained; tokens: of an answer. The "
@@ -131,14 +132,15 @@ def _show_policy(found: Sequence[Path], folder: Path, progress: Progress, show: 
             answer = _Answer(row, verdict, label, kept=bool(row.reward))
             _show(answer, f"update {counts[-1]['update']}", coloured, terminal)
     decisions = {name: asdict(choice) for name, choice in progress.decisions.items()}
-    terminal.result({"run": str(folder), "decisions": decisions, "rollouts": counts, "left_out": left_out})
+    reasons = list(map(str, left_out))
+    terminal.result({"run": str(folder), "decisions": decisions, "rollouts": counts, "left_out": reasons})
     return EXIT_OK
 
 
-def _leave_out(error: GSM8KError, terminal: Terminal) -> str:
-    """Say of a file that cannot be shown why, so that the others are; the words."""
+def _leave_out(error: GSM8KError, terminal: Terminal) -> GSM8KError:
+    """Say of a file that cannot be shown why, so that the others are."""
     terminal.say(f"left out {error}", WIDTH)
-    return str(error)
+    return error
 
 
 def _groups(rows: Sequence[_Rewarded]) -> list[list[_Rewarded]]:

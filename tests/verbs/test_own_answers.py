@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from gsm8k_core.config.stored import stored
+from gsm8k_core.rollouts.progress import Progress
 from gsm8k_core.rollouts.record import as_line, judged
 from gsm8k_core.scoring.verify import Mode
-from gsm8k_core.types import Completion, Problem
+from gsm8k_core.tracking.terminal import Terminal
+from gsm8k_core.types import Completion, DataError, GSM8KError, Problem, StorageError
 from tests.core.rollouts.script import END, decode, encode, problem
+from verbs import own_answers
 from verbs.own_answers import _Judge, _Selected, _Shown, _verdict
 
 RIGHT = "2 + 3 = 5\n#### 5"
@@ -35,6 +39,22 @@ def test_an_answer_is_shown_as_the_run_judged_it_by_the_rows_own_line(last: str,
     row = shown(f"{steps}#### {last}", Problem("train-0", "?", "so\n#### $1,000.50", "1000.5"), mode)
     assert _verdict(row, mode).reason == refused
     assert _verdict(row, mode).verified == (not refused)
+
+
+@pytest.mark.parametrize("error", [DataError, StorageError])
+def test_where_no_rollout_can_be_shown_the_error_is_the_files_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[GSM8KError]
+) -> None:
+    """And so is the exit code: a file without its rights is no bad data."""
+
+    def refused(path: Path) -> bytes:
+        raise error(f"{path.name} cannot be shown")
+
+    monkeypatch.setattr(own_answers, "content_of", refused)
+    with pytest.raises(error, match=r"rollout-000001\.jsonl cannot be shown"):
+        own_answers._show_policy(
+            [tmp_path / "rollout-000001.jsonl"], tmp_path, Progress(), 1, Terminal(json_only=False)
+        )
 
 
 @pytest.mark.parametrize(
