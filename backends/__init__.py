@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -267,6 +268,14 @@ def open(
     doing("opening the model")
     load = partial(module.open_backend, folder, device, dtype, rendering)
     return cast("Backend", _shared(name, folder, device, dtype, rendering, load) if _shared else load())
+
+
+def one_run(name: str) -> AbstractContextManager[None]:
+    """A run that trains on a backend, entered before its folder is claimed. Imports the framework.
+
+    Raises PreflightError where another one is at work in this process, and the backend trains one at a time.
+    """
+    return cast("AbstractContextManager[None]", _module(name, "train").one_run())
 
 
 def share(opens: Callable[..., Backend] | None, here: int = 1, spread: int = 1, reason: str = "") -> None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from gsm8k_core.config.train import TrainConfig
 
 MANY = 10**9
-_TRAINS = threading.Lock()
+_RUN, _TRAINS = threading.Lock(), threading.Lock()  # a whole run, and the training in it
 # MPS keeps memory and graph of every shape that it has seen. TrainingArguments.torch_empty_cache_steps acts only in
 # Trainer's own training_step.
 EMPTY_CACHE_UPDATES = 4
@@ -331,17 +331,30 @@ class UpdateTrainer(Trainer):
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
+def one_run() -> Iterator[None]:
+    """A run, from before its folder is claimed to its end. Raises PreflightError where another is at work."""
+    if _TRAINS.locked():  # that of somebody who trains without a run
+        raise _another()
+    with _only_one(_RUN):
+        yield
+
+
+@contextmanager
+def _only_one(lock: threading.Lock) -> Iterator[None]:
     """Trainer takes its precision from the process: a second training in another thread would change the first's."""
-    if not _TRAINS.acquire(blocking=False):
-        raise PreflightError(
-            "another training is at work in this process, and PyTorch's Trainer has its settings from the process; "
-            "train one after the other, or each in a process of its own"
-        )
+    if not lock.acquire(blocking=False):
+        raise _another()
     try:
         yield
     finally:
-        _TRAINS.release()
+        lock.release()
+
+
+def _another() -> PreflightError:
+    return PreflightError(
+        "another training is at work in this process, and PyTorch's Trainer has its settings from the process; "
+        "train one after the other, or each in a process of its own"
+    )
 
 
 @contextmanager
@@ -407,7 +420,7 @@ def train(
         return Outcome("done", 0)
     enable_checkpointing(model, config)
     with (
-        _only_one(),
+        _only_one(_TRAINS),
         tempfile.TemporaryDirectory() as folder,  # Trainer wants one; nothing is written there
         _precision(dtype),
         alone(),

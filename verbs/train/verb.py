@@ -67,6 +67,7 @@ def run(config: TrainConfig, context: Context) -> int:
     if job.config.recipe != "rft":
         last.set()
     with (
+        backends.one_run(job.backend.name),
         stopping(last.is_set, lambda: context.terminal.is_drawn) as stopped,
         kept_awake(platform.system(), os.getpid(), context.terminal.say),
     ):
