@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from gsm8k_core.models import hub as hub_source
-from gsm8k_core.models.find import require_model, resolve_model, wanted_files
+from gsm8k_core.models.find import refuse_replaced, require_model, resolve_model, wanted_files
 from gsm8k_core.types import DataError
 from tests.fake_hub import Waits, waits
 
@@ -217,6 +218,30 @@ def test_a_run_folder_means_its_model(model_folder: Path, caches: Path) -> None:
     assert "train it first" in message
     model_folder.rename(run / "model")
     assert resolve_model(str(run), quiet).folder == run / "model"
+
+
+def test_a_runs_model_is_of_the_save_that_was_there_before_it_was_read(model_folder: Path, caches: Path) -> None:
+    run = caches / "run"
+    run.mkdir()
+    shutil.copytree(model_folder, run / "best")
+    model_folder.rename(run / "model")
+    (caches / "link").symlink_to(run / "model")
+    (run / "run.json").write_text('{"model_save": "first"}')
+    sources = {name: resolve_model(str(caches / name), quiet) for name in ("run", "run/model", "link", "run/best")}
+    assert {name: each.save for name, each in sources.items()} == {
+        "run": "first",
+        "run/model": "first",
+        "link": "first",
+        "run/best": "",  # which has a label of its own
+    }
+    for source in sources.values():
+        refuse_replaced(source)
+    (run / "run.json").write_text('{"model_save": null}')
+    refuse_replaced(sources["run/best"])
+    with pytest.raises(DataError, match="was saved anew by its run while it was read here"):
+        refuse_replaced(sources["run"])
+    (run / "run.json").write_text("[")
+    assert resolve_model(str(run), quiet).save == ""
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ class Live:
 def qlora_run(run: Path) -> Path:
     """A run as qlora leaves it: base/, model/, and two checkpoints."""
     run.mkdir()
-    (run / "run.json").write_text("{}")
+    (run / "run.json").write_text('{"model_save": "first"}')
     base = quantised_folder(run / "base")
     adapter(run / "model", str(base))
     for update in (5, 10):
@@ -252,7 +252,7 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_its_float32_weights(cache
     assert source.choice.name == "adapter"
     wanted = f"an adapter of {run / 'base'}, 4-bit weights of {run / 'base'}, de-quantised to float32, and merged"
     assert source.choice.reason == wanted
-    assert source.found == run / "model"
+    assert (source.found, source.save) == (run / "model", "first")
     merged, base = (load_file(folder / "model.safetensors") for folder in (source.folder, resolve(run / "base").folder))
     deltas = load_file(run / "model" / "adapter_model.safetensors")
     a, b = (deltas[f"base_model.model.{LAYER}.lora_{part}.weight"] for part in "AB")
