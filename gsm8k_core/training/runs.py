@@ -33,8 +33,8 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -209,6 +209,15 @@ class Run:
         if self._hold is not None:
             self._hold.release()
 
+    @contextmanager
+    def let_go_on_error(self) -> Iterator[None]:
+        """While inside, an error lets go of the folder: a notebook keeps its traceback, and what is held there."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
     def check_held(self) -> None:
         """Asked before each write: raises StorageError unless the folder is the one that was claimed, and in its place.
 
@@ -289,8 +298,9 @@ def reopen(folder: Path) -> Run:
     refuse_links(*(folder / name for name in PARTS))
     hold = Hold(folder)
     run = Run(folder, read_manifest(folder) or {}, hold)
-    check_manifest(folder / MANIFEST, run.manifest)
-    _tidy(run)
+    with run.let_go_on_error():
+        check_manifest(folder / MANIFEST, run.manifest)
+        _tidy(run)
     return run
 
 

@@ -129,7 +129,7 @@ def test_the_second_rank_of_a_host_lets_the_first_say_what_is_wrong(
 
 
 def test_an_engine_of_one_process_is_refused_where_a_run_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = SimpleNamespace(config=TrainConfig(recipe="grpo", rollout_engine="vllm"))
+    job = SimpleNamespace(run=None, config=TrainConfig(recipe="grpo", rollout_engine="vllm"))
     monkeypatch.setattr(verb, "resumed_job", lambda config, context: job)
     monkeypatch.setattr(backends, "_shared", print)
     with pytest.raises(UsageError, match="samples with --rollout-engine vllm, which answers for one process; add"):
@@ -146,7 +146,7 @@ def test_an_engine_of_one_process_is_refused_where_a_run_is_gone_on_with(monkeyp
 def test_what_needs_all_weights_on_one_rank_is_refused_with_fsdp(
     settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = SimpleNamespace(config=TrainConfig(**settings))
+    job = SimpleNamespace(run=None, config=TrainConfig(**settings))
     monkeypatch.setattr(verb, "new_job", lambda config, context: job)
     monkeypatch.setattr(backends, "_shared", print)
     monkeypatch.setattr(backends, "_spread", 2)

@@ -6,6 +6,7 @@ import ast
 import doctest
 import inspect
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -89,12 +90,32 @@ def test_the_lines_are_the_verbs_and_quiet_is_quiet(model: Path, place: Path, ca
     assert capfd.readouterr().out == ""
 
 
+def is_let_go_by_an_error(run: TrainedRun) -> None:
+    """A notebook keeps the last error, and its traceback all that is held there: the next try found the run in use."""
+    from backends.torch import train
+
+    path = run.folder / "run.json"
+    manifest = json.loads(path.read_text())
+    with pytest.raises(GSM8KError, match="num_epochs: 1 -> 2") as before_its_model:
+        gsm8k_finetune.train(resume=run, num_epochs=2, quiet=True)
+    path.write_text(json.dumps(manifest | {"status": "running"}))
+    with train.one_run(), pytest.raises(GSM8KError, match="another training is at work") as behind_it:
+        gsm8k_finetune.train(resume=run, quiet=True)
+    path.write_text(json.dumps(manifest | {"guard": 1}))
+    with pytest.raises(GSM8KError, match="guard must be") as damaged:
+        gsm8k_finetune.train(resume=run, quiet=True)
+    path.write_text(json.dumps(manifest))
+    assert gsm8k_finetune.train(resume=run, quiet=True).status == "done"
+    assert None not in (before_its_model, behind_it, damaged)
+
+
 def test_a_run_and_a_path_go_where_a_text_is_asked_for_and_all_is_all(model: Path, place: Path) -> None:
     run = gsm8k_finetune.train(
         model=model, max_samples=8, num_epochs=1, output_dir=place / "one", guard_problems=0, quiet=True, **SMALL
     )
     again = gsm8k_finetune.train(resume=run, quiet=True)
     assert (again.folder, again.status) == (run.folder, "done")
+    is_let_go_by_an_error(TrainedRun(shutil.copytree(run.folder, place / "copy")))
     scores = gsm8k_finetune.evaluate(run, all=True, max_new_tokens=1, quiet=True, **SMALL)
     assert scores.n == 400
     with (run.folder / "metrics.jsonl").open("a") as file:

@@ -247,8 +247,13 @@ def _refuse_other_recipe(config: TrainConfig, explicit: Collection[str]) -> None
 
 def resumed_job(config: TrainConfig, context: Context) -> Job | None:
     """A run to go on with, held from now on; None when nothing is left of it to do."""
-    terminal = context.terminal
     run = reopen(_folder(config, context))
+    with run.let_go_on_error():
+        return _resumed(run, config, context)
+
+
+def _resumed(run: Run, config: TrainConfig, context: Context) -> Job | None:
+    terminal = context.terminal
     recorded = _recorded(run)
     asked = _asked(config, context.explicit)
     config = TrainConfig(**{**dict(recorded), **asked})

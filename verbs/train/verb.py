@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -50,6 +50,11 @@ def run(config: TrainConfig, context: Context) -> int:
     job = resumed_job(config, context) if config.resume else new_job(config, context)
     if job is None:
         return EXIT_OK
+    with job.run.let_go_on_error() if job.run else nullcontext():
+        return _run(job, context)
+
+
+def _run(job: Job, context: Context) -> int:
     if (engine := job.config.rollout_engine) != "backend" and backends.is_shared():  # as the run that goes on has it
         raise UsageError(
             f"the run samples with --rollout-engine {engine}, which answers for one process; add --rollout-engine "
