@@ -139,12 +139,12 @@ def modelfile(weights: str, turns: Turns, system: str, stops: Sequence[str]) -> 
 
 def file_name(text: str) -> str:
     """A name for a file, from any: small letters and digits of every script, points and dashes."""
-    return _plain(text, lambda letter: letter.isalnum() or category(letter).startswith("M")) or "model"
+    return _plain(text, _is_letter) or "model"
 
 
 def ollama_name(text: str) -> str:
     """A name that Ollama takes: as file_name, of Latin letters alone. Raises UsageError where nothing is left."""
-    if not (plain := _plain(text, lambda letter: letter.isascii() and letter.isalnum())):
+    if not (plain := _plain(text, lambda before, letter: letter.isascii() and letter.isalnum())):
         raise UsageError(
             f"Ollama's names are of the letters a to z, digits, points and dashes, and {text!r} has none of them; "
             "add --name NAME"
@@ -152,8 +152,15 @@ def ollama_name(text: str) -> str:
     return plain
 
 
-def _plain(text: str, keeps: Callable[[str], bool]) -> str:
-    """The letters that are kept, and points; one dash for what stands between them."""
-    letters = normalize("NFC", text.lower())
-    kept = "".join(letter if letter == "." or keeps(letter) else "-" for letter in letters)
+def _is_letter(before: str, letter: str) -> bool:
+    """A digit, a letter, or a mark on one. What chooses a picture's colour is a mark as well, and is not seen."""
+    is_mark = category(letter).startswith("M") and not "\ufe00" <= letter <= "\ufe0f"
+    return letter.isalnum() or (is_mark and before not in "-.")
+
+
+def _plain(text: str, keeps: Callable[[str, str], bool]) -> str:
+    """The letters that are kept, each asked for with the one before it, and points; one dash for what is between."""
+    kept = ""
+    for letter in normalize("NFC", text.lower()):
+        kept += letter if letter == "." or keeps(kept[-1:], letter) else "-"
     return re.sub("-+", "-", kept).strip("-.")[-LONGEST_NAME:].lstrip("-.")

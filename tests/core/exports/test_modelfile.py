@@ -103,4 +103,5 @@ def test_names_that_ollama_takes() -> None:
             ollama_name(nothing)
     assert len(ollama_name("x" * 300)) <= 60
     assert [file_name(name) for name in ("Моя_Модель 7B", "数学", "../..")] == ["моя-модель-7b", "数学", "model"]
+    assert [file_name(name) for name in ("my ❤\ufe0f 1\ufe0f\u20e3", "❤\ufe0f")] == ["my-1", "model"]
     assert [file_name(name) for name in ("a_-b", "मॉडल", "e\u0301te\u0301")] == ["a-b", "मॉडल", "\u00e9t\u00e9"]
