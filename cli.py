@@ -19,7 +19,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -379,11 +379,11 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     model = _settings(verb)
     flags = _flags(model)
     asked = _asked(verb, rest, flags)
-    _refuse_empty(model, rest, flags)
     rest = _spelled(model, rest, flags)
-    path = Path(named) if (named := _value(rest, "--config")) is not None else None
+    path = Path(named) if (named := _value(rest, "--config")) else None
     read = _read_file(verb, model, path, _value(rest, "--recipe")) if path else {}
     from_file = _settle_alternatives(model, asked, read)
+    _refuse_empty(model, rest, flags, from_file)
     if isinstance(name := from_file.get("backend"), str) and "backend" not in asked:
         import backends  # here, not above: which there are is its to say, and `--help` must not import it
 
@@ -443,13 +443,19 @@ def _asked(verb: str, arguments: Sequence[str], flags: dict[str, str]) -> set[st
     return asked
 
 
-def _refuse_empty(model: type[Settings], arguments: Sequence[str], flags: Mapping[str, str]) -> None:
-    """Of a text or a path that need not be given, nothing would be as if it were not: --push "$REPO" of no REPO."""
+def _refuse_empty(
+    model: type[Settings], arguments: Sequence[str], flags: Mapping[str, str], from_file: Collection[str]
+) -> None:
+    """Of a text or a path that need not be given, nothing would be as if it were not: --push "$REPO" of no REPO.
+
+    A text that a file gives can be taken back so.
+    """
     for before, argument in itertools.pairwise(["", *arguments]):
         name, sign, value = argument.partition("=")
         given = before if argument == "" else name if sign and not value else ""
-        field = model.model_fields.get(flags.get(given.replace("_", "-"), ""))
-        if field is not None and (field.default == "" or "Path" in str(field.annotation)):
+        name = flags.get(given.replace("_", "-"), "")
+        field = model.model_fields.get(name)
+        if field is not None and ("Path" in str(field.annotation) or (field.default == "" and name not in from_file)):
             raise UsageError(f"{given} has nothing as its value; give one, or leave the flag out")
 
 

@@ -604,12 +604,3 @@ def test_runs_of_two_bases_need_to_be_told_one(run: Run, model: Path, other: Pat
     done = run("compare", "--trained-model", trained, "--trained-model", second, *PLACE)
     assert done.returncode == 2
     assert f"{trained} began with {model} and {second} with {other}; add --base-model MODEL" in done.stderr
-
-
-def test_a_flag_wins_over_the_trained_models_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("trained_model: [a, b]\n")
-    arguments = ["compare", "--config", str(tmp_path / "c.yaml")]
-    assert cli.parse(arguments)[0].trained_model == ("a", "b")  # type: ignore[attr-defined]
-    assert cli.parse([*arguments, "--trained-model", "c"])[0].trained_model == ("c",)  # type: ignore[attr-defined]
-    (tmp_path / "c.yaml").write_text("trained_model: a\n")
-    assert cli.parse(arguments)[0].trained_model == ("a",)  # type: ignore[attr-defined]

@@ -99,6 +99,7 @@ def test_the_profile_goes_by_the_model_unless_named() -> None:
         ("train --resume=", "--resume has nothing as its value"),
         ("train --output_dir ''", "--output_dir has nothing as its value"),
         ("serve --api-key ''", "--api-key has nothing as its value"),
+        ("train --config ''", "--config has nothing as its value"),
     ],
 )
 def test_a_bad_line_is_one_clear_line(
@@ -110,6 +111,24 @@ def test_a_bad_line_is_one_clear_line(
     assert out == ""
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_a_files_text_is_taken_back_by_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("system_prompt: Think hard.\n")
+    arguments = ["train", "--config", str(tmp_path / "c.yaml")]
+    assert [cli.parse([*arguments, *more])[0].system_prompt for more in ([], ["--system-prompt", ""])] == [
+        "Think hard.",
+        "",
+    ]
+
+
+def test_a_flag_wins_over_the_trained_models_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("trained_model: [a, b]\n")
+    arguments = ["compare", "--config", str(tmp_path / "c.yaml")]
+    assert cli.parse(arguments)[0].trained_model == ("a", "b")
+    assert cli.parse([*arguments, "--trained-model", "c"])[0].trained_model == ("c",)
+    (tmp_path / "c.yaml").write_text("trained_model: a\n")
+    assert cli.parse(arguments)[0].trained_model == ("a",)
 
 
 def test_a_bad_line_is_as_clear_in_the_colours_of_a_terminal() -> None:

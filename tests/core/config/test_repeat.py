@@ -100,7 +100,7 @@ def test_a_run_is_taken_for_another_recipe_with_what_the_two_have_in_common(
     asked = TrainConfig.model_validate({**common, **of[own], "recipe": own})
     first = with_profile(asked, demo=False, explicit={*common, *of[own]})
     path = record(tmp_path / "run", first.model_dump(mode="json"))
-    config, explicit = cli.parse(["train", "--config", str(path), "--recipe", recipe])
+    config, explicit = cli.parse(["train", "--config", str(path), "--recipe", own, "--recipe", recipe])
     assert isinstance(config, TrainConfig)
     refuse_idle(config, Context(Terminal(json_only=False), explicit, process_clock()))
     again = with_profile(config, demo=True, explicit=explicit)
