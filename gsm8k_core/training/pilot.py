@@ -253,12 +253,12 @@ class RunPilot(Generic[Live]):
         )
         if early and total > self.total:
             total = self.total  # to plan for less is safe at once; for more, only what was measured a few times
-        whole = self._hooks.elapsed() + self._needed(update, asked)
         if not self._told:
             self._told = True
-            self._hooks.emit(
-                StepEvent("estimate", {"update": update, "seconds": whole, "asked": asked, "total": total})
-            )
+            whole = self._hooks.elapsed() + self._needed(update, asked, spare=False)  # the work: what is spare is none
+            enough = self._needed(update, asked) <= left
+            values = {"update": update, "seconds": whole, "asked": asked, "total": total, "enough": enough}
+            self._hooks.emit(StepEvent("estimate", values))
         self._change(update, total)
 
     def _change(self, update: int, total: int) -> None:

@@ -124,7 +124,7 @@ class Narrator:
         if name == "estimate":
             self._said = total
             if total == asked:  # not even the next update fits, or all of them do
-                ends = "the budget is enough" if values["seconds"] <= self._budget else "the budget ends before that"
+                ends = "the budget is enough" if values["enough"] else "the budget ends before that"
             epochs, rows = self._job.config.num_epochs, counted(len(self._job.rows.examples), "example")
             if self._job.config.recipe == "grpo":
                 rows = counted(len(self._job.rows.asked), "problem")

@@ -79,6 +79,13 @@ def test_what_all_of_it_would_take_is_said_once() -> None:
     assert (said["update"], said["seconds"], said["total"]) == (3, 162.0, 40)
 
 
+def test_what_is_kept_for_the_last_answers_is_not_said_to_be_work() -> None:
+    made = Simulation(40, update=lambda n: 4.0, final=2.0, guard=Guard(base=dev()), max_time="20h").run()
+    (said,) = [event.values for event in made.events if event.name == "estimate"]
+    assert said["enough"]
+    assert said["seconds"] == pytest.approx(made.now, abs=5)  # a hundredth of 20 hours is 12 minutes
+
+
 def test_a_slow_first_update_costs_no_updates_in_the_end() -> None:
     made = Simulation(90, update=lambda n: 20.0 if n == 1 else 1.0, max_time="100").run()
     assert made.done == 80

@@ -21,14 +21,15 @@ from verbs.train.words import Narrator
 
 
 @pytest.mark.parametrize(
-    ("seconds", "total", "ends"),
+    ("seconds", "enough", "total", "ends"),
     [
-        (100.0, 30, "the budget is enough"),
-        (900.0, 30, "the budget ends before that"),  # not even one more update fits, so the plan stays
-        (900.0, 10, "the budget ends after 1.0 epochs (10 updates)"),
+        (100.0, True, 30, "the budget is enough"),
+        (900.0, False, 30, "the budget ends before that"),  # not even one more update fits, so the plan stays
+        (119.0, False, 30, "the budget ends before that"),  # nor here, with what is kept for the end
+        (900.0, False, 10, "the budget ends after 1.0 epochs (10 updates)"),
     ],
 )
-def test_an_estimate_says_whether_the_budget_is_enough(seconds: float, total: int, ends: str) -> None:
+def test_an_estimate_says_whether_the_budget_is_enough(seconds: float, enough: bool, total: int, ends: str) -> None:
     said: list[str] = []
     job: Any = SimpleNamespace(
         config=TrainConfig(max_time="120", num_epochs=3),
@@ -38,7 +39,7 @@ def test_an_estimate_says_whether_the_budget_is_enough(seconds: float, total: in
     )
     steps: Any = SimpleNamespace(resize=lambda number: None)
     terminal: Any = SimpleNamespace(say=said.append)
-    values = {"update": 1, "seconds": seconds, "asked": 30, "total": total}
+    values = {"update": 1, "seconds": seconds, "asked": 30, "total": total, "enough": enough}
     Narrator(job, steps, terminal)(StepEvent("estimate", values))
     assert len(said) == 1
     assert said[0].endswith(f"on this machine; {ends}")
