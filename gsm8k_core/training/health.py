@@ -40,6 +40,9 @@ LEAST_DISTINCT = 0.12
 # The longest run of one token over the answer's tokens, the mean over answers. Healthy: 0.38 at the most in one answer
 # (24 of 64), 0.13 in the mean of four. One token in a row: 1.
 LONGEST_RUN = 0.5
+# Of fewer tokens no share shows a loop: `9` is all one token, `#### 1000000` by single digits half of one. From here
+# on half is eight in a row, which is a number of more than 10^8; no answer of GSM8K's has one.
+FEWEST_TOKENS = 16
 # Answers without a number. Healthy: 5 % before training, 0.5 % after it, so four of four by chance: 6e-6.
 ALL_WITHOUT_NUMBER = 1.0
 FEWEST_ANSWERS = 4  # of fewer, the shares say too little
@@ -66,7 +69,7 @@ class Vitals:
     answers: int
     token_0: float  # of all tokens
     distinct: float  # different tokens over tokens, in the first READ_TOKENS, the mean over answers
-    longest_run: float  # of one token, over the tokens, in the first READ_TOKENS, the mean over answers
+    longest_run: float  # of one token, over the tokens, in the first READ_TOKENS, the mean over answers; short ones: 0
     no_answer: float  # answers in which the headline rule reads nothing
     stopped: float  # answers that an end token closed
     could_stop: int  # answers that were closed or had LONG_ENOUGH tokens
@@ -90,7 +93,7 @@ def vitals(completions: Sequence[Completion], texts: Sequence[str], end_log_p: S
         len(answers),
         sum(token == 0 for tokens in answers for token in tokens) / max(num_tokens, 1),
         _mean([len(set(tokens)) / len(tokens) if tokens else 0.0 for tokens in heads]),
-        _mean([longest_run(tokens) / len(tokens) if tokens else 0.0 for tokens in heads]),
+        _mean([_share_of_run(tokens) for tokens in heads]),
         _mean([extract(split(text).answer) is None for text in texts]),
         _mean(stopped),
         could_stop,
@@ -105,10 +108,8 @@ def telling(completions: Sequence[Completion]) -> int:
         tokens = completions[place].tokens[:READ_TOKENS]
         if not tokens:
             return 0.0
-        zeros, run, distinct = (
-            count / len(tokens) for count in (tokens.count(0), longest_run(tokens), len(set(tokens)))
-        )
-        return max(zeros / MUCH_TOKEN_0, run / LONGEST_RUN, LEAST_DISTINCT / distinct)
+        zeros, distinct = (count / len(tokens) for count in (tokens.count(0), len(set(tokens))))
+        return max(zeros / MUCH_TOKEN_0, _share_of_run(tokens) / LONGEST_RUN, LEAST_DISTINCT / distinct)
 
     return max(range(len(completions)), key=past)
 
@@ -116,6 +117,11 @@ def telling(completions: Sequence[Completion]) -> int:
 def longest_run(tokens: Sequence[int]) -> int:
     """How often one token stands in a row, at the most."""
     return max((sum(1 for _ in run) for _, run in groupby(tokens)), default=0)
+
+
+def _share_of_run(tokens: Sequence[int]) -> float:
+    """The longest run over the tokens; 0 where they are too few for a run to be a loop."""
+    return longest_run(tokens) / len(tokens) if len(tokens) >= FEWEST_TOKENS else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -65,6 +65,19 @@ def test_what_is_sick_is_named(says: str) -> None:
     assert "\n" not in warning
 
 
+@pytest.mark.parametrize("short", [[9], [5, 5], [3, 1, *[10] * 6]], ids=["9", "55", "# 1000000"])
+def test_short_answers_are_no_loop(short: list[int]) -> None:
+    assert warnings(of(short, "9"), LONG) == []
+    assert health.telling(answers(short, HEALTHY[:20] * 3)) == 1
+    few = vitals(answers(*[short] * 3, [7] * 64), ["9"] * 4)  # the control: of these, one is a loop
+    assert few.longest_run == 0.25
+    assert warnings(of([7] * health.FEWEST_TOKENS), LONG) != []
+
+
+def test_the_shortest_answer_of_token_0_is_called_by_its_name() -> None:
+    assert warnings(of([0]), LONG)[0].startswith("100% of what it writes is token 0")
+
+
 def test_empty_answers_hold_no_number() -> None:
     found = vitals(answers([], [], [], [], finish="stop"), [""] * 4)
     assert any("none of 4 answers holds a number" in warning for warning in warnings(found, LONG))
