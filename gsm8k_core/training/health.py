@@ -45,6 +45,8 @@ LONGEST_RUN = 0.5
 FEWEST_TOKENS = 16
 # Answers without a number. Healthy: 5 % before training, 0.5 % after it, so four of four by chance: 6e-6.
 ALL_WITHOUT_NUMBER = 1.0
+# Answers without a token, the end token apart. No healthy answer was one.
+MUCH_EMPTY = 0.5
 FEWEST_ANSWERS = 4  # of fewer, the shares say too little
 # Answers that an end token closed, of those with LONG_ENOUGH tokens to do so. Healthy: 67 % and 73 % within 320. Four
 # answers that all run on are no rarity (0.5 %).
@@ -68,12 +70,13 @@ class Vitals:
 
     answers: int
     token_0: float  # of all tokens
-    distinct: float  # different tokens over tokens, in the first READ_TOKENS, the mean over answers
+    distinct: float  # different tokens over tokens, in the first READ_TOKENS, the mean over answers; 1 of an empty one
     longest_run: float  # of one token, over the tokens, in the first READ_TOKENS, the mean over answers; short ones: 0
     no_answer: float  # answers in which the headline rule reads nothing
     stopped: float  # answers that an end token closed
     could_stop: int  # answers that were closed or had LONG_ENOUGH tokens
     end_probability: float | None = None  # where the gold answers end, the mean over rows; None: not measured
+    empty: float = 0.0  # answers without a token
 
     def values(self) -> dict[str, object]:
         """The numbers of a `probe` event; no value is None."""
@@ -92,12 +95,13 @@ def vitals(completions: Sequence[Completion], texts: Sequence[str], end_log_p: S
     return Vitals(
         len(answers),
         sum(token == 0 for tokens in answers for token in tokens) / max(num_tokens, 1),
-        _mean([len(set(tokens)) / len(tokens) if tokens else 0.0 for tokens in heads]),
+        _mean([len(set(tokens)) / len(tokens) if tokens else 1.0 for tokens in heads]),
         _mean([_share_of_run(tokens) for tokens in heads]),
         _mean([extract(split(text).answer) is None for text in texts]),
         _mean(stopped),
         could_stop,
         _mean([math.exp(value) for value in end_log_p]) if end_log_p else None,
+        _mean([not tokens for tokens in answers]),
     )
 
 
@@ -107,7 +111,7 @@ def telling(completions: Sequence[Completion]) -> int:
     def past(place: int) -> float:
         tokens = completions[place].tokens[:READ_TOKENS]
         if not tokens:
-            return 0.0
+            return 1 / MUCH_EMPTY
         zeros, distinct = (count / len(tokens) for count in (tokens.count(0), len(set(tokens))))
         return max(zeros / MUCH_TOKEN_0, _share_of_run(tokens) / LONGEST_RUN, LEAST_DISTINCT / distinct)
 
@@ -136,6 +140,8 @@ def collapsed(found: Vitals) -> bool:
 def warnings(found: Vitals, updates: int) -> list[str]:
     """What is wrong after so many updates, a sentence each; nothing for a healthy model."""
     said = []
+    if found.empty >= MUCH_EMPTY:
+        said.append(f"{found.empty:.0%} of the answers are empty: the end token comes first")
     if found.token_0 >= MUCH_TOKEN_0:
         said.append(f"{found.token_0:.0%} of what it writes is token 0: {TOKEN_0}")
     elif found.longest_run >= LONGEST_RUN:

@@ -78,9 +78,14 @@ def test_the_shortest_answer_of_token_0_is_called_by_its_name() -> None:
     assert warnings(of([0]), LONG)[0].startswith("100% of what it writes is token 0")
 
 
-def test_empty_answers_hold_no_number() -> None:
+def test_empty_answers_are_called_empty_and_hold_no_number() -> None:
     found = vitals(answers([], [], [], [], finish="stop"), [""] * 4)
-    assert any("none of 4 answers holds a number" in warning for warning in warnings(found, LONG))
+    said = ["100% of the answers are empty: the end token comes first", "none of 4 answers holds a number"]
+    assert warnings(found, LONG) == said
+    some = answers(HEALTHY, [], HEALTHY, [])
+    assert warnings(vitals(some, ["18", "", "18", ""]), LONG) == [said[0].replace("100%", "50%")]
+    assert health.telling(some) == 1
+    assert warnings(vitals(answers(*[HEALTHY] * 3, []), ["18"] * 4), LONG) == []
 
 
 def test_the_end_token_has_time_to_be_learned() -> None:
