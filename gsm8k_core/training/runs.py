@@ -572,27 +572,30 @@ def _advice(to_drop: Sequence[str], asked: TrainConfig, fixed: bool, contents: S
 
 
 def cut_metrics(path: Path, update: int) -> int:
-    """Takes from metrics.jsonl what comes after `update`, ends of the run and what is no event; how many lines."""
+    """Takes from metrics.jsonl what comes after `update`, ends of the run and what is no event.
+
+    Gives how many events were of a later update: those are made again, and nothing else is.
+    """
     try:
         content = read_plain(path, MAX_LINES_BYTES)
     except FileNotFoundError:
         return 0
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror}); check the run's folder") from error
-    lines = content.splitlines()
-    kept = [line for line in lines if _stays(line, update)]
-    new = b"".join(line + b"\n" for line in kept)
+    later = [(line, _is_later(line, update)) for line in content.splitlines()]
+    new = b"".join(line + b"\n" for line, is_later in later if is_later is False)
     if new != content:
         write_bytes(path, new)
-    return len(lines) - len(kept)
+    return sum(is_later is True for _, is_later in later)
 
 
-def _stays(line: bytes, update: int) -> bool:
+def _is_later(line: bytes, update: int) -> bool | None:
+    """Whether an event is of a later update; None for the end of a run, and for what is no event."""
     try:
         event: Any = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
-        return False
+        return None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str) or event["event"] == "end":
-        return False
+        return None
     number = event.get("update")
-    return not (isinstance(number, int | float) and number > update)
+    return isinstance(number, int | float) and number > update

@@ -368,8 +368,8 @@ def newest_of(
     dead_at_end = unfinished and checkpoint is not None and _ended(checkpoint, config)
     if not (context.link.killed_by or dead_at_end or between):  # then what there is becomes the model
         _refuse_spent(config, checkpoint)
-    dropped = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
-    undone = f"; {counted(dropped, 'later line')} of metrics.jsonl will be written again" if dropped else ""
+    later = cut_metrics(run.metrics, checkpoint.update if checkpoint else 0)
+    undone = f"; {counted(later, 'later line')} of metrics.jsonl will be written again" if later else ""
     beginning = "its beginning: there is no whole checkpoint"
     where = f"update {checkpoint.update}, {checkpoint.folder}" if checkpoint else beginning
     say(f"resume   {run.folder} from {where}{undone}")
