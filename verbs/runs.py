@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from gsm8k_core.config.diagnostics import RunsConfig
 from gsm8k_core.files import read_plain
 from gsm8k_core.report.curves import failed, last_update, newest_training, shown_loss
 from gsm8k_core.report.words import COMPARISON
-from gsm8k_core.rollouts.progress import said_of
+from gsm8k_core.rollouts.progress import LAST, NAMES, PROGRESS, said_of
 from gsm8k_core.scoring.answers import HEADLINE_RULE
 from gsm8k_core.scoring.stats import percent
 from gsm8k_core.tracking.terminal import Terminal, clock, printable
@@ -94,7 +95,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "seconds": _number(_at(manifest or {}, "outcome", "seconds")) or _number(update.get("elapsed")),
         "reason": _text(_at(manifest or {}, "outcome", "reason")),
         "updates": updates,
-        "phase": phase or None,
+        "phase": phase or None,  # whose figures these are, where they are not of the run's last training
+        "place": _place(manifest or {}),
         "planned": _whole(_at((read_manifest(events.parent) if phase else manifest) or {}, "plan", "updates")),
         "last_loss": None if "reward" in update else _number(update.get("loss")),  # a policy's says nothing
         "last_reward": _number(update.get("reward")),
@@ -107,6 +109,15 @@ def describe(folder: Path) -> dict[str, Any]:
         "calculator": score.calculator if score else None,
     }
     return made
+
+
+def _place(manifest: Mapping[str, Any]) -> str | None:
+    """The phase that a run of rft came to; None where it has none, or where that is not known."""
+    name = _text(_at(manifest, PROGRESS, "phase", "name"))
+    if name is None or not re.fullmatch(NAMES, name):
+        return None
+    rounds = _text(_at(manifest, PROGRESS, "decisions", "rounds", "name")) or "1"
+    return LAST if name == f"train-{rounds}" else name
 
 
 def _status(manifest: Mapping[str, Any] | None) -> str:
@@ -252,8 +263,7 @@ def _below(run: Mapping[str, Any]) -> list[str]:
     parts = [f"{_last_part(run['model'])} on {_last_part(run['data'])}", run["backend"], _minute(run["started"])]
     if run["seconds"] is not None:
         parts.append(clock(run["seconds"]))
-    if run["phase"]:
-        parts.append(f"in {said_of(run['phase'])}")
+    parts += _where(run["place"], run["phase"])
     if run["last_reward"] is not None:
         parts.append(f"reward {run['last_reward']:.3f}")
     if run["calculator"]:
@@ -262,6 +272,14 @@ def _below(run: Mapping[str, Any]) -> list[str]:
         parts.append(_of_which(run["accuracy_update"], run["updates"], run["accuracy_current"]))
     ending = [failed(run["reason"])] if run["status"] == "failed" and run["reason"] else []
     return [printable(text) for text in (", ".join(filter(None, parts)), *ending)]
+
+
+def _where(place: str | None, phase: str | None) -> list[str]:
+    """Where a run of rft stands that has no update of its last training yet, and which training's figures are shown."""
+    if not phase and place == LAST:
+        return []
+    stands = [f"in {said_of(place)}"] if place else []
+    return [*stands, f"figures of {said_of(phase)}"] if phase and phase != place else stands
 
 
 def _of_which(update: int | None, updates: int, current: bool | None) -> str:

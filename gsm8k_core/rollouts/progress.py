@@ -21,7 +21,9 @@ BASE = "base"  # the base's first answers, which say whether it needs a warm sta
 OPEN = "open"  # of whether sampling pays: not known, since the time was too short to find out
 TAKEN_UP = 2  # times the --max-time that was too short for it: with less, what there is gets the time
 MOST = 9  # rounds
-Name = Annotated[str, Field(pattern=r"^(base|warm|(sample|train)-[0-9]{1,2})$")]
+LAST = "last"  # the training that makes the run's model, whatever its round
+NAMES = r"^(base|warm|(sample|train)-[0-9]{1,2})$"
+Name = Annotated[str, Field(pattern=NAMES)]
 # What each decision may be.
 DECIDED = {
     "rounds": f"[1-{MOST}]",
@@ -93,8 +95,11 @@ def training_phases() -> list[str]:
 
 
 def said_of(name: str) -> str:
-    """Such a phase in words."""
-    return f"the training of round {name.partition('-')[2]}" if "-" in name else "the warm start"
+    """A phase in words."""
+    kind, _, number = name.partition("-")
+    work = {"sample": "sampling", "train": "training"}
+    known = {BASE: "the base's first answers", LAST: "the last training"}
+    return f"the {work[kind]} of round {number}" if number else known.get(kind, "the warm start")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from gsm8k_core.rollouts.progress import folder_of
 from gsm8k_finetune.results import TrainedRun
 from tests.e2e.conftest import Run
+from verbs.runs import _below, _where, describe
 
 NOW = datetime.datetime.now(datetime.UTC)
 
@@ -88,13 +90,44 @@ def test_a_run_of_rft_that_ended_before_its_last_training_shows_the_newest_one_b
     assert [found[name] for name in ("updates", "planned", "last_loss", "phase")] == [3, 7, 1.0, "warm"]
     listed = " ".join(run("runs").stdout.split())
     assert "own interrupted 3/7 1.000 -" in listed
-    assert "in the warm start" in listed
+    assert "figures of the warm start" in listed
     assert TrainedRun(folder).losses == [4.0, 2.0, 1.0]
     make_run(folder / "rollouts/round-1", losses=(2.0, 1.5), plan={"updates": 7})
     (folder / "metrics.jsonl").write_text('{"event": "round", "round": 1}\n')
     assert "drawn is the training of round 1" in run("plot", "runs/own").stdout
     (folder / "metrics.jsonl").write_text('{"event": "update", "update": 1, "loss": 9.0}\n')
     assert "drawn is" not in run("plot", "runs/own").stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "rounds", "phase", "said"),
+    [
+        ("base", None, None, ["in the base's first answers"]),
+        ("warm", "2", "warm", ["in the warm start"]),
+        ("sample-1", "2", "warm", ["in the sampling of round 1", "figures of the warm start"]),
+        ("sample-1", None, None, ["in the sampling of round 1"]),
+        ("train-1", "2", "train-1", ["in the training of round 1"]),
+        ("sample-2", "2", "train-1", ["in the sampling of round 2", "figures of the training of round 1"]),
+        ("train-2", "2", "train-1", ["in the last training", "figures of the training of round 1"]),
+        ("train-1", None, "warm", ["in the last training", "figures of the warm start"]),  # which does not pay
+        ("train-2", "2", None, []),
+        (None, "2", "train-1", ["figures of the training of round 1"]),  # between two phases
+        ("a-person", "2", None, []),
+    ],
+)
+def test_runs_say_where_a_run_of_rft_stands_and_whose_figures_are_shown(
+    place: str | None, rounds: str | None, phase: str | None, said: list[str], tmp_path: Path
+) -> None:
+    decisions = {"rounds": {"name": rounds}} if rounds else {}
+    rft = {"phase": place and {"name": place}, "decisions": decisions}
+    folder = make_run(tmp_path, losses=(4.0,) if place == "train-2" and not phase else (), rft=rft)
+    if phase:
+        make_run(folder / "rollouts" / folder_of(phase))
+    described = describe(folder)
+    assert described["phase"] == phase
+    assert _where(described["place"], phase) == said
+    (text,) = _below(described)
+    assert text.endswith(", ".join(said))
 
 
 NAN = "update 3: loss nan, gradient norm nan; the step was not applied"
