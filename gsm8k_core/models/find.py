@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -21,6 +22,7 @@ from gsm8k_core.models.folder import (
     ModelFolder,
     missing_files,
     own_dtype,
+    run_of_phase,
 )
 from gsm8k_core.models.merged import TEMPLATE_FILE, merged_folder, own_tokenizer
 from gsm8k_core.models.prompt_settings import NOTHING, PromptSettings, saved_in
@@ -233,17 +235,26 @@ def _opens(model: Path) -> bool:
 
 
 def _instead(reference: str, folder: Path) -> str:
-    """What to do about a run that has no model yet, or a checkpoint that lost it."""
+    """What to do about a run that has no model yet, or one or a checkpoint that lost it."""
     if (folder / CHECKPOINT_RECORD).is_file():
         return "give another checkpoint, or its run folder"
     kept = [path.parent for path in folder.glob(f"checkpoints/update-*/{CHECKPOINT_RECORD}")]
     # By the numbers in their names, update-NNNNNN and update-NNNNNN-2. One that would be refused is not recommended.
     order = sorted(kept, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
     newest = next((path for path in reversed(order) if _opens(path / "model")), None)
+    going_on = shlex.join(["python", "cli.py", "train", "--resume", str(run_of_phase(Path(reference)) or reference)])
+    done = _is_done(run_of_phase(folder) or folder)
     if newest is None:
-        return "train it first"
-    place = Path(reference) / "checkpoints" / newest.name
-    return f"give its newest checkpoint, {place}, or train on: --resume {reference}"
+        return "bring it back, or start a new run" if done else f"train it first: {going_on}"
+    found = f"give its newest checkpoint, {Path(reference) / 'checkpoints' / newest.name}"
+    return found if done else f"{found}, or train on: {going_on}"
+
+
+def _is_done(run: Path) -> bool:
+    """Whether it came to its end: then --resume has nothing to do, whatever became of a model of it."""
+    with suppress(DataError):  # a damaged run.json: --resume says so
+        return bool(read_json(run / RUN_RECORD).get("status") == "done")
+    return False
 
 
 def _refuse_no_id(reference: str) -> None:

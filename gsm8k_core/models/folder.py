@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 Config = dict[str, Any]  # a parsed config.json: any JSON
 
 RUN_RECORD, CHECKPOINT_RECORD = "run.json", "checkpoint.json"  # what training keeps beside a folder called model
+RUN_PHASES = "rollouts"  # where a run keeps the trainings before its last one, each with a record of its own
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 LOADED_FILES = "model*.safetensors"  # mlx-lm loads every file of such a name
@@ -285,6 +286,14 @@ def affine(config: Config) -> Config | None:
     found = config.get("quantization")
     known = isinstance(found, dict) and found.get("mode", "affine") == "affine" and {"bits", "group_size"} <= set(found)
     return found if known else None
+
+
+def run_of_phase(folder: Path) -> Path | None:
+    """The run that a phase's folder is in, run/rollouts/NAME, by the path that was given; None where it is none."""
+    for path in (folder, folder.absolute()):
+        if path.parent.name == RUN_PHASES and (path.parent.parent / RUN_RECORD).is_file():
+            return path.parent.parent
+    return None
 
 
 def missing_files(folder: Path) -> list[str]:

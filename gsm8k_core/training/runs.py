@@ -53,7 +53,7 @@ from gsm8k_core.files import (
     write_bytes,
     write_json,
 )
-from gsm8k_core.models.folder import RUN_RECORD
+from gsm8k_core.models.folder import RUN_PHASES, RUN_RECORD, run_of_phase
 from gsm8k_core.problems.overlap import QUESTIONS
 from gsm8k_core.training.best import read_label
 from gsm8k_core.training.checkpoints import newest, sweep
@@ -64,7 +64,7 @@ from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
 MANIFEST = RUN_RECORD
-ROLLOUTS = "rollouts"
+ROLLOUTS = RUN_PHASES
 FOLDERS = ("model", "mlx-adapter", "base", "best", "checkpoints", "logs", ROLLOUTS)
 PARTS = (MANIFEST, LOCK, QUESTIONS, "metrics.jsonl", *FOLDERS)
 WRITTEN = re.compile(
@@ -291,6 +291,8 @@ def _weights_in(folder: Path) -> str:
 
 def reopen(folder: Path) -> Run:
     """An existing run, to go on with. Raises UsageError where there is none, StorageError when another has it."""
+    if (whole := run_of_phase(folder)) is not None:
+        raise UsageError(f"--resume {folder}: it is a part of a run, which goes on as a whole: --resume {whole}")
     if read_manifest(folder) is None:
         what = "has no run.json that can be read" if folder.exists() else "does not exist"
         raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")

@@ -12,7 +12,8 @@ import pytest
 
 from gsm8k_core.models import hub as hub_source
 from gsm8k_core.models.find import refuse_replaced, require_model, resolve_model, wanted_files
-from gsm8k_core.types import DataError
+from gsm8k_core.training.runs import reopen
+from gsm8k_core.types import DataError, UsageError
 from tests.fake_hub import Waits, waits
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -215,9 +216,38 @@ def test_a_run_folder_means_its_model(model_folder: Path, caches: Path) -> None:
     run.mkdir()
     (run / "run.json").write_text("{}")
     message, _ = refused(str(run))
-    assert "train it first" in message
+    assert message.endswith(f"; train it first: python cli.py train --resume {run}")
+    (run / "run.json").write_text('{"status": "done"}')
+    message, _ = refused(str(run))
+    assert message.endswith("; bring it back, or start a new run")  # --resume would say that nothing is left to do
     model_folder.rename(run / "model")
     assert resolve_model(str(run), quiet).folder == run / "model"
+
+
+def test_a_phase_of_a_run_goes_on_with_the_run(
+    model_folder: Path, caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = caches / "run/rollouts/warm"
+    warm.mkdir(parents=True)
+    for folder in (caches / "run", warm):
+        (folder / "run.json").write_text('{"status": "stopped"}')
+    ends = f"train it first: python cli.py train --resume {caches / 'run'}"
+    message, _ = refused(str(warm))
+    assert message.endswith(ends)
+    with pytest.raises(UsageError, match=rf"a part of a run, which goes on as a whole: --resume {caches / 'run'}$"):
+        reopen(warm)
+    assert not (warm / ".lock").exists()
+    monkeypatch.chdir(warm)
+    message, _ = refused(".")
+    assert message.endswith(ends)
+    monkeypatch.chdir(caches)
+    checkpoint = warm / "checkpoints/update-000012"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text("{}")
+    model_folder.rename(checkpoint / "model")
+    message, _ = refused("run/rollouts/warm")
+    newest = "run/rollouts/warm/checkpoints/update-000012"
+    assert message.endswith(f"; give its newest checkpoint, {newest}, or train on: python cli.py train --resume run")
 
 
 def test_a_runs_model_is_of_the_save_that_was_there_before_it_was_read(model_folder: Path, caches: Path) -> None:

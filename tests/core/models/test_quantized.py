@@ -334,7 +334,8 @@ def test_a_run_without_a_model_names_its_newest_checkpoint(caches: Path) -> None
     (run / "checkpoints" / "update-000020").mkdir()  # of which nothing was kept
     shutil.copyfile(first / "checkpoint.json", run / "checkpoints" / "update-000020" / "checkpoint.json")
     message = (
-        rf"run folder .* has no model in it .*; give its newest checkpoint, {newest}, or train on: --resume {run}$"
+        rf"run folder .* has no model in it .*; give its newest checkpoint, {newest}, "
+        rf"or train on: python cli.py train --resume {run}$"
     )
     with pytest.raises(DataError, match=message):
         resolve(run)
