@@ -51,6 +51,7 @@ from gsm8k_core.scoring.tallies import voted
 from gsm8k_core.scoring.timed import Limit, answer_in_time, in_random_order, time_line, too_short
 from gsm8k_core.tracking.terminal import Terminal
 from gsm8k_core.training.health import vitals, warnings
+from gsm8k_core.training.manifest import update_of_model
 from gsm8k_core.training.memory import AT_ONCE
 from gsm8k_core.training.runs import check_writable, code_hash, known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, Choice, Completion, DataError, OnToken, Problem, Sampling, UsageError, counted
@@ -430,8 +431,7 @@ def end_of_run(source: Source, folder: Path) -> dict[str, Any] | None:
     refuse_replaced(source)
     if run is None or run != folder.resolve() or found not in (run / "model", run / "mlx-adapter"):
         return None
-    ended = (manifest.get("outcome") or {}).get("updates")  # all that a run of an older version says
-    return {"update": manifest.get("model_update", ended), "save": source.save or None}
+    return {"update": update_of_model(manifest), "save": source.save or None}
 
 
 def _answered(

@@ -29,6 +29,9 @@ from gsm8k_core.models.folder import ModelFolder
 from gsm8k_core.models.prompt_settings import SWITCH
 from gsm8k_core.models.tokenizer import copied_files
 from gsm8k_core.report.export_card import Taken, make_export_card
+from gsm8k_core.training.best import read_label
+from gsm8k_core.training.checkpoints import update_of
+from gsm8k_core.training.manifest import update_of_model
 from gsm8k_core.training.runs import known_manifest, run_of_model, versions
 from gsm8k_core.types import EXIT_OK, DataError, PreflightError, StorageError, UsageError
 from verbs import Context
@@ -236,10 +239,19 @@ def _write_card(subject: Exported, folder: Path, what: str, library: str) -> Non
         library=library,
         hash=identity(subject.source),
         manifest=subject.manifest,
+        updates=_updates(subject),
         files={path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()},
         versions=versions("gguf"),
     )
     write_bytes(folder / README, make_export_card(taken, _card(subject)).encode("utf-8", errors="replace"))
+
+
+def _updates(subject: Exported) -> int | None:
+    """Behind these very weights: best/ and a checkpoint say it themselves, and run.json says it of model/."""
+    found, run = subject.source.found.resolve(), subject.run
+    if run is not None and found in (run / "model", run / "mlx-adapter"):
+        return update_of_model(subject.manifest)
+    return label.update if (label := read_label(found)) else update_of(found)
 
 
 def _card(subject: Exported) -> str | None:

@@ -28,6 +28,7 @@ class Taken:
     library: str  # as the Hub calls it: transformers, mlx, gguf
     hash: str  # of the model that it was made from
     manifest: Mapping[str, Any]  # run.json, empty where it is of no run
+    updates: int | None  # that these weights have behind them; None where that is not known
     files: Mapping[str, str]  # name -> sha256
     versions: Mapping[str, str]
 
@@ -80,10 +81,8 @@ def _section(taken: Taken, measured: bool) -> list[str]:
         found = taken.manifest.get(key) or {}
         if found.get("name"):
             lines += [f"- {what}: {code(found['name'])}{_digests(found.get('hash') or found.get('sha256'))}"]
-    updates = (taken.manifest.get("outcome") or {}).get("updates")
-    rows = (taken.manifest.get("rows") or {}).get("train") if isinstance(taken.manifest.get("rows"), dict) else None
-    if updates and rows:
-        lines += [f"- trained: {counted(updates, 'update')} over {counted(rows, 'row')}"]
+    if taken.updates and (rows := _rows(taken.manifest)):
+        lines += [f"- trained: {counted(taken.updates, 'update')} over {counted(rows, 'row')}"]
     lines += [
         f"- versions: {', '.join(f'{escaped(name)} {code(value)}' for name, value in taken.versions.items())}",
         "",
@@ -91,6 +90,12 @@ def _section(taken: Taken, measured: bool) -> list[str]:
     lines += ["| file | sha256 |", "| --- | --- |"]
     lines += [f"| {code(visible(name))} | {code(digest)} |" for name, digest in taken.files.items()]
     return [*lines, "", "## Limits", "", LIMITS] if taken.manifest else lines
+
+
+def _rows(manifest: Mapping[str, Any]) -> int | None:
+    """The training rows; of --recipe rft those of its last training, the model's own answers among them."""
+    rows: int | None = (manifest.get("trained") or {}).get("rows") or (manifest.get("rows") or {}).get("train")
+    return rows
 
 
 def _digests(found: object) -> str:

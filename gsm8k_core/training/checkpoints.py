@@ -152,6 +152,14 @@ def newest(checkpoints: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def update_of(model: Path) -> int | None:
+    """The update that a checkpoint's model/ is of; None of any other folder, and where its record is damaged."""
+    try:
+        return _read_record(model.parent).update
+    except DataError:
+        return None
+
+
 def prune(checkpoints: Path, keep: int) -> list[Path]:
     """Removes the oldest whole checkpoints beyond `keep`, and what killed processes left; returns the former.
 

@@ -40,6 +40,7 @@ class _Preflight(Stored):
 class _Rows(Stored):
     """The training rows."""
 
+    train: Count | None = None
     preflight: _Preflight | None = None
 
 
@@ -163,6 +164,13 @@ class _Events(Stored):
 def check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Raises DataError for a value of run.json that is not what a run writes there."""
     stored(_Manifest, manifest, path, ADVICE)
+
+
+def update_of_model(manifest: Mapping[str, Any]) -> int | None:
+    """The update that a run's model/ is of; None while one takes the place of another."""
+    ended = (manifest.get("outcome") or {}).get("updates")  # all that a run of an older version says
+    update: int | None = manifest.get("model_update", ended)
+    return update
 
 
 def check_facts(path: Path, facts: Mapping[str, Any], events: Iterable[Mapping[str, object]]) -> None:

@@ -198,8 +198,11 @@ def test_a_run_is_exported_into_itself_with_its_dtype_its_prompt_and_its_card(
     assert any(np.any(exact[name] != kept[name]) for name in exact)
     manifest = json.loads((tmp_path / "one/run.json").read_text())
     assert manifest["choices"]["saved"]["name"] == "bfloat16"
-    assert run("export", newest, "--to", "merged").returncode == 0
-    assert own_dtype(tmp_path / f"one/export/{newest.name}-merged") == "bfloat16"
+    first = newest.with_name("update-000001")
+    assert run("export", first, "--to", "merged").returncode == 0
+    early = tmp_path / f"one/export/{first.name}-merged"
+    assert own_dtype(early) == "bfloat16"
+    assert f"1 update over {manifest['rows']['train']} rows" in (early / "README.md").read_text()
     done = run("export", "one", "--to", "gguf", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["export"] == "one/export/gguf-f16"

@@ -65,6 +65,10 @@ def test_the_best_is_kept_over_a_resume_where_it_is_whole(
     flags = ("--backend", "torch", *MEASURED[:-1], "1e-9")  # a rate that changes no answer: update 2 stays the best
     assert train(tmp_path / "whole", *flags).returncode == 0
     best = manifest(tmp_path / "whole")["best"]
+    if damage == "none":  # its card tells of its own updates, and not of the run's
+        export = ("export", tmp_path / "whole/best", "--to", "merged", "--output-dir", tmp_path / "out")
+        assert run(*export).returncode == 0
+        assert f"- trained: {best['update']} updates over " in (tmp_path / "out/README.md").read_text()
     folder = killed(tmp_path / "whole", 4, tmp_path / "killed")
     if damage == "a bit":
         flip(folder / "best/model.safetensors")
