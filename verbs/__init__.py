@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from gsm8k_core.clock import RunClock
 from gsm8k_core.command import typed
@@ -60,10 +59,13 @@ def as_many_as_it_reads(context: int | None) -> list[str]:
     return ["--max-new-tokens", str(context)] if context is not None and context < LONGEST_ANSWER else []
 
 
-def say_export(run: Path, few: Sequence[str], terminal: Terminal) -> str:
-    """How to take the model of a run to another program: the command. `few`: see as_many_as_it_reads."""
-    command = shlex.join([*typed().split(), "export", str(run), "--to", "ollama"])
+def say_export(model: str, few: Sequence[str], terminal: Terminal) -> str:
+    """How to take a run's model to another program: the command. `model`: the run, its best/ or a checkpoint of it.
+
+    `few`: see as_many_as_it_reads.
+    """
+    command = shlex.join([*typed().split(), "export", model, "--to", "ollama"])
     terminal.say(f"export   {command}   (or merged, mlx, gguf)")
-    talk = [*typed().split(), "chat", "--model", str(run), *few]
+    talk = [*typed().split(), "chat", "--model", model, *few]
     terminal.say(f"talk     {shlex.join(talk)}")
     return command

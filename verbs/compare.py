@@ -171,7 +171,7 @@ def _finish(
     page, card = write_both(made, folder, comparison, (base.records, trained.records), terminal.say)
     terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}\ncard     {card}")
     files = {"file": str(folder / COMPARISON), "page": str(page), "card": str(card)}
-    take = {"export": say_export(made.run, few, terminal)} if made.run else {}
+    take = {"export": say_export(str(trained.summary["model"]), few, terminal)} if made.run else {}
     terminal.result({**comparison, **files, **take})
     return page
 

@@ -232,6 +232,8 @@ def test_the_best_model_does_not_replace_what_the_run_left(
         found = json.loads((folder / "model_comparison.json").read_text())["trained"]
         ended = None if name else {"update": 3, "save": None}  # of an older version, which named no save
         assert (found["model"], found["run"]) == (str(trained / name), ended)
+        take = [f"export   python cli.py export {trained / name} --to ollama   (or merged, mlx, gguf)"]
+        assert [line for line in done.stdout.splitlines() if line.startswith("export ")] == take
     scored = run("eval", "--model", trained / "best", "--max-samples", 4, *PLACE)
     assert f"--trained-model {trained / 'best'}" in scored.stdout
 

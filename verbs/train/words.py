@@ -202,7 +202,7 @@ def say_outcome(job: Job, folder: Path, model: Path, best: Path, result: dict[st
     few = as_many_as_it_reads(job.source.model.context)
     follow = shlex.join([*typed().split(), "compare", *named, "--trained-model", str(folder), *few])
     terminal.say(f"next     {follow}")
-    take = say_export(folder, few, terminal)
+    take = say_export(str(folder), few, terminal)
     terminal.result({"run": str(folder), "model": str(model), "next": follow, "export": take, **result})
 
 
