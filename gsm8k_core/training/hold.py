@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from gsm8k_core.types import StorageError
 
 LOCK = ".lock"
+ELSEWHERE = "give another --output-dir"
 LONGEST_PATH = 1024  # bytes; macOS's MAXPATHLEN
 
 
@@ -21,7 +22,7 @@ class Hold:
     as a file in it is open, and the lock is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, advice: str = ELSEWHERE) -> None:
         """Takes hold. Raises StorageError where another process has it, or it cannot be written."""
         self.folder = folder
         self._open: int | None = None
@@ -34,7 +35,7 @@ class Hold:
         except Timeout:
             raise StorageError(f"{folder} is in use by another process {_advice(folder)}") from None
         except OSError as error:
-            raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+            raise StorageError(f"{folder} cannot be written ({error.strerror}); {advice}") from error
 
     def release(self) -> None:
         """Let go before the process ends."""

@@ -57,12 +57,13 @@ from gsm8k_core.models.folder import RUN_PHASES, RUN_RECORD, run_of_phase
 from gsm8k_core.problems.overlap import QUESTIONS
 from gsm8k_core.training.best import read_label
 from gsm8k_core.training.checkpoints import newest, sweep
-from gsm8k_core.training.hold import LOCK, Hold
+from gsm8k_core.training.hold import ELSEWHERE, LOCK, Hold
 from gsm8k_core.training.manifest import check_manifest
 from gsm8k_core.training.pilot import STOP_BUDGET
 from gsm8k_core.types import DataError, StorageError, UsageError
 
 SCHEMA = 1
+RESUME_ELSEWHERE = "make it writable, or copy the run and resume the copy"
 MANIFEST = RUN_RECORD
 ROLLOUTS = RUN_PHASES
 FOLDERS = ("model", "mlx-adapter", "base", "best", "checkpoints", "logs", ROLLOUTS)
@@ -296,9 +297,9 @@ def reopen(folder: Path) -> Run:
     if read_manifest(folder) is None:
         what = "has no run.json that can be read" if folder.exists() else "does not exist"
         raise UsageError(f"--resume {folder}: it {what}; give a run's folder (python cli.py runs lists them)")
-    check_writable(folder)
+    check_writable(folder, RESUME_ELSEWHERE)
     refuse_links(*(folder / name for name in PARTS))
-    hold = Hold(folder)
+    hold = Hold(folder, RESUME_ELSEWHERE)
     run = Run(folder, read_manifest(folder) or {}, hold)
     with run.let_go_on_error():
         check_manifest(folder / MANIFEST, run.manifest)
@@ -341,14 +342,14 @@ def _is_finished(manifest: Mapping[str, Any]) -> bool:
     return manifest.get("status") == "done" or (manifest.get("status") == "stopped" and in_time)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, advice: str = ELSEWHERE) -> None:
     """Raises StorageError unless files can be made in `folder`, or it can be made. Leaves nothing."""
     try:
         parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); give another --output-dir") from error
+        raise StorageError(f"{folder} cannot be written ({error.strerror}); {advice}") from error
 
 
 def check_free(folder: Path) -> None:

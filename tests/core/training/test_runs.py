@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gsm8k_core.files import write_json
-from gsm8k_core.training.runs import code_hash, create, default_folder, read_manifest, run_of_model
+from gsm8k_core.training.runs import code_hash, create, default_folder, read_manifest, reopen, run_of_model
 from gsm8k_core.types import StorageError
 
 
@@ -50,6 +50,24 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match="give another --output-dir"):
         create(tmp_path / "file" / "run", {})
+
+
+@pytest.mark.parametrize("place", ["runs.tempfile.TemporaryFile", "hold._name"])
+def test_a_run_that_cannot_be_written_is_copied_and_the_copy_resumed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another --output-dir is no way out for one that goes on."""
+    create(tmp_path / "run", {}).release()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(f"gsm8k_core.training.{place}", refuse)
+    why = r"cannot be written \(Permission denied\)"
+    with pytest.raises(StorageError, match=rf"{why}; make it writable, or copy the run and resume the copy$"):
+        reopen(tmp_path / "run")
+    with pytest.raises(StorageError, match=rf"{why}; give another --output-dir$"):
+        create(tmp_path / "other", {})
 
 
 def test_two_runs_in_the_same_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
