@@ -84,10 +84,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); download or save the model again") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the folder") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}); {advice(error, 'check the folder')}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no JSON object; download or save the model again")
     return value
+
+
+def advice(error: Exception, otherwise: str) -> str:
+    """What to do about a file that cannot be read: where the system denies it, its content is not to blame."""
+    return "check its rights" if isinstance(error, PermissionError) else otherwise
 
 
 def _no_constants(name: str) -> None:

@@ -21,7 +21,7 @@ from gsm8k_core.config.fields import AUTO, parse_duration
 from gsm8k_core.config.talk import ServeConfig
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.doing import quiet
-from gsm8k_core.files import read_plain
+from gsm8k_core.files import advice, read_plain
 from gsm8k_core.models.find import Source
 from gsm8k_core.models.hub import human_size
 from gsm8k_core.serving.scheduler import Scheduler, Served
@@ -115,9 +115,8 @@ def _key_of_file(path: Path) -> str:
         return read_plain(path).decode("utf-8").strip()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UsageError(
-            f"--api-key-file {path} cannot be read ({reason}); give a file whose only line is the key"
-        ) from None
+        do = advice(error, "give a file whose only line is the key")
+        raise UsageError(f"--api-key-file {path} cannot be read ({reason}); {do}") from None
 
 
 def _check_packages() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from gsm8k_core.files import read_plain
+from gsm8k_core.files import advice, read_plain
 from gsm8k_core.types import DataError, UsageError
 
 MAX_BYTES = 1 << 16  # a file of every setting has a hundredth
@@ -51,7 +51,8 @@ def read_yaml(path: Path) -> dict[object, Any]:
         loader = _PlainLoader(text)
         values = loader.get_single_data()
     except OSError as error:
-        raise UsageError(f"--config {path} cannot be read ({error.strerror}); give a YAML file") from error
+        do = advice(error, "give a YAML file")
+        raise UsageError(f"--config {path} cannot be read ({error.strerror}); {do}") from error
     except DataError as error:
         raise UsageError(f"--config {error}") from None
     except UnicodeDecodeError:

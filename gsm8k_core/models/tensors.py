@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsm8k_core.files import advice
 from gsm8k_core.types import DataError
 
 if TYPE_CHECKING:
@@ -40,8 +41,12 @@ def check_safetensors(path: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open  # heavy: loads numpy
 
     try:
+        with path.open("rb"):  # safetensors says of a denied file that there is none
+            pass
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {advice(error, '')}") from None
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is cut short or damaged ({_size(path)}; {error}); copy or download it again") from None
     if not names:

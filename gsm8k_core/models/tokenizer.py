@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gsm8k_core.doing import doing
-from gsm8k_core.files import MAX_JSON_BYTES, check_strangers, make_folder, matching, names_hash, read_json
+from gsm8k_core.files import MAX_JSON_BYTES, advice, check_strangers, make_folder, matching, names_hash, read_json
 from gsm8k_core.models.trial import CPU_SECONDS
 from gsm8k_core.types import DataError, StorageError, UsageError, first_line
 
@@ -94,7 +94,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises plain Exception; the files belong to the model, not to us
         reason = f"{type(error).__name__}: {first_line(error)[:300]}"
-        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); download or save it again") from error
+        do = advice(error, "download or save it again")
+        raise DataError(f"the tokenizer in {folder} cannot be read ({reason}); {do}") from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
     return tokenizer  # type: ignore[no-any-return]

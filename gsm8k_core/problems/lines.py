@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from gsm8k_core.files import MAX_LINES_BYTES, open_plain
+from gsm8k_core.files import MAX_LINES_BYTES, advice, open_plain
 from gsm8k_core.types import DataError, first_line
 
 STDIN = Path("-")
@@ -69,7 +69,7 @@ def read_lines(path: Path, give: str) -> Iterator[tuple[str, str]]:
                 if text.strip():
                     yield where, text
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(name, error, give) from None
+        raise unreadable(name, error, give) from None
 
 
 def parse(line: str, where: str, give: str) -> Row:
@@ -122,7 +122,7 @@ def _elements(path: Path, give: str) -> Iterator[tuple[str, Row]]:
         with _opened(path) as file:
             yield from _Array(_texts(file, path, give), path, give)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(str(path), error, give) from None
+        raise unreadable(str(path), error, give) from None
 
 
 class _Array:
@@ -228,7 +228,7 @@ def _begins(path: Path, give: str) -> bytes:
         with _opened(path) as file:
             return file.read(1 << 12).removeprefix(MARK).lstrip()[:1]
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(str(path), error, give) from None
+        raise unreadable(str(path), error, give) from None
 
 
 def _refuse_bomb(path: Path, size: int) -> None:
@@ -236,9 +236,10 @@ def _refuse_bomb(path: Path, size: int) -> None:
         raise DataError(f"{path} unpacks to more than {MAX_LINES_BYTES >> 20} MiB; check where it comes from")
 
 
-def _unreadable(name: str, error: Exception, give: str) -> DataError:
+def unreadable(name: str, error: Exception, give: str) -> DataError:
+    """The error of a file that the system, or the library that unpacks it, gives nothing of."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)[:LONGEST_REASON]
-    return DataError(f"{name} cannot be read ({reason}); {give}")
+    return DataError(f"{name} cannot be read ({reason}); {advice(error, give)}")
 
 
 def _decoded(line: bytes, where: str, give: str) -> str:

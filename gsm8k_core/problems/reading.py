@@ -14,9 +14,9 @@ from typing import Any
 from gsm8k_core.config.fields import ProblemSettings
 from gsm8k_core.files import MAX_LINES_BYTES, open_plain
 from gsm8k_core.problems.gold import ended, plain_decimal
-from gsm8k_core.problems.lines import LONGEST_REASON, POINTER, first_bytes, read_objects
+from gsm8k_core.problems.lines import POINTER, first_bytes, read_objects, unreadable
 from gsm8k_core.problems.shapes import BadRowError, Columns, Shape, shape_of
-from gsm8k_core.types import DataError, Problem, counted, first_line
+from gsm8k_core.types import DataError, Problem, counted
 
 FORM = "give one JSON object a line, with question and answer"
 PARQUET = b"PAR1"
@@ -168,8 +168,7 @@ def _of_parquet(path: Path, columns: Columns) -> tuple[Shape, Rows]:
         try:
             yield from read()
         except (pyarrow.ArrowException, KeyError, OSError) as error:
-            reason = first_line(error)[:LONGEST_REASON]
-            raise DataError(f"{path} cannot be read ({reason}); remove it and download it again") from None
+            raise unreadable(str(path), error, "remove it and download it again") from None
 
     rows = guarded()
     return next(rows), rows

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from gsm8k_core import files
+from gsm8k_core.config.yaml_file import read_yaml
 from gsm8k_core.files import new_folder, read_json, sync, write_json
-from gsm8k_core.types import StorageError
+from gsm8k_core.models.tensors import check_safetensors
+from gsm8k_core.problems.lines import read_objects
+from gsm8k_core.problems.reading import RowOptions, read_problems
+from gsm8k_core.types import GSM8KError, StorageError
+from verbs.serve import _key_of_file
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -125,3 +134,34 @@ def test_what_safetensors_writes_has_the_rights_that_the_umask_leaves(tmp_path: 
     assert {path.name: path.stat().st_mode & 0o777 for path in files} == dict.fromkeys(
         ["model.safetensors", "moments.safetensors", "config.json"], rights
     )
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "a.json": read_json,
+    "a.yaml": read_yaml,
+    "a.key": _key_of_file,
+    "a.safetensors": check_safetensors,
+    "a.jsonl": lambda path: list(read_objects(path, "give a row a line")),
+    "a.parquet": lambda path: read_problems([path], "train", RowOptions()),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_the_system_denies_is_a_matter_of_its_rights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of what is in it."""
+
+    def denied(opens: Callable[..., Any]) -> Callable[..., Any]:
+        def open_(path: object, *more: Any, **options: Any) -> Any:
+            if str(path) == str(tmp_path / name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opens(path, *more, **options)
+
+        return open_
+
+    (tmp_path / name).write_bytes(b"{}")
+    for place in (os, io, builtins):
+        monkeypatch.setattr(place, "open", denied(place.open))
+    with pytest.raises(GSM8KError, match=rf"{name} cannot be read \(Permission denied\); check its rights$"):
+        READERS[name](tmp_path / name)

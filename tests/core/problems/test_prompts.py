@@ -193,6 +193,18 @@ def test_a_tokenizer_of_another_form_is_one_clear_error(content: str, folder: Pa
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_the_system_denies_is_a_matter_of_its_rights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    load_tokenizer(folder)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(.*Permission denied\); check its rights$"):
+        load_tokenizer(folder)
+
+
 def test_qwen_prompts_begin_with_the_named_system_turn(qwen_tokenizer: Path) -> None:
     rendering = ModelFolder(qwen_tokenizer).rendering
     (prompt,) = prompt_tokens(rendering, [PROBLEM])
