@@ -193,7 +193,11 @@ class RunPilot(Generic[Live]):
 
     def latest_end(self, update: int) -> float:
         """When `update` has to be done for all that must follow it to have time, in seconds of the run."""
-        return self._config.budget_seconds - self._last_measurement(spare=True) - self._ending(update)
+        return self._config.budget_seconds - sum(self.kept_after(update).values())
+
+    def kept_after(self, update: int) -> dict[str, float]:
+        """The seconds that all that must follow `update` has to have, by what it is."""
+        return {"the last measurement": self._last_measurement(spare=True), "saving": self._ending(update)}
 
     def left_early(self, live: Live) -> str:
         """End the run where the next update was not made, since a signal came or it had no time; gives the reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def test_a_budget_that_the_saving_has_no_room_in_leaves_a_run_to_go_on_with(
         patched.setattr("verbs.train.segment.write_seconds", lambda folder, size: 50.0)
         done = run("train", *flags, *SETTINGS, "--num-epochs", 1, "--max-samples", 16)
     assert done.returncode == 3, done.stderr
+    assert re.search(r" s are kept for the last measurement and [3-9] min \d\d s are kept for saving; ", done.stderr)
     assert f"nothing was trained, {out} has what the run made so far and no weights" in done.stderr
     assert manifest_of(out)["status"] == "failed"
     assert not (out / "model").exists()

@@ -150,14 +150,27 @@ def check_time(job: Job, model: OpenModel, elapsed: float) -> None:
         raise NoTimeError(no_time(job, elapsed, model.update_seconds, left))
 
 
-def no_time(job: Job, elapsed: float, update: float, left: str) -> str:
-    """What a run says that cannot do one update; `left` is what it leaves on the disk."""
-    one = f" and an update takes about {clock(update)}" if update else ""
-    enough = int(2 * (elapsed + 2 * update) / 60) + 1
+def no_time(job: Job, elapsed: float, update: float, left: str, kept: Mapping[str, float] | None = None) -> str:
+    """What a run says that cannot do one update; `left` is what it leaves on the disk.
+
+    `kept`: the seconds that what must follow the update has to have, by what it is.
+    """
+    after, parts = kept or {}, [f"{_tenths(elapsed)} are gone before it"]
+    if update:
+        parts.append(f"an update takes about {_tenths(update)}")
+    parts += [f"{_tenths(seconds)} are kept for {what}" for what, seconds in after.items() if seconds]
+    *first, last = parts
+    why = f"{', '.join(first)} and {last}" if first else last
+    enough = int(2 * (elapsed + 2 * update + sum(after.values())) / 60) + 1
     return (
-        f"--max-time {job.config.max_time} has no time for one update: {clock(elapsed)} are gone before it{one}; "
-        f"nothing was trained, {left}; give it more, such as --max-time {enough}m"
+        f"--max-time {job.config.max_time} has no time for one update: {why}; nothing was trained, {left}; "
+        f"give it more, such as --max-time {enough}m"
     )
+
+
+def _tenths(seconds: float) -> str:
+    """A short time with its tenth, so that a sum of them is the sum of what is shown."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else clock(seconds)
 
 
 def _plan_memory(job: Job, context: Context) -> Plan | None:

@@ -243,7 +243,7 @@ class Segment:
         if not done and self.interrupted():
             raise Interrupted
         if not done:
-            raise NoTimeError(no_time(self.job, self.elapsed(), 0.0, f"{self.run.whole.folder} has no weights"))
+            raise self._no_time(pilot, 0.0)
         return Outcome(pilot.left_early(self.model.backend), done)
 
     def _spent(self, pilot: RunPilot[Any]) -> bool:
@@ -257,12 +257,14 @@ class Segment:
         if pilot.begin() and self.elapsed() < job.config.budget_seconds:
             return False
         if not job.done:
-            left = (
-                f"{self.run.whole.folder} has what the run made so far and no weights "
-                f"(--resume {self.run.whole.folder} goes on with it)"
-            )
-            raise NoTimeError(no_time(job, self.elapsed(), self.model.update_seconds, left))
+            raise self._no_time(pilot, self.model.update_seconds)
         return True
+
+    def _no_time(self, pilot: RunPilot[Any], update: float) -> NoTimeError:
+        """Of a run that has its folder and could not do one update, which takes so many seconds."""
+        folder = self.run.whole.folder
+        left = f"{folder} has what the run made so far and no weights (--resume {folder} goes on with it)"
+        return NoTimeError(no_time(self.job, self.elapsed(), update, left, pilot.kept_after(1)))
 
     def _note_choices(self) -> None:
         """Say and keep what the backend chose, or counted, while it trained."""

@@ -112,6 +112,9 @@ def test_an_update_has_to_end_before_all_that_must_follow_it() -> None:
     made = Simulation(40, guard=BASE, final=3.0, save=2.0, max_time="100")
     spare = 1.25 * BASE.seconds
     assert made.pilot.latest_end(5) == pytest.approx(100 - max(spare, BASE.seconds + 1) - 3 - 2)
+    kept = made.pilot.kept_after(5)
+    assert (list(kept), kept["saving"]) == (["the last measurement", "saving"], 5)
+    assert made.pilot.latest_end(5) == 100 - sum(kept.values())
     assert made.pilot.latest_end(40) == made.pilot.latest_end(5) + 2  # behind the last one there is no checkpoint
 
 

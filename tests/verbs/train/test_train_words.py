@@ -16,6 +16,7 @@ from gsm8k_core.training.memory import fastest
 from gsm8k_core.types import Choice, StepEvent
 from verbs import say_choices
 from verbs.train import words
+from verbs.train.model import no_time
 from verbs.train.policy_words import advice
 from verbs.train.words import Narrator
 
@@ -43,6 +44,35 @@ def test_an_estimate_says_whether_the_budget_is_enough(seconds: float, enough: b
     Narrator(job, steps, terminal)(StepEvent("estimate", values))
     assert len(said) == 1
     assert said[0].endswith(f"on this machine; {ends}")
+
+
+@pytest.mark.parametrize(
+    ("update", "kept", "why", "enough"),
+    [
+        (0.0, None, "2.0 s are gone before it;", 1),
+        (0.04, None, "2.0 s are gone before it and an update takes about 0.0 s;", 1),
+        (
+            0.5,
+            {"the last measurement": 0.25, "saving": 75.0},
+            "2.0 s are gone before it, an update takes about 0.5 s, 0.2 s are kept for the last measurement and "
+            "1 min 15 s are kept for saving;",
+            3,
+        ),
+        (
+            0.0,
+            {"the last measurement": 0.0, "saving": 1.5},
+            "2.0 s are gone before it and 1.5 s are kept for saving;",
+            1,
+        ),
+    ],
+)
+def test_a_time_that_holds_no_update_is_said_in_parts_that_add_up(
+    update: float, kept: dict[str, float] | None, why: str, enough: int
+) -> None:
+    job: Any = SimpleNamespace(config=TrainConfig(max_time="3.5s"))
+    said = no_time(job, 2.0, update, "no folder was made", kept)
+    assert f"--max-time 3.5s has no time for one update: {why} nothing was trained, no folder was made;" in said
+    assert said.endswith(f"such as --max-time {enough}m")
 
 
 def test_a_warning_comes_with_the_answer_that_made_it() -> None:
