@@ -43,8 +43,9 @@ def _strict(value: object) -> object:
 class MetricsFile:
     """Appends each event to metrics.jsonl as it happens."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, run: Path | None = None) -> None:
+        """`run`: the one that goes on with it, where that is not the file's folder: of a phase, the whole run."""
+        self._path, self._run = path, run or path.parent
         try:
             self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
@@ -55,7 +56,7 @@ class MetricsFile:
         if not self._is_there():
             raise StorageError(
                 f"{self._path} was removed or moved while the run went on, and its lines would be lost; "
-                f"go on from what is saved with: python cli.py train --resume {self._path.parent}"
+                f"go on from what is saved with: python cli.py train --resume {self._run}"
             )
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")

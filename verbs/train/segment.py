@@ -167,7 +167,7 @@ class Segment:
         guard = self._guard(dev)
         if config.recipe == "sft" and not job.done and (line := recipe_line(guard)):
             terminal.say(line)
-        metrics = MetricsFile(self.run.metrics)
+        metrics = MetricsFile(self.run.metrics, self.run.whole.folder)
         with self._shown() as shown:
             narrator = Narrator(job, shown, terminal)
 

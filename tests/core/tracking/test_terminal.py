@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from gsm8k_core.tracking.table import table
 from gsm8k_core.tracking.terminal import MetricsFile, Screen, Steps, Terminal, clock, printable, wrapped
-from gsm8k_core.types import StepEvent, counted
+from gsm8k_core.types import StepEvent, StorageError, counted
 
 
 def test_each_event_is_one_line_of_strict_json(tmp_path: Path) -> None:
@@ -27,6 +29,18 @@ def test_each_event_is_one_line_of_strict_json(tmp_path: Path) -> None:
     events = [json.loads(line, parse_constant=refuse) for line in lines]
     assert events[0] == {"event": "update", "update": 1, "loss": 0.5}
     assert events[1]["loss"] == "nan"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed there")
+@pytest.mark.parametrize("phase", ["", "rollouts/warm"])
+def test_a_file_that_is_gone_is_said_with_the_run_that_goes_on(phase: str, tmp_path: Path) -> None:
+    path = tmp_path / phase / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics = MetricsFile(path, tmp_path) if phase else MetricsFile(path)
+    path.unlink()
+    with pytest.raises(StorageError, match=rf"go on from what is saved with: .* --resume {re.escape(str(tmp_path))}$"):
+        metrics(StepEvent("update", {"update": 1, "loss": 0.5}))
+    metrics.close()
 
 
 def test_control_characters_are_replaced() -> None:
