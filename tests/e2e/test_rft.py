@@ -35,6 +35,7 @@ from tests.e2e.test_segments import float16_everywhere as float16_everywhere
 from tests.e2e.test_segments import heavy, loud, spoil
 from tests.launched import are_gone, launch
 from tests.waiting import CEILING, wait_for
+from verbs.runs import describe
 from verbs.train import rounds, sampler, segment, verb
 
 RATIONALES, SAMPLES, KEEP = 30, 3, 2
@@ -310,6 +311,9 @@ def test_a_signal_while_the_model_answers_stops_the_run_and_it_goes_on(
     stopped = Trained(folder)
     assert (stopped.manifest["status"], stopped.manifest["outcome"]["reason"]) == ("stopped", "interrupted")
     assert len(stopped.lines(1)) == 64 + 20  # a whole block, and what had ended of the next one
+    listed = describe(folder)
+    assert (listed["place"], listed["phase"]) == ("sample-1", "warm")
+    assert listed["seconds"] >= stopped.lines(1)[-1]["seconds"] > 0
     assert run("train", "--resume", folder).returncode == 0
     assert texts(stopped) == texts(broken)
 

@@ -147,7 +147,7 @@ def _train(
                 segment = Segment(job, model, run, context, trackers, interrupted, changed=bool(context.link.killed_by))
             outcome, pilot = segment.train_on()
         except Interrupted:
-            run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED})
+            run.record(status="stopped", outcome={"reason": STOP_INTERRUPTED, "seconds": _elapsed(job, context)})
             return None
         if outcome.reason == STOP_INTERRUPTED:
             context.terminal.say("stopping: the model is being saved; another signal quits at once")
