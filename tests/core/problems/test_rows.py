@@ -111,9 +111,10 @@ def test_a_folder_with_only_a_tokenizer_is_enough(tokenizer_folder: Path) -> Non
     assert resolve_tokenizer(str(tokenizer_folder), quiet).folder == tokenizer_folder
 
 
-def test_a_run_folder_means_its_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", ["run.json", "checkpoint.json"])
+def test_a_run_folder_means_its_model_and_so_does_a_checkpoint(record: str, tmp_path: Path) -> None:
     tiny.make(tmp_path / "run" / "model")
-    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / record).write_text("{}")
     assert resolve_tokenizer(str(tmp_path / "run"), quiet).folder == tmp_path / "run" / "model"
 
 
