@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -77,10 +77,37 @@ class MetricsFile:
 
 
 class Screen(Console):
-    """rich's console, which hides no cursor below a bar: a kill would leave it hidden."""
+    """rich's console, which hides no cursor below a bar: a kill would leave it hidden.
+
+    rich takes a terminal that knows no codes for one of 80 columns; here it has those that it has.
+    """
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        if not self.is_dumb_terminal:
+            return found
+        return ConsoleDimensions(self._width or _columns(self.file) or found.width, found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size  # the first is COLUMNS from the beginning, where that is set
+
+
+def _columns(file: IO[str]) -> int:
+    """Of the terminal that it is; 0 where the system does not say."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def room_of(console: Console) -> int | None:
+    """Columns of a terminal, or COLUMNS where that is set; None in a file or a pipe."""
+    return console.width if console.is_terminal or os.environ.get("COLUMNS") else None
 
 
 def can_draw(console: Console) -> bool:
@@ -113,7 +140,7 @@ class Terminal:
     @property
     def room(self) -> int | None:
         """Columns of a terminal, or COLUMNS where that is set; None in a file or a pipe."""
-        return self.console.width if self.console.is_terminal or os.environ.get("COLUMNS") else None
+        return room_of(self.console)
 
     def doing(self, what: str) -> None:
         """Name the step that is at work, where nothing else is shown."""
@@ -233,10 +260,17 @@ class Steps:
             if self._bar and self._task is not None:
                 self._bar.update(self._task, completed=self._done, note=note or f"{self.left(self._done)} to go")
             elif due:
-                at = f"{time.strftime('%H:%M:%S')} after {clock(time.monotonic() - self._begun)}"
-                self._console.print(Text(f"{self._what} {self._done}/{self._total}  {at}  {note}".rstrip()))
+                self._console.print(Text(self._line(note, room_of(self._console))))
         except (OSError, SystemExit):  # the terminal is gone; the run is not
             self._bar, self._total = None, sys.maxsize
+
+    def _line(self, note: str, room: int | None) -> str:
+        """What is plainly said of a step: with both its times, where a terminal has room for them."""
+        what, at = f"{self._what} {self._done}/{self._total}", time.strftime("%H:%M:%S")
+        whole = f"{what}  {at} after {clock(time.monotonic() - self._begun)}  {note}".rstrip()
+        if room is None or len(whole) <= room:
+            return whole
+        return wrapped(f"{what}  {note}".rstrip(), room)
 
     def resize(self, total: int) -> None:
         """Another number of steps in all."""

@@ -200,6 +200,35 @@ def test_where_no_bar_can_be_drawn_there_are_lines(
     assert capsys.readouterr().err.startswith("row 1/2  ")
 
 
+class Dumb(io.StringIO):
+    """A terminal of 36 columns that knows no codes."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 77
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("", 36), ("30", 30)])
+def test_a_terminal_without_codes_has_its_own_width(columns: str, widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((36 if number == 77 else 99, 24)))
+    terminal, out = Terminal(json_only=False), Dumb()
+    terminal.console = Screen(file=out, highlight=False, soft_wrap=True)
+    terminal.say("model    " + "word " * 20)
+    terminal.table(["rule", "base", "points"], COMPARED)
+    with Steps("update", 2, terminal.console) as steps:
+        steps.advance("loss 3.832  0.3 s, 34 s to go, budget 1 h 59 min")
+    lines = out.getvalue().splitlines()
+    assert widest - 9 < max(map(len, lines)) <= widest
+    assert {"a longer rule", "  points  +0.0"} <= set(lines)
+    assert any(line.startswith("update 1/2  loss ") for line in lines)  # the times had no room
+    terminal.console.size = (20, 10)
+    assert terminal.room == 20
+
+
 def test_a_bar_of_what_goes_on_begins_where_it_is() -> None:
     terminal = Terminal(json_only=False)
     out = io.StringIO()
