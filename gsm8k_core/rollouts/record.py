@@ -3,12 +3,13 @@
 RUN/rollouts/round-1/
     key.json         what decides the answers: the weights that gave them, the problems, how they were drawn
     records.jsonl    one answer a line, in the order in which they ended
-    selected.jsonl   the answers that were kept, for a person; written when the round has been sampled
+    selected.jsonl   the answers that are kept, of all rounds so far; written when the round has been sampled
     round.json       its counts (tally.py); its being there says that no answer is to follow
 
 Of a line that is read again only what was drawn is believed: the text is decoded and the verdict made anew. Of a round
-that is done the verdict is believed as well: a later version may judge otherwise, and what was kept, and trained on,
-stays what it was.
+that is done the verdict is believed as well, and what was kept: a later version may judge otherwise, or take other
+equations for the same, and what was trained on stays what it was. Its equations are read anew, as the human answers'
+are: the two are only compared in what a later round keeps.
 """
 
 from __future__ import annotations
@@ -83,15 +84,20 @@ class _Judged(_Line):
     verified: bool | None = None
     reason: str | None = None
     gold_right: bool | None = None
-    chain: list[str] | None = None
 
     def settled(self, rollout: Rollout) -> Rollout:
         """The answer with the verdict of its line, where that has one."""
-        if self.verified is None or self.reason is None or self.gold_right is None or self.chain is None:
+        if self.verified is None or self.reason is None or self.gold_right is None:
             return rollout
-        claims = rollout.verdict.claims
-        verdict = Verification(self.verified, self.reason, tuple(self.chain), claims, self.gold_right)
-        return replace(rollout, verdict=verdict)
+        found = replace(rollout.verdict, verified=self.verified, reason=self.reason, gold_right=self.gold_right)
+        return replace(rollout, verdict=found)
+
+
+class _Selected(Stored):
+    """A line of selected.jsonl."""
+
+    id: str
+    sample: Count
 
 
 class _Key(Stored):
@@ -192,6 +198,29 @@ def read_records(
             raise DataError(f"{where}: {row.id}, sample {row.sample} is there twice; {advice}")
         found[rollout.ask] = rollout
     return list(found.values())
+
+
+def read_selected(path: Path, answers: Iterable[Rollout]) -> dict[str, list[Rollout]]:
+    """Those of `answers` that a round which is done says are kept, by problem, in the order in which they were taken.
+
+    Raises DataError where it is gone, or names an answer that is not there, twice, or without an end.
+    """
+    try:
+        lines = content_of(path).splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path} is gone; {BACK}") from None
+    left = {each.ask: each for each in answers if each.completion.end_token is not None}
+    found: dict[str, list[Rollout]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = stored(_Selected, json.loads(line), f"{path}:{number}", BACK)
+        except (ValueError, RecursionError):
+            raise DataError(f"{path}:{number}: damaged record; {BACK}") from None
+        kept = left.pop(Ask(row.id, row.sample), None)
+        if kept is None:
+            raise DataError(f"{path}:{number}: {_short(row.id)}, sample {row.sample} cannot be kept (again); {BACK}")
+        found.setdefault(row.id, []).append(kept)
+    return found
 
 
 def last_seconds(path: Path) -> float:

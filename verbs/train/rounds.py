@@ -8,6 +8,7 @@ Segment of its own, in the folder of its round; its checkpoint goes when the ans
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from gsm8k_core.rollouts.progress import (
     folder_of,
     round_folders,
 )
-from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Appender, Rollout
+from gsm8k_core.rollouts.record import RECORDS, ROUND, SELECTED, Appender, Rollout, read_selected
 from gsm8k_core.rollouts.round import Round
 from gsm8k_core.rollouts.schedule import (
     FEWEST_RIGHT,
@@ -96,6 +97,7 @@ class Rounds:
     interrupted: Callable[[], bool]
     weights: str = FIRST  # which the model holds now: those, or a training phase's name
     answers: dict[int, list[Rollout]] = field(default_factory=dict)  # of each round
+    kept: dict[int, dict[str, list[Rollout]]] = field(default_factory=dict)  # when a round was done: of all until then
     after: float = 0.0  # seconds that are kept for what follows the phases
     reserve: float = 0.0  # seconds of the save, and of the end of the run
     opening: float = 0.0  # seconds that it takes to open the model for a training, and to rehearse it
@@ -346,6 +348,7 @@ class Rounds:
             counts = (each for each in self.run.manifest.get(ROUNDS, ()) if each["round"] == number)
             answered = next((int(each["answered"]) for each in counts), None)
             self.answers[number] = self.sampler.read_closed(folder, answered)
+            self.kept[number] = read_selected(folder / SELECTED, itertools.chain(*self.answers.values()))
             self._drop(weights)
             return
         self._hold(weights)
@@ -366,7 +369,7 @@ class Rounds:
 
     def _answer(self, number: int, path: Path, timed: Timed) -> None:
         """Ask until all is asked or the time is over; with half as many at once where memory runs out."""
-        earlier = [each for known in self.answers.values() for each in known]
+        earlier = list(itertools.chain(*self.answers.values()))
 
         def later() -> float:
             return self._sampling_end(number, timed)
@@ -405,6 +408,7 @@ class Rounds:
         """The round's counts and its kept answers on the disk; then it is done."""
         self._decide_verify(self.answers[number], ended=True)
         kept, answers, samples = self._kept(), self.answers[number], self.config.samples
+        self.kept[number] = kept
         ours = [each for found in kept.values() for each in found if each.sample // samples == number - 1]
         first = [each for each in answers if each.sample == (number - 1) * samples]
         if len(first) < len(self.sampler.problems):
@@ -444,7 +448,9 @@ class Rounds:
         return self.chains
 
     def _kept(self) -> dict[str, list[Rollout]]:
-        """The answers of all rounds so far that are kept, by problem."""
+        """The answers of all rounds so far that are kept, by problem; where the newest is done, those that it noted."""
+        if (noted := self.kept.get(max(self.answers, default=0))) is not None:
+            return noted
         prompts, limit = self.sampler.prompts, self.config.max_length
 
         def fits(each: Rollout) -> bool:

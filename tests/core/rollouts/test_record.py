@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from gsm8k_core.rollouts import record
-from gsm8k_core.rollouts.record import Appender, Rollout, as_line, judged, last_seconds, read_key, read_records
+from gsm8k_core.rollouts.record import (
+    Appender,
+    Rollout,
+    as_line,
+    judged,
+    last_seconds,
+    read_key,
+    read_records,
+    read_selected,
+)
+from gsm8k_core.rollouts.selection import as_lines
 from gsm8k_core.scoring.verify import Mode
 from gsm8k_core.types import Completion, DataError, StorageError
 from tests.core.rollouts.script import END, NO_STEP, OTHER, RIGHT, WRONG, WRONG_STEP, decode, encode, problem
@@ -104,18 +114,40 @@ def test_of_a_round_that_is_done_the_verdict_of_its_line_stands(tmp_path: Path) 
     """An older version judged otherwise, and what it kept was trained on."""
     path = write(tmp_path / "records.jsonl", rollout(RIGHT))
     row = json.loads(path.read_text())
-    path.write_text(json.dumps(row | {"verified": False, "reason": "as then", "gold_right": False, "chain": ["3+2"]}))
+    path.write_text(json.dumps(row | {"verified": False, "reason": "as then", "gold_right": False, "chain": ["5=5"]}))
     with path.open("a") as file:
         file.write("\n")
     (found,) = read(path, done=True)
     assert (found.verified("steps"), found.verified("gold"), found.refusal("gold")) == (False, False, "as then")
-    assert (found.chain, found.wrong_step, found.text) == (("3+2",), False, RIGHT)
+    assert (found.chain, found.wrong_step, found.text) == (("2+3",), False, RIGHT)  # as the human ones' are read now
     assert read(path) == [rollout(RIGHT)]
     path.write_text(json.dumps({name: value for name, value in row.items() if name != "gold_right"}) + "\n")
     assert read(path, done=True) == [rollout(RIGHT)]  # it says none
     path.write_text(json.dumps(row | {"gold_right": "yes"}) + "\n")
     with pytest.raises(DataError, match=r"records\.jsonl:1: gold_right must be .*; bring the file back"):
         read(path, done=True)
+
+
+def test_what_a_round_that_is_done_kept_is_read_back_in_the_order_in_which_it_was_taken(tmp_path: Path) -> None:
+    """Whatever their chains are today; what could not have been kept is refused, and a file that is gone."""
+    path, unended = tmp_path / "selected.jsonl", rollout(RIGHT, 3, "length")
+    answers = [rollout(RIGHT, 0), rollout(RIGHT, 1), rollout(WRONG, 2), unended]
+    path.write_bytes(as_lines({"train-3": [answers[1], answers[0]]}))
+    assert read_selected(path, answers) == {"train-3": [answers[1], answers[0]]}
+    path.write_bytes(b"")
+    assert read_selected(path, answers) == {}
+    for wrong in ([answers[0], answers[0]], [unended], [rollout(RIGHT, 9)]):
+        path.write_bytes(as_lines({"train-3": wrong}))
+        with pytest.raises(
+            DataError, match=r"selected\.jsonl:[12]: 'train-3', sample [039] cannot be kept.*; bring the"
+        ):
+            read_selected(path, answers)
+    path.write_text("[")
+    with pytest.raises(DataError, match=r"selected\.jsonl:1: damaged record; bring the file back"):
+        read_selected(path, answers)
+    path.unlink()
+    with pytest.raises(DataError, match=r"selected\.jsonl is gone; bring the file back, or start a new run"):
+        read_selected(path, answers)
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:

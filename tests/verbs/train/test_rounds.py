@@ -15,7 +15,8 @@ import pytest
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.rollouts.progress import Progress, Timed
-from gsm8k_core.rollouts.record import RECORDS, Appender, judged
+from gsm8k_core.rollouts.record import RECORDS, SELECTED, Appender, judged
+from gsm8k_core.rollouts.selection import as_lines
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import Choice, Completion, DataError, DeviceLostError, OutOfMemoryError, UsageError
 from tests.core.rollouts.script import END, NO_STEP, RIGHT, decode, encode, problem
@@ -46,7 +47,7 @@ def made(config: TrainConfig, **known: Any) -> Rounds:
     """Rounds without a model and without a folder."""
     rounds = object.__new__(Rounds)
     nothing: dict[str, Any] = dict.fromkeys(("after", "reserve", "opening", "update", "pace"), 0.0)
-    nothing |= {"progress": Progress(), "answers": {}}
+    nothing |= {"progress": Progress(), "answers": {}, "kept": {}}
     for name, value in ({"job": Job(config)} | nothing | known).items():
         setattr(rounds, name, value)
     return rounds
@@ -218,17 +219,27 @@ def test_what_was_written_before_it_was_decided_by_what_answers_are_verified_say
 
 
 def test_a_round_that_is_done_is_read_as_it_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [judged(problem("train-0"), 0, Completion(encode(RIGHT), "stop", END), decode, 1.0)]
-    Appender(tmp_path / RECORDS, answers, lambda: "steps").close()
-    row = json.loads((tmp_path / RECORDS).read_text()) | {"verified": False, "gold_right": False}
-    (tmp_path / RECORDS).write_text(json.dumps(row) + "\n")
+    """By an older version: what it kept stays the rows, whatever is verified today, and of which chain."""
+    folder = tmp_path / "rollouts" / "round-1"
+    folder.mkdir(parents=True)
+    answers = [judged(problem("train-0"), at, Completion(encode(RIGHT), "stop", END), decode, 1.0) for at in range(3)]
+    Appender(folder / RECORDS, answers, lambda: "steps").close()
+    rows = [json.loads(line) | {"verified": False} for line in (folder / RECORDS).read_text().splitlines()]
+    (folder / RECORDS).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / SELECTED).write_bytes(as_lines({"train-0": answers[:0:-1]}))
     monkeypatch.setattr(Sampler, "check_key", lambda *unused: None)
     rendering = SimpleNamespace(text=decode)
     source = SimpleNamespace(model=SimpleNamespace(vocabulary=200, rendering=rendering))
     job: Any = SimpleNamespace(rows=SimpleNamespace(asked=[(problem("train-0"), ())]), source=source)
     sampler = Sampler(job, SimpleNamespace(), lambda: 0.0, lambda: False, lambda: "steps")  # type: ignore[arg-type]
-    assert [each.verified("steps") for each in sampler.read_closed(tmp_path, 1)] == [False]
-    assert [each.verified("steps") for each in sampler.read(tmp_path / RECORDS)] == [True]
+    progress, run = Progress(done=("sample-1",)), Run(tmp_path, {"rollouts": [{"round": 1, "answered": 3}]})
+    rounds = made(TrainConfig(recipe="rft", keep=1), progress=progress, run=run, sampler=sampler)
+    rounds._sample(1)
+    assert [each.verified("steps") for each in rounds.answers[1]] == [False] * 3
+    assert [each.verified("steps") for each in sampler.read(folder / RECORDS)] == [True] * 3
+    assert [each.sample for each in rounds._kept()["train-0"]] == [2, 1]
+    rounds.answers[2] = [answers[0]]  # of a round that is not done
+    assert [each.sample for each in rounds._kept()["train-0"]] == [0]
 
 
 def test_own_answers_alone_are_not_replaced_by_human_ones(monkeypatch: pytest.MonkeyPatch) -> None:
