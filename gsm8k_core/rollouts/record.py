@@ -73,6 +73,11 @@ class _Line(StoredAnswer):
 
     seconds: Seconds
 
+    @property
+    def said_right(self) -> bool:
+        """Whether it is believed that the answer may be trained on."""
+        return False
+
     def settled(self, rollout: Rollout) -> Rollout:
         """The answer as it was judged now."""
         return rollout
@@ -84,6 +89,10 @@ class _Judged(_Line):
     verified: bool | None = None
     reason: str | None = None
     gold_right: bool | None = None
+
+    @property
+    def said_right(self) -> bool:
+        return bool(self.verified or self.gold_right)
 
     def settled(self, rollout: Rollout) -> Rollout:
         """The answer with the verdict of its line, where that has one."""
@@ -259,6 +268,10 @@ def _completion_of(row: _Line, problems: Mapping[str, Problem], vocabulary: int)
         raise _Unwritten(str(error)) from None
     if (highest := max(completion.ids, default=0)) >= vocabulary:
         raise _Unwritten(f"token {_short(highest)}, and the model knows only {vocabulary}")
+    if row.finish_reason == "stop" and row.end_token is None:
+        raise _Unwritten("finish_reason is stop, and there is no end token")
+    if row.said_right and row.finish_reason != "stop":
+        raise _Unwritten(f"verified or gold_right, and finish_reason is {row.finish_reason}")
     return completion
 
 

@@ -170,6 +170,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sample": "0"}, "sample must be a whole number"),
     ({"seconds": -1.0}, "seconds"),
     ({"finish_reason": "magic"}, "finish_reason"),
+    ({"end_token": None}, "finish_reason is stop, and there is no end token"),
 ]
 
 
@@ -177,10 +178,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_a_line_that_no_run_writes_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = write(tmp_path / "records.jsonl", rollout(RIGHT))
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
-    with pytest.raises(DataError, match=said) as caught:
-        read(path)
-    assert f"{path}:1" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for done, advice in ((False, record.AGAIN), (True, record.BACK)):
+        with pytest.raises(DataError, match=said) as caught:
+            read(path, done)
+        assert f"{path}:1" in str(caught.value)
+        assert str(caught.value).endswith(advice)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["verified", "gold_right"])
+def test_no_answer_of_a_round_that_is_done_is_right_without_an_end(tmp_path: Path, name: str) -> None:
+    """It would teach none. A line that is judged anew is refused by its tokens."""
+    path = write(tmp_path / "records.jsonl", rollout(RIGHT, finish="length"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: True}) + "\n")
+    with pytest.raises(
+        DataError, match=r":1: verified or gold_right, and finish_reason is length; bring the file back"
+    ):
+        read(path, done=True)
+    assert not read(path)[0].verified("gold")
 
 
 @pytest.mark.parametrize("line", ["[]", "{", "[" * 100_000, "\x00", "null"])
