@@ -58,6 +58,7 @@ class StoredProgress(Stored):
     together: Annotated[int, Field(ge=1, le=4096)] | None = None
     updates: dict[Name, Count] = Field(default_factory=dict)
     left_open: Seconds | None = None
+    clearing: bool = False
 
     @pydantic.field_validator("decisions")
     @classmethod
@@ -123,6 +124,7 @@ class Progress:
     together: int | None = None  # answers decoded at once, where memory was short for more
     updates: Mapping[str, int] = field(default_factory=dict)  # of each training phase that is done
     left_open: float | None = None  # the --max-time, in seconds, that was too short to say whether sampling pays
+    clearing: bool = False  # whether it was taken up, and what had followed may still be on the disk
 
     def decided(self, name: str) -> str | None:
         """What was decided; None where that is still to come."""
@@ -167,7 +169,7 @@ class Progress:
         again = {"pays", "rounds", "verify"} | ({"warm"} if warm == 0 else set())
         decisions = {name: choice for name, choice in self.decisions.items() if name not in again}
         done, updates = (("warm",), {"warm": warm}) if warm else ((), {})
-        return replace(self, done=done, updates=updates, decisions=decisions, phase=None, left_open=None)
+        return replace(self, done=done, updates=updates, decisions=decisions, phase=None, left_open=None, clearing=True)
 
     def as_json(self) -> dict[str, Any]:
         """For run.json."""
@@ -180,6 +182,7 @@ class Progress:
             "together": self.together,
             "updates": dict(self.updates),
             "left_open": self.left_open,
+            "clearing": self.clearing,
         }
 
     @classmethod
@@ -197,4 +200,5 @@ class Progress:
             values.get("together"),
             values.get("updates", {}),
             values.get("left_open"),
+            values.get("clearing", False),
         )

@@ -150,27 +150,29 @@ class Rounds:
             number += 1
 
     def _take_up(self) -> None:
-        """Do anew what a shorter --max-time left open: what followed goes, from the disk first.
+        """Do anew what a shorter --max-time left open; what followed goes.
 
-        That it is to go stays known until then, so a kill in between changes nothing.
+        That it is to go is noted in one write with what is known then: after a kill in between, the rest of it goes
+        whatever the --max-time is, and nothing that is gone is asked for.
         """
         again = self.progress.taken_up(self.config.budget_seconds)
-        if again is self.progress:
+        if not again.clearing:
             return
-        self._record(self.progress)  # the seconds that it took, which the checkpoints know
         rounds = round_folders(self.run.rollouts)
         refuse_links(self.run.rollouts, *rounds, self.run.checkpoints, self.run.best)
+        if again is not self.progress:
+            self.context.terminal.say("rft      whether it pays was left open: that is found out with this --max-time")
+            changes = self.run.manifest.get(ADJUSTMENTS, ())
+            adjusted = [each for each in changes if each["what"] != "rate"]  # that was of updates that go
+            nothing = {"best": None, "model_update": None, "model_save": None}  # the new training has none yet
+            self._record(again, **{ROUNDS: [], ADJUSTMENTS: adjusted}, **nothing)
         for folder in rounds:
             remove_folder(folder)
         remove_all(self.run.checkpoints)
         if self.run.best.is_dir():
             remove_folder(self.run.best)
         cut_metrics(self.run.metrics, 0)
-        adjusted = [each for each in self.run.manifest.get(ADJUSTMENTS, ()) if each["what"] != "rate"]  # of its updates
-        nothing = {"best": None, "model_update": None, "model_save": None}  # the new training has none yet
-        self.run.record(**{ROUNDS: [], ADJUSTMENTS: adjusted}, **nothing)
-        self._record(again)
-        self.context.terminal.say("rft      whether it pays was left open: with this --max-time that is found out now")
+        self._record(replace(self.progress, clearing=False))
 
     # --- what is decided --------------------------------------------------------------------------------------
 
@@ -180,9 +182,9 @@ class Rounds:
             self._record(replace(self.progress.with_decision(name, choice), **changed))
             self.context.terminal.say(f"{name:<8} {choice.name}: {choice.reason}")
 
-    def _record(self, progress: Progress) -> None:
+    def _record(self, progress: Progress, **more: Any) -> None:
         self.progress = replace(progress, elapsed=self.elapsed())
-        self.run.record(**{PROGRESS: self.progress.as_json()})
+        self.run.record(**{PROGRESS: self.progress.as_json()}, **more)
 
     @property
     def _warm(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +17,12 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.rollouts.progress import Progress, Timed
 from gsm8k_core.rollouts.record import RECORDS, SELECTED, Appender, judged
 from gsm8k_core.rollouts.selection import as_lines
+from gsm8k_core.training import checkpoints
 from gsm8k_core.training.runs import Run
 from gsm8k_core.types import Choice, Completion, DataError, DeviceLostError, OutOfMemoryError, UsageError
 from tests.core.rollouts.script import END, NO_STEP, RIGHT, decode, encode, problem
 from verbs.link import Link
+from verbs.train import rounds as train_rounds
 from verbs.train import start
 from verbs.train.rounds import Rounds
 from verbs.train.sampler import Sampler
@@ -272,9 +274,53 @@ def test_what_a_short_time_left_open_is_taken_up_without_what_the_run_made_of_it
     left = {name: rounds.run.manifest[name] for name in ("best", "model_save", "adjustments")}
     assert left == {"best": None, "model_save": None, "adjustments": [{"what": "dtype"}]}
     assert [name for name in (*gone, *stays) if (tmp_path / name).exists()] == list(stays)
-    assert (rounds.progress.done, len(said)) == ((), 1)
+    assert (rounds.progress.done, rounds.progress.clearing, len(said)) == ((), False, 1)
     rounds._take_up()
     assert len(said) == 1
+
+
+def test_a_kill_while_it_is_taken_up_leaves_a_run_that_goes_on_with_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each thing that is written or removed: all of it is as it was, or what is left of it goes next time."""
+    gone = ("rollouts/round-1", "rollouts/round-2", "checkpoints/update-000003", "best")
+    open_ = Progress(left_open=540.0, done=("sample-1",)).with_decision("pays", Choice("open", "no time"))
+    context = SimpleNamespace(elapsed=lambda: 1.0, terminal=SimpleNamespace(say=lambda line: None))
+    left, found = [0], list[tuple[tuple[str, ...], bool]]()
+
+    def killed(works: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return works(*given, **named)
+
+        return call
+
+    for module, name in (
+        (train_rounds, "remove_folder"),
+        (checkpoints, "remove_folder"),
+        (train_rounds, "cut_metrics"),
+    ):
+        monkeypatch.setattr(module, name, killed(getattr(module, name)))
+    monkeypatch.setattr(Run, "record", killed(Run.record))
+    for point in range(9):
+        run = Run(tmp_path / str(point), {"rft": open_.as_json(), "rollouts": [{"round": 1}]})
+        for name in gone:
+            (run.folder / name).mkdir(parents=True)
+        (run.folder / "run.json").write_text(json.dumps(run.manifest))
+        left[0] = point
+        with suppress(KeyboardInterrupt):
+            made(TrainConfig(max_time="18m"), progress=open_, run=run, context=context)._take_up()
+        left[0] = 99
+        run = Run(run.folder, json.loads((run.folder / "run.json").read_text()))
+        progress = Progress.from_json(run.manifest["rft"])
+        again = made(TrainConfig(max_time="10m"), progress=progress, run=run, context=context)
+        again._take_up()
+        there = [name for name in gone if (run.folder / name).exists()]
+        assert len(run.manifest["rollouts"]) == len(again.progress.done) == len(there) / len(gone)
+        found.append((again.progress.done, progress.clearing))
+    assert found == [(("sample-1",), False), *[((), True)] * 6, *[((), False)] * 2]
 
 
 def test_a_training_between_others_is_done_where_its_time_is_over(
