@@ -67,7 +67,7 @@ from verbs.train.model import NoTimeError, OpenModel, open_model, rehearse
 from verbs.train.sampler import TOGETHER, Sampler, choose_verify
 from verbs.train.segment import Segment
 from verbs.train.signals import Interrupted
-from verbs.train.start import Job, newest_of
+from verbs.train.start import Job, newest_of_phase
 from verbs.train.words import round_line
 
 SPARE = 1.25  # times what the training of a round's rows, or the guard's answers, are thought to take
@@ -526,10 +526,7 @@ class Rounds:
         hashes = {**self.job.hashes, "trained": rows_hash(rows)}
         between = run is not self.run
         unfinished = between or self.job.unfinished
-        if run.checkpoints.is_dir():
-            checkpoint = newest_of(run, config, hashes, unfinished, self.context, between) or checkpoint
-        else:
-            cut_metrics(run.metrics, 0)  # a kill came before the first checkpoint
+        checkpoint = newest_of_phase(run, config, hashes, unfinished, self.context, between) or checkpoint
         adjustments = tuple(adjustments_of(run.manifest))
         job = replace(
             self.job,

@@ -376,6 +376,20 @@ def newest_of(
     return checkpoint
 
 
+def newest_of_phase(
+    run: Run, config: TrainConfig, hashes: Mapping[str, str], unfinished: bool, context: Context, between: bool
+) -> Checkpoint | None:
+    """The same of a training of an rft run, which has often just to begin: then nothing is said.
+
+    Its checkpoints/ may be there all the same, with a person's copy of one that went.
+    """
+    checkpoint = newest(run.checkpoints, context.terminal.say)
+    if checkpoint is None:
+        cut_metrics(run.metrics, 0)  # a kill came before the first one
+        return None
+    return newest_of(run, config, hashes, unfinished, context, between, (checkpoint,))
+
+
 def _known_checkpoint(run: Run, config: TrainConfig, unfinished: bool, context: Context) -> tuple[Checkpoint | None]:
     """The newest checkpoint; a budget that is used up is said here, before anything is loaded. Raises UsageError."""
     checkpoint = newest(run.checkpoints, context.terminal.say)

@@ -338,6 +338,18 @@ def test_a_training_between_others_is_done_where_its_time_is_over(
     assert start.newest_of(run, config, {}, True, context, between=True) is checkpoint
 
 
+def test_a_training_that_begins_beside_a_persons_copy_is_not_said_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "update-000003.mine").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"event": "update", "update": 3}\n')
+    said: list[str] = []
+    context: Any = SimpleNamespace(terminal=SimpleNamespace(say=said.append), link=Link())
+    run = Run(tmp_path, {})
+    assert start.newest_of_phase(run, TrainConfig(), {}, True, context, between=False) is None
+    assert (said, run.metrics.read_text()) == ([], "")
+    start.newest_of(run, TrainConfig(), {}, True, context)  # the control: a run that was said to go on
+    assert len(said) == 1
+
+
 class Asked:
     """A sampler whose device fails once, and can answer then."""
 
