@@ -161,7 +161,10 @@ class Rounds:
         rounds = round_folders(self.run.rollouts)
         refuse_links(self.run.rollouts, *rounds, self.run.checkpoints, self.run.best)
         if again is not self.progress:
-            self.context.terminal.say("rft      whether it pays was left open: that is found out with this --max-time")
+            self.context.terminal.say(
+                "rft      whether it pays was left open: this --max-time finds out, and what followed goes "
+                "(its rounds, checkpoints/ and best/); model/ stays until there is a new one"
+            )
             changes = self.run.manifest.get(ADJUSTMENTS, ())
             adjusted = [each for each in changes if each["what"] != "rate"]  # that was of updates that go
             nothing = {"best": None, "model_update": None, "model_save": None}  # the new training has none yet

@@ -275,6 +275,7 @@ def test_what_a_short_time_left_open_is_taken_up_without_what_the_run_made_of_it
     assert left == {"best": None, "model_save": None, "adjustments": [{"what": "dtype"}]}
     assert [name for name in (*gone, *stays) if (tmp_path / name).exists()] == list(stays)
     assert (rounds.progress.done, rounds.progress.clearing, len(said)) == ((), False, 1)
+    assert "best/); model/ stays" in said[0]
     rounds._take_up()
     assert len(said) == 1
 
