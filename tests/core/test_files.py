@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from gsm8k_core import files
 from gsm8k_core.config.yaml_file import read_yaml
-from gsm8k_core.files import new_folder, read_json, sync, write_json
+from gsm8k_core.files import CHUNK_BYTES, new_folder, read_json, same_files, sync, write_json
 from gsm8k_core.models.tensors import check_safetensors
 from gsm8k_core.problems.lines import read_objects
 from gsm8k_core.problems.reading import RowOptions, read_problems
@@ -37,6 +37,23 @@ def test_half_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "caf\udce9 é"})  # as os.fsdecode gives it for a Latin-1 file name
     assert (tmp_path / "a.json").read_text(encoding="utf-8").strip() == '{\n  "name": "caf\\udce9 é"\n}'
     assert read_json(tmp_path / "a.json") == {"name": "caf\udce9 é"}
+
+
+def test_folders_are_the_same_where_every_byte_of_every_file_is(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert not same_files(one, one)  # it is not there
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "a").write_bytes(b"x" * CHUNK_BYTES)
+    assert same_files(one, other)
+    for content in (b"x" * CHUNK_BYTES + b"y", b"x" * (CHUNK_BYTES - 1), b"x" * (CHUNK_BYTES - 1) + b"y"):
+        (other / "a").write_bytes(content)
+        assert not same_files(one, other)
+    (other / "a").write_bytes(b"x" * CHUNK_BYTES)
+    (other / "b").mkdir()
+    assert not same_files(one, other)
+    (one / "b").mkdir()
+    assert not same_files(one, other)  # a folder in it is not looked into
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gsm8k_core.config.train import TrainConfig
-from gsm8k_core.files import remove_folder
+from gsm8k_core.files import remove_folder, same_files
 from gsm8k_core.models.adapter import lora_spec, mlx_command, write_mlx_adapter
 from gsm8k_core.models.folder import ModelFolder, copy_model_folder
 from gsm8k_core.models.tensors import NumberTooLarge
@@ -279,7 +279,8 @@ class Segment:
         """The end of the run's files: model/, and an adapter in mlx-lm's layout as well.
 
         Each save has a name of its own, which a score of these weights bears as well: a run that goes on may come to
-        as many updates again, and a kill in here leaves the weights of one save or of the other.
+        as many updates again, and a kill in here leaves the weights of one save or of the other. One that took no
+        update writes the same weights again: they keep their name, and their scores.
         """
         backend, spec = self.model.backend, lora_spec(self.job.config)
         assert self.pilot is not None  # its updates made the weights
@@ -295,7 +296,8 @@ class Segment:
                     f"mlx-lm does not read all of the base's config.json; {self.run.mlx_adapter} opens with {command}"
                 )
                 self.context.terminal.say(f"note     {said}")
-        self.run.record(model_update=len(self.pilot.losses), model_save=uuid.uuid4().hex)
+        name = self.run.manifest.get("model_save") or uuid.uuid4().hex
+        self.run.record(model_update=len(self.pilot.losses), model_save=name)
 
     def _save_model(self, folder: Path) -> None:
         """The weights as the base's are stored, or as was asked for."""
@@ -307,7 +309,14 @@ class Segment:
             self.model.backend.save(folder)
             instead = {"saved": Choice("float32", str(error))}
             self.run.record(choices={**self.run.manifest.get("choices", {}), **as_json(instead)})
-        self.run.record(model_update=None, model_save=None)
+        if not self._holds(folder):
+            self.run.record(model_update=None, model_save=None)
+
+    def _holds(self, folder: Path) -> bool:
+        """Whether model/ is of as many updates, and the same as what was written to `folder`."""
+        assert self.pilot is not None
+        same_update = self.run.manifest.get("model_update") == len(self.pilot.losses)
+        return same_update and same_files(folder, self.run.model)
 
     def guard_now(self) -> Guard:
         """What the base showed, before what comes before this segment's training. The model may be another one then."""

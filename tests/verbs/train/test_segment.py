@@ -62,3 +62,21 @@ def test_a_kill_between_two_saves_leaves_weights_that_are_called_neither(
     second = json.loads((tmp_path / "run.json").read_text())
     assert second["model_update"] == 3
     assert second["model_save"] not in (None, first["model_save"])
+
+
+def test_the_same_weights_saved_again_keep_the_name_of_their_save_and_so_their_scores(tmp_path: Path) -> None:
+    """Of a run that went on and took no update. The controls: others after as many updates, and after more."""
+    (tmp_path / "metrics.jsonl").touch()
+
+    def saved(weights: str, updates: int = 3) -> Any:
+        segment_of(Run(tmp_path, json.loads(path.read_text())), weights, updates).save_model()
+        return json.loads(path.read_text())["model_save"]
+
+    path = tmp_path / "run.json"
+    path.write_text("{}")
+    first = saved("first")
+    assert saved("first") == first
+    names = [first, saved("other"), saved("first"), saved("first", 4)]
+    assert len({*names, None}) == 5
+    (tmp_path / "model" / "config.json").touch()  # a person's
+    assert saved("first", 4) not in names
