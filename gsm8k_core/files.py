@@ -17,7 +17,8 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,7 @@ MAX_JSON_BYTES = 64 << 20
 MAX_WEIGHTS_BYTES = 1 << 40
 MAX_LINES_BYTES = 1 << 30  # of a JSONL file: a hundred times the largest that is ours
 CHUNK_BYTES = 1 << 20
+LONGEST_NAME = 60  # characters
 STALE_SECONDS = 3600.0  # no folder takes an hour to write
 WINDOWS = sys.platform == "win32"
 SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
@@ -124,6 +126,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise StorageError(_storage_message(path, error)) from error
         raise
+
+
+def plain_name(text: str, keeps: Callable[[str], bool] = lambda letter: True) -> str:
+    """What of a text may stand in a file's name, or a folder's, on every system: letters and digits of every script,
+    those of them that `keeps` says, and points; one dash for what stands between, and of a long one its end."""
+    kept = ""
+    for letter in unicodedata.normalize("NFC", text):  # each accent in its letter
+        kept += letter if letter == "." or (_is_letter(kept[-1:], letter) and keeps(letter)) else "-"
+    return re.sub("-+", "-", kept).strip("-.")[-LONGEST_NAME:].lstrip("-.")
+
+
+def _is_letter(before: str, letter: str) -> bool:
+    """A digit, a letter, or a mark on one. What chooses a picture's colour is a mark as well, and is not seen."""
+    is_mark = unicodedata.category(letter).startswith("M") and not "\ufe00" <= letter <= "\ufe0f"
+    return letter.isalnum() or (is_mark and before not in "-.")
 
 
 def home_path(text: str, variable: str) -> Path:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from unicodedata import category, normalize
 
+from gsm8k_core.files import plain_name
 from gsm8k_core.types import DataError, UsageError, first_line
 
 Render = Callable[[Sequence[dict[str, str]]], str]  # a conversation -> the prompt of the answer that comes next
 MARKS = {"system": "Qsystemq", "user": "Quserq", "assistant": "Qanswerq", "next": "Qnextq"}
 FOLDED = "\n\n"  # between the system prompt and the first question, where a template has no system turn
-LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,28 +138,14 @@ def modelfile(weights: str, turns: Turns, system: str, stops: Sequence[str]) -> 
 
 def file_name(text: str) -> str:
     """A name for a file, from any: small letters and digits of every script, points and dashes."""
-    return _plain(text, _is_letter) or "model"
+    return plain_name(text.lower()) or "model"
 
 
 def ollama_name(text: str) -> str:
     """A name that Ollama takes: as file_name, of Latin letters alone. Raises UsageError where nothing is left."""
-    if not (plain := _plain(text, lambda before, letter: letter.isascii() and letter.isalnum())):
+    if not (plain := plain_name(text.lower(), str.isascii)):
         raise UsageError(
             f"Ollama's names are of the letters a to z, digits, points and dashes, and {text!r} has none of them; "
             "add --name NAME"
         )
     return plain
-
-
-def _is_letter(before: str, letter: str) -> bool:
-    """A digit, a letter, or a mark on one. What chooses a picture's colour is a mark as well, and is not seen."""
-    is_mark = category(letter).startswith("M") and not "\ufe00" <= letter <= "\ufe0f"
-    return letter.isalnum() or (is_mark and before not in "-.")
-
-
-def _plain(text: str, keeps: Callable[[str, str], bool]) -> str:
-    """The letters that are kept, each asked for with the one before it, and points; one dash for what is between."""
-    kept = ""
-    for letter in normalize("NFC", text.lower()):
-        kept += letter if letter == "." or keeps(kept[-1:], letter) else "-"
-    return re.sub("-+", "-", kept).strip("-.")[-LONGEST_NAME:].lstrip("-.")

@@ -45,6 +45,7 @@ from gsm8k_core.files import (
     MAX_LINES_BYTES,
     leftovers,
     make_folder,
+    plain_name,
     read_plain,
     refuse_links,
     remove_folder,
@@ -100,7 +101,7 @@ def run_of_model(folder: Path) -> Path | None:
 def default_folder(model: str, now: datetime.datetime | None = None) -> Path:
     """runs/<date>-<time>-<model>, with a number where two runs start in the same second."""
     stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
-    tail = re.sub(r"[^A-Za-z0-9.]+", "-", model.rstrip("/").split("/")[-1]).strip("-.") or "model"
+    tail = plain_name(model.rstrip("/").split("/")[-1]) or "model"
     names = (f"{stamp}-{tail}{'' if count == 1 else f'-{count}'}" for count in itertools.count(1))
     return next(path for path in (Path("runs") / name for name in names) if not os.path.lexists(path))
 

@@ -90,6 +90,9 @@ def test_the_default_folder_tells_when_and_which_model() -> None:
     now = datetime.datetime(2026, 11, 22, 9, 5, 1)
     assert default_folder("Qwen/Qwen2.5-0.5B-Instruct", now) == Path("runs/20261122-090501-Qwen2.5-0.5B-Instruct")
     assert default_folder("../a b/", now) == Path("runs/20261122-090501-a-b")
+    assert default_folder("../mode\u0300le_模型", now) == Path("runs/20261122-090501-mod\u00e8le-模型")
+    assert default_folder("..", now) == Path("runs/20261122-090501-model")
+    assert default_folder("x" * 250, now).name == f"20261122-090501-{'x' * 60}"  # a system takes 255 bytes
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"status": "run', b"\xff", b"[" * 200_000])
