@@ -41,6 +41,7 @@ from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.models.adapter import LoraSpec, lora_spec, target_modules
 from gsm8k_core.models.folder import ModelFolder, ModelShape, shape_of, weight_files
 from gsm8k_core.models.hub import human_size
+from gsm8k_core.training.hold import ELSEWHERE
 from gsm8k_core.types import Choice, DeviceLostError, OutOfMemoryError, StorageError, first_line
 
 MARGIN = 1.15  # the prediction was within 15 % of what was measured
@@ -552,12 +553,12 @@ class Room:
         names = ("needed", "least", "model", "checkpoint", "free")
         return {name: getattr(self, name) for name in names} | {"folder": str(self.folder)}
 
-    def check(self) -> None:
+    def check(self, elsewhere: str = ELSEWHERE) -> None:
         """Raises StorageError where there is no room for what a run leaves in any case."""
         if self.least > self.free:
             raise StorageError(
                 f"{self.folder} has {human_size(self.free)} free, and the model with one checkpoint takes "
-                f"{human_size(self.least)}; free {human_size(self.least - self.free)}, or give another --output-dir"
+                f"{human_size(self.least)}; free {human_size(self.least - self.free)}, or {elsewhere}"
             )
 
 

@@ -6,17 +6,20 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gsm8k_core.tracking.terminal import MetricsFile
+from gsm8k_core.tracking.terminal import MetricsFile, Terminal
 from gsm8k_core.training import runs
 from gsm8k_core.training.checkpoints import newest
+from gsm8k_core.training.memory import Room
 from gsm8k_core.training.runs import read_manifest
 from gsm8k_core.types import StepEvent, StorageError
 from tests.e2e.conftest import Run
 from tests.faults.conftest import LINUX, SHORT, Disk, enlarge, one_error, remount_read_only
+from verbs.train.room import check_room
 from verbs.train.segment import Segment
 
 pytestmark = LINUX
@@ -49,6 +52,16 @@ def test_a_disk_without_room_for_the_model_and_a_checkpoint_is_refused_before_tr
     assert (done.returncode, f"{disk} has " in line, "the model with one checkpoint takes 4" in line) == (7, True, True)
     assert line.endswith(", or give another --output-dir")
     assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "instead"), [(False, "give another --output-dir"), (True, "move runs/one to another disk")]
+)
+def test_what_helps_where_there_is_no_room(goes_on: bool, instead: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("verbs.train.room.room_of", lambda job: Room(1, 3, 4, 9, 2, Path("runs")))
+    job: Any = SimpleNamespace(run=SimpleNamespace(folder=Path("runs/one")) if goes_on else None)
+    with pytest.raises(StorageError, match=f"^runs has 2 bytes free, .* takes 4 bytes; free 2 bytes, or {instead}$"):
+        check_room(job, Terminal(json_only=False))
 
 
 def test_little_room_is_said_and_a_dry_run_refuses(small_disk: Disk, run: Run, model: Path, data: Path) -> None:

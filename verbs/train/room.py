@@ -34,6 +34,8 @@ def room_of(job: Job) -> Room:
 def check_room(job: Job, terminal: Terminal) -> None:
     """Before anything is trained. Raises StorageError where the model and one checkpoint have no room."""
     room = room_of(job)
+    if job.run:  # one that goes on takes no other --output-dir
+        room.check(f"move {job.run.folder} to another disk")
     room.check()
     if room.needed > room.free and not job.run:  # of a run that goes on, most is there already
         terminal.say(
