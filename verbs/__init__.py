@@ -59,13 +59,14 @@ def as_many_as_it_reads(context: int | None) -> list[str]:
     return ["--max-new-tokens", str(context)] if context is not None and context < LONGEST_ANSWER else []
 
 
-def say_export(model: str, few: Sequence[str], terminal: Terminal) -> str:
+def say_export(model: str, few: Sequence[str], terminal: Terminal, on: str = "") -> str:
     """How to take a run's model to another program: the command. `model`: the run, its best/ or a checkpoint of it.
 
-    `few`: see as_many_as_it_reads.
+    `few`: see as_many_as_it_reads. `on`: what an adapter has to be opened on, where it is not what it names itself.
     """
-    command = shlex.join([*typed().split(), "export", model, "--to", "ollama"])
+    base = ["--base-model", on] if on else []
+    command = shlex.join([*typed().split(), "export", model, "--to", "ollama", *base])
     terminal.say(f"export   {command}   (or merged, mlx, gguf)")
-    talk = [*typed().split(), "chat", "--model", model, *few]
+    talk = [*typed().split(), "chat", "--model", model, *base, *few]
     terminal.say(f"talk     {shlex.join(talk)}")
     return command

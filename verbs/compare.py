@@ -60,8 +60,7 @@ def run(config: CompareConfig, context: Context) -> int:
     owner = owners[0] if len(trained) == 1 else None
     made = Provenance("compare", config, context.explicit, problems.problems, owner)
     if len(trained) == 1:
-        few = as_many_as_it_reads(trained[0].model.context)
-        page = _finish(made, folder, *scored, few, terminal)
+        page = _finish(made, folder, *scored, trained[0], terminal)
     else:
         page = _finish_several(made, folder, scored, owners, terminal)
     if config.open_:
@@ -161,7 +160,7 @@ def one_answer(scored: Evaluation) -> Evaluation:
 
 
 def _finish(
-    made: Provenance, folder: Path, base: Evaluation, trained: Evaluation, few: Sequence[str], terminal: Terminal
+    made: Provenance, folder: Path, base: Evaluation, trained: Evaluation, source: Source, terminal: Terminal
 ) -> Path:
     """The numbers first: whatever happens to the page, they are there."""
     make_folder(folder, parents=True)
@@ -171,7 +170,8 @@ def _finish(
     page, card = write_both(made, folder, comparison, (base.records, trained.records), terminal.say)
     terminal.say(f"\nwritten  {folder / COMPARISON}\npage     {page}\ncard     {card}")
     files = {"file": str(folder / COMPARISON), "page": str(page), "card": str(card)}
-    take = {"export": say_export(str(trained.summary["model"]), few, terminal)} if made.run else {}
+    few = as_many_as_it_reads(source.model.context)
+    take = {"export": say_export(source.name, few, terminal, source.on)} if made.run else {}
     terminal.result({**comparison, **files, **take})
     return page
 

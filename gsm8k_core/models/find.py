@@ -45,6 +45,7 @@ class Source:
     made_from: Path | None = None  # an adapter or a quantised model: `model` is what became of it, in our cache
     stored: str = ""  # the dtype of what `model` was made from, where it was made
     base: str = ""  # an adapter's: the identity of the whole model that it was merged into
+    on: str = ""  # what an adapter was opened on, where that was asked for
     save: str = ""  # which save of a run's model it is, as run.json said before anything of it was read
 
     @property
@@ -75,7 +76,7 @@ def resolve_model(reference: str, announce: hub.Announce, base: str = "") -> Sou
     source = _resolve(reference, announce, base, ())
     if base and source.choice.name != "adapter":
         raise UsageError(f"--base-model {base} is for an adapter, and {reference} is a whole model; leave it out")
-    return source
+    return replace(source, on=base)
 
 
 def _resolve(reference: str, announce: hub.Announce, base: str, above: tuple[Path, ...]) -> Source:

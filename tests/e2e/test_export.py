@@ -264,6 +264,11 @@ def test_an_adapter_on_weights_that_it_was_not_trained_on_is_refused_or_said(
         assert done.returncode == 4, done.stdout
         assert "is not what the run began with any more; add --base-model" in " ".join(done.stderr.split())
     assert not (tmp_path / "gone").exists()
+    shutil.rmtree(base)
+    few = ["--data", data, "--max-samples", "2", "--max-new-tokens", "2"]
+    compared = run("compare", "--base-model", moved, "--trained-model", "one", *few)
+    assert compared.returncode == 0, compared.stderr
+    assert f"export   python cli.py export one --to ollama --base-model {moved}   (" in compared.stdout
 
 
 BAD = [
