@@ -42,7 +42,6 @@ from gsm8k_core import __version__
 from gsm8k_core.config.fields import flag
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.files import (
-    MAX_LINES_BYTES,
     leftovers,
     make_folder,
     plain_name,
@@ -51,7 +50,6 @@ from gsm8k_core.files import (
     remove_folder,
     remove_leftovers,
     sync,
-    write_bytes,
     write_json,
 )
 from gsm8k_core.models.folder import RUN_PHASES, RUN_RECORD, run_of_phase
@@ -573,33 +571,3 @@ def _advice(to_drop: Sequence[str], asked: TrainConfig, fixed: bool, contents: S
     back = "" if fixed or not contents else f"bring back the {', '.join(contents)} that it began with"
     what = " and ".join(step for step in (drop, back) if step)
     return f"{what}, or start a new run: without --resume, and with another --output-dir"
-
-
-def cut_metrics(path: Path, update: int) -> int:
-    """Takes from metrics.jsonl what comes after `update`, ends of the run and what is no event.
-
-    Gives how many events were of a later update: those are made again, and nothing else is.
-    """
-    try:
-        content = read_plain(path, MAX_LINES_BYTES)
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read ({error.strerror}); check the run's folder") from error
-    later = [(line, _is_later(line, update)) for line in content.splitlines()]
-    new = b"".join(line + b"\n" for line, is_later in later if is_later is False)
-    if new != content:
-        write_bytes(path, new)
-    return sum(is_later is True for _, is_later in later)
-
-
-def _is_later(line: bytes, update: int) -> bool | None:
-    """Whether an event is of a later update; None for the end of a run, and for what is no event."""
-    try:
-        event: Any = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str) or event["event"] == "end":
-        return None
-    number = event.get("update")
-    return isinstance(number, int | float) and number > update

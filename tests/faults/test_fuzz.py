@@ -33,7 +33,7 @@ from gsm8k_core.scoring.calculator import CalculatorError, calculate, written
 from gsm8k_core.scoring.claims import MAX_CLAIMS, find_claims
 from gsm8k_core.tracking.terminal import printable
 from gsm8k_core.training.checkpoints import newest
-from gsm8k_core.training.runs import cut_metrics
+from gsm8k_core.training.metrics import cut_metrics
 from gsm8k_core.types import DataError
 from tests.cost import passes
 from tests.fake_checkpoints import FakeLive, rewrite, same_state, save

@@ -12,8 +12,9 @@ from typing import Any
 
 from gsm8k_core.files import remove_folder
 from gsm8k_core.training.checkpoints import Checkpoint, newest
+from gsm8k_core.training.metrics import cut_metrics
 from gsm8k_core.training.plan import ADJUSTMENTS, Adjustment, Change, adjustments_of, as_choice, dtype_of
-from gsm8k_core.training.runs import Run, cut_metrics
+from gsm8k_core.training.runs import Run
 from gsm8k_core.types import DivergedError, GSM8KError, OutOfMemoryError, StorageError
 from verbs import as_json
 from verbs.train.start import Job

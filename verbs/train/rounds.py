@@ -48,9 +48,10 @@ from gsm8k_core.scoring.verify import Mode, verify
 from gsm8k_core.tracking.feed import Trackers
 from gsm8k_core.tracking.terminal import MetricsFile, clock
 from gsm8k_core.training.checkpoints import Checkpoint, newest, remove_all
+from gsm8k_core.training.metrics import cut_metrics
 from gsm8k_core.training.pilot import STOP_INTERRUPTED
 from gsm8k_core.training.plan import ADJUSTMENTS, adjustments_of, dtype_of
-from gsm8k_core.training.runs import Run, cut_metrics
+from gsm8k_core.training.runs import Run
 from gsm8k_core.types import (
     Choice,
     DataError,

@@ -37,6 +37,7 @@ from gsm8k_core.training.checkpoints import RECORD, Checkpoint, newest
 from gsm8k_core.training.health import PROBE_TOKENS
 from gsm8k_core.training.manifest import check_facts
 from gsm8k_core.training.memory import Plan
+from gsm8k_core.training.metrics import cut_metrics
 from gsm8k_core.training.plan import Adjustment, PlanEvent, adjustments_of, replay
 from gsm8k_core.training.runs import (
     MANIFEST,
@@ -44,7 +45,6 @@ from gsm8k_core.training.runs import (
     check,
     check_free,
     create,
-    cut_metrics,
     default_folder,
     newest_stopped,
     reopen,

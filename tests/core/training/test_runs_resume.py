@@ -10,7 +10,8 @@ import pytest
 
 from gsm8k_core.config.train import TrainConfig
 from gsm8k_core.training import runs
-from gsm8k_core.training.runs import FIXED, FREE, HARMLESS, check, cut_metrics
+from gsm8k_core.training.metrics import cut_metrics
+from gsm8k_core.training.runs import FIXED, FREE, HARMLESS, check
 from gsm8k_core.types import StorageError, UsageError
 
 CLASSES = {"free": FREE, "harmless": HARMLESS, "fixed": FIXED}
