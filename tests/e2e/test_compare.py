@@ -10,7 +10,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from gsm8k_core.scoring.timed import Limit, in_random_order
 from gsm8k_core.types import Problem
 from tests import tiny
 from tests.e2e.conftest import Run
+from tests.e2e.read_page import Read
 from verbs.results import command, training_command
 
 EVIL = (
@@ -83,29 +83,6 @@ def words(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
         monkeypatch.setattr(Rendering, "text", decode)
 
     return say
-
-
-class Read(HTMLParser):
-    """The tags of a page, its words, and the attributes that load or run something."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.words = ""
-        self.live: list[tuple[str, str, str | None]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.live += [
-            (tag, name, value)
-            for name, value in attributes
-            if name.startswith("on") or (name in {"src", "href", "action"} and not (value or "").startswith("#"))
-        ]
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
 
 
 def compare(run: Run, model: Path, trained: Path, data: Path, *more: object) -> Any:
