@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -173,8 +174,9 @@ def test_a_plain_line_has_the_time_of_day_and_the_time_since(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([100.0, 160.0, 160.0, 220.0, 220.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(now))
-    monkeypatch.setattr("time.strftime", lambda form: "14:03:21")
+    # Its own alone: a server of another test may be at work in this process, and has the process's.
+    own = SimpleNamespace(monotonic=lambda: next(now), strftime=lambda form: "14:03:21")
+    monkeypatch.setattr("gsm8k_core.tracking.terminal.time", own)
     steps = Steps("problem", 12, Console(stderr=True))  # two of the twelve were there before
     steps.advance(f"1 right (33.3 %), {steps.left(3)} to go", done=3)
     steps.advance(f"2 right (50.0 %), {steps.left(4)} to go", done=4)
