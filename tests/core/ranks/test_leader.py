@@ -158,12 +158,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def from_both(pair: Pair, both: Leader, on_token: Any = leader.ignore_token, **more: Any) -> dict[int, Completion]:
-    """All answers; rank 0 gives none before rank 1 has given one."""
+    """All answers; neither rank gives a second one before the other has given its first."""
     done: dict[int, Completion] = {}
+    pair.asked.pause.clear()
     thread = threading.Thread(target=lambda: done.update(both.generate(PROMPTS, LONG, on_token, **more)))
     thread.start()
-    wait_for(lambda: any(rank == 1 for rank, _ in pair.asked.answers))
-    pair.asked.hold.set()
+    for rank, wait in ((1, pair.asked.hold), (0, pair.asked.pause)):
+        wait_for(lambda rank=rank: any(by == rank for by, _ in pair.asked.answers))
+        wait.set()
     thread.join()
     return done
 
