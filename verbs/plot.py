@@ -58,7 +58,7 @@ def _remark(run: RunCurves) -> str | None:
     """What the drawing does not show of a run."""
     left_out = "" if run.curves else "; it has no update and is left out"
     if run.phase:
-        drawn = f"drawn is {said_of(run.phase)}, as its last training has no update yet"
+        drawn = f"drawn is {said_of(run.phase)}, as its last training has no update"
         return f"{run.name} {failed(run.failure)}; {drawn}" if run.failure else f"{run.name}: {drawn}"
     if run.failure:
         return f"{run.name} {failed(run.failure)}{left_out}"

@@ -112,9 +112,9 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def _place(manifest: Mapping[str, Any]) -> str | None:
-    """The phase that a run of rft came to; None where it has none, or where that is not known."""
+    """The phase that a run of rft came to; None where it has none, is done, or where that is not known."""
     name = _text(_at(manifest, PROGRESS, "phase", "name"))
-    if name is None or not re.fullmatch(NAMES, name):
+    if name is None or manifest.get("status") == "done" or not re.fullmatch(NAMES, name):
         return None
     rounds = _text(_at(manifest, PROGRESS, "decisions", "rounds", "name")) or "1"
     return LAST if name == f"train-{rounds}" else name

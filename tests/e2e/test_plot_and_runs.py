@@ -84,7 +84,7 @@ def test_a_run_of_rft_that_ended_before_its_last_training_shows_the_newest_one_b
     make_run(folder / "rollouts/warm", plan={"updates": 7})
     done = run("plot", "runs/own")
     assert done.returncode == 0, done.stderr
-    said = "own: drawn is the warm start, as its last training has no update yet"
+    said = "own: drawn is the warm start, as its last training has no update"
     assert done.stdout.splitlines()[0] == said
     (found,) = json.loads(run("runs", "--json").stdout)["runs"]
     assert [found[name] for name in ("updates", "planned", "last_loss", "phase")] == [3, 7, 1.0, "warm"]
@@ -120,7 +120,8 @@ def test_runs_say_where_a_run_of_rft_stands_and_whose_figures_are_shown(
 ) -> None:
     decisions = {"rounds": {"name": rounds}} if rounds else {}
     rft = {"phase": place and {"name": place}, "decisions": decisions}
-    folder = make_run(tmp_path, losses=(4.0,) if place == "train-2" and not phase else (), rft=rft)
+    losses = (4.0,) if place == "train-2" and not phase else ()
+    folder = make_run(tmp_path, losses=losses, status="stopped", rft=rft)
     if phase:
         make_run(folder / "rollouts" / folder_of(phase))
     described = describe(folder)
@@ -128,6 +129,9 @@ def test_runs_say_where_a_run_of_rft_stands_and_whose_figures_are_shown(
     assert _where(described["place"], phase) == said
     (text,) = _below(described)
     assert text.endswith(", ".join(said))
+    manifest = json.loads((folder / "run.json").read_text()) | {"status": "done"}
+    (folder / "run.json").write_text(json.dumps(manifest))  # as where the warm start had all of the updates
+    assert describe(folder)["place"] is None
 
 
 NAN = "update 3: loss nan, gradient norm nan; the step was not applied"
