@@ -6,6 +6,7 @@ import contextlib
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -178,14 +179,22 @@ def test_a_flag_stands_against_the_other_way_to_say_it_in_the_file(tmp_path: Pat
     assert config.num_problems is None
 
 
+@pytest.fixture
+def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], str]:
+    """What `help VERB` prints in so many columns."""
+
+    def shown(verb: str, columns: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with contextlib.suppress(SystemExit):
+            cli.main(["help", verb] if verb else ["help"])
+        return capsys.readouterr().out
+
+    return shown
+
+
 @pytest.mark.parametrize("verb", ["", *cli.VERBS])
-def test_help_fits_in_80_columns_and_names_no_none(
-    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with contextlib.suppress(SystemExit):
-        cli.main(["help", verb] if verb else ["help"])
-    out = capsys.readouterr().out
+def test_help_fits_in_80_columns_and_names_no_none(verb: str, help_of: Callable[[str, int], str]) -> None:
+    out = help_of(verb, 80)
     assert out.startswith(f"usage: python cli.py {verb}")
     assert max(map(len, out.splitlines())) <= 80
     assert "None" not in out
@@ -195,13 +204,8 @@ def test_help_fits_in_80_columns_and_names_no_none(
 
 
 @pytest.mark.parametrize("verb", ["", "plot"])
-def test_help_breaks_no_word_in_40_columns(
-    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    with contextlib.suppress(SystemExit):
-        cli.main(["help", verb] if verb else ["help"])
-    out = capsys.readouterr().out
+def test_help_breaks_no_word_in_40_columns(verb: str, help_of: Callable[[str, int], str]) -> None:
+    out = help_of(verb, 40)
     assert [line for line in out.splitlines() if len(line) > 40 and "cli.py" not in line] == []
     assert "loss, rate, gradient norm and dev accuracy of one or many runs." in " ".join(out.split())
 
